@@ -1,0 +1,108 @@
+"""prunelab: prune a convolutional network in Jupyter, move by move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+from prunelab import data, zoo
+from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.cost import Latency, cost, latency
+from prunelab.data import Data
+from prunelab.errors import (
+    BadData,
+    BadModel,
+    BudgetUnreachable,
+    IllegalPlan,
+    InvalidValue,
+    MissingPackage,
+    NotFinite,
+    PruneLabError,
+    SessionBusy,
+    SessionFileError,
+    StaleEvidence,
+    Stopped,
+    TraceError,
+    UnknownName,
+    WrongState,
+)
+from prunelab.evidence import Evidence, measure
+from prunelab.export import load_pruned
+from prunelab.ledger import Ledger, State
+from prunelab.methods import AOFP, make_method
+from prunelab.prune import Pruned, prune
+from prunelab.session import Session
+from prunelab.surgery import cut, masked, rebuild
+from prunelab.tracing import trace
+from prunelab.training import Metric, Training
+from prunelab.values import Cost, Importance, Move, Progress, Rung, WidthPlan
+
+if TYPE_CHECKING:
+    from prunelab.notebook import Screen, show
+
+_LAB = {"show", "Screen"}
+
+__all__ = [
+    "AOFP",
+    "BadData",
+    "BadModel",
+    "BudgetUnreachable",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Cost",
+    "Data",
+    "Evidence",
+    "IllegalPlan",
+    "Importance",
+    "InvalidValue",
+    "Latency",
+    "Ledger",
+    "Metric",
+    "MissingPackage",
+    "Move",
+    "NotFinite",
+    "Progress",
+    "PruneLabError",
+    "Pruned",
+    "Rung",
+    "Screen",
+    "Session",
+    "SessionBusy",
+    "SessionFileError",
+    "StaleEvidence",
+    "State",
+    "Stopped",
+    "TraceError",
+    "Training",
+    "UnknownName",
+    "WidthPlan",
+    "WrongState",
+    "cost",
+    "cut",
+    "data",
+    "latency",
+    "load_pruned",
+    "make_method",
+    "masked",
+    "measure",
+    "prune",
+    "rebuild",
+    "show",
+    "trace",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The screen needs Jupyter's widgets, so it is imported when it is asked for."""
+    if name in _LAB:
+        try:
+            from prunelab import notebook
+        except ImportError as error:
+            raise MissingPackage(
+                f"pl.{name} needs the widget stack, and {error.name} is missing: "
+                "pip install 'prunelab[lab]', then restart the kernel."
+            ) from error
+        return getattr(notebook, name)
+    raise AttributeError(f"module 'prunelab' has no attribute {name!r}")

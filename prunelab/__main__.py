@@ -1,0 +1,7 @@
+"""`python -m prunelab`: the same program as `prunelab`."""
+
+import sys
+
+from prunelab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,181 @@
+"""`Data`: training batches for evidence, val for decisions, test for reports.
+
+Takes whatever gives its batches again and again, and says what is wrong with what does not. May
+import errors and torch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from prunelab.errors import BadData, InvalidValue
+
+
+class Data:
+    """Three re-iterables of batches: `train`, `val` and `test`.
+
+    Parameters
+    ----------
+    train, val, test
+        Anything that gives its batches every time it is iterated, such as a DataLoader or a list
+        of (images, labels); a torch Dataset is put into a DataLoader that does not shuffle.
+        Without `test`, reports are made on `val`, and `test_is_val` is True.
+    classes
+        The names of the classes.
+    input_shape
+        The shape of one input, without the batch; looked up in the first batch when not given.
+    batch_size
+        For Datasets.
+    name
+        What the data is called in reports.
+    """
+
+    def __init__(
+        self,
+        train: Iterable[Any],
+        val: Iterable[Any],
+        test: Iterable[Any] | None = None,
+        classes: Iterable[str] | None = None,
+        input_shape: Iterable[int] | None = None,
+        *,
+        batch_size: int = 128,
+        name: str = "your data",
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidValue(f"batch_size={batch_size!r}: it must be a whole number from 1 up.")
+        self.name = name
+        self.train = _batches(train, "train", batch_size)
+        self.val = _batches(val, "val", batch_size)
+        self.test_is_val = test is None
+        self.test = self.val if test is None else _batches(test, "test", batch_size)
+        self.classes = None if classes is None else tuple(str(kind) for kind in classes)
+        first = _first(self.train, "train")
+        self.input_shape = _shape(first) if input_shape is None else tuple(input_shape)
+
+    def shuffled(self, seed: int) -> Iterator[Any]:
+        """One pass over the training batches in an order drawn from `seed`.
+
+        A DataLoader in plain or random order is drawn anew from a private generator. One with a
+        sampler of its own, an iterable dataset, or batches that are no DataLoader's come in the
+        order that they give themselves.
+        """
+        loader = self.train
+        if not (isinstance(loader, DataLoader) and _reorderable(loader)):
+            return iter(loader)
+        return iter(
+            DataLoader(
+                loader.dataset,
+                batch_size=loader.batch_size,
+                shuffle=True,
+                num_workers=loader.num_workers,
+                collate_fn=loader.collate_fn,
+                pin_memory=loader.pin_memory,
+                drop_last=loader.drop_last,
+                timeout=loader.timeout,
+                worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        )
+
+    def __repr__(self) -> str:
+        parts = [f"train {_size(self.train)}", f"val {_size(self.val)}"]
+        parts.append("test = val" if self.test_is_val else f"test {_size(self.test)}")
+        return f"Data({self.name}: {', '.join(parts)})"
+
+
+def _batches(given: Any, part: str, batch_size: int) -> Iterable[Any]:
+    """`given` as a re-iterable of batches, with at least one."""
+    if isinstance(given, Dataset):
+        # The private generator keeps an iteration from drawing on the global one.
+        given = DataLoader(given, batch_size=batch_size, generator=torch.Generator())
+    if isinstance(given, str | bytes | dict | Tensor) or not hasattr(given, "__iter__"):
+        raise BadData(
+            f"{part}= is {type(given).__name__}; it must be a DataLoader, a torch Dataset, or "
+            "anything that gives (images, labels) batches every time it is iterated, such as a "
+            "list of them."
+        )
+    if not isinstance(given, DataLoader) and iter(given) is iter(given):
+        raise BadData(
+            f"{part}= is a one-shot {type(given).__name__}: it gives its batches once, and "
+            "prunelab reads them many times. Hand over list(...) of it, a DataLoader, or an "
+            "object whose __iter__ starts anew."
+        )
+    if _length(given) == 0:
+        raise BadData(
+            f"{part}= has no batches. Is its dataset empty, or smaller than one batch with "
+            "drop_last=True?"
+        )
+    if _length(given) is None:
+        _first(given, part)
+    return given  # type: ignore[no-any-return]
+
+
+def _first(batches: Iterable[Any], part: str) -> Any:
+    """The first batch; the global random generators are left as they were."""
+    with _rng_kept():
+        for batch in batches:
+            return batch
+    raise BadData(f"{part}= has no batches: iterating it gave nothing at all.")
+
+
+@contextmanager
+def _rng_kept() -> Iterator[None]:
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:  # a DataLoader over an iterable dataset has __len__ and raises this
+        return None
+
+
+def _shape(batch: Any) -> tuple[int, ...] | None:
+    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+        return tuple(batch[0].shape[1:])
+    return None
+
+
+def _size(batches: Any) -> str:
+    if isinstance(batches, DataLoader) and (images := _length(batches.dataset)) is not None:
+        return f"{images:,} images"
+    count = _length(batches)
+    return "batches" if count is None else f"{count:,} batches"
+
+
+def _reorderable(loader: DataLoader[Any]) -> bool:
+    """Whether another order of its samples is as good as the one that it has."""
+    sampler = loader.sampler
+    plain = type(sampler) is SequentialSampler
+    drawn = type(sampler) is RandomSampler and not sampler.replacement and _all_of(sampler)
+    return (
+        not isinstance(loader.dataset, IterableDataset)
+        and type(loader.batch_sampler) is BatchSampler
+        and (plain or drawn)
+    )
+
+
+def _all_of(sampler: RandomSampler) -> bool:
+    return sampler.num_samples == len(sampler.data_source)

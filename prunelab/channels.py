@@ -1,0 +1,299 @@
+"""Which channels live and die together: groups of units, and where in the network they are.
+
+May import values, labels, errors. The graph speaks of a network by the names of its parameters
+and buffers, so it holds for every instance of the same architecture, and it keeps the original
+unit numbers after cuts.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from prunelab.errors import UnknownName
+from prunelab.labels import FROZEN, Trace
+from prunelab.values import Units, WidthPlan
+
+FIXED = -1  # a position of an axis that belongs to no unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One convolution or linear layer, known by the name of its weight.
+
+    `out_units` [out channels] and `in_units` [in channels, or in features] give for each position
+    the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
+    number of output positions of one input, summed over calls.
+    """
+
+    name: str
+    weight: str
+    out_units: np.ndarray
+    in_units: np.ndarray
+    kernel: tuple[int, ...]
+    conv_groups: int
+    transposed: bool
+    positions: int
+    norm: str | None
+
+    @property
+    def dense(self) -> bool:
+        """Whether every output sees every input: it consumes channels and issues new ones."""
+        return self.conv_groups == 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one input."""
+        into = len(self.in_units) // self.conv_groups
+        return self.positions * len(self.out_units) * into * prod(self.kernel)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGroup:
+    """Units that have the same producers; a unit is dropped whole, wherever it reaches.
+
+    `width` counts its units in the original network, `units` are those alive now, in the
+    original numbers 0 .. width-1 (the order of the first producer's channels). `first` is where
+    its units start in the numbering of the whole graph.
+    """
+
+    name: str
+    width: int
+    units: Units
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    why: str
+    first: int
+    residual: bool
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units may be dropped; `why` says why not."""
+        return not self.why
+
+    def __repr__(self) -> str:
+        alive = f"{len(self.units)} of {self.width}" if len(self.units) < self.width else self.width
+        frozen = f", frozen: {self.why}" if self.why else ""
+        return f"<{self.name}: {alive} units, {' + '.join(self.producers)}{frozen}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGraph:
+    """The channel groups of a network, in execution order.
+
+    `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position.
+    `graph[name]` finds a group by its name or by any of its producers'.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[Layer, ...]
+    slots: Mapping[tuple[str, int], np.ndarray]
+    unseen: tuple[str, ...] = ()
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    activation_itemsize: int = 4
+    sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
+    network: Callable[[], nn.Module | None] = lambda: None
+    _names: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = {n: i for i, g in reversed([*enumerate(self.groups)]) for n in g.producers}
+        names |= {group.name: i for i, group in enumerate(self.groups)}
+        object.__setattr__(self, "_names", names)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        if name not in self._names:
+            raise UnknownName("channel group", name, [group.name for group in self.groups])
+        return self.groups[self._names[name]]
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def units(self) -> int:
+        """How many units there are in the original network."""
+        return sum(group.width for group in self.groups)
+
+    def layer(self, name: str) -> Layer:
+        """The layer called `name`; raises `UnknownName`."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise UnknownName("layer", name, [layer.name for layer in self.layers])
+
+    def consumers(self, group: ChannelGroup) -> tuple[Layer, ...]:
+        """The dense layers that read `group`'s channels."""
+        return tuple(layer for layer in self.layers if layer.name in group.consumers)
+
+    def alive(self, plan: WidthPlan) -> np.ndarray:
+        """Per graph-wide unit number, whether `plan` keeps it [units + 1]; the last stands for
+        FIXED and is always kept."""
+        kept = np.zeros(self.units + 1, dtype=bool)
+        kept[FIXED] = True
+        for group in self.groups:
+            kept[group.first + np.asarray(plan.kept[group.name], dtype=np.int64)] = True
+        return kept
+
+    def after(self, plan: WidthPlan) -> ChannelGraph:
+        """The graph of the network that is cut to `plan`: same names, same unit numbers."""
+        alive = self.alive(plan)
+        groups = tuple(replace(group, units=plan.kept[group.name]) for group in self.groups)
+        layers = []
+        for layer in self.layers:
+            outs = layer.out_units[alive[layer.out_units]]
+            ins = layer.in_units[alive[layer.in_units]]
+            conv_groups = layer.conv_groups
+            if not layer.dense:
+                conv_groups = conv_groups * len(ins) // len(layer.in_units)
+            layers.append(replace(layer, out_units=outs, in_units=ins, conv_groups=conv_groups))
+        slots = {key: units[alive[units]] for key, units in self.slots.items()}
+        sizes = dict(self.sizes)
+        for (name, axis), units in self.slots.items():
+            if name in sizes:
+                sizes[name] = sizes[name] * len(slots[name, axis]) // len(units)
+        return replace(self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes)
+
+    def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """The same graph with these groups frozen, name to reason."""
+        groups = tuple(
+            replace(group, why=group.why or reasons.get(group.name, "")) for group in self.groups
+        )
+        return replace(self, groups=groups)
+
+    def __str__(self) -> str:
+        rows = [f"ChannelGraph: {len(self)} groups, {self.units} units"]
+        for group in self.groups:
+            rows.append(
+                f"  {group.name:<28} {len(group.units):>5} of {group.width:<5} "
+                + (f"frozen: {group.why}" if group.why else f"read by {', '.join(group.consumers)}")
+            )
+        return "\n".join(rows)
+
+
+def build_graph(
+    model: nn.Module, trace: Trace, input_shapes: tuple[tuple[int, ...], ...], itemsize: int
+) -> ChannelGraph:
+    """Groups from what running on labels found: components of labels, then sets of producers."""
+    component = _components(trace)
+    reasons: dict[int, str] = {}
+    for labels, why in trace.frozen:
+        for label in labels.tolist():
+            reasons.setdefault(int(component[label]), why)
+
+    layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
+    producers: dict[int, list[str]] = {}
+    residual: dict[int, int] = {}
+    for layer in layers:
+        name = layer.name.removesuffix(".weight")
+        dense = layer.conv is None or layer.conv.groups == 1
+        for root in dict.fromkeys(component[layer.out.numpy()].tolist()):
+            producers.setdefault(root, []).append(name)
+            residual[root] = residual.get(root, 0) + dense
+
+    # Components come up in the order of the layers and of their channels.
+    members: dict[tuple[str, ...], list[int]] = {}
+    for root, names in producers.items():
+        members.setdefault(tuple(names), []).append(root)
+    readers = _readers(trace, component, layers)
+
+    number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit
+    groups: list[ChannelGroup] = []
+    taken: dict[str, int] = {}
+    first = 0
+    for names, roots in members.items():
+        taken[names[0]] = taken.get(names[0], 0) + 1
+        suffix = f"#{taken[names[0]]}" if taken[names[0]] > 1 else ""
+        number[roots] = np.arange(first, first + len(roots))
+        why = next((reasons[root] for root in roots if root in reasons), "")
+        if not why and len(roots) == 1:
+            why = "it is one unit, and one must stay"
+        consumers = [
+            layer.name.removesuffix(".weight")
+            for layer in layers
+            if not readers[layer.name].isdisjoint(roots)
+        ]
+        groups.append(
+            ChannelGroup(
+                name=names[0] + suffix,
+                width=len(roots),
+                units=tuple(range(len(roots))),
+                producers=names,
+                consumers=tuple(consumers),
+                why=why,
+                first=first,
+                residual=residual[roots[0]] > 1,
+            )
+        )
+        first += len(roots)
+
+    unit = number[component]  # label -> graph-wide unit
+    unit[FROZEN] = FIXED
+    slots = {key: unit[labels.numpy()] for key, labels in trace.slots.items()}
+    parameters = dict(model.named_parameters())
+    built = []
+    for layer in layers:
+        shape = parameters[layer.name].shape
+        built.append(
+            Layer(
+                name=layer.name.removesuffix(".weight"),
+                weight=layer.name,
+                out_units=unit[layer.out.numpy()],
+                in_units=unit[layer.into.numpy()],
+                kernel=tuple(shape[2:]),
+                conv_groups=1 if layer.conv is None else layer.conv.groups,
+                transposed=layer.conv is not None and layer.conv.transposed,
+                positions=layer.positions,
+                norm=layer.norm,
+            )
+        )
+    unseen = tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+        and not any(
+            key == f"{name}.weight" or key.startswith(f"{name}.parametrizations")
+            for key in trace.layers
+        )
+    )
+    return ChannelGraph(
+        tuple(groups),
+        tuple(built),
+        slots,
+        unseen,
+        input_shapes,
+        itemsize,
+        {name: parameter.numel() for name, parameter in parameters.items()},
+        weakref.ref(model),
+    )
+
+
+def _components(trace: Trace) -> np.ndarray:
+    """Per label [count], its component, named by its smallest label."""
+    if not trace.edges:
+        return np.arange(trace.count)
+    a = np.concatenate([edge.a.numpy() for edge in trace.edges])
+    b = np.concatenate([edge.b.numpy() for edge in trace.edges])
+    links = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(trace.count, trace.count))
+    _, raw = connected_components(links, directed=False)
+    smallest = np.full(raw.max() + 1, trace.count)
+    np.minimum.at(smallest, raw, np.arange(trace.count))
+    return smallest[raw]
+
+
+def _readers(trace: Trace, component: np.ndarray, layers: list) -> dict[str, set[int]]:  # type: ignore[type-arg]
+    """Per layer, the components that it consumes: dense layers only."""
+    read: dict[str, set[int]] = {}
+    for layer in layers:
+        dense = layer.conv is None or layer.conv.groups == 1
+        roots = component[layer.into.numpy()[layer.into.numpy() != FROZEN]]
+        read[layer.name] = set(roots.tolist()) if dense else set()
+    return read

@@ -1,0 +1,161 @@
+"""What a network costs: multiply-adds, parameters, activation memory, and measured latency.
+
+May import values, channels, calls.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from math import prod
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunelab.calls import Call, Watch
+from prunelab.channels import ChannelGraph
+from prunelab.errors import InvalidValue
+from prunelab.tracing import runner, undisturbed
+from prunelab.values import Cost, WidthPlan
+
+
+@overload
+def cost(subject: nn.Module, example_inputs: Any) -> Cost: ...
+@overload
+def cost(subject: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -> Cost: ...
+
+
+def cost(subject: Any, second: Any = None, example_inputs: Any = None, **named: Any) -> Cost:
+    """The cost of one input: `cost(model, example_inputs)` or `cost(graph, plan)`.
+
+    A graph and a plan are costed without cutting: at `example_inputs`, or at the size it was
+    traced with; `Cost.at` says which. Convolutions and linear layers are counted.
+    """
+    if isinstance(subject, ChannelGraph):
+        plan = named.get("plan", second)
+        return _of_plan(subject, plan, named.get("example_inputs", example_inputs))
+    inputs = named.get("example_inputs", second)
+    counter = _counted(subject, inputs)
+    return Cost(
+        macs=sum(counter.macs.values()),
+        params=sum(parameter.numel() for parameter in subject.parameters()),
+        activation_bytes=counter.bytes,
+        at=_shape_text(inputs),
+    )
+
+
+def _of_plan(graph: ChannelGraph, plan: WidthPlan, inputs: Any) -> Cost:
+    if not isinstance(plan, WidthPlan):
+        raise InvalidValue(f"cost(graph, plan) takes a WidthPlan, not {type(plan).__name__}.")
+    alive = graph.alive(plan)
+    positions = {layer.weight: layer.positions for layer in graph.layers}
+    at = "x".join(str(size) for size in graph.input_shapes[0][1:]) if graph.input_shapes else ""
+    if inputs is not None:
+        network = graph.network()
+        if network is None:
+            raise InvalidValue(
+                "The traced network is gone, so another input size cannot be costed. Trace it "
+                "again, or leave example_inputs out."
+            )
+        positions = _counted(network, inputs).positions
+        at = _shape_text(inputs)
+    macs = activations = 0
+    for layer in graph.layers:
+        outs, ins = int(alive[layer.out_units].sum()), int(alive[layer.in_units].sum())
+        per_output = ins if layer.dense else len(layer.in_units) // layer.conv_groups
+        macs += positions[layer.weight] * outs * per_output * prod(layer.kernel)
+        activations += positions[layer.weight] * outs
+    params = 0
+    sizes = dict(graph.sizes)
+    kept: dict[str, float] = {}
+    for (name, _), units in graph.slots.items():
+        if name in sizes:
+            kept[name] = kept.get(name, 1.0) * float(alive[units].mean())
+    for name, size in sizes.items():
+        params += round(size * kept.get(name, 1.0))
+    return Cost(macs, params, activations * graph.activation_itemsize, at)
+
+
+def _shape_text(inputs: Any) -> str:
+    first = next((x for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
+    return "x".join(str(size) for size in first.shape[1:]) if first is not None else ""
+
+
+class _Counter(Watch):
+    """Counts the multiply-adds of every layer, per input."""
+
+    def __init__(self, model: nn.Module, batch: int) -> None:
+        super().__init__(model)
+        self.batch = batch
+        self.macs: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
+        self.bytes = 0
+
+    def on_call(self, call: Call, out: Tensor) -> None:
+        transposed = call.conv is not None and call.conv.transposed
+        per_position = call.weight.numel() // (1 if transposed else call.weight.shape[0])
+        counted = call.x.numel() // call.x.shape[1] * call.x.shape[1] if transposed else out.numel()
+        if transposed:
+            per_position //= call.weight.shape[0]
+        self.macs[call.name] = self.macs.get(call.name, 0) + per_position * counted // self.batch
+        width = out.shape[1]
+        seen = out.numel() // (width * self.batch)
+        self.positions[call.name] = self.positions.get(call.name, 0) + seen
+        self.bytes += out.numel() // self.batch * out.element_size()
+
+
+def _counted(model: nn.Module, inputs: Any) -> _Counter:
+    first = next((x for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
+    if first is None:
+        raise InvalidValue("cost(model, example_inputs) needs at least one input tensor.")
+    counter = _Counter(model, max(1, first.shape[0]))
+    with undisturbed(model), torch.no_grad(), counter:
+        model.eval()
+        runner(inputs)(model)
+    return counter
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds for one call on the given inputs: the median, and the range of the middle half."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+    device: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.median * 1e3:.2f} ms (middle half {self.low * 1e3:.2f} to "
+            f"{self.high * 1e3:.2f}, {self.runs} runs, {self.device})"
+        )
+
+
+def latency(model: nn.Module, example_inputs: Any, runs: int = 30) -> Latency:
+    """Measured seconds of `model(example_inputs)` in evaluation mode, median and spread.
+
+    Compare networks in one process on an idle machine: a busy one shows in the spread.
+    """
+    if runs < 1:
+        raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
+    run = runner(example_inputs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    seconds = []
+    with undisturbed(model), torch.inference_mode():
+        model.eval()
+        for index in range(runs + 3):
+            started = time.perf_counter()
+            run(model)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if index >= 3:  # the first calls warm up
+                seconds.append(time.perf_counter() - started)
+    ordered = sorted(seconds)
+    quarter = len(ordered) // 4
+    return Latency(
+        statistics.median(ordered), ordered[quarter], ordered[-1 - quarter], runs, str(device)
+    )

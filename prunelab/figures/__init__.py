@@ -1,0 +1,25 @@
+"""State and evidence as plotly figures: pure functions that know no Jupyter and no torch.
+
+Each panel has an `..._info` function, from a State to the numbers that are drawn, and a
+`draw_...` function, from those numbers to traces and axes.
+"""
+
+from prunelab.figures.board import BoardInfo, board, board_info
+from prunelab.figures.importance import importance, importance_info
+from prunelab.figures.ladder import ladder, ladder_info
+from prunelab.figures.trajectory import trajectory, trajectory_info
+from prunelab.figures.widths import widths, widths_info
+
+__all__ = [
+    "BoardInfo",
+    "board",
+    "board_info",
+    "importance",
+    "importance_info",
+    "ladder",
+    "ladder_info",
+    "trajectory",
+    "trajectory_info",
+    "widths",
+    "widths_info",
+]

@@ -1,0 +1,124 @@
+"""The board: all four panels in one figure, whose traces can be updated in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+from prunelab.figures.importance import ImportanceInfo, Seen, draw_importance, importance_info
+from prunelab.figures.ladder import LadderInfo, draw_ladder, ladder_info
+from prunelab.figures.style import TEXT_PX, TITLE_PX, Panel, Theme, caption, paper
+from prunelab.figures.trajectory import TrajectoryInfo, draw_trajectory, trajectory_info
+from prunelab.figures.widths import WidthsInfo, draw_widths, widths_info
+from prunelab.ledger import State
+
+Arrange = Literal["grid", "stack"]
+
+NAMES = ("importance", "ladder", "widths", "trajectory")
+
+# (left, right), (bottom, top) of each panel, as shares of the figure. Widths and trajectory stand
+# on the left: the names of the groups then take margin, which plotly sizes in pixels.
+DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]]] = {
+    "grid": {
+        "widths": ((0, 0.46), (0.56, 1)),
+        "trajectory": ((0, 0.46), (0, 0.4)),
+        "importance": ((0.56, 1), (0.56, 1)),
+        "ladder": ((0.56, 1), (0, 0.4)),
+    },
+    "stack": {
+        "importance": ((0, 1), (0.81, 1)),
+        "ladder": ((0, 1), (0.54, 0.73)),
+        "widths": ((0, 1), (0.27, 0.46)),
+        "trajectory": ((0, 1), (0, 0.19)),
+    },
+}
+HEIGHTS: dict[Arrange, int] = {"grid": 720, "stack": 1440}
+
+
+@dataclass(frozen=True, slots=True)
+class BoardInfo:
+    """What the four panels draw; equal infos draw the same picture."""
+
+    importance: ImportanceInfo
+    ladder: LadderInfo
+    widths: WidthsInfo
+    trajectory: TrajectoryInfo
+
+
+def board_info(
+    state: State,
+    group: str,
+    *,
+    layers: Mapping[str, Sequence[str]] | None = None,
+    seen: Seen | None = None,
+) -> BoardInfo:
+    """What to draw of `state` with `group` selected; `seen` is evidence of a search under way."""
+    return BoardInfo(
+        importance=importance_info(state, group, seen),
+        ladder=ladder_info(state, group, seen),
+        widths=widths_info(state, layers, group),
+        trajectory=trajectory_info(state),
+    )
+
+
+def panels(info: BoardInfo) -> dict[str, Panel]:
+    """The four panels, in the order of `NAMES`."""
+    return {
+        "importance": draw_importance(info.importance),
+        "ladder": draw_ladder(info.ladder),
+        "widths": draw_widths(info.widths),
+        "trajectory": draw_trajectory(info.trajectory),
+    }
+
+
+def traces(drawn: Mapping[str, Panel]) -> list[go.Bar | go.Scatter]:
+    """All traces in a fixed order, each on the axes of its panel."""
+    placed = []
+    for number, name in enumerate(NAMES, start=1):
+        suffix = "" if number == 1 else str(number)
+        for trace in drawn[name].traces:
+            trace.update(xaxis=f"x{suffix}", yaxis=f"y{suffix}")
+            placed.append(trace)
+    return placed
+
+
+def layout(drawn: Mapping[str, Panel], arrange: Arrange) -> dict[str, Any]:
+    """Axes, titles and notes: what changes with the state."""
+    made: dict[str, Any] = {"annotations": []}
+    for number, name in enumerate(NAMES, start=1):
+        panel, (across, up) = drawn[name], DOMAINS[arrange][name]
+        suffix = "" if number == 1 else str(number)
+        made[f"xaxis{suffix}"] = {**panel.xaxis, "domain": across, "anchor": f"y{suffix}"}
+        made[f"yaxis{suffix}"] = {**panel.yaxis, "domain": up, "anchor": f"x{suffix}"}
+        place = {"xref": "paper", "yref": "paper"}
+        made["annotations"] += [
+            caption(
+                f"<b>{panel.title}</b>",
+                TITLE_PX,
+                x=across[0],
+                y=up[1],
+                xanchor="left",
+                yanchor="bottom",
+                yshift=6,
+                **place,
+            ),
+            caption(panel.note, TEXT_PX + 1, x=sum(across) / 2, y=sum(up) / 2, **place),
+        ]
+    return made
+
+
+def board(info: BoardInfo, *, arrange: Arrange = "grid", theme: Theme = "light") -> go.Figure:
+    """The four panels as one figure: two by two, or under each other where it is narrow."""
+    drawn = panels(info)
+    return go.Figure(
+        traces(drawn),
+        {
+            **paper(theme),
+            **layout(drawn, arrange),
+            "height": HEIGHTS[arrange],
+            "margin": {"l": 70, "r": 16, "t": 34, "b": 50},
+        },
+    )

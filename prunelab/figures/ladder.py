@@ -1,0 +1,178 @@
+"""The ladder panel: AOFP's binary search in one group, rung by rung, against theta."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from prunelab.figures.style import (
+    DROP,
+    FAINT,
+    KEEP,
+    TARGET,
+    TEXT_PX,
+    Panel,
+    Theme,
+    axis,
+    figure,
+    shorten,
+)
+from prunelab.ledger import State
+from prunelab.values import Rung, Verdict
+
+COLOURS: dict[Verdict, str] = {"take": TARGET, "halve": KEEP, "fail": DROP}
+SYMBOLS: dict[Verdict, str] = {"take": "star", "halve": "circle", "fail": "x"}
+
+
+@dataclass(frozen=True, slots=True)
+class LadderInfo:
+    """What the panel draws: a dot per halving of `group`, and the other groups' lines.
+
+    `sizes` are channels under search, `taken` the candidates among them, `worst` the largest
+    mean damage of a candidate (share of the signal); `others` holds (sizes, worst) per group.
+    """
+
+    group: str
+    sizes: tuple[int, ...] = ()
+    taken: tuple[int, ...] = ()
+    worst: tuple[float, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    theta: float | None = None
+    others: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
+
+
+def searches(seen: Iterable[Any]) -> dict[str, list[Rung]]:
+    """The rungs of each group's latest search, in order."""
+    found: dict[str, list[Rung]] = {}
+    for rung in seen:
+        if not isinstance(rung, Rung):
+            continue
+        rungs = found.setdefault(rung.group, [])
+        if rungs and rung.halving <= rungs[-1].halving:
+            rungs.clear()  # the method searched this group again
+        rungs.append(rung)
+    return found
+
+
+def latest_search(seen: Iterable[Any], group: str) -> list[Rung]:
+    """The rungs of the latest search in `group`."""
+    return searches(seen).get(group, [])
+
+
+def ladder_info(state: State, group: str, seen: Iterable[Any] | None = None) -> LadderInfo:
+    """The binary search of `group` in `seen` (default: the latest proposal's evidence)."""
+    if seen is None:
+        seen = state.proposed.seen if state.proposed else ()
+    found = searches(seen)
+    own = found.pop(group, [])
+    every = [*own, *(rung for rungs in found.values() for rung in rungs)]
+    return LadderInfo(
+        group=group,
+        sizes=tuple(len(rung.search) for rung in own),
+        taken=tuple(len(rung.candidates) for rung in own),
+        worst=tuple(rung.worst for rung in own),
+        verdicts=tuple(rung.verdict for rung in own),
+        theta=every[0].theta if every else None,
+        others=tuple(
+            (tuple(len(rung.search) for rung in rungs), tuple(rung.worst for rung in rungs))
+            for rungs in found.values()
+        ),
+    )
+
+
+def verdict_label(verdict: Verdict, taken: int) -> str:
+    """What is written at a dot."""
+    return {"take": f"drop {taken}", "halve": "halve", "fail": "give up"}[verdict]
+
+
+def draw_ladder(info: LadderInfo) -> Panel:
+    """Dots from the full search set on the left to the smallest on the right."""
+    sizes = [*info.sizes, *(size for one, _ in info.others for size in one)]
+    values = [*info.worst, *(worst for _, one in info.others for worst in one)]
+    values += [info.theta] if info.theta else []
+    floor = min((value for value in values if value > 0), default=1e-3)
+    decades = [math.log10(max(value, floor)) for value in values] or [-3.0, 0.0]
+    pad = max(0.12 * (max(decades) - min(decades)), 0.15)
+    widest, narrowest = (max(sizes), min(sizes)) if sizes else (16, 2)
+    left, right = math.log10(widest) + 0.12, math.log10(narrowest) - 0.22
+    ticks = sorted(set(info.sizes or sizes), reverse=True)
+    faint_x: list[int | None] = []
+    faint_y: list[float | None] = []
+    for xs, ys in info.others:
+        faint_x += [*xs, None]
+        faint_y += [*(max(y, floor) for y in ys), None]
+    line = [10**left, 10**right] if info.theta else []
+    return Panel(
+        title=f"Binary search in {shorten(info.group, 26)}",
+        traces=(
+            go.Scatter(
+                x=faint_x,
+                y=faint_y,
+                mode="lines",
+                line={"color": FAINT, "width": 1.5},
+                name="other groups",
+                hoverinfo="skip",
+            ),
+            go.Scatter(
+                x=line,
+                y=[info.theta] * len(line),
+                mode="lines+text",
+                text=["", f"theta {info.theta:g}"] if info.theta else [],
+                textposition="top left",
+                textfont={"size": TEXT_PX},
+                line={"color": TARGET, "dash": "dash", "width": 2},
+                name="theta",
+                hoverinfo="skip",
+            ),
+            go.Scatter(
+                x=list(info.sizes),
+                y=[max(value, floor) for value in info.worst],
+                mode="lines+markers+text",
+                text=[
+                    verdict_label(verdict, taken)
+                    for verdict, taken in zip(info.verdicts, info.taken, strict=True)
+                ],
+                textposition="top right",
+                textfont={"size": TEXT_PX},
+                line={"color": KEEP, "width": 2},
+                marker={
+                    "size": 11,
+                    "color": [COLOURS[verdict] for verdict in info.verdicts],
+                    "symbol": [SYMBOLS[verdict] for verdict in info.verdicts],
+                },
+                name="search",
+                hovertext=[
+                    f"{taken} of {size} masked: worst mean damage {worst:.3g}"
+                    for size, taken, worst in zip(info.sizes, info.taken, info.worst, strict=True)
+                ],
+                hoverinfo="text",
+            ),
+        ),
+        xaxis=axis(
+            "channels under search (halved each time)",
+            type="log",
+            range=[left, right],
+            tickmode="array",
+            tickvals=ticks,
+            ticktext=[str(size) for size in ticks],
+            showgrid=True,
+        ),
+        yaxis=axis(
+            "worst mean damage of a candidate,<br>share of the signal",
+            type="log",
+            range=[min(decades) - pad, max(decades) + 1.6 * pad],
+            nticks=6,
+            tickformat="~g",
+            exponentformat="none",
+        ),
+        note="" if sizes else "no binary search to show<br>(AOFP searches by halving)",
+    )
+
+
+def ladder(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
+    """AOFP's binary search of `group` in the latest proposal."""
+    return figure(draw_ladder(ladder_info(state, group)), theme)

@@ -1,0 +1,105 @@
+"""Colours, type and the panel: what every figure has in common. May import plotly."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+Theme = Literal["light", "dark"]
+
+# Okabe & Ito's palette keeps apart under the common colour blindnesses; hatching says "drop" too.
+KEEP = "#0072B2"
+DROP = "#D55E00"
+TARGET = "#009E73"
+GHOST = "#999999"
+FAINT = "rgba(128,128,128,0.28)"
+GRID = "rgba(128,128,128,0.35)"
+INVISIBLE = "rgba(0,0,0,0)"
+INK: dict[Theme, str] = {"light": "#222222", "dark": "#e8e8e8"}
+TEXT_PX = 12
+TITLE_PX = 15
+HATCH = {"shape": "/", "size": 6, "solidity": 0.35}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel as plotly takes it; `note` stands in its middle where there is nothing to draw.
+
+    The kinds and the number of `traces`, and the keys each sets, never depend on what is drawn:
+    so a panel on the screen is updated in place.
+    """
+
+    title: str
+    traces: tuple[go.Bar | go.Scatter, ...]
+    xaxis: dict[str, Any]
+    yaxis: dict[str, Any]
+    note: str = ""
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis with `title`, readable on light and dark paper."""
+    return {
+        "title": {"text": title, "font": {"size": TEXT_PX}, "standoff": 6},
+        "tickfont": {"size": TEXT_PX},
+        "gridcolor": GRID,
+        "linecolor": GRID,
+        "zeroline": False,
+        "fixedrange": True,
+        **more,
+    }
+
+
+def wrap(text: str, width: int = 38) -> str:
+    """`text` broken into lines of at most `width` characters, as plotly breaks them."""
+    return "<br>".join(textwrap.wrap(text, width))
+
+
+def shorten(name: str, width: int = 18) -> str:
+    """A layer's name cut to `width` characters; its end tells layers apart."""
+    return name if len(name) <= width else "…" + name[1 - width :]
+
+
+def stride(count: int, room: int) -> int:
+    """Label every how many-th of `count` things so that at most `room` carry a label."""
+    return -(-count // room) if count else 1
+
+
+def caption(text: str, size: int, **place: Any) -> dict[str, Any]:
+    """Text without an arrow, as a plotly annotation."""
+    return {"text": text, "font": {"size": size}, "showarrow": False, **place}
+
+
+def figure(panel: Panel, theme: Theme = "light", height: int = 360) -> go.Figure:
+    """`panel` alone, as a figure of its own."""
+    return go.Figure(
+        panel.traces,
+        {
+            **paper(theme),
+            "height": height,
+            "xaxis": panel.xaxis,
+            "yaxis": panel.yaxis,
+            "title": {"text": panel.title, "font": {"size": TITLE_PX}},
+            "annotations": [
+                caption(panel.note, TEXT_PX + 1, xref="paper", yref="paper", x=0.5, y=0.5)
+            ],
+        },
+    )
+
+
+def paper(theme: Theme) -> dict[str, Any]:
+    """The layout that all figures share: transparent, no drag, bars on top of each other."""
+    return {
+        "template": "none",
+        "paper_bgcolor": INVISIBLE,
+        "plot_bgcolor": INVISIBLE,
+        "font": {"size": TEXT_PX, "color": INK[theme], "family": "sans-serif"},
+        "barmode": "overlay",
+        "bargap": 0.15,
+        "dragmode": False,
+        "hovermode": "closest",
+        "showlegend": False,
+        "margin": {"l": 60, "r": 16, "t": 48, "b": 48},
+    }

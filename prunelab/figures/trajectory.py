@@ -1,0 +1,170 @@
+"""The trajectory panel: the validation metric against MACs, with the branches undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from prunelab.figures.style import (
+    DROP,
+    GHOST,
+    KEEP,
+    TEXT_PX,
+    Panel,
+    Theme,
+    axis,
+    figure,
+    stride,
+)
+from prunelab.ledger import Approved, Began, Point, Repaired, State, Tuned
+
+SYMBOLS = {Began: "square", Approved: "circle", Repaired: "diamond", Tuned: "triangle-up"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """The network after one step: `macs` in percent of the original, `value` of the metric.
+
+    `kind` is the event's name; `move` counts the approved moves so far.
+    """
+
+    seq: int
+    macs: float
+    value: float
+    kind: str
+    move: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryInfo:
+    """What the panel draws; accuracies are in percent.
+
+    `path` runs from the start to now. `undone` holds a (from, to) pair for every step that is
+    not on it. `pending` is the percentage of MACs that the proposal would leave.
+    """
+
+    metric: str
+    percent: bool
+    path: tuple[Dot, ...]
+    undone: tuple[tuple[Dot, Dot], ...] = ()
+    pending: float | None = None
+
+
+def trajectory_info(state: State) -> TrajectoryInfo:
+    """The steps of `state` by their MACs and first validation metric."""
+    metric = next(iter(state.base.metrics), "")
+    percent = "accuracy" in metric
+    base = state.base.cost.macs
+    moves: dict[int, int] = {}
+
+    def dot(point: Point) -> Dot:
+        before = moves.get(point.parent, 0) if point.parent is not None else 0
+        moves[point.seq] = before + isinstance(point.event, Approved)
+        value = point.metrics.get(metric, 0.0)
+        return Dot(
+            seq=point.seq,
+            macs=100 * point.cost.macs / base,
+            value=100 * value if percent else value,
+            kind=type(point.event).__name__,
+            move=moves[point.seq],
+        )
+
+    dots = {point.seq: dot(point) for point in state.points}
+    on_path = {point.seq for point in state.path}
+    return TrajectoryInfo(
+        metric=metric,
+        percent=percent,
+        path=tuple(dots[point.seq] for point in state.path),
+        undone=tuple(
+            (dots[point.parent], dots[point.seq])
+            for point in state.points
+            if point.seq not in on_path and point.parent is not None
+        ),
+        pending=100 * state.pending.after.macs / base if state.pending else None,
+    )
+
+
+def draw_trajectory(info: TrajectoryInfo) -> Panel:
+    """From the original network on the left to fewer MACs on the right."""
+    now = info.path[-1]
+    grey_x: list[float | None] = []
+    grey_y: list[float | None] = []
+    for start, end in info.undone:
+        grey_x += [start.macs, end.macs, None]
+        grey_y += [start.value, end.value, None]
+    ahead = [] if info.pending is None else [now.macs, info.pending]
+    dots = [*info.path, *(dot for pair in info.undone for dot in pair)]
+    macs = [*(dot.macs for dot in dots), *ahead]
+    values = [dot.value for dot in dots]
+    wide = max(0.12 * (max(macs) - min(macs)), 1.0)
+    tall = max(0.18 * (max(values) - min(values)), 1.0 if info.percent else 0.02 * abs(now.value))
+    tall = tall or 1.0
+    every = stride(now.move, 12)
+    name = f"validation {info.metric}" + (", %" if info.percent else "")
+    return Panel(
+        title="Trajectory",
+        traces=(
+            go.Scatter(
+                x=grey_x,
+                y=grey_y,
+                mode="lines+markers",
+                line={"color": GHOST, "dash": "dot", "width": 1.5},
+                marker={"color": GHOST, "size": 7},
+                name="undone",
+                hoverinfo="skip",
+            ),
+            go.Scatter(
+                x=ahead,
+                y=[now.value] * len(ahead),
+                mode="lines+text",
+                text=["", "<b>?</b>"] if ahead else [],
+                textposition="middle right",
+                textfont={"size": 20, "color": DROP},
+                line={"color": DROP, "dash": "dash", "width": 2},
+                name="proposed",
+                hoverinfo="skip",
+            ),
+            go.Scatter(
+                x=[dot.macs for dot in info.path],
+                y=[dot.value for dot in info.path],
+                mode="lines+markers+text",
+                line={"color": KEEP, "width": 2},
+                marker={
+                    "color": KEEP,
+                    "size": [13 if dot is now else 9 for dot in info.path],
+                    "symbol": [_symbol(dot) for dot in info.path],
+                },
+                text=[
+                    str(dot.move)
+                    if dot.kind in ("Began", "Approved") and (dot.move % every == 0 or dot is now)
+                    else ""
+                    for dot in info.path
+                ],
+                textposition="top center",
+                textfont={"size": TEXT_PX},
+                name="path",
+                hovertext=[
+                    f"{dot.kind.lower()}, move {dot.move}: {dot.macs:.1f}% of the MACs, "
+                    f"{info.metric} {dot.value:.4g}{'%' * info.percent}"
+                    for dot in info.path
+                ],
+                hoverinfo="text",
+            ),
+        ),
+        xaxis=axis(
+            "MACs, % of the original",
+            range=[max(macs) + wide, min(macs) - 1.4 * wide],
+            nticks=7,
+        ),
+        yaxis=axis(name, range=[min(values) - tall, max(values) + tall], nticks=6),
+    )
+
+
+def _symbol(dot: Dot) -> str:
+    return {kind.__name__: symbol for kind, symbol in SYMBOLS.items()}[dot.kind]
+
+
+def trajectory(state: State, *, theme: Theme = "light") -> go.Figure:
+    """The validation metric after every step against the MACs left."""
+    return figure(draw_trajectory(trajectory_info(state)), theme)

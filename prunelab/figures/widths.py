@@ -1,0 +1,168 @@
+"""The widths panel: channels of every group at the start, now, and after the proposal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from prunelab.figures.style import (
+    DROP,
+    FAINT,
+    HATCH,
+    INVISIBLE,
+    KEEP,
+    TEXT_PX,
+    Panel,
+    Theme,
+    axis,
+    figure,
+    shorten,
+    stride,
+)
+from prunelab.ledger import State
+
+ROOM = 22  # labels that fit above each other in a panel of 300 px
+COUPLED = "◆"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One group: channels at the start, now, after the proposal; `layers` that share them."""
+
+    name: str
+    original: int
+    now: int
+    proposed: int
+    layers: tuple[str, ...]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether several layers lose the same channels."""
+        return len(self.layers) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class WidthsInfo:
+    """What the panel draws: a row per group in network order; `selected` is shown in bold."""
+
+    rows: tuple[Row, ...]
+    selected: str | None = None
+
+
+def widths_info(
+    state: State,
+    layers: Mapping[str, Sequence[str]] | None = None,
+    selected: str | None = None,
+) -> WidthsInfo:
+    """The groups in `layers` (name to its producing layers); default: every group, one layer."""
+    if layers is None:
+        layers = {name: (name,) for name in state.began.widths}
+    now, proposed = state.widths(), state.proposed_widths()
+    return WidthsInfo(
+        rows=tuple(
+            Row(name, state.began.widths[name], now[name], proposed[name], tuple(producers))
+            for name, producers in layers.items()
+        ),
+        selected=selected,
+    )
+
+
+def draw_widths(info: WidthsInfo) -> Panel:
+    """Horizontal bars, first layer on top; the transparent rows, last, take hover and clicks."""
+    rows = info.rows
+    count = len(rows)
+    every = stride(count, ROOM)
+    labelled = [i for i, row in enumerate(rows) if i % every == 0 or row.name == info.selected]
+    if every > 1:  # the selected row's label would sit on its neighbour's
+        chosen = {i for i in labelled if rows[i].name == info.selected}
+        labelled = [i for i in labelled if i in chosen or all(abs(i - j) >= every for j in chosen)]
+    widest = max((row.original for row in rows), default=1)
+    coupled = [i for i in range(count) if rows[i].coupled]
+    lines = list(range(count))
+    return Panel(
+        title="Widths" + (f" ({COUPLED} coupled layers)" if coupled else ""),
+        traces=(
+            go.Bar(
+                y=lines,
+                x=[row.original for row in rows],
+                orientation="h",
+                marker={"color": FAINT},
+                name="original",
+                hoverinfo="skip",
+            ),
+            go.Bar(
+                y=lines,
+                x=[row.proposed for row in rows],
+                orientation="h",
+                marker={"color": KEEP},
+                name="kept",
+                hoverinfo="skip",
+            ),
+            go.Bar(
+                y=lines,
+                x=[row.now - row.proposed for row in rows],
+                base=[row.proposed for row in rows],
+                orientation="h",
+                marker={"color": DROP, "pattern": HATCH},
+                name="proposed to drop",
+                hoverinfo="skip",
+            ),
+            go.Scatter(
+                y=coupled,
+                x=[rows[i].original for i in coupled],
+                mode="markers+text",
+                marker={"symbol": "diamond", "size": 9 if count <= ROOM else 6, "color": KEEP},
+                text=[f"{len(rows[i].layers)} layers" if count <= ROOM else "" for i in coupled],
+                textposition="middle right",
+                textfont={"size": TEXT_PX},
+                cliponaxis=False,
+                name="coupled",
+                hoverinfo="skip",
+            ),
+            go.Bar(
+                y=lines,
+                x=[1.25 * widest] * count,
+                orientation="h",
+                marker={"color": INVISIBLE},
+                width=1,
+                name="group",
+                customdata=[row.name for row in rows],
+                hovertext=[_hover(row) for row in rows],
+                hoverinfo="text",
+                hoverlabel={"bgcolor": FAINT},
+            ),
+        ),
+        xaxis=axis("channels", range=[0, 1.25 * widest], nticks=6),
+        yaxis=axis(
+            "channel group",
+            range=[count - 0.4, -0.6],
+            tickmode="array",
+            tickvals=labelled,
+            ticktext=[_label(rows[i], info.selected) for i in labelled],
+            showgrid=False,
+            automargin=True,
+        ),
+    )
+
+
+def _label(row: Row, selected: str | None) -> str:
+    text = shorten(row.name) + " "
+    return f"<b>{text}</b>" if row.name == selected else text
+
+
+def _hover(row: Row) -> str:
+    text = f"{row.name}: {row.now} of {row.original} channels"
+    if row.proposed != row.now:
+        text += f", proposed {row.proposed}"
+    if row.coupled:
+        text += "<br>shared by " + "<br>".join(row.layers)
+    return text
+
+
+def widths(
+    state: State, layers: Mapping[str, Sequence[str]] | None = None, *, theme: Theme = "light"
+) -> go.Figure:
+    """The channels of every group: at the start, now, and after the pending move."""
+    return figure(draw_widths(widths_info(state, layers)), theme, height=480)

@@ -1,0 +1,363 @@
+"""What happened: events that are only ever appended, and the state that is a fold over them.
+
+Undo appends too, so a later move opens a branch and nothing is lost. May import values only:
+figures and reports read a ledger where no torch is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from prunelab.values import Codec, Cost, FrozenMap, Move, Units, si
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared."""
+
+    seq: int
+    at: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Began(Event):
+    """A session began: with which network, method, seed and settings."""
+
+    network: str
+    fingerprint: str
+    seed: int
+    method: str
+    parameters: FrozenMap
+    settings: FrozenMap
+    widths: FrozenMap
+    metrics: FrozenMap
+    cost: Cost
+    weights: str
+    versions: FrozenMap = field(default_factory=FrozenMap, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposed(Event):
+    """A method proposed `move` (None: it has nothing more); `seen` is the evidence it showed."""
+
+    method: str
+    parameters: FrozenMap
+    move: Move | None
+    seen: tuple[Any, ...] = ()
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjusted(Event):
+    """The person changed which units the pending move drops."""
+
+    drop: FrozenMap
+    move: Move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected(Event):
+    """The person declined the pending move."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Event):
+    """An event that changed the network: what it is now. `metrics` are on validation images."""
+
+    kept: FrozenMap
+    metrics: FrozenMap
+    cost: Cost
+    fingerprint: str
+    weights: str
+    compared: FrozenMap = field(default_factory=FrozenMap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved(Step):
+    """The pending move was carried out: the network is smaller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired(Step):
+    """Weights were repaired without training; `automatic` when it came with the approve."""
+
+    kind: str
+    automatic: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned(Step):
+    """Weights were trained; `replayable` when prunelab's own loop did it."""
+
+    steps: int
+    by: str
+    replayable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted(Event):
+    """The person wrote something down."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undone(Event):
+    """The pending proposal was dropped and step `step` (its seq; None: no step) taken back."""
+
+    step: int | None
+    proposal: bool
+
+
+Codec.register(Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone)
+
+
+# ---------------------------------------------------------------- the fold
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The network after one step: a dot of the trajectory. `parent` is a `Point.seq`."""
+
+    seq: int
+    parent: int | None
+    event: Began | Step
+    kept: FrozenMap | None  # None: every unit
+    carry: FrozenMap = field(default_factory=FrozenMap)  # what the method's next search is told
+
+    @property
+    def metrics(self) -> FrozenMap:
+        """Metric to value, on the validation images."""
+        return self.event.metrics
+
+    @property
+    def cost(self) -> Cost:
+        """What the network costs here."""
+        return self.event.cost
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a session stands: a pure function of its events."""
+
+    points: tuple[Point, ...] = ()
+    head: int = 0  # seq of the point where the network is now
+    pending: Move | None = None
+    proposed: Proposed | None = None  # the latest proposal, pending or not
+    exhausted: bool = False  # the method said it has nothing more
+    events: int = 0
+
+    def point(self, seq: int) -> Point:
+        """The point made by event `seq`."""
+        return next(point for point in self.points if point.seq == seq)
+
+    @property
+    def now(self) -> Point:
+        """The point where the network is."""
+        return self.point(self.head)
+
+    @property
+    def began(self) -> Began:
+        """The first event."""
+        event = self.points[0].event
+        assert isinstance(event, Began)
+        return event
+
+    @property
+    def base(self) -> Point:
+        """The point where the session began."""
+        return self.points[0]
+
+    @property
+    def path(self) -> tuple[Point, ...]:
+        """The points from the base to now, in order; every other point lies on a branch."""
+        line = [self.now]
+        while line[-1].parent is not None:
+            line.append(self.point(line[-1].parent))
+        return tuple(reversed(line))
+
+    @property
+    def stale(self) -> bool:
+        """Whether the network has changed since the pending move was measured."""
+        return self.pending is not None and self.pending.fingerprint != self.now.event.fingerprint
+
+    @property
+    def moves(self) -> int:
+        """Approved moves in effect."""
+        return sum(isinstance(point.event, Approved) for point in self.path)
+
+    @property
+    def unrepaired(self) -> Point | None:
+        """The approve in effect that nothing has followed yet, if that is where we are."""
+        return self.now if isinstance(self.now.event, Approved) else None
+
+    @property
+    def undoable(self) -> bool:
+        """Whether `undo` has something to take back."""
+        return self.pending is not None or self.now.parent is not None
+
+    def undo_target(self) -> tuple[int | None, int]:
+        """What one undo takes back: (seq of the step or None, seq of the head after it)."""
+        point = self.now
+        if point.parent is None:
+            return None, self.head
+        if isinstance(point.event, Repaired) and point.event.automatic:
+            point = self.point(point.parent)
+        assert point.parent is not None
+        return point.seq, point.parent
+
+    def widths(self) -> dict[str, int]:
+        """Units of each group, now."""
+        kept = self.now.kept
+        full = self.began.widths
+        return {name: len(kept[name]) if kept is not None else full[name] for name in full}
+
+    def proposed_widths(self) -> dict[str, int]:
+        """Units of each group once the pending move were approved."""
+        widths = self.widths()
+        for name, units in (self.pending.drop if self.pending else FrozenMap()).items():
+            widths[name] -= len(units)
+        return widths
+
+    def line(self) -> str:
+        """The state in one line of plain words."""
+        base, now = self.base, self.now
+        parts = [
+            f"move {self.moves}",
+            f"MACs {si(now.cost.macs)} ({now.cost.macs / base.cost.macs:.0%} of the original)",
+            f"parameters {si(now.cost.params)}",
+        ]
+        parts += [f"validation {name} {show(name, value)}" for name, value in now.metrics.items()][
+            :1
+        ]
+        if self.pending is not None:
+            groups = len(self.pending.drop)
+            parts.append(
+                f"proposed: drop {self.pending.units} units in {groups} "
+                f"group{'s' * (groups != 1)} (to {self.pending.after.macs / base.cost.macs:.0%} "
+                "of the MACs)"
+                + (", measured before the network changed: propose again" if self.stale else "")
+            )
+        elif self.exhausted:
+            parts.append("the method has nothing more to propose")
+        else:
+            parts.append("nothing proposed")
+        return " · ".join(parts)
+
+
+def show(name: str, value: float) -> str:
+    """A metric's value as a person reads it: accuracies in percent."""
+    return f"{value:.1%}" if "accuracy" in name else f"{value:.4g}"
+
+
+def fold(events: Iterable[Event]) -> State:
+    """The state after `events`."""
+    state = State()
+    for event in events:
+        state = replace(_next(state, event), events=state.events + 1)
+    return state
+
+
+def _next(state: State, event: Event) -> State:
+    match event:
+        case Began():
+            return replace(state, points=(Point(event.seq, None, event, None),), head=event.seq)
+        case Proposed():
+            return replace(
+                state, pending=event.move, proposed=event, exhausted=event.move is None
+            )
+        case Adjusted():
+            return replace(state, pending=event.move)
+        case Rejected():
+            return replace(state, pending=None)
+        case Step():
+            approved = isinstance(event, Approved) and state.pending is not None
+            carry = state.pending.carry if approved else state.now.carry
+            point = Point(event.seq, state.head, event, event.kept, carry)
+            return replace(
+                state,
+                points=(*state.points, point),
+                head=event.seq,
+                pending=None if approved else state.pending,
+                exhausted=False,
+            )
+        case Undone():
+            head = state.head
+            if event.step is not None:
+                parent = state.point(event.step).parent
+                assert parent is not None
+                head = parent
+            return replace(state, head=head, pending=None, exhausted=False)
+        case _:
+            return state
+
+
+class Store(Protocol):
+    """Where a ledger keeps its events and weights: `MemoryStore`, or a file (`store.py`)."""
+
+    def append(self, event: Event, blobs: dict[str, bytes]) -> None: ...
+    def events(self) -> list[Event]: ...
+    def blob(self, key: str) -> bytes: ...
+
+
+class Ledger:
+    """The events of a session, in order; `append` is the only change.
+
+    An event and the weights it brings are stored together or not at all.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._events = store.events()
+        self._state = fold(self._events)
+
+    @property
+    def state(self) -> State:
+        """The fold over all events."""
+        return self._state
+
+    def append(self, event: Event, blobs: dict[str, bytes] | None = None) -> Event:
+        """Store `event` with the weights in `blobs`; the state follows."""
+        state = replace(_next(self._state, event), events=self._state.events + 1)
+        self._store.append(event, blobs or {})
+        self._events.append(event)
+        self._state = state
+        return event
+
+    def blob(self, key: str) -> bytes:
+        """Stored weights (safetensors bytes)."""
+        return self._store.blob(key)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(tuple(self._events))
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __getitem__(self, index: int) -> Event:
+        return self._events[index]
+
+
+class MemoryStore:
+    """Keeps everything in memory: for sessions without a file."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._blobs: dict[str, bytes] = {}
+
+    def append(self, event: Event, blobs: dict[str, bytes]) -> None:
+        """Keep `event` and `blobs`."""
+        self._events.append(event)
+        self._blobs.update(blobs)
+
+    def events(self) -> list[Event]:
+        """All events so far."""
+        return list(self._events)
+
+    def blob(self, key: str) -> bytes:
+        """The bytes stored under `key`."""
+        return self._blobs[key]

@@ -1,0 +1,34 @@
+"""How channels are chosen: each method proposes moves, none of them changes anything."""
+
+from typing import Any
+
+from prunelab.errors import InvalidValue, UnknownName
+from prunelab.methods.aofp import AOFP
+from prunelab.methods.contract import Context, Method, Search
+
+METHODS: dict[str, type] = {AOFP.name: AOFP}
+
+
+def make_method(method: Any, **parameters: Any) -> Method:
+    """A method from its lower-case name, with these parameters; a method object is returned as is.
+
+    Raises `UnknownName` for a name that no method has, `InvalidValue` for what is no method or
+    for parameters that it does not take.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise UnknownName("method", method, METHODS)
+        try:
+            made: Method = METHODS[method](**parameters)
+        except TypeError as error:
+            raise InvalidValue(f"{method} does not take these parameters: {error}.") from None
+        return made
+    if isinstance(method, type) or not callable(getattr(method, "search", None)):
+        raise InvalidValue(
+            f"A method is an object with a search(context) generator, or a name "
+            f"({', '.join(METHODS)}); not {method!r}."
+        )
+    return method  # type: ignore[no-any-return]
+
+
+__all__ = ["AOFP", "METHODS", "Context", "Method", "Search", "make_method"]

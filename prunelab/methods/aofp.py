@@ -1,0 +1,174 @@
+"""AOFP: approximated oracle filter pruning (Ding, Ding, Guo, Han, Yan; ICML 2019).
+
+To score the channels of a layer, look only at its consumer: the damage of masking a set is how
+much of the consumer's output changes, relative to all of it. Random halves of a search set are
+masked; each channel's score is the mean damage of the masks that held it. If the worst score of
+the better half stays below theta, that half is dropped at once; else it is searched in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from prunelab.channels import ChannelGroup
+from prunelab.errors import InvalidValue
+from prunelab.evidence import ContributionGram
+from prunelab.methods.contract import Context, Search
+from prunelab.values import Rung, Units, Verdict, units_of
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class AOFP:
+    """Binary search per layer for the channels whose loss the next layer hardly notices.
+
+    `theta`: a half is dropped when its worst mean damage is below this share of the consumer's
+    signal (strictly, as in the released PyTorch code). `scoring="exact"` takes the expectation
+    over all masks in closed form, on frozen weights; "sampled" draws masks on a scoring path
+    while SGD trains a private copy of the network, as published. `max_theta` is how far `run`
+    may raise theta when no layer passes. `groups`: "internal" leaves residual streams alone (the
+    released code), "all" scores them by the sum over their consumers (ours).
+
+    Exact: `images` training images are measured; `at` is "conv" or "bn" (behind the consumer's
+    BatchNorm). Sampled: `batches` per halving (released: 1000 or 20000), `warmup` batches before
+    the first, starts staggered over the layers; a layer that fails restarts, and retires from
+    this move after `retire_after` failures; `at` may also be "relu", behind BatchNorm and the
+    activation that follow, as released. The scoring path always uses the base path's BatchNorm
+    statistics (the released code lets it use and disturb its own).
+    """
+
+    name: ClassVar[str] = "aofp"
+
+    theta: float = 0.01
+    scoring: Literal["exact", "sampled"] = "exact"
+    groups: Literal["internal", "all"] = "internal"
+    max_theta: float = 0.64
+    at: str | None = None
+    images: int = 512
+    batches: int = 100
+    warmup: int = 50
+    retire_after: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.theta >= 0:
+            raise InvalidValue(
+                f"theta is a share of a layer's signal and cannot be {self.theta!r}; give 0 or "
+                "more, 0.01 as published."
+            )
+        if self.scoring not in ("exact", "sampled"):
+            raise InvalidValue(f"scoring is 'exact' or 'sampled', not {self.scoring!r}.")
+        if self.groups not in ("internal", "all"):
+            raise InvalidValue(f"groups is 'internal' or 'all', not {self.groups!r}.")
+        places = ("conv", "bn") if self.scoring == "exact" else ("conv", "bn", "relu")
+        if self.at is not None and self.at not in places:
+            raise InvalidValue(
+                f"at is one of {', '.join(places)} with scoring={self.scoring!r}, not {self.at!r}."
+            )
+        for name in ("images", "batches", "retire_after"):
+            if getattr(self, name) < 1:
+                raise InvalidValue(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.warmup < 0:
+            raise InvalidValue(f"warmup counts batches and cannot be {self.warmup}.")
+
+    def search(self, context: Context) -> Search:
+        """One move: every layer that passes, at the rung where its search succeeded."""
+        if self.scoring == "sampled":
+            from prunelab.methods.aofp_sampled import search_sampled
+
+            return (yield from search_sampled(self, context))
+        return (yield from self._search_exactly(context))
+
+    def relaxed(self) -> AOFP | None:
+        """The same method with theta doubled, or None at `max_theta`."""
+        if self.theta >= self.max_theta:
+            return None
+        return replace(self, theta=min(self.max_theta, 2 * self.theta or 0.001))
+
+    def targets(self, context: Context) -> list[ChannelGroup]:
+        """The groups that are searched."""
+        return [
+            group
+            for group in context.prunable
+            if group.consumers and (self.groups == "all" or not group.residual)
+        ]
+
+    def _search_exactly(self, context: Context) -> Search:
+        evidence = yield from context.measure(at=self.at or "conv", images=self.images)
+        drop: dict[str, Units] = {}
+        order: dict[tuple[str, int], float] = {}
+        for group in self.targets(context):
+            gram = evidence[group.name]
+            for rung in ladder(gram, self.theta):
+                yield rung
+            if rung.verdict == "take":
+                drop[group.name] = rung.candidates
+                for unit, damage in zip(gram.units, gram.alone().tolist(), strict=True):
+                    order[group.name, unit] = damage
+        if not drop:
+            return None
+        drop = context.trimmed(drop, order)
+        damage = {name: evidence[name].damage(units) for name, units in drop.items()}
+        return context.move(self, drop, damage)
+
+
+def ladder(gram: ContributionGram, theta: float) -> Iterator[Rung]:
+    """The whole binary search of one group in closed form, rung by rung.
+
+    Any theta is answered from the same measurement: it decides where to stop, nothing else.
+    """
+    shares = gram.gram / gram.energy if gram.energy > 0 else np.zeros_like(gram.gram)
+    place = {unit: index for index, unit in enumerate(gram.units)}
+    search = gram.units
+    halving = 0
+    while len(search) > 1:
+        rows = [place[unit] for unit in search]
+        damages = expected_damages(shares[np.ix_(rows, rows)])
+        rung = judge(gram.group, halving, search, damages, theta)
+        yield rung
+        if rung.verdict != "halve":
+            return
+        search, halving = rung.candidates, halving + 1
+
+
+def expected_damages(gram: Array) -> Array:
+    """E[1_S' G 1_S | i in S] for each i, over uniform S of half the size [n].
+
+    `gram` [n, n] is restricted to the search set, n >= 2. With g = n // 2, p = (g-1)/(n-1) is
+    the chance that another unit is masked too, and q = p (g-2)/(n-2) that two given others are.
+    """
+    n = len(gram)
+    g = n // 2
+    p = (g - 1) / (n - 1)
+    q = p * (g - 2) / (n - 2) if n > 2 else 0.0
+    own = np.diagonal(gram)
+    cross = gram.sum(1) - own
+    others = own.sum() - own
+    pairs = cross.sum() - 2 * cross
+    expected: Array = own + 2 * p * cross + p * others + q * pairs
+    return np.maximum(expected, 0.0)
+
+
+def judge(
+    group: str, halving: int, search: Units, damages: Array, theta: float, batches: int = 0
+) -> Rung:
+    """One halving decided: the better half, its worst mean damage, and what follows."""
+    g = len(search) // 2
+    best = np.argsort(damages, kind="stable")[:g]
+    worst = float(damages[best].max())
+    verdict: Verdict = "take" if worst < theta else "halve" if g > 1 else "fail"
+    return Rung(
+        group=group,
+        halving=halving,
+        search=search,
+        damages=tuple(float(f"{damage:.6g}") for damage in damages),
+        candidates=units_of(search[index] for index in best),
+        worst=float(f"{worst:.6g}"),
+        theta=theta,
+        verdict=verdict,
+        batches=batches,
+    )

@@ -1,0 +1,112 @@
+"""What a method is: a frozen dataclass with one generator, `search(context)`.
+
+It yields what it sees (`Rung`, `Importance`, `Progress`) and returns one Move, or None when it
+has nothing more. May import values, channels, evidence, training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import nn
+
+from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.evidence import Evidence
+from prunelab.training import Training
+from prunelab.values import Cost, FrozenMap, Move, Rung, Units, WidthPlan, units_of
+
+Search = Generator[Any, None, Move | None]
+
+
+class Method(Protocol):
+    """What a session asks of a method; a user's own needs no more than this."""
+
+    name: ClassVar[str]
+
+    def search(self, context: Context) -> Search:
+        """Look for one move on the network as it is now."""
+        ...
+
+
+@dataclass(slots=True)
+class Context:
+    """What a method may ask while it searches. Nothing here changes the session.
+
+    `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
+    only. `seed` follows from the session's seed and the event's number; all randomness of a
+    search must come from it. `carry` is what the approved move before this one left.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    plan: WidthPlan
+    fingerprint: str
+    seed: int
+    carry: FrozenMap
+    target_macs: int | None
+    measure: Callable[..., Generator[Any, None, Evidence]]
+    training_batches: Callable[[int], Iterator[Any]]
+    loss: Callable[[nn.Module, Any], Any]
+    cost: Callable[[WidthPlan], Cost]
+    train: Training
+    weights: nn.Module | None = None  # a trained private copy of `model`, if the move brings one
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that still have a unit to give."""
+        return tuple(g for g in self.graph.groups if g.prunable and len(g.units) > 1)
+
+    def move(
+        self,
+        method: Method,
+        drop: Mapping[str, Units],
+        damage: Mapping[str, float],
+        carry: Mapping[str, Any] | None = None,
+    ) -> Move:
+        """The move that drops these units, with its costs before and after."""
+        drop = {name: units_of(units) for name, units in drop.items() if units}
+        return Move(
+            drop=FrozenMap(drop),
+            method=method.name,
+            parameters=parameters(method),
+            seed=self.seed,
+            damage=FrozenMap({name: float(damage[name]) for name in drop if name in damage}),
+            before=self.cost(self.plan),
+            after=self.cost(self.plan.drop(drop)),
+            fingerprint=self.fingerprint,
+            carry=FrozenMap(carry or {}),
+        )
+
+    def trimmed(
+        self, drop: Mapping[str, Units], order: Mapping[tuple[str, int], float]
+    ) -> dict[str, Units]:
+        """As much of `drop` as the MAC target needs, the units with the lowest `order` first.
+
+        All of it when the target is not reached even then, or when there is none; the result
+        meets the target within one unit.
+        """
+        if self.target_macs is None:
+            return dict(drop)
+        units = sorted(((g, u) for g, us in drop.items() for u in us), key=lambda gu: order[gu])
+
+        def first(count: int) -> dict[str, Units]:
+            chosen: dict[str, list[int]] = {}
+            for group, unit in units[:count]:
+                chosen.setdefault(group, []).append(unit)
+            return {group: units_of(us) for group, us in chosen.items()}
+
+        low, high = 0, len(units)  # costs fall with every unit, so halve the interval
+        while low < high:
+            middle = (low + high) // 2
+            if self.cost(self.plan.drop(first(middle))).macs <= self.target_macs:
+                high = middle
+            else:
+                low = middle + 1
+        return first(low)
+
+
+def parameters(method: Method) -> FrozenMap:
+    """A method's parameters, by name."""
+    return FrozenMap({f.name: getattr(method, f.name) for f in fields(method)})  # type: ignore[arg-type]

@@ -1,0 +1,5 @@
+"""The screen for Jupyter: the only folder that imports ipywidgets and anywidget."""
+
+from prunelab.notebook.screen import Screen, show
+
+__all__ = ["Screen", "show"]

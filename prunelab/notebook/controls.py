@@ -1,0 +1,102 @@
+"""The widgets around the figure: made once, filled by the screen."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import ipywidgets as ipw
+
+from prunelab.ledger import State
+from prunelab.notebook import text
+
+STYLES = {"propose": "primary", "approve": "success", "reject": "warning", "stop": "danger"}
+WRAP = {"display": "flex", "flex_flow": "row wrap", "width": "100%", "overflow": "visible"}
+
+
+def enabled(state: State, busy: bool) -> dict[str, bool]:
+    """Which buttons can be pressed."""
+    pending = state.pending is not None
+    free = not pending
+    can = {
+        "propose": free,
+        "approve": pending,
+        "adjust": pending,
+        "reject": pending,
+        "undo": state.undoable,
+        "repair": free and state.unrepaired is not None,
+        "tune": free,
+        "run": free,
+    }
+    return {**{verb: can[verb] and not busy for verb in can}, "stop": busy}
+
+
+def said(words: str, kind: str, role: str = "") -> str:
+    """`words` as one line of HTML; a `role` makes screen readers say it."""
+    spoken = f' role="{role}"' if role else ""
+    return f'<div class="prunelab-{kind}"{spoken}>{escape(words)}</div>' if words else ""
+
+
+class Controls:
+    """Buttons, boxes and lines of text. `rows` are they in the order of the screen."""
+
+    def __init__(self) -> None:
+        self.buttons: dict[str, ipw.Button] = {
+            verb: ipw.Button(
+                description=text.label(verb),
+                tooltip=tip,
+                button_style=STYLES.get(verb, ""),
+                layout={"width": "88px", "height": "34px", "margin": "2px 6px 2px 0"},
+            )
+            for verb, tip in text.VERBS.items()
+        }
+        self.line, self.sentence, self.error = (ipw.HTML() for _ in range(3))
+        self.group = ipw.Dropdown(description=text.GROUP, layout={"width": "330px"})
+        self.count = self._number(ipw.BoundedIntText, text.COUNT, text.COUNT_TIP, 0, 0, 0)
+        self.units = self._typed(text.UNITS, text.UNITS_TIP)
+        self.target = self._number(ipw.BoundedIntText, text.TARGET, text.TARGET_TIP, 50, 1, 99)
+        self.guard = self._number(ipw.BoundedFloatText, text.GUARD, text.GUARD_TIP, 0, 0, 100)
+        self.steps = self._number(ipw.BoundedIntText, text.STEPS, "", 200, 1, 1_000_000)
+        self.reason = self._typed(text.REASON, text.REASON_TIP)
+        self.bar = ipw.FloatProgress(min=0, max=1, layout={"width": "280px"})
+        self.work = ipw.HTML()
+        self.working = ipw.Box([self.bar, self.work], layout={**WRAP, "display": "none"})
+        self.hint = ipw.HTML()
+        self.adjusting = ipw.Box(
+            [self.count, self.units, self.reason, self.hint], layout={**WRAP, "display": "none"}
+        )
+        self.history = ipw.HTML()
+        trail = ipw.Accordion([self.history], titles=(text.HISTORY,), selected_index=None)
+        self.rows = (
+            self.line,
+            ipw.Box(list(self.buttons.values()), layout=WRAP),
+            self.error,
+            self.sentence,
+            self.working,
+            self.adjusting,
+            ipw.Box([self.group, self.target, self.guard, self.steps], layout=WRAP),
+        )
+        self.trail = trail
+
+    @staticmethod
+    def _number(kind: Any, description: str, tip: str, value: float, low: float, high: float) -> Any:
+        return kind(
+            value=value,
+            min=low,
+            max=high,
+            description=description,
+            tooltip=tip,
+            style={"description_width": "initial"},
+            layout={"width": "170px", "margin": "2px 12px 2px 0"},
+        )
+
+    @staticmethod
+    def _typed(description: str, tip: str) -> ipw.Text:
+        return ipw.Text(
+            description=description,
+            tooltip=tip,
+            placeholder=tip,
+            continuous_update=False,
+            style={"description_width": "initial"},
+            layout={"width": "330px", "margin": "2px 12px 2px 0"},
+        )

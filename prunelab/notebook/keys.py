@@ -1,0 +1,68 @@
+"""The screen's keys and its width: the little that only the browser can do."""
+
+from __future__ import annotations
+
+import anywidget
+from traitlets import Bool
+
+SCREEN = "prunelab-screen"
+NARROW = 700  # px; below, the panels stand under each other
+
+_ESM = """
+export default { render({ model, el }) {
+  const verbs = { p: "Propose", a: "Approve", e: "Adjust", r: "Reject", u: "Undo" };
+  let root = null, plot = null, width = 0;
+  const pressed = (event) => {
+    const typing = event.target.closest("input, textarea, select");
+    const verb = verbs[event.key];
+    if (!verb || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault(); event.stopPropagation();
+    for (const button of root.querySelectorAll("button"))
+      if (button.textContent.trim() === verb) button.click();
+  };
+  // plotly draws 700 px wide and fits only when the *window* changes size: tell it that it did,
+  // once when the figure is there and whenever the screen's own width changes
+  const sized = new ResizeObserver(() => requestAnimationFrame(() => {
+    if (!root || !root.clientWidth) return;
+    const found = root.querySelector(".js-plotly-plot");
+    if (found === plot && root.clientWidth === width) return;
+    plot = found; width = root.clientWidth;
+    model.set("narrow", width < NARROW); model.save_changes();
+    window.dispatchEvent(new Event("resize"));
+  }));
+  const frame = () => {
+    root = el.closest(".SCREEN");
+    if (!root) { if (!ended) requestAnimationFrame(frame); return; }
+    root.tabIndex = 0;
+    root.addEventListener("keydown", pressed, true);
+    sized.observe(root);
+  };
+  let ended = false;
+  requestAnimationFrame(frame);
+  return () => {
+    ended = true; sized.disconnect();
+    if (root) root.removeEventListener("keydown", pressed, true);
+  };
+} };
+"""
+
+_CSS = """
+.SCREEN { color: var(--jp-ui-font-color1, inherit); overflow: hidden; }
+.SCREEN:focus { outline: none; }
+.SCREEN:focus-visible { outline: 2px solid #0072B2; outline-offset: -2px; }
+.SCREEN .widget-html-content { font-size: 14px; line-height: 1.45; }
+.SCREEN button { font-size: 14px; }
+.SCREEN.prunelab-auto .js-plotly-plot text { fill: var(--jp-ui-font-color1, #222) !important; }
+.SCREEN .prunelab-error { color: var(--jp-error-color0, #b00020); font-weight: 600; }
+.prunelab-history { border-collapse: collapse; font-size: 13px; }
+.prunelab-history th, .prunelab-history td { padding: 2px 10px 2px 0; text-align: left; }
+"""
+
+
+class Keys(anywidget.AnyWidget):
+    """Clicks the screen's buttons for p, a, e, r and u while the screen has the focus."""
+
+    _esm = _ESM.replace("SCREEN", SCREEN).replace("NARROW", str(NARROW))
+    _css = _CSS.replace("SCREEN", SCREEN)
+
+    narrow = Bool(False, help="whether the screen is too narrow for two columns").tag(sync=True)

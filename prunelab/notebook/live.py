@@ -1,0 +1,84 @@
+"""The one figure of a screen, redrawn in place. The only file that uses plotly's private names.
+
+A FigureWidget carries 5 MB of JavaScript, takes seconds to show and is never collected, so a
+screen makes one and keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import plotly.graph_objects as go
+
+from prunelab.figures.board import (
+    HEIGHTS,
+    NAMES,
+    Arrange,
+    BoardInfo,
+    board,
+    layout,
+    panels,
+    traces,
+)
+from prunelab.figures.style import Theme
+
+
+class Live:
+    """A FigureWidget of the board that follows the infos given to `draw`."""
+
+    def __init__(self, info: BoardInfo, arrange: Arrange, theme: Theme) -> None:
+        self._drawn = info
+        self.arrange = arrange
+        self.widget = go.FigureWidget(board(info, arrange=arrange, theme=theme))
+        # the widget has no public way to plotly.js's config; without it the figure stays 700 px
+        self.widget._config = {
+            **self.widget._config,
+            "responsive": True,
+            "displayModeBar": False,
+        }
+
+    @property
+    def drawn(self) -> BoardInfo:
+        """What the figure shows."""
+        return self._drawn
+
+    def draw(self, info: BoardInfo) -> None:
+        """Show `info`; nothing is sent when it is what is shown already."""
+        if info == self._drawn:
+            return
+        drawn = panels(info)
+        with self.widget.batch_update():
+            for old, new in zip(self.widget.data, traces(drawn), strict=True):
+                old.update(new.to_plotly_json())
+            self.widget.update_layout(layout(drawn, self.arrange))
+        self._drawn = info
+
+    def rearrange(self, arrange: Arrange) -> None:
+        """Put the panels two by two, or under each other."""
+        if arrange == self.arrange:
+            return
+        self.arrange = arrange
+        with self.widget.batch_update():
+            self.widget.update_layout(layout(panels(self._drawn), arrange))
+            self.widget.layout.height = HEIGHTS[arrange]
+
+    def settle(self) -> None:
+        """Make a page that is loaded anew show what is shown now.
+
+        Redraws travel as messages; the traits that a new view starts from are refreshed only
+        when the figure's bundle is asked for.
+        """
+        self.widget._repr_mimebundle_()
+
+    def on_click(self, panel: str, told: Callable[[Any], None]) -> None:
+        """Call `told` with the customdata of what is clicked in `panel` (its last trace)."""
+        drawn = panels(self._drawn)
+        last = sum(len(drawn[name].traces) for name in NAMES[: NAMES.index(panel) + 1]) - 1
+        trace = self.widget.data[last]
+
+        def clicked(_trace: Any, points: Any, _state: Any) -> None:
+            for index in points.point_inds:
+                told(trace.customdata[index])
+
+        trace.on_click(clicked)

@@ -1,0 +1,329 @@
+"""The screen: shows a session's state and calls its verbs; it owns no truth but what is chosen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import ipywidgets as ipw
+
+from prunelab.errors import PruneLabError, Stopped, UnknownName
+from prunelab.figures.board import Arrange, BoardInfo, board_info
+from prunelab.ledger import Event, State
+from prunelab.notebook import text
+from prunelab.notebook.controls import Controls, enabled, said
+from prunelab.notebook.draft import Draft
+from prunelab.notebook.keys import SCREEN, Keys
+from prunelab.notebook.live import Live
+from prunelab.notebook.static import svg
+from prunelab.notebook.worker import worker_of
+from prunelab.values import Importance, Progress, Rung
+
+FRAME = 0.2  # seconds between two redraws while a verb is at work
+
+
+class Screen(ipw.VBox):
+    """A session as Jupyter shows it. `press` is what its buttons do.
+
+    Verbs called from code run at once in the caller; a click only queues its verb for the
+    session's worker thread, so a screen never makes the kernel wait.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        arrange: Arrange = "grid",
+        theme: Literal["auto", "light", "dark"] = "auto",
+    ) -> None:
+        for name, given, known in (
+            ("arrange", arrange, ("grid", "stack")),
+            ("theme", theme, ("auto", "light", "dark")),
+        ):
+            if given not in known:
+                raise UnknownName(name, given, known)
+        self.session = session
+        self._arrange: Arrange = arrange
+        self._ui = threading.RLock()  # verbs, clicks and the browser speak on several threads
+        self._worker = worker_of(session)
+        self._at_work: list[str] = []
+        self._seen: list[Importance | Rung] = []  # of the search under way
+        self._drawn_at = 0.0
+        self._work = ("", 0.0)  # what is measured, and since when
+        self._quiet = False  # whether the boxes change because the screen sets them
+        self._last: Event | None = next(reversed(list(session.ledger)), None)
+        self.draft = Draft(session)
+        self.draft.follow(session.state.pending)
+        groups = [group for group in session.graph.groups if group.prunable]
+        groups = groups or list(session.graph.groups)
+        self._layers = {group.name: tuple(group.producers) for group in groups}
+        self.group = next(iter(self._layers))
+        self.controls = Controls()
+        self.live = Live(self._info(), arrange, "dark" if theme == "dark" else "light")
+        narrow = Keys()
+        super().__init__([*self.controls.rows, self.live.widget, self.controls.trail, narrow])
+        self.layout.width = "100%"
+        self.add_class(SCREEN)
+        self.add_class(f"prunelab-{theme}")
+        self._connect(narrow)
+        self._choose_group(session.state)
+        self._refresh()
+        self._unlisten: Callable[[], None] = session.listen(self._receive)
+
+    # ------------------------------------------------------------ verbs
+
+    def press(self, verb: str) -> None:
+        """Do what the button `verb` does, to the end; trouble shows as a red line."""
+        if verb not in text.VERBS:
+            raise UnknownName("button", verb, text.VERBS)
+        if verb == "stop":
+            self._stop()
+            return
+        self._begin(verb)
+        self._perform(verb)
+
+    def _click(self, verb: str) -> None:
+        """What a real click does: queue the verb and return; Stop passes the queue."""
+        if verb == "stop":
+            self._stop()
+            return
+        self._begin(verb)
+        self._worker.submit(partial(self._perform, verb))
+
+    def _begin(self, verb: str) -> None:
+        with self._ui:
+            self._at_work.append(verb)
+            self.controls.error.value = ""
+            self._refresh()
+
+    def _perform(self, verb: str, stopped: bool = False) -> None:
+        trouble = ""
+        try:
+            if not stopped:
+                self._call(verb)
+        except Stopped:
+            pass
+        except Exception as error:
+            trouble = text.trouble(error, isinstance(error, PruneLabError))
+        finally:
+            with self._ui:
+                self._at_work.remove(verb)
+                self._seen.clear()
+                self.controls.working.layout.display = "none"
+                self.controls.error.value = said(trouble, "error", "alert")
+                self._refresh()
+                self.live.settle()
+
+    def _call(self, verb: str) -> None:
+        session, controls = self.session, self.controls
+        match verb:
+            case "adjust":
+                session.adjust(drop=self.draft.drop)
+            case "reject":
+                session.reject(controls.reason.value)
+            case "tune":
+                session.tune(steps=controls.steps.value)
+            case "run":
+                session.run(
+                    target_macs=controls.target.value / 100,
+                    min_accuracy=controls.guard.value / 100 or None,
+                )
+            case _:
+                getattr(session, verb)()
+
+    def _stop(self) -> None:
+        self._worker.stop()
+        self.session.stop()
+        with self._ui:
+            if self._at_work:
+                self.controls.work.value = said(text.STOPPING, "work")
+
+    # ------------------------------------------------------------ what the session tells
+
+    def _receive(self, told: object) -> None:
+        """Show an Event, evidence or Progress; a screen that fails must not fail the verb."""
+        try:
+            with self._ui:
+                match told:
+                    case Event():
+                        self._happened(told)
+                    case Importance() | Rung():
+                        self._saw(told)
+                    case Progress():
+                        self._progress(told)
+        except Exception as error:
+            self.controls.error.value = said(text.trouble(error, False), "error", "alert")
+
+    def _happened(self, event: Event) -> None:
+        state = self.session.state
+        self._last = event
+        self._seen.clear()
+        self.draft.follow(state.pending)
+        self._choose_group(state)
+        self.controls.working.layout.display = "none"
+        self._refresh()
+        self.live.settle()
+
+    def _saw(self, evidence: Importance | Rung) -> None:
+        self._seen.append(evidence)
+        if evidence.group in self._layers and self._due():
+            self.group = evidence.group
+            self.live.draw(self._info())
+
+    def _progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.what != self._work[0] or progress.done <= 1:
+            self._work = (progress.what, now)
+        if not self._due():
+            return
+        controls = self.controls
+        controls.bar.value = progress.done / max(progress.total, 1)
+        rest = text.remaining(progress.done, progress.total, now - self._work[1])
+        controls.work.value = said(f"{progress.what}: {rest}", "work")
+        controls.working.layout.display = "flex"
+
+    def _due(self) -> bool:
+        """Whether the last redraw under way is long enough ago; if so, this is the next one."""
+        now = time.monotonic()
+        if now - self._drawn_at < FRAME:
+            return False
+        self._drawn_at = now
+        return True
+
+    # ------------------------------------------------------------ what the person chooses
+
+    def _connect(self, narrow: Keys) -> None:
+        controls = self.controls
+        for verb, button in controls.buttons.items():
+            button.on_click(lambda _, verb=verb: self._click(verb))
+        controls.group.observe(lambda change: self._picked(change["new"]), "value")
+        controls.count.observe(lambda change: self._counted(change["new"]), "value")
+        controls.units.observe(lambda change: self._typed(change["new"]), "value")
+        narrow.observe(self._resized, "narrow")
+        self.live.on_click("importance", self._flipped)
+        self.live.on_click("widths", self._picked)
+
+    def _resized(self, change: Any) -> None:
+        with self._ui:
+            self.live.rearrange("stack" if change["new"] else self._arrange)
+            self.live.settle()
+
+    def _picked(self, group: str) -> None:
+        with self._ui:
+            if not self._quiet and group in self._layers:
+                self.group = group
+                self._refresh()
+                self.live.settle()
+
+    def _flipped(self, unit: int) -> None:
+        self._choose(lambda: self.draft.flip(self.group, int(unit)))
+
+    def _counted(self, count: int) -> None:
+        self._choose(lambda: self.draft.lowest(self.live.drawn.importance, count))
+
+    def _typed(self, words: str) -> None:
+        self._choose(lambda: self.draft.choose(self.group, text.parse_units(words)))
+
+    def _choose(self, change: Callable[[], None]) -> None:
+        """Change the draft; show what it would do, or why it cannot be."""
+        with self._ui:
+            if self._quiet or self._at_work or self.session.state.pending is None:
+                return
+            trouble = ""
+            try:
+                change()
+            except PruneLabError as error:
+                trouble = text.trouble(error, True)
+            self.controls.error.value = said(trouble, "error", "alert")
+            self._refresh()
+
+    # ------------------------------------------------------------ showing
+
+    def _choose_group(self, state: State) -> None:
+        """Show a group that the proposal touches: the one that loses most, if it is free."""
+        touched = state.pending.drop if state.pending else {}
+        if touched and self.group not in touched:
+            self.group = max(touched, key=lambda name: len(touched[name]))
+
+    def _state(self) -> State:
+        """The state as if the draft were the proposal."""
+        state = self.session.state
+        return replace(state, pending=self.draft.move) if self.draft.move else state
+
+    def _info(self) -> BoardInfo:
+        return board_info(
+            self._state(), self.group, layers=self._layers, seen=self._seen or None
+        )
+
+    def _sentence(self) -> str:
+        state = self.session.state
+        if state.pending is None:
+            return text.outcome(state, self._last)
+        move = self.draft.move or state.pending
+        group = self.session.graph[self.group]
+        if self.draft.move:
+            return text.draft(state, move, group)
+        return text.proposal(state, move, group)
+
+    def _refresh(self) -> None:
+        """Set every widget from the state; what does not change is not sent."""
+        state = self.session.state
+        controls = self.controls
+        for verb, can in enabled(state, bool(self._at_work)).items():
+            controls.buttons[verb].disabled = not can
+        controls.line.value = said(state.line(), "line", "status")
+        controls.sentence.value = said(self._sentence(), "sentence")
+        controls.hint.value = said(text.HINT, "hint")
+        controls.history.value = text.history(state, list(self.session.ledger))
+        controls.adjusting.layout.display = "flex" if state.pending else "none"
+        info = self._info()
+        self._fill_boxes(info)
+        self.live.draw(info)
+
+    def _fill_boxes(self, info: BoardInfo) -> None:
+        controls = self.controls
+        chosen = self.draft.drop.get(self.group, ())
+        self._quiet = True
+        try:
+            controls.group.options = [
+                (text.option(row), row.name) for row in info.widths.rows
+            ]
+            controls.group.value = self.group
+            alive = sum(fate != "gone" for fate in info.importance.fates)
+            controls.count.max = max(alive - 1, len(chosen))
+            controls.count.value = len(chosen)
+            controls.units.value = ", ".join(map(str, chosen))
+        finally:
+            self._quiet = False
+
+    def close(self) -> None:
+        """Take the screen off the page and off the session."""
+        self._unlisten()
+        self.live.widget.close()
+        super().close()
+
+    def __repr__(self) -> str:
+        return f"Screen({self.session.state.line()})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The widget, and for pages that run none the same line and picture every time."""
+        bundle = dict(super()._repr_mimebundle_(**kwargs))
+        bundle["text/plain"] = repr(self)
+        bundle["image/svg+xml"] = svg(self._info(), self.session.state.line(), self._sentence())
+        return bundle
+
+
+def show(
+    session: Any,
+    arrange: Arrange = "grid",
+    theme: Literal["auto", "light", "dark"] = "auto",
+) -> Screen:
+    """A screen for `session`; a notebook cell that ends with it shows it.
+
+    `arrange` "stack" puts the panels under each other, as a screen below 700 px always does.
+    `theme` "auto" takes the text colour from JupyterLab.
+    """
+    return Screen(session, arrange, theme)

@@ -1,0 +1,238 @@
+"""Evaluating and training: plain loops as generators that can be stopped between batches.
+
+May import evidence's batch helpers, values, errors. Nothing here is tied to classification:
+`loss(model, batch)` gives a scalar, a metric is any function of (model, loader).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunelab.errors import BadData, InvalidValue, NotFinite
+from prunelab.evidence.measure import batch_size, checked, finish, guarded, run_batch
+from prunelab.tracing import undisturbed
+from prunelab.values import Progress
+
+Forward = Callable[[nn.Module, Any], Any]
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How prunelab's own loop trains: SGD with momentum and a cosine from `lr` to zero.
+
+    Weight decay spares biases and BatchNorm, as in AOFP's released code.
+    """
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
+            raise InvalidValue(
+                f"{self} cannot train: lr must be positive, momentum in [0, 1), weight_decay 0 "
+                "or more."
+            )
+
+    def optimiser(self, model: nn.Module) -> torch.optim.SGD:
+        """SGD over the parameters that want gradients."""
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        if not wanted:
+            raise InvalidValue("No parameter of the network wants gradients; nothing to train.")
+        return torch.optim.SGD(
+            [
+                {"params": [p for p in wanted if p.ndim > 1], "weight_decay": self.weight_decay},
+                {"params": [p for p in wanted if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.lr,
+            momentum=self.momentum,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number to judge a network by: `function(model, loader)`, and which way is better."""
+
+    function: Callable[[nn.Module, Iterable[Any]], float]
+    higher_is_better: bool = True
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """The default loss, for batches of (images, class indices)."""
+    logits = run_batch(model, batch)
+    return F.cross_entropy(logits, _labels(batch, logits))
+
+
+def _labels(batch: Any, logits: Any) -> Tensor:
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+        raise BadData(
+            "The default loss and metric take batches of (images, labels); for other batches "
+            "give loss= and metrics=."
+        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise BadData(
+            "The default loss and metric take one output [N, classes]; for other networks give "
+            "loss= and metrics=."
+        )
+    labels, classes = batch[1].to(logits.device), logits.shape[1]
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        raise BadData(
+            f"Labels run from {int(labels.min())} to {int(labels.max())}, but the network has "
+            f"{classes} outputs; they must lie in 0 .. {classes - 1}."
+        )
+    return labels
+
+
+def hits(model: nn.Module, loader: Iterable[Any]) -> Tensor:
+    """Which of the loader's images are classified right [images], bool."""
+    return finish(hitting(model, loader))  # type: ignore[no-any-return]
+
+
+def hitting(model: nn.Module, loader: Iterable[Any], total: int = 0) -> Iterator[Progress]:
+    """`hits` as a generator: yields Progress after every batch."""
+    found: list[Tensor] = []
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        for batch in guarded(loader):
+            logits = checked(run_batch, model, batch)
+            labels = _labels(batch, logits)
+            found.append((logits.argmax(1) == labels).cpu())
+            yield Progress(len(found), max(total, len(found)), "evaluating")
+    if not found:
+        raise BadData("There are no batches to evaluate on; give at least one.")
+    return torch.cat(found)
+
+
+def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
+    """The share of images classified right, in evaluation mode."""
+    return float(hits(model, loader).double().mean())
+
+
+def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
+    """The mean of `loss` per input, in evaluation mode, as a metric function."""
+
+    def measured(model: nn.Module, loader: Iterable[Any]) -> float:
+        total = count = 0.0
+        with undisturbed(model), torch.no_grad():
+            model.eval()
+            for batch in guarded(loader):
+                size = batch_size(batch)
+                total += float(loss(model, batch)) * size
+                count += size
+        if not count:
+            raise BadData("There are no batches to evaluate on; give at least one.")
+        return total / count
+
+    return measured
+
+
+def training(
+    model: nn.Module,
+    batches: Callable[[int], Iterator[Any]],
+    steps: int,
+    loss: Loss,
+    settings: Training,
+) -> Iterator[Progress]:
+    """Train `model` in place for `steps` batches; yields Progress after each.
+
+    `batches(epoch)` gives the batches of one epoch, shuffled by it. Raises `NotFinite` when the
+    loss is NaN or infinite, naming the first layer whose output is.
+    """
+    if steps < 1:
+        raise InvalidValue(f"steps must be at least 1, not {steps}.")
+    optimiser = settings.optimiser(model)
+    model.train()
+    stream = forever(batches)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        descend(model, next(stream), loss, optimiser)
+        yield Progress(step + 1, steps, "tuning")
+    model.eval()
+
+
+def descend(model: nn.Module, batch: Any, loss: Loss, optimiser: torch.optim.Optimizer) -> float:
+    """One step of gradient descent; gives the loss."""
+    value = checked(loss, model, batch)
+    if not torch.isfinite(value).all():
+        raise NotFinite(
+            f"The loss is {float(value)} {_first_bad_layer(model, batch, loss)}. Nothing was "
+            "changed. Look for NaN in images and weights, or lower the learning rate."
+        )
+    optimiser.zero_grad(set_to_none=True)
+    value.backward()
+    optimiser.step()
+    return float(value.detach())
+
+
+def forever(batches: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+    """Epoch after epoch of batches; raises `BadData` when an epoch has none."""
+    epoch = 0
+    while True:
+        empty = True
+        for batch in guarded(batches(epoch)):
+            empty = False
+            yield batch
+        if empty:
+            raise BadData("There are no training batches; give at least one.")
+        epoch += 1
+
+
+def _first_bad_layer(model: nn.Module, batch: Any, loss: Loss) -> str:
+    """Where NaN or infinity comes up first when the network runs on `batch`."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"because the weights {name} hold NaN or infinity"
+    bad: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            if isinstance(out, Tensor) and not torch.isfinite(out).all():
+                bad.append(name)
+
+        return hook
+
+    handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
+    try:
+        with torch.no_grad():
+            loss(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"from the layer {bad[0]} on" if bad else "though no layer's output is"
+
+
+def metrics_of(
+    given: Mapping[str, Any] | None, loss: Loss, classifies: bool
+) -> dict[str, Metric]:
+    """The metrics of a session: what the user gave, or accuracy and loss.
+
+    A value is a `Metric`, a function (higher is better) or (function, "higher" or "lower").
+    """
+    if given is None:
+        mean = Metric(average_loss(loss), higher_is_better=False)
+        return {"accuracy": Metric(accuracy), "loss": mean} if classifies else {"loss": mean}
+    if not given:
+        raise InvalidValue("metrics must name at least one function of (model, loader).")
+    found = {}
+    for name, value in given.items():
+        if isinstance(value, Metric):
+            found[name] = value
+        elif callable(value):
+            found[name] = Metric(value)
+        elif isinstance(value, tuple) and len(value) == 2 and value[1] in ("higher", "lower"):
+            found[name] = Metric(value[0], value[1] == "higher")
+        else:
+            raise InvalidValue(
+                f"metrics[{name!r}] must be a function of (model, loader), a pair of it and "
+                f"'higher' or 'lower', or a Metric; not {value!r}."
+            )
+    return found

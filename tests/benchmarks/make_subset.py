@@ -1,0 +1,43 @@
+"""Packs the first images of Fashion-MNIST into the file that ships with prunelab.
+
+    python tests/benchmarks/make_subset.py [--root DIR]
+
+DIR holds the official files; without it, Debian's dataset-fashion-mnist is read. A re-run gives
+the same images; the compressed bytes depend on the version of liblzma.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from prunelab import fashion
+
+
+def main() -> None:
+    """Read, pack, write, and say how balanced the classes are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path)
+    args = parser.parse_args()
+    folder = fashion.find(args.root)
+    if folder is None:
+        parser.error(f"no Fashion-MNIST in {args.root or fashion.DEBIAN}")
+    packed = fashion.pack(*fashion.full(folder))
+    out = Path(fashion.__file__).parent / "assets" / fashion.ASSET
+    out.write_bytes(packed)
+    train, test = fashion.subset()
+    parts = {
+        "train": train,
+        "val": test.cut(0, fashion.VAL),
+        "test": test.cut(fashion.VAL),
+    }
+    for name, part in parts.items():
+        counts = np.bincount(part.labels)
+        print(f"{name}: {len(part.labels)} images, {counts.min()} to {counts.max()} a class")
+    print(f"{out}: {len(packed) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The real screen in a real JupyterLab: clicks reach the session, and the figure follows.
+
+Run with `pytest -m browser`; needs Playwright and a chromium (`apt-get install chromium`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+REPOSITORY = Path(__file__).parents[2]
+SECONDS = 1000  # Playwright counts in ms
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH"),
+]
+
+CELLS = (
+    """\
+import torch
+import prunelab as pl
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = pl.zoo.load("resnet20")
+data = pl.data.load("fashion", subset=True)
+session = pl.Session(model, data, method=pl.AOFP(theta=0.01))
+""",
+    "screen = pl.show(session)\nscreen",
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab whose folder holds screen.ipynb."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in CELLS]
+    )
+    nbformat.write(notebook, folder / "screen.ipynb")
+    news = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    news.mkdir(parents=True)
+    (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "ServerApp.port": port,
+        "ServerApp.root_dir": folder,
+        "IdentityProvider.token": "",
+        "ServerApp.allow_root": True,
+        "LabApp.open_browser": False,
+        "LabApp.expose_app_in_browser": True,
+        "LabApp.user_settings_dir": folder / "settings",
+        "LabApp.workspaces_dir": folder / "workspaces",
+    }
+    command = [sys.executable, "-m", "jupyterlab"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+    }
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/api/status", server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urlopen(address, timeout=2).close()
+            return
+        except (URLError, OSError):
+            time.sleep(0.3)
+    raise RuntimeError("JupyterLab did not start")
+
+
+@pytest.fixture(scope="module")
+def page(lab: str) -> Iterator[Any]:
+    """The notebook, run to its end, with the screen drawn."""
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        )
+        page = browser.new_page(viewport={"width": 1400, "height": 1500})
+        page.set_default_timeout(120 * SECONDS)
+        page.goto(f"{lab}/lab/tree/screen.ipynb?reset")
+        _ready(page)
+        page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_selector(".prunelab-screen .js-plotly-plot .main-svg")
+        _settled(page)
+        yield page
+        browser.close()
+
+
+def _ready(page: Any) -> None:
+    """The application is restored, the notebook's session is ready and the kernel idle."""
+    page.wait_for_function("window.jupyterapp !== undefined")
+    page.evaluate("jupyterapp.restored.then(() => true)")
+    page.wait_for_function("jupyterapp.shell.currentWidget?.sessionContext !== undefined")
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready.then(() => true)")
+    page.wait_for_function(
+        "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
+    )
+
+
+def _settled(page: Any) -> None:
+    """No verb is at work (Stop is off) and the figure stands still."""
+    page.wait_for_function(
+        """() => { const stop = [...document.querySelectorAll('.prunelab-screen button')]
+             .find(b => b.textContent.trim() === 'Stop'); return stop && stop.disabled; }"""
+    )
+    page.wait_for_timeout(1500)
+
+
+def _click(page: Any, verb: str) -> None:
+    page.locator(".prunelab-screen button", has_text=verb).first.click()
+    page.wait_for_timeout(300)
+    _settled(page)
+
+
+def _drawn(page: Any) -> dict[str, Any]:
+    """What plotly draws, by trace name: [x, y] as lists."""
+    return page.evaluate(
+        """() => Object.fromEntries(document.querySelector('.js-plotly-plot').data.map(
+             t => [t.name, [Array.from(t.x ?? []), Array.from(t.y ?? [])]]))"""
+    )
+
+
+def _enabled(page: Any) -> set[str]:
+    return set(
+        page.evaluate(
+            """() => [...document.querySelectorAll('.prunelab-screen button')]
+                 .filter(b => !b.disabled).map(b => b.textContent.trim())"""
+        )
+    )
+
+
+def _shoot(page: Any, folder: Path, name: str) -> None:
+    """A picture for a person to look at; nothing is asserted on it."""
+    target = folder / f"{name}.png"
+    page.locator(".prunelab-screen").screenshot(path=target)
+    print(f"\nscreenshot: {target}")
+
+
+def test_clicks_reach_the_session_and_the_figure_follows(
+    page: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("shots")
+    start = _drawn(page)
+    assert start["path"][0] == [100]
+    assert not start["search"][0]
+    _shoot(page, folder, "1-start")
+
+    _click(page, "Propose")
+    proposed = _drawn(page)
+    assert proposed["drop"][0], "bars: some are to be dropped"
+    assert len(proposed["search"][0]) >= 1, "ladder: at least one halving"
+    assert max(proposed["proposed to drop"][0]) > 0, "widths"
+    assert proposed["proposed"][0][1] < 100, "trajectory: the question mark"
+    assert {"Approve", "Adjust", "Reject", "Undo"} <= _enabled(page)
+    assert "Propose" not in _enabled(page)
+    _shoot(page, folder, "2-proposed")
+
+    box = page.locator(".prunelab-screen input[type=number]").first
+    box.fill(str(len(proposed["drop"][0]) + 1))
+    box.press("Enter")
+    page.wait_for_timeout(2 * SECONDS)
+    _click(page, "Adjust")
+    adjusted = _drawn(page)
+    assert len(adjusted["drop"][0]) == len(proposed["drop"][0]) + 1
+    _shoot(page, folder, "3-adjusted")
+
+    _click(page, "Approve")
+    approved = _drawn(page)
+    assert len(approved["path"][0]) >= 2
+    assert approved["path"][0][-1] < 100
+    assert len(approved["gone"][0]) == len(adjusted["drop"][0])
+    assert sum(approved["kept"][0]) < sum(start["kept"][0])
+    _shoot(page, folder, "4-approved")
+
+    _click(page, "Undo")
+    undone = _drawn(page)
+    assert undone["path"][0] == [100]
+    assert undone["undone"][0], "the branch stays, in grey"
+    assert undone["kept"][0] == start["kept"][0]
+    _shoot(page, folder, "5-undone")
+
+
+def test_the_figure_fills_the_screen_and_nothing_sticks_out(
+    page: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("widths")
+    if "Propose" in _enabled(page):
+        _click(page, "Propose")
+    page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
+    for width in (1900, 1400, 1000, 600):
+        page.set_viewport_size({"width": width, "height": 2400})
+        page.wait_for_timeout(4 * SECONDS)
+        screen, figure = page.evaluate(
+            """() => ['.prunelab-screen', '.js-plotly-plot .main-svg'].map(
+                 s => document.querySelector(s).getBoundingClientRect().width)"""
+        )
+        assert abs(screen - figure) < 20, f"at {width} px"
+        _shoot(page, folder, f"{width}px")
+
+
+def test_a_key_presses_the_button_and_a_reload_shows_the_same(page: Any) -> None:
+    page.set_viewport_size({"width": 1400, "height": 1500})
+    if "Reject" in _enabled(page):
+        _click(page, "Reject")
+    page.locator(".prunelab-screen").focus()
+    page.keyboard.press("p")
+    page.wait_for_timeout(300)
+    _settled(page)
+    before = _drawn(page)
+    assert before["drop"][0]
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(2 * SECONDS)
+    page.reload()
+    _ready(page)
+    page.wait_for_selector(".prunelab-screen .js-plotly-plot .main-svg")
+    _settled(page)
+    assert _drawn(page) == before
