@@ -47,9 +47,9 @@ class Data:
 
     def __init__(
         self,
-        train: Iterable[Any],
-        val: Iterable[Any],
-        test: Iterable[Any] | None = None,
+        train: Iterable[Any] | Dataset[Any],
+        val: Iterable[Any] | Dataset[Any],
+        test: Iterable[Any] | Dataset[Any] | None = None,
         classes: Iterable[str] | None = None,
         input_shape: Iterable[int] | None = None,
         *,
@@ -68,35 +68,53 @@ class Data:
         self.input_shape = _shape(first) if input_shape is None else tuple(input_shape)
 
     def shuffled(self, seed: int) -> Iterator[Any]:
-        """One pass over the training batches in an order drawn from `seed`.
-
-        A DataLoader in plain or random order is drawn anew from a private generator. One with a
-        sampler of its own, an iterable dataset, or batches that are no DataLoader's come in the
-        order that they give themselves.
-        """
-        loader = self.train
-        if not (isinstance(loader, DataLoader) and _reorderable(loader)):
-            return iter(loader)
-        return iter(
-            DataLoader(
-                loader.dataset,
-                batch_size=loader.batch_size,
-                shuffle=True,
-                num_workers=loader.num_workers,
-                collate_fn=loader.collate_fn,
-                pin_memory=loader.pin_memory,
-                drop_last=loader.drop_last,
-                timeout=loader.timeout,
-                worker_init_fn=loader.worker_init_fn,
-                multiprocessing_context=loader.multiprocessing_context,
-                generator=torch.Generator().manual_seed(seed),
-            )
-        )
+        """One pass over the training batches in an order drawn from `seed`; see `shuffled`."""
+        return shuffled(self.train, seed)
 
     def __repr__(self) -> str:
         parts = [f"train {_size(self.train)}", f"val {_size(self.val)}"]
         parts.append("test = val" if self.test_is_val else f"test {_size(self.test)}")
         return f"Data({self.name}: {', '.join(parts)})"
+
+
+def shuffled(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    """One pass over `batches` in an order drawn from `seed`.
+
+    A DataLoader in plain or random order is drawn anew from a private generator. One with a
+    sampler of its own, an iterable dataset, or batches that are no DataLoader's come in the order
+    that they give themselves.
+    """
+    if not (isinstance(batches, DataLoader) and _reorderable(batches)):
+        return iter(batches)
+    return iter(
+        DataLoader(
+            batches.dataset,
+            batch_size=batches.batch_size,
+            shuffle=True,
+            num_workers=batches.num_workers,
+            collate_fn=batches.collate_fn,
+            pin_memory=batches.pin_memory,
+            drop_last=batches.drop_last,
+            timeout=batches.timeout,
+            worker_init_fn=batches.worker_init_fn,
+            multiprocessing_context=batches.multiprocessing_context,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    )
+
+
+def take(batches: Iterable[Any], images: int) -> Iterator[Any]:
+    """The batches that hold the first `images` samples, the last of them cut to size.
+
+    A batch is a tensor, or a tuple, list or dict of columns; the first column counts the samples.
+    """
+    for batch in batches:
+        size = _samples(batch)
+        if size >= images:
+            yield batch if size == images else _trimmed(batch, images, size)
+            return
+        images -= size
+        yield batch
 
 
 def _batches(given: Any, part: str, batch_size: int) -> Iterable[Any]:
@@ -123,7 +141,7 @@ def _batches(given: Any, part: str, batch_size: int) -> Iterable[Any]:
         )
     if _length(given) is None:
         _first(given, part)
-    return given  # type: ignore[no-any-return]
+    return given
 
 
 def _first(batches: Iterable[Any], part: str) -> Any:
@@ -156,6 +174,28 @@ def _shape(batch: Any) -> tuple[int, ...] | None:
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
         return tuple(batch[0].shape[1:])
     return None
+
+
+def _columns(batch: Any) -> list[Any]:
+    return list(batch.values()) if isinstance(batch, dict) else list(batch)
+
+
+def _samples(batch: Any) -> int:
+    if not isinstance(batch, Tensor):
+        batch = next(iter(_columns(batch)), ())
+    return _length(batch) or 1
+
+
+def _trimmed(batch: Any, images: int, size: int) -> Any:
+    def cut(column: Any) -> Any:
+        whole = isinstance(column, Tensor | list | tuple) and _length(column) == size
+        return column[:images] if whole else column
+
+    if isinstance(batch, Tensor):
+        return batch[:images]
+    if isinstance(batch, dict):
+        return {name: cut(column) for name, column in batch.items()}
+    return type(batch)([cut(column) for column in batch]) if type(batch) in (list, tuple) else batch
 
 
 def _size(batches: Any) -> str:

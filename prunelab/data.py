@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from prunelab import fashion
-from prunelab.batches import Data
+from prunelab.batches import Data, shuffled, take
 from prunelab.errors import BadData, InvalidValue, UnknownName
+
+__all__ = ["Data", "Images", "load", "shuffled", "take"]
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
@@ -74,16 +76,11 @@ def load(
     if name not in LOADERS:
         raise UnknownName("data set", name, LOADERS)
     if download and root is None:
-        raise InvalidValue(
-            "download=True needs to know where to: "
-            f'load({name!r}, root="a/folder", download=True).'
-        )
+        raise InvalidValue(f'Where to? load({name!r}, root="a/folder", download=True).')
     return LOADERS[name](root, subset, batch_size, download)
 
 
-def _fashion(
-    root: str | Path | None, subset: bool | None, batch_size: int, download: bool
-) -> Data:
+def _fashion(root: str | Path | None, subset: bool | None, batch_size: int, download: bool) -> Data:
     folder = None if subset else fashion.find(root)
     if folder is None and download and not subset:
         folder = _download_fashion(Path(str(root)))
@@ -121,9 +118,7 @@ def _download_fashion(root: Path) -> Path | None:
     return fashion.find(root)
 
 
-def _cifar10(
-    root: str | Path | None, subset: bool | None, batch_size: int, download: bool
-) -> Data:
+def _cifar10(root: str | Path | None, subset: bool | None, batch_size: int, download: bool) -> Data:
     """CIFAR-10 (Krizhevsky, 2009): val is the first 5,000 of the test split, test the rest."""
     from torchvision.datasets import CIFAR10
 
@@ -150,9 +145,7 @@ def _cifar10(
     return _three("CIFAR-10", sets, train.classes, batch_size)
 
 
-def _digits(
-    root: str | Path | None, subset: bool | None, batch_size: int, download: bool
-) -> Data:
+def _digits(root: str | Path | None, subset: bool | None, batch_size: int, download: bool) -> Data:
     """The 1,797 digits of scikit-learn: 1,197 to train on, 300 for val, 300 for test."""
     from sklearn.datasets import load_digits
 
@@ -180,4 +173,5 @@ def _cut(images: Images, start: int, stop: int | None) -> Images:
 
 
 def _three(name: str, sets: Sequence[Images], classes: Iterable[str], batch_size: int) -> Data:
-    return Data(*sets, classes=classes, batch_size=batch_size, name=name)
+    train, val, test = sets
+    return Data(train, val, test, classes=classes, batch_size=batch_size, name=name)

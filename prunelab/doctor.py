@@ -68,9 +68,7 @@ def _package(name: str, optional: bool = False) -> Finding:
     except metadata.PackageNotFoundError:
         pass
     if optional:
-        return Finding(
-            name, "not installed", 'The screen needs it: pip install "prunelab[lab]"'
-        )
+        return Finding(name, "not installed", 'The screen needs it: pip install "prunelab[lab]"')
     if name == "prunelab":
         return Finding(name, "not installed, run from its folder", "pip install -e .")
     return Finding(name, "not installed", f"pip install {name}", fatal=True)
@@ -87,8 +85,7 @@ def cores(system: Path = Path("/")) -> float:
     for folder in _groups(system, "cpu"):
         words = _words(folder / "cpu.max")  # version 2: "quota period" or "max period"
         if not words:
-            quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
-            words = quota + period
+            words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
         if len(words) == 2 and words[0] not in ("max", "-1"):
             count = min(count, int(words[0]) / int(words[1]))
     return count

@@ -46,6 +46,7 @@ class Proposed(Event):
     parameters: FrozenMap
     move: Move | None
     seen: tuple[Any, ...] = ()
+    target: float | None = None
     weights: str | None = None
 
 

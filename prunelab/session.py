@@ -27,6 +27,7 @@ from prunelab.errors import (
     BadModel,
     BudgetUnreachable,
     InvalidValue,
+    NotFinite,
     SessionBusy,
     SessionFileError,
     StaleEvidence,
@@ -34,7 +35,7 @@ from prunelab.errors import (
     WrongState,
 )
 from prunelab.evidence import Evidence
-from prunelab.evidence.measure import measuring, run_batch
+from prunelab.evidence.measure import batch_size, finish, measuring, run_batch
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger import (
     Adjusted,
@@ -56,9 +57,10 @@ from prunelab.ledger import (
 from prunelab.methods import Context, Method, make_method
 from prunelab.methods.contract import parameters
 from prunelab.repair import KINDS, repairing
+from prunelab.store import FileStore
 from prunelab.surgery import cut
-from prunelab.tracing import copy_of, trace
-from prunelab.training import Metric, Training, accuracy, cross_entropy, hitting, metrics_of, training
+from prunelab.tracing import copy_of, trace, undisturbed
+from prunelab.training import Metric, Training, cross_entropy, hitting, metrics_of, training
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan, units_of
 
 REPAIR_IMAGES = 1024
@@ -97,26 +99,28 @@ class Session:
             model, data, method, graph=graph, forward=forward, loss=loss, metrics=metrics,
             train=train, example_inputs=example_inputs, repair=repair, device=device, seed=seed,
         )  # fmt: skip
-        store: Store = MemoryStore()
-        if path is not None:
-            from prunelab.store import FileStore
-
-            FileStore.check_free(path)
-        measured, self._hits = _finish(self._judged(self._base))
-        if path is not None:
-            store = FileStore.create(path)
+        store: Store = MemoryStore() if path is None else FileStore.create(path)
         self._ledger = Ledger(store)
+        try:
+            self._begin(type(model).__name__)
+        except BaseException:
+            if path is not None:
+                Path(path).unlink(missing_ok=True)
+            raise
+
+    def _begin(self, network: str) -> None:
+        measured, self._hits = finish(self._judged(self._base))
         mark = fingerprint(self._base)
         self._commit(
             Began(
                 seq=0,
                 at=_now(),
-                network=type(model).__name__,
+                network=network,
                 fingerprint=mark,
-                seed=seed,
+                seed=self._seed,
                 method=self._method.name,
                 parameters=parameters(self._method),
-                settings=FrozenMap({"repair": repair}),
+                settings=FrozenMap({"repair": self._repair_kind}),
                 widths=FrozenMap({group.name: group.width for group in self._graph.groups}),
                 metrics=FrozenMap(measured),
                 cost=cost(self._graph, WidthPlan.full(self._graph)),
@@ -152,7 +156,8 @@ class Session:
         self._repair_kind = repair
         self._forward = forward or run_batch
         self._loss = loss or cross_entropy
-        self._metrics = metrics_of(metrics, self._loss, classifies=loss is None and forward is None)
+        self._classifies = metrics is None and loss is None and forward is None
+        self._metrics = metrics_of(metrics, self._loss, self._classifies)
         self._train = train if train is not None else Training()
         if not isinstance(self._train, Training) and not callable(self._train):
             raise InvalidValue(
@@ -262,18 +267,20 @@ class Session:
 
     # ------------------------------------------------------------ verbs
 
-    def propose(self) -> Move | None:
+    def propose(self, target_macs: float | None = None) -> Move | None:
         """Let the method look for a move; None when it has nothing more.
 
-        Raises `WrongState` while a proposal is pending (approve, adjust or reject it first),
+        With `target_macs` (as in `run`) the move takes no more than the target needs. Raises `WrongState` while a proposal is pending (approve, adjust or reject it first),
         `SessionBusy`, `Stopped`, `BadData`, `NotFinite`.
         """
-        return self._drive("propose", self._propose())  # type: ignore[no-any-return]
+        return self._drive("propose", self._propose(target_macs))  # type: ignore[no-any-return]
 
-    def proposing(self) -> Generator[Any, None, Move | None]:
+    def proposing(
+        self, target_macs: float | None = None
+    ) -> Generator[Any, None, Move | None]:
         """`propose` as a generator that yields what the method sees, for a live view."""
         with self._verb("propose"):
-            return (yield from self._telling(self._propose()))
+            return (yield from self._telling(self._propose(target_macs)))
 
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """Change the pending move: it now drops exactly these units, of these groups.
@@ -312,7 +319,7 @@ class Session:
             event = Undone(
                 seq=len(self._ledger), at=_now(), step=step, proposal=state.pending is not None
             )
-            hits = _finish(self._judged(network))[1] if step is not None else self._hits
+            hits = finish(self._judged(network))[1] if step is not None else self._hits
             self._brought = None
             self._commit(event, network, store=False, hits=hits)
         return self.state
@@ -349,7 +356,7 @@ class Session:
                     f"The trainer changed the network's shape at {odd}; only weights may change."
                 )
             _check_finite(network, "your trainer")
-            _finish(self._telling(self._tuned(network, 0, by, replayable=False)))
+            finish(self._telling(self._tuned(network, 0, by, replayable=False)))
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Metric to value on the test split (or "val", "train"); changes nothing."""
@@ -382,7 +389,7 @@ class Session:
         Answers from the evidence at hand; measures only when there is none of this network.
         """
         with self._verb("what_if"):
-            return _finish(self._telling(self._imagined(drop)))  # type: ignore[no-any-return]
+            return finish(self._telling(self._imagined(drop)))  # type: ignore[no-any-return]
 
     def export(self, path: str | Path) -> Path:
         """Write the network (.safetensors, with its card), the plan (.json) or the script (.py)."""
@@ -391,10 +398,36 @@ class Session:
         with self._verb("export"):
             return export(self, Path(path))
 
+    # ------------------------------------------------------------ for reports
+
+    @property
+    def example(self) -> Any:
+        """One training input, as the network takes it."""
+        return _inputs_of(self.sample(), self._base)
+
+    def sample(self) -> Any:
+        """The first training batch."""
+        return next(self._images(1))
+
+    def outputs(self, network: nn.Module, batch: Any) -> Any:
+        """What `network` gives for a batch, in evaluation mode."""
+        with undisturbed(network), torch.no_grad():
+            network.eval()
+            return self._forward(network, batch)
+
+    def judge(self, network: nn.Module, split: str) -> dict[str, float]:
+        """Metric to value of any network on a split; changes nothing."""
+        return finish(self._judged(network, getattr(self._data, split)))[0]  # type: ignore[no-any-return]
+
+    def fresh(self) -> nn.Module:
+        """A new copy of the network that the session began with."""
+        return copy_of(self._base)
+
     # ------------------------------------------------------------ the verbs' work
 
-    def _propose(self, target: int | None = None) -> Generator[Any, None, Move | None]:
+    def _propose(self, target: float | None = None) -> Generator[Any, None, Move | None]:
         state = self.state
+        goal = None if target is None else self._goal(target)
         if state.pending is not None and not state.stale:
             raise WrongState(
                 f"{state.pending} is pending; approve, adjust or reject it before the next."
@@ -406,7 +439,7 @@ class Session:
             fingerprint=state.now.event.fingerprint,
             seed=self._seed_of(len(self._ledger)),
             carry=state.now.carry,
-            target_macs=target,
+            target_macs=goal,
             measure=self._measured,
             training_batches=self._shuffled,
             loss=self._loss,
@@ -436,6 +469,7 @@ class Session:
                 parameters=parameters(self._method),
                 move=move,
                 seen=tuple(seen),
+                target=target,
                 weights=fingerprint(brought) if brought is not None else None,
             ),
             brought=brought,
@@ -473,17 +507,14 @@ class Session:
                 "The network has changed since this move was measured; propose again."
             )
         source = self._brought if self._brought is not None else self._model
-        before, plan = self._model, self.plan.drop(move.drop)
+        plan = self.plan.drop(move.drop)
         small = cut(source, self._now_graph, plan)
         steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]] = []
         measured, hits = yield from self._judged(small)
         steps.append((Approved, {}, small, measured, hits))
         if self._repair_kind is not None:
             fixed = copy_of(small)
-            yield from repairing(
-                fixed, before if self._brought is None else source, self._now_graph, plan,
-                lambda: self._images(REPAIR_IMAGES), self._forward, self._repair_kind,
-            )  # fmt: skip
+            yield from self._mended(fixed, plan, source, self._now_graph, self._repair_kind)
             _check_finite(fixed, "the repair")
             measured, hits = yield from self._judged(fixed)
             extra = {"kind": self._repair_kind, "automatic": True}
@@ -503,19 +534,30 @@ class Session:
                 "that was not repaired; now use repair('bn') or tune."
             )
         small = copy_of(self._model)
-        before, graph = self._model, self._now_graph
+        source, graph = self._model, self._now_graph
         if fresh is not None:
             assert fresh.parent is not None
             parent = self.state.point(fresh.parent)
-            before, graph = self._network_at(parent), self._graph.after(self._plan_at(parent))
-        yield from repairing(
-            small, before, graph, self.plan, lambda: self._images(REPAIR_IMAGES), self._forward,
-            kind,
-        )  # fmt: skip
+            source, graph = self._network_at(parent), self._graph.after(self._plan_at(parent))
+        yield from self._mended(small, self.plan, source, graph, kind)
         _check_finite(small, "the repair")
         measured, hits = yield from self._judged(small)
         extra = {"kind": kind, "automatic": False}
         self._commit_steps([(Repaired, extra, small, measured, hits)], self.plan)
+
+    def _mended(
+        self, small: nn.Module, plan: WidthPlan, source: nn.Module, graph: ChannelGraph, kind: str
+    ) -> Generator[Any, None, None]:
+        """Repair `small`, cut from `source` to `plan`, towards the network that was last trained:
+        the original, or what the latest tune made."""
+        trained = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
+        target, target_plan = self._network_at(trained), self._plan_at(trained)
+        if self._brought is not None and source is self._brought:
+            target, target_plan = source, self.plan
+        yield from repairing(
+            small, self._graph.after(plan), source, graph, target, self._graph.after(target_plan),
+            lambda: self._images(REPAIR_IMAGES), self._forward, kind,
+        )  # fmt: skip
 
     def _tune(self, steps: int) -> Generator[Any, None, None]:
         if not isinstance(steps, int) or steps < 1:
@@ -549,7 +591,7 @@ class Session:
             raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
         while self.state.now.cost.macs > goal:
             if self.state.pending is None or self.state.stale:
-                move = yield from self._propose(goal)
+                move = yield from self._propose(target)
                 if move is None:
                     relaxed = getattr(self._method, "relaxed", lambda: None)()
                     if relaxed is None:
@@ -604,28 +646,25 @@ class Session:
         """Every metric of `network` on a loader (default: validation), and which images it
         gets right where the metric is accuracy."""
         loader = self._data.val if loader is None else loader
-        values: dict[str, float] = {}
-        right = None
-        for name, metric in self._metrics.items():
+        if self._classifies:
             with _private_rng(self._seed):
-                if metric.function is accuracy:
-                    right = yield from hitting(network, loader)
-                    values[name] = float(right.double().mean())
-                else:
-                    values[name] = float(metric.function(network, loader))
-        return values, right
+                right, loss = yield from hitting(network, loader)
+            return {"accuracy": float(right.double().mean()), "loss": loss}, right
+        values = {}
+        for name, metric in self._metrics.items():
+            yield Progress(len(values), len(self._metrics), f"evaluating {name}")
+            with _private_rng(self._seed):
+                values[name] = float(metric.function(network, loader))
+        return values, None
 
     def _images(self, images: int) -> Iterator[Any]:
-        """The first `images` training images in the loader's order, the same at every call."""
-        from prunelab.data import take
-
-        return _under_private_rng(lambda: take(self._data.train, images), self._seed)
+        """Training batches up to `images` images, the same ones at every call."""
+        return _under_private_rng(lambda: _take(self._data.train, images), self._seed)
 
     def _shuffled(self, seed: int) -> Iterator[Any]:
         """One epoch of training batches, shuffled by `seed`."""
-        from prunelab.data import shuffled
-
-        return _under_private_rng(lambda: shuffled(self._data.train, seed), seed)
+        shuffled = getattr(self._data, "shuffled", lambda _: iter(self._data.train))
+        return _under_private_rng(lambda: shuffled(seed), seed)
 
     def _seed_of(self, event: int) -> int:
         """The seed of what event number `event` draws at random."""
@@ -708,7 +747,7 @@ class Session:
 
     def _drive(self, name: str, work: Generator[Any, None, Any]) -> Any:
         with self._verb(name):
-            return _finish(self._telling(work))
+            return finish(self._telling(work))
 
     def _telling(self, work: Generator[Any, None, Any]) -> Generator[Any, None, Any]:
         """Pass on what `work` yields to the listeners; Stop ends it between two steps."""
@@ -750,8 +789,6 @@ class Session:
         metrics, train, example_inputs, device). Raises `SessionFileError` for a file that is not
         a session, is damaged, of a newer format, or of another network.
         """
-        from prunelab.store import FileStore
-
         ledger = Ledger(FileStore.open(path))
         if not len(ledger):
             raise SessionFileError(f"{path} holds no events; it is no session to resume.")
@@ -787,19 +824,11 @@ class Session:
         if pending is not None and proposed is not None and proposed.weights is not None:
             session._brought = copy_of(session._model)
             session._brought.load_state_dict(load_tensors(ledger.blob(proposed.weights)))
-        session._hits = _finish(session._judged(session._model))[1]
+        session._hits = finish(session._judged(session._model))[1]
         return session
 
 
 # ---------------------------------------------------------------- helpers
-
-
-def _finish(steps: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def _now() -> str:
@@ -819,8 +848,6 @@ def _inputs_of(batch: Any, model: nn.Module) -> Any:
 
 
 def _check_finite(network: nn.Module, by: str) -> None:
-    from prunelab.errors import NotFinite
-
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")
@@ -835,6 +862,16 @@ def _compared(before: Tensor | None, after: Tensor | None) -> dict[str, int]:
         "lost": int((before & ~after).sum()),
         "gained": int((~before & after).sum()),
     }
+
+
+def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
+    """Whole batches until `images` images have come."""
+    count = 0
+    for batch in batches:
+        yield batch
+        count += batch_size(batch)
+        if count >= images:
+            return
 
 
 @contextmanager

@@ -61,22 +61,17 @@ class FileStore:
         Raises `SessionFileError` when something is there already, or nothing can be written.
         """
         store = cls(path)
-        try:
-            os.close(os.open(store.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        except FileExistsError:
-            raise SessionFileError(
-                f"{path} exists already, and is left alone. Resume it with "
-                "Session.open(...), or choose another path."
-            ) from None
-        except OSError as error:
-            raise SessionFileError(
-                f"{path} cannot be created: {error.strerror}. Choose a path in a folder that "
-                "exists and that you may write to."
-            ) from None
+        cls._claim(store.path)
         with store._transaction() as database:
             for statement in SCHEMA.strip().splitlines():
                 database.execute(statement)
         return store
+
+    @staticmethod
+    def check_free(path: str | os.PathLike[str]) -> None:
+        """Raise `SessionFileError` where `create` would, and leave nothing behind."""
+        FileStore._claim(Path(path))
+        Path(path).unlink()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -129,6 +124,21 @@ class FileStore:
 
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
+
+    @staticmethod
+    def _claim(path: Path) -> None:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            raise SessionFileError(
+                f"{path} exists already, and is left alone. Resume it with "
+                "Session.open(...), or choose another path."
+            ) from None
+        except OSError as error:
+            raise SessionFileError(
+                f"{path} cannot be created: {error.strerror}. Choose a path in a folder that "
+                "exists and that you may write to."
+            ) from None
 
     def _event(self, place: int, seq: int, text: bytes, crc: int) -> Event:
         if seq != place:

@@ -7,7 +7,7 @@ May import evidence's batch helpers, values, errors. Nothing here is tied to cla
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,29 +91,31 @@ def _labels(batch: Any, logits: Any) -> Tensor:
     return labels
 
 
-def hits(model: nn.Module, loader: Iterable[Any]) -> Tensor:
-    """Which of the loader's images are classified right [images], bool."""
-    return finish(hitting(model, loader))  # type: ignore[no-any-return]
-
-
-def hitting(model: nn.Module, loader: Iterable[Any], total: int = 0) -> Iterator[Progress]:
-    """`hits` as a generator: yields Progress after every batch."""
+def hitting(
+    model: nn.Module, loader: Iterable[Any]
+) -> Generator[Progress, None, tuple[Tensor, float]]:
+    """Which of the loader's images are classified right [images], bool, and the mean cross
+    entropy, in evaluation mode; yields Progress after every batch."""
     found: list[Tensor] = []
+    total = 0.0
+    batches = len(loader) if isinstance(loader, Sized) else 0
     with undisturbed(model), torch.no_grad():
         model.eval()
         for batch in guarded(loader):
             logits = checked(run_batch, model, batch)
             labels = _labels(batch, logits)
             found.append((logits.argmax(1) == labels).cpu())
-            yield Progress(len(found), max(total, len(found)), "evaluating")
+            total += float(F.cross_entropy(logits, labels, reduction="sum"))
+            yield Progress(len(found), max(batches, len(found)), "evaluating")
     if not found:
         raise BadData("There are no batches to evaluate on; give at least one.")
-    return torch.cat(found)
+    right = torch.cat(found)
+    return right, total / max(1, len(right))
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
     """The share of images classified right, in evaluation mode."""
-    return float(hits(model, loader).double().mean())
+    return float(finish(hitting(model, loader))[0].double().mean())
 
 
 def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:

@@ -172,9 +172,7 @@ def build(name: str, in_channels: int = 1, classes: int = 10, seed: int = 0) -> 
     return model
 
 
-def load(
-    name: str, pretrained: bool = True, in_channels: int = 1, classes: int = 10
-) -> nn.Module:
+def load(name: str, pretrained: bool = True, in_channels: int = 1, classes: int = 10) -> nn.Module:
     """A network of the zoo, in eval mode on the CPU; with the weights that ship, or fresh ones.
 
     Raises `UnknownName` for a network that is not in the zoo, and `InvalidValue` when the weights

@@ -200,6 +200,18 @@ def test_create_never_overwrites(file: Path, tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
+def test_check_free_refuses_what_create_would_and_leaves_nothing(
+    file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SessionFileError, match="exists already"):
+        FileStore.check_free(file)
+    with pytest.raises(SessionFileError, match="cannot be created"):
+        FileStore.check_free(tmp_path / "nowhere" / "run.prunelab")
+    FileStore.check_free(tmp_path / "new.prunelab")
+    assert not (tmp_path / "new.prunelab").exists()
+    FileStore.create(tmp_path / "new.prunelab")
+
+
 def test_create_says_when_there_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(SessionFileError, match="cannot be created"):
         FileStore.create(tmp_path / "nowhere" / "run.prunelab")

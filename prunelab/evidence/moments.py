@@ -68,12 +68,43 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Patc
     """The patch moments of one batch x."""
     second = second_moment(x, kernel, conv)
     size = len(second)
-    rows = patches(x, kernel, conv)
+    summed = patches(x.sum(0, keepdim=True), kernel, conv)  # patches are linear in x
+    rows = len(summed) * len(x)
     moment = torch.empty(size + 1, size + 1, dtype=torch.float64, device=x.device)
     moment[:size, :size] = second
-    moment[:size, size] = moment[size, :size] = rows.sum(0, dtype=torch.float64)
-    moment[size, size] = len(rows)
-    return PatchMoments(moment, len(rows))
+    moment[:size, size] = moment[size, :size] = summed.sum(0, dtype=torch.float64)
+    moment[size, size] = rows
+    return PatchMoments(moment, rows)
+
+
+def cross_moment(x: Tensor, y: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Tensor:
+    """(P, 1)' Y over the patches P of x and the outputs Y at their places: [c k + 1, out].
+
+    y [N, out, *positions], or [rows, out] for a linear layer.
+    """
+    flat_y = y if conv is None else y.movedim(1, -1).reshape(-1, y.shape[1])
+    if conv is not None and kernel == (3, 3) and _same_3x3(conv):
+        cross = _cross_by_shifts(x, y)
+    else:
+        cross = patches(x, kernel, conv).T @ flat_y
+    return torch.cat([cross.double(), flat_y.sum(0, keepdim=True, dtype=torch.float64)])
+
+
+def _cross_by_shifts(x: Tensor, y: Tensor) -> Tensor:
+    """P' Y of a 3x3 convolution with stride and padding 1: nine shifted products."""
+    channels, width = x.shape[1], x.shape[3]
+    flat_x, flat_y = (
+        F.pad(part, (1, 1, 1, 1)).transpose(0, 1).reshape(part.shape[1], -1) for part in (x, y)
+    )
+    cross = x.new_empty(channels, 3, 3, y.shape[1])
+    length = flat_x.shape[1]
+    for a in range(3):
+        for b in range(3):
+            shift = (a - 1) * (width + 2) + b - 1  # what wraps around meets y's zero padding
+            xs = flat_x[:, max(0, shift) : length + min(0, shift)]
+            ys = flat_y[:, max(0, -shift) : length + min(0, -shift)]
+            cross[:, a, b] = xs @ ys.T
+    return cross.view(channels * 9, -1)
 
 
 def _same_3x3(conv: Conv) -> bool:

@@ -21,7 +21,7 @@ INVISIBLE = "rgba(0,0,0,0)"
 INK: dict[Theme, str] = {"light": "#222222", "dark": "#e8e8e8"}
 TEXT_PX = 12
 TITLE_PX = 15
-HATCH = {"shape": "/", "size": 6, "solidity": 0.35}
+HATCH = {"shape": "/", "size": 7, "solidity": 0.3, "fillmode": "overlay", "fgcolor": "white"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,14 @@ WRAP = {"display": "flex", "flex_flow": "row wrap", "width": "100%", "overflow":
 def enabled(state: State, busy: bool) -> dict[str, bool]:
     """Which buttons can be pressed."""
     pending = state.pending is not None
-    free = not pending
+    free = not pending or state.stale
     can = {
         "propose": free,
-        "approve": pending,
+        "approve": pending and not state.stale,
         "adjust": pending,
         "reject": pending,
         "undo": state.undoable,
-        "repair": free and state.unrepaired is not None,
+        "repair": free and state.now.parent is not None,
         "tune": free,
         "run": free,
     }
@@ -46,12 +46,16 @@ class Controls:
                 description=text.label(verb),
                 tooltip=tip,
                 button_style=STYLES.get(verb, ""),
-                layout={"width": "88px", "height": "34px", "margin": "2px 6px 2px 0"},
+                layout={"width": "82px", "height": "34px", "margin": "2px 5px 2px 0"},
             )
             for verb, tip in text.VERBS.items()
         }
         self.line, self.sentence, self.error = (ipw.HTML() for _ in range(3))
-        self.group = ipw.Dropdown(description=text.GROUP, layout={"width": "330px"})
+        self.group = ipw.Dropdown(
+            description=text.GROUP,
+            style={"description_width": "initial"},
+            layout={"width": "330px", "margin": "2px 12px 2px 0"},
+        )
         self.count = self._number(ipw.BoundedIntText, text.COUNT, text.COUNT_TIP, 0, 0, 0)
         self.units = self._typed(text.UNITS, text.UNITS_TIP)
         self.target = self._number(ipw.BoundedIntText, text.TARGET, text.TARGET_TIP, 50, 1, 99)
@@ -76,7 +80,7 @@ class Controls:
             self.adjusting,
             ipw.Box([self.group, self.target, self.guard, self.steps], layout=WRAP),
         )
-        self.trail = trail
+        self.below = (ipw.HTML(text.LEGEND), trail)
 
     @staticmethod
     def _number(kind: Any, description: str, tip: str, value: float, low: float, high: float) -> Any:

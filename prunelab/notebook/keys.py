@@ -34,6 +34,7 @@ export default { render({ model, el }) {
     root = el.closest(".SCREEN");
     if (!root) { if (!ended) requestAnimationFrame(frame); return; }
     root.tabIndex = 0;
+    root.dataset.lmSuppressShortcuts = "true";  // JupyterLab's own a and r would act first
     root.addEventListener("keydown", pressed, true);
     sized.observe(root);
   };

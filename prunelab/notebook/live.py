@@ -24,13 +24,26 @@ from prunelab.figures.board import (
 from prunelab.figures.style import Theme
 
 
+class _Figure(go.FigureWidget):
+    """A FigureWidget that does not let the browser tell it its data.
+
+    plotly.js reports what it drew, and the widget takes what it did not know for a default and
+    forgets its own; with redraws that follow each other fast the report is about an older one,
+    and x and y of a trace are lost. Nothing here reads those defaults.
+    """
+
+    def _handler_js2py_traceDeltas(self, change: Any) -> None: ...
+
+    def _handler_js2py_layoutDelta(self, change: Any) -> None: ...
+
+
 class Live:
     """A FigureWidget of the board that follows the infos given to `draw`."""
 
     def __init__(self, info: BoardInfo, arrange: Arrange, theme: Theme) -> None:
         self._drawn = info
         self.arrange = arrange
-        self.widget = go.FigureWidget(board(info, arrange=arrange, theme=theme))
+        self.widget = _Figure(board(info, arrange=arrange, theme=theme))
         # the widget has no public way to plotly.js's config; without it the figure stays 700 px
         self.widget._config = {
             **self.widget._config,

@@ -64,7 +64,7 @@ class Screen(ipw.VBox):
         self.controls = Controls()
         self.live = Live(self._info(), arrange, "dark" if theme == "dark" else "light")
         narrow = Keys()
-        super().__init__([*self.controls.rows, self.live.widget, self.controls.trail, narrow])
+        super().__init__([*self.controls.rows, self.live.widget, *self.controls.below, narrow])
         self.layout.width = "100%"
         self.add_class(SCREEN)
         self.add_class(f"prunelab-{theme}")

@@ -63,6 +63,14 @@ GUARD_TIP = "Run stops before validation accuracy falls below; 0: no limit"
 HINT = "Click bars to keep or drop, or use the boxes; Adjust takes it over."
 WELCOME = "Press Propose to see what the method would drop first."
 STOPPING = "stopping ..."
+LEGEND = (
+    '<span style="color:#0072B2">■</span> kept &emsp; '
+    '<span style="color:#D55E00">▨</span> proposed to drop &emsp; '
+    '<span style="color:#999999">■</span> dropped before &emsp; '
+    '<span style="color:#009E73">┅</span> theta &emsp; '
+    '<span style="color:#999999">┈●</span> undone &emsp; '
+    "<b>?</b> where the proposal leads &emsp; ◆ coupled layers"
+)
 
 
 def label(verb: str) -> str:

@@ -1,0 +1,265 @@
+"""Taking a pruned network out: weights with their plan, a card, the plan alone, the script.
+
+Files are safetensors and JSON; nothing read from disk is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunelab.cost import cost, latency
+from prunelab.errors import BadModel, InvalidValue, PruneLabError, SessionFileError
+from prunelab.ledger import (
+    Adjusted,
+    Approved,
+    Began,
+    Noted,
+    Proposed,
+    Rejected,
+    Repaired,
+    Tuned,
+    Undone,
+)
+from prunelab.surgery import replace_tensors
+from prunelab.values import thaw
+
+if TYPE_CHECKING:
+    from prunelab.session import Session
+
+FORMAT = "1"
+
+
+def export(session: Session, path: Path) -> Path:
+    """Write what the suffix of `path` asks for; gives the path.
+
+    Raises `InvalidValue` for another suffix, `PruneLabError` where it cannot be written.
+    """
+    writers: dict[str, Callable[[Session, Path], None]] = {
+        ".safetensors": _write_network,
+        ".json": lambda s, p: _write_text(p, s.plan.to_json() + "\n"),
+        ".py": lambda s, p: _write_text(p, to_script(s)),
+    }
+    if path.suffix not in writers:
+        raise InvalidValue(
+            f"export writes {', '.join(writers)} files, not {path.name!r}: weights with their "
+            "plan and card, the plan, or the script."
+        )
+    if not path.parent.is_dir():
+        raise PruneLabError(f"There is no folder {path.parent}; make it first.")
+    writers[path.suffix](session, path)
+    return path
+
+
+def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
+    """The pruned network in `path`, as an instance of what `factory()` builds.
+
+    `factory` makes the unpruned architecture; its own weights do not matter. Raises
+    `SessionFileError` for a file that is damaged or not ours, `BadModel` for another architecture.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise SessionFileError(f"There is no file {path}.") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise SessionFileError(
+            f"{path} cannot be read: {error}. It is damaged or no safetensors file; export again."
+        ) from None
+    if "prunelab" not in metadata:
+        raise SessionFileError(
+            f"{path} was not exported by prunelab (its metadata has no plan). Load it with "
+            "safetensors.torch.load_file instead."
+        )
+    if metadata["prunelab"] != FORMAT:
+        raise SessionFileError(
+            f"{path} has format {metadata['prunelab']}, this prunelab reads {FORMAT}. Upgrade."
+        )
+    model = factory()
+    own = model.state_dict()
+    if set(own) != set(tensors):
+        odd = sorted(set(own) ^ set(tensors))[0]
+        raise BadModel(f"The file holds another architecture than factory() builds: {odd} differs.")
+    smaller = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim != own[name].ndim or any(
+            a > b for a, b in zip(tensor.shape, own[name].shape, strict=True)
+        ):
+            raise BadModel(
+                f"{name} is {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in what "
+                "factory() builds; a pruned network can only be smaller."
+            )
+        if tensor.shape != own[name].shape:
+            smaller[name] = tensor.to(own[name].device, own[name].dtype)
+    replace_tensors(model, smaller)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _write_network(session: Session, path: Path) -> None:
+    """Weights and plan, opened again and compared on real images; only then the card."""
+    state = session.model.state_dict()
+    metadata = {
+        "prunelab": FORMAT,
+        "plan": session.plan.to_json(),
+        "network": session.state.began.network,
+        "fingerprint": session.state.now.event.fingerprint,
+    }
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    data = save_tensors(tensors, metadata)
+    batch = session.sample()
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_bytes(data)
+        again = load_pruned(session.fresh, temporary)
+        _same_outputs(session, again, batch)
+        temporary.replace(path)
+    except OSError as error:
+        raise PruneLabError(f"{path} cannot be written: {error.strerror}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    _write_text(path.with_suffix(".card.json"), json.dumps(_card(session, data), indent=2) + "\n")
+
+
+def _same_outputs(session: Session, again: nn.Module, batch: Any) -> None:
+    device = next((p.device for p in session.model.parameters()), torch.device("cpu"))
+    again = again.to(device)
+    want, got = (
+        [x for x in tree_leaves(session.outputs(net, batch)) if isinstance(x, Tensor)]
+        for net in (session.model, again)
+    )
+    if not all(torch.equal(a, b) for a, b in zip(want, got, strict=True)):
+        raise PruneLabError(
+            "The written network does not give the session's outputs when it is opened again; "
+            "the card was not written. Does the architecture hold state outside its state_dict?"
+        )
+
+
+def _card(session: Session, data: bytes) -> dict[str, Any]:
+    state = session.state
+    inputs = session.example
+    return {
+        "prunelab": FORMAT,
+        "network": state.began.network,
+        "method": state.proposed.method if state.proposed else None,
+        "moves": state.moves,
+        "widths": {
+            group.name: [group.width, len(session.plan.kept[group.name])]
+            for group in session.graph.groups
+            if group.prunable
+        },
+        "validation": {"before": thaw(state.base.metrics), "after": thaw(state.now.metrics)},
+        "test": {
+            "before": session.judge(session.fresh(), "test"),
+            "after": session.judge(session.model, "test"),
+        },
+        "cost": {
+            "before": thaw(state.base.cost),
+            "after": thaw(cost(session.model, inputs)),
+        },
+        "latency_seconds": {
+            "before": latency(session.fresh(), inputs).median,
+            "after": latency(session.model, inputs).median,
+            "batch": 1,
+        },
+        "versions": {
+            **thaw(state.began.versions),
+            "python": platform.python_version(),
+            "platform": platform.machine(),
+        },
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "fingerprint": {
+            "before": state.base.event.fingerprint,
+            "after": state.now.event.fingerprint,
+        },
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PruneLabError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+# ---------------------------------------------------------------- the script
+
+
+def to_script(session: Session) -> str:
+    """A Python script that does again, verb by verb, what this session did."""
+    began = session.state.began
+    current = _method_text(began.method, dict(began.parameters))
+    lines = [
+        f'"""Replays a prunelab session on a {began.network}: {session.state.line()}."""',
+        "",
+        "import prunelab as pl",
+        "",
+        "",
+        "def replay(model, data):",
+        f"    session = pl.Session(model, data, method={current},",
+        f"        repair={began.settings['repair']!r}, seed={began.seed})",
+    ]
+    for event in session.ledger:
+        if isinstance(event, Proposed):
+            asked = _method_text(event.method, dict(event.parameters))
+            if asked != current:
+                current = asked
+                lines.append(f"    session.method = {current}")
+            goal = f"target_macs={event.target}" if event.target is not None else ""
+            lines.append(f"    session.propose({goal})")
+        else:
+            lines += _lines(event)
+    lines += [
+        "    return session",
+        "",
+        "",
+        'if __name__ == "__main__":',
+        "    model = ...  # the network that the session began with",
+        "    data = ...  # its data, e.g. pl.data.load(...)",
+        "    print(replay(model, data))",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(event: Any) -> list[str]:
+    match event:
+        case Adjusted():
+            drop = {name: list(units) for name, units in event.drop.items()}
+            return [f"    session.adjust(drop={drop!r})"]
+        case Approved():
+            return ["    session.approve()"]
+        case Rejected():
+            return [f"    session.reject({event.reason!r})"]
+        case Undone():
+            return ["    session.undo()"]
+        case Repaired(automatic=False):
+            return [f"    session.repair({event.kind!r})"]
+        case Tuned(replayable=True):
+            return [f"    session.tune(steps={event.steps})"]
+        case Tuned():
+            return [
+                f"    with session.tuning({event.by!r}) as network:",
+                f"        raise NotImplementedError('train it with {event.by} here; not bitwise')",
+            ]
+        case Noted():
+            return [f"    session.note({event.text!r})"]
+        case Began():
+            return []
+    return []
+
+
+def _method_text(name: str, parameters: dict[str, Any]) -> str:
+    given = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    return f"pl.make_method({name!r}{', ' + given if given else ''})"
