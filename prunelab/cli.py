@@ -119,10 +119,15 @@ def _lab(options: argparse.Namespace) -> int:
         command.append("--allow-root")  # in a container there is often nobody else
         said.append("JupyterLab runs as root, as you do.")
     print("\n".join([*said, f"Tutorials are in {folder}; Ctrl-C ends."]), flush=True)
-    try:
-        return subprocess.call([*command, *options.jupyter], cwd=folder)
-    except KeyboardInterrupt:  # JupyterLab had it too, and has shut down
-        return 0
+    return _become([*command, *options.jupyter], folder)
+
+
+def _become(command: list[str], folder: Path) -> int:
+    """Run `command` in this program's place, so that what ends the one ends the other."""
+    if os.name == "nt":  # has no such thing
+        return subprocess.call(command, cwd=folder)
+    os.chdir(folder)
+    os.execv(command[0], command)
 
 
 def tutorials(folder: Path | None = None) -> tuple[Path, list[str]]:

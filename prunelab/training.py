@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,12 +162,19 @@ def training(
     model.eval()
 
 
-def descend(model: nn.Module, batch: Any, loss: Loss, optimiser: torch.optim.Optimizer) -> float:
-    """One step of gradient descent; gives the loss."""
-    value = checked(loss, model, batch)
+def descend(
+    model: nn.Module,
+    batch: Any,
+    loss: Loss,
+    optimiser: torch.optim.Optimizer,
+    watch: AbstractContextManager[Any] | None = None,
+) -> float:
+    """One step of gradient descent; gives the loss. `watch` looks on at the forward pass."""
+    with watch or nullcontext():
+        value = checked(loss, model, batch)
     if not torch.isfinite(value).all():
         raise NotFinite(
-            f"The loss is {float(value)} {_first_bad_layer(model, batch, loss)}. Nothing was "
+            f"The loss is {float(value.detach())} {_first_bad_layer(model, batch, loss)}. Nothing was "
             "changed. Look for NaN in images and weights, or lower the learning rate."
         )
     optimiser.zero_grad(set_to_none=True)

@@ -22,7 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from prunelab import fashion
+from prunelab import fashion, zoo
 from prunelab.data import Data, load, shuffled, take
 from prunelab.errors import BadData, InvalidValue, PruneLabError, UnknownName
 
@@ -381,3 +381,39 @@ def test_take_cuts_batches_of_any_make() -> None:
     detection = ([torch.zeros(3, 9, 9)] * 4, [{"boxes": 1}] * 4)
     assert [len(column) for column in next(take([detection], 3))] == [3, 3]
     assert next(take([torch.zeros(4, 1)], 3)).shape == (3, 1)
+
+
+# ---------------------------------------------------------------- the networks that ship
+
+
+@pytest.mark.parametrize("name", ["vgg8", "resnet20", "mobilenet"])
+def test_a_network_ships_trained_with_its_card(name: str) -> None:
+    model, card = zoo.load(name), zoo.card(name)
+    assert not model.training
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert card["test_accuracy"] >= (0.925 if name == "mobilenet" else 0.935)
+    assert card["recipe"]["command"].endswith(name)
+    data = load("fashion", subset=True)
+    with torch.inference_mode():
+        right = [(model(x).argmax(1) == y).float() for x, y in (*data.val, *data.test)]
+    assert abs(float(torch.cat(right).mean()) - card["test_accuracy"]) < 0.015
+
+
+def test_fresh_networks_are_the_same_every_time_and_draw_nothing() -> None:
+    before = torch.get_rng_state()
+    one, two = (zoo.load("resnet20", pretrained=False, in_channels=3, classes=7) for _ in "ab")
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert one(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_weights_that_do_not_fit_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ({"in_channels": 3}, {"classes": 100}):
+        with pytest.raises(InvalidValue, match="pretrained=False"):
+            zoo.load("vgg8", **given)
+    for ask in (zoo.load, zoo.card):
+        with pytest.raises(UnknownName, match="Did you mean 'vgg8'"):
+            ask("vgg88")
+    monkeypatch.setitem(zoo.ARCHITECTURES, "other", zoo.VGG8)
+    with pytest.raises(PruneLabError, match=r"train_zoo\.py other"):
+        zoo.load("other")

@@ -18,6 +18,7 @@ from prunelab.figures.style import (
     INVISIBLE,
     KEEP,
     TARGET,
+    TEXT_PX,
     Panel,
     Theme,
     axis,
@@ -32,7 +33,7 @@ from prunelab.values import Importance, Rung, Units
 Seen = Sequence[Importance | Rung]
 Fate = Literal["keep", "drop", "gone"]
 
-RUNG_MEANING = "mean damage while masked in random halves, share of the signal"
+RUNG_MEANING = "mean damage in its last halving, share of the signal"
 SLIVER = 0.03  # of the axis: a bar of nothing must still show whether it is hatched
 
 
@@ -56,8 +57,8 @@ class ImportanceInfo:
 def importance_info(state: State, group: str, seen: Seen | None = None) -> ImportanceInfo:
     """What `seen` (default: the latest proposal's evidence) says of the units of `group`.
 
-    An Importance is taken where there is one, else the first Rung of AOFP's latest search,
-    which looked at every unit.
+    An Importance is taken where there is one. Else, of AOFP's latest search, each unit has its
+    mean damage in the last Rung that held it: the units that the search went on with stand first.
     """
     if seen is None:
         seen = state.proposed.seen if state.proposed else ()
@@ -68,7 +69,8 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
         units, values, meaning = scores[-1].units, scores[-1].values, scores[-1].meaning
         threshold = None  # theta speaks of rungs, on another scale
     elif rungs:
-        units, values, meaning = rungs[0].search, rungs[0].damages, RUNG_MEANING
+        damages = {u: d for rung in rungs for u, d in zip(rung.search, rung.damages, strict=True)}
+        units, values, meaning = tuple(damages), tuple(damages.values()), RUNG_MEANING
     else:
         return ImportanceInfo(group)
     dropped = set(state.pending.drop.get(group, ())) if state.pending else set()
@@ -107,16 +109,16 @@ def draw_importance(info: ImportanceInfo) -> Panel:
         return go.Bar(
             x=chosen,
             y=[_unscaled(heights[i], info.log) for i in chosen],
+            width=0.85,
             marker=marker,
             name=label,
             hoverinfo="skip",
         )
 
     line = [] if info.threshold is None else [-0.5, count - 0.5]
-    dashed = "" if info.threshold is None else f" (dashed: theta {info.threshold:g})"
     every = stride(count, 16)
     return Panel(
-        title=f"Importance in {shorten(info.group, 24)}{dashed}",
+        title=f"Importance in {shorten(info.group, 30)}",
         traces=(
             bars("keep", "keep", {"color": KEEP}),
             bars("drop", "drop", {"color": DROP, "pattern": HATCH}),
@@ -124,7 +126,10 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             go.Scatter(
                 x=line,
                 y=[info.threshold] * len(line),
-                mode="lines",
+                mode="lines+text",
+                text=[f"theta {info.threshold:g}", ""] if line else [],
+                textposition="top right",
+                textfont={"size": TEXT_PX},
                 line={"color": TARGET, "dash": "dash", "width": 2},
                 name="threshold",
                 hoverinfo="skip",

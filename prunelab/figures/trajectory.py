@@ -132,6 +132,7 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
                 line={"color": KEEP, "width": 2},
                 marker={
                     "color": KEEP,
+                    "opacity": 1,  # plotly fades markers whose sizes differ
                     "size": [13 if dot is now else 9 for dot in info.path],
                     "symbol": [_symbol(dot) for dot in info.path],
                 },

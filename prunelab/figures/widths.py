@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from prunelab.figures.style import (
+    COUPLED,
     DROP,
     FAINT,
     HATCH,
@@ -24,7 +25,7 @@ from prunelab.figures.style import (
 from prunelab.ledger import State
 
 ROOM = 22  # labels that fit above each other in a panel of 300 px
-COUPLED = "◆"
+DIAMOND = "◆"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def draw_widths(info: WidthsInfo) -> Panel:
     coupled = [i for i in range(count) if rows[i].coupled]
     lines = list(range(count))
     return Panel(
-        title="Widths" + (f" ({COUPLED} coupled layers)" if coupled else ""),
+        title="Widths" + (f" ({DIAMOND} coupled layers)" if coupled else ""),
         traces=(
             go.Bar(
                 y=lines,
@@ -113,7 +114,7 @@ def draw_widths(info: WidthsInfo) -> Panel:
                 y=coupled,
                 x=[rows[i].original for i in coupled],
                 mode="markers+text",
-                marker={"symbol": "diamond", "size": 9 if count <= ROOM else 6, "color": KEEP},
+                marker={"symbol": "diamond", "size": 11 if count <= ROOM else 7, "color": COUPLED},
                 text=[f"{len(rows[i].layers)} layers" if count <= ROOM else "" for i in coupled],
                 textposition="middle right",
                 textfont={"size": TEXT_PX},

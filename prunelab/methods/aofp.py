@@ -8,9 +8,10 @@ the better half stays below theta, that half is dropped at once; else it is sear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from itertools import chain
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from prunelab.channels import ChannelGroup
 from prunelab.errors import InvalidValue
 from prunelab.evidence import ContributionGram
 from prunelab.methods.contract import Context, Search
-from prunelab.values import Rung, Units, Verdict, units_of
+from prunelab.values import Move, Rung, Units, Verdict, WidthPlan, units_of
 
 Array = np.ndarray
 
@@ -30,13 +31,15 @@ class AOFP:
     `theta`: a half is dropped when its worst mean damage is below this share of the consumer's
     signal (strictly, as in the released PyTorch code). `scoring="exact"` takes the expectation
     over all masks in closed form, on frozen weights; "sampled" draws masks on a scoring path
-    while SGD trains a private copy of the network, as published. `max_theta` is how far `run`
-    may raise theta when no layer passes. `groups`: "internal" leaves residual streams alone (the
+    while SGD trains a private copy of the network, as published. On the way to a target (`run`, `prune`) theta is
+    doubled, up to `max_theta`, while no layer passes or all that do would remove less than 1/32
+    of the original MACs; the move says which theta it took. `groups`: "internal" leaves residual streams alone (the
     released code), "all" scores them by the sum over their consumers (ours).
 
     Exact: `images` training images are measured; `at` is "conv" or "bn" (behind the consumer's
-    BatchNorm). Sampled: `batches` per halving (released: 1000 or 20000), `warmup` batches before
-    the first, starts staggered over the layers; a layer that fails restarts, and retires from
+    BatchNorm). Sampled: SGD at the constant rate `lr`, `batches` per halving (released: 1000 or
+    20000), `warmup` batches before the first, starts staggered over the layers; a layer that
+    fails restarts, and retires from
     this move after `retire_after` failures; `at` may also be "relu", behind BatchNorm and the
     activation that follow, as released. The scoring path always uses the base path's BatchNorm
     statistics (the released code lets it use and disturb its own).
@@ -53,6 +56,7 @@ class AOFP:
     batches: int = 100
     warmup: int = 50
     retire_after: int = 3
+    lr: float = 0.001
 
     def __post_init__(self) -> None:
         if not self.theta >= 0:
@@ -72,6 +76,8 @@ class AOFP:
         for name in ("images", "batches", "retire_after"):
             if getattr(self, name) < 1:
                 raise InvalidValue(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not self.lr > 0:
+            raise InvalidValue(f"lr is a learning rate above 0, not {self.lr}.")
         if self.warmup < 0:
             raise InvalidValue(f"warmup counts batches and cannot be {self.warmup}.")
 
@@ -99,21 +105,45 @@ class AOFP:
 
     def _search_exactly(self, context: Context) -> Search:
         evidence = yield from context.measure(at=self.at or "conv", images=self.images)
+        grams = [evidence[group.name] for group in self.targets(context)]
+        asked: AOFP | None = self
+        move = None
+        while asked is not None:
+            method, rungs = asked, [list(ladder(gram, asked.theta)) for gram in grams]
+            move = method._move_of(context, grams, rungs)
+            if context.target_macs is None or _worthwhile(context, move):
+                break
+            asked = method.relaxed()  # towards a target: the smallest theta that leads there
+        for rung in chain.from_iterable(rungs):
+            yield rung
+        return move
+
+    def _move_of(
+        self, context: Context, grams: list[ContributionGram], rungs: list[list[Rung]]
+    ) -> Move | None:
         drop: dict[str, Units] = {}
         order: dict[tuple[str, int], float] = {}
-        for group in self.targets(context):
-            gram = evidence[group.name]
-            for rung in ladder(gram, self.theta):
-                yield rung
-            if rung.verdict == "take":
-                drop[group.name] = rung.candidates
-                for unit, damage in zip(gram.units, gram.alone().tolist(), strict=True):
-                    order[group.name, unit] = damage
+        for gram, climbed in zip(grams, rungs, strict=True):
+            if climbed and climbed[-1].verdict == "take":
+                drop[gram.group] = climbed[-1].candidates
+                alone = zip(gram.units, gram.alone().tolist(), strict=True)
+                order |= {(gram.group, unit): damage for unit, damage in alone}
         if not drop:
             return None
         drop = context.trimmed(drop, order)
-        damage = {name: evidence[name].damage(units) for name, units in drop.items()}
+        damage = {gram.group: gram.damage(drop.get(gram.group, ())) for gram in grams}
         return context.move(self, drop, damage)
+
+
+STEP = 1 / 32  # of the original MACs: what a move on the way to a target should remove
+
+
+def _worthwhile(context: Context, move: Move | None) -> bool:
+    if move is None or context.target_macs is None:
+        return move is not None
+    missing = move.before.macs - context.target_macs
+    whole = context.cost(WidthPlan.full(context.graph)).macs
+    return move.before.macs - move.after.macs >= min(missing, STEP * whole)
 
 
 def ladder(gram: ContributionGram, theta: float) -> Iterator[Rung]:

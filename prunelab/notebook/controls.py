@@ -58,7 +58,7 @@ class Controls:
         )
         self.count = self._number(ipw.BoundedIntText, text.COUNT, text.COUNT_TIP, 0, 0, 0)
         self.units = self._typed(text.UNITS, text.UNITS_TIP)
-        self.target = self._number(ipw.BoundedIntText, text.TARGET, text.TARGET_TIP, 50, 1, 99)
+        self.target = self._number(ipw.BoundedIntText, text.TARGET_MACS, text.TARGET_TIP, 50, 1, 99)
         self.guard = self._number(ipw.BoundedFloatText, text.GUARD, text.GUARD_TIP, 0, 0, 100)
         self.steps = self._number(ipw.BoundedIntText, text.STEPS, "", 200, 1, 1_000_000)
         self.reason = self._typed(text.REASON, text.REASON_TIP)
@@ -83,7 +83,9 @@ class Controls:
         self.below = (ipw.HTML(text.LEGEND), trail)
 
     @staticmethod
-    def _number(kind: Any, description: str, tip: str, value: float, low: float, high: float) -> Any:
+    def _number(
+        kind: Any, description: str, tip: str, value: float, low: float, high: float
+    ) -> Any:
         return kind(
             value=value,
             min=low,

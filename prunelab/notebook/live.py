@@ -37,6 +37,15 @@ class _Figure(go.FigureWidget):
     def _handler_js2py_layoutDelta(self, change: Any) -> None: ...
 
 
+def changed(old: Any, new: Any) -> Any:
+    """What of `new` differs from `old`: plotly checks all it is given, which takes its time."""
+    if isinstance(new, dict):
+        return {k: changed(old[k], v) if k in old else v for k, v in new.items() if old.get(k) != v}
+    if isinstance(new, list) and new and all(isinstance(item, dict) for item in new):
+        return [changed(o, n) for o, n in zip(old, new, strict=True)]  # plotly updates each
+    return new
+
+
 class Live:
     """A FigureWidget of the board that follows the infos given to `draw`."""
 
@@ -60,11 +69,15 @@ class Live:
         """Show `info`; nothing is sent when it is what is shown already."""
         if info == self._drawn:
             return
-        drawn = panels(info)
+        before, after = panels(self._drawn), panels(info)
         with self.widget.batch_update():
-            for old, new in zip(self.widget.data, traces(drawn), strict=True):
-                old.update(new.to_plotly_json())
-            self.widget.update_layout(layout(drawn, self.arrange))
+            for trace, old, new in zip(
+                self.widget.data, traces(before), traces(after), strict=True
+            ):
+                trace.update(changed(old.to_plotly_json(), new.to_plotly_json()))
+            self.widget.update_layout(
+                changed(layout(before, self.arrange), layout(after, self.arrange))
+            )
         self._drawn = info
 
     def rearrange(self, arrange: Arrange) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,11 +18,10 @@ from prunelab.notebook.controls import Controls, enabled, said
 from prunelab.notebook.draft import Draft
 from prunelab.notebook.keys import SCREEN, Keys
 from prunelab.notebook.live import Live
+from prunelab.notebook.pace import Pace
 from prunelab.notebook.static import svg
 from prunelab.notebook.worker import worker_of
 from prunelab.values import Importance, Progress, Rung
-
-FRAME = 0.2  # seconds between two redraws while a verb is at work
 
 
 class Screen(ipw.VBox):
@@ -39,6 +37,7 @@ class Screen(ipw.VBox):
         arrange: Arrange = "grid",
         theme: Literal["auto", "light", "dark"] = "auto",
     ) -> None:
+        self._endings: list[Callable[[], object]] = []  # first: a widget half made is closed too
         for name, given, known in (
             ("arrange", arrange, ("grid", "stack")),
             ("theme", theme, ("auto", "light", "dark")),
@@ -51,8 +50,7 @@ class Screen(ipw.VBox):
         self._worker = worker_of(session)
         self._at_work: list[str] = []
         self._seen: list[Importance | Rung] = []  # of the search under way
-        self._drawn_at = 0.0
-        self._work = ("", 0.0)  # what is measured, and since when
+        self._pace = Pace()
         self._quiet = False  # whether the boxes change because the screen sets them
         self._last: Event | None = next(reversed(list(session.ledger)), None)
         self.draft = Draft(session)
@@ -63,6 +61,7 @@ class Screen(ipw.VBox):
         self.group = next(iter(self._layers))
         self.controls = Controls()
         self.live = Live(self._info(), arrange, "dark" if theme == "dark" else "light")
+        self._endings.append(self.live.widget.close)
         narrow = Keys()
         super().__init__([*self.controls.rows, self.live.widget, *self.controls.below, narrow])
         self.layout.width = "100%"
@@ -71,7 +70,7 @@ class Screen(ipw.VBox):
         self._connect(narrow)
         self._choose_group(session.state)
         self._refresh()
-        self._unlisten: Callable[[], None] = session.listen(self._receive)
+        self._endings.append(session.listen(self._receive))
 
     # ------------------------------------------------------------ verbs
 
@@ -169,29 +168,17 @@ class Screen(ipw.VBox):
 
     def _saw(self, evidence: Importance | Rung) -> None:
         self._seen.append(evidence)
-        if evidence.group in self._layers and self._due():
+        if evidence.group in self._layers and self._pace.due():
             self.group = evidence.group
             self.live.draw(self._info())
 
     def _progress(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if progress.what != self._work[0] or progress.done <= 1:
-            self._work = (progress.what, now)
-        if not self._due():
-            return
-        controls = self.controls
-        controls.bar.value = progress.done / max(progress.total, 1)
-        rest = text.remaining(progress.done, progress.total, now - self._work[1])
-        controls.work.value = said(f"{progress.what}: {rest}", "work")
-        controls.working.layout.display = "flex"
-
-    def _due(self) -> bool:
-        """Whether the last redraw under way is long enough ago; if so, this is the next one."""
-        now = time.monotonic()
-        if now - self._drawn_at < FRAME:
-            return False
-        self._drawn_at = now
-        return True
+        elapsed = self._pace.elapsed(progress)
+        if self._pace.due():
+            rest = text.remaining(progress.done, progress.total, elapsed)
+            self.controls.bar.value = progress.done / max(progress.total, 1)
+            self.controls.work.value = said(f"{progress.what}: {rest}", "work")
+            self.controls.working.layout.display = "flex"
 
     # ------------------------------------------------------------ what the person chooses
 
@@ -254,9 +241,7 @@ class Screen(ipw.VBox):
         return replace(state, pending=self.draft.move) if self.draft.move else state
 
     def _info(self) -> BoardInfo:
-        return board_info(
-            self._state(), self.group, layers=self._layers, seen=self._seen or None
-        )
+        return board_info(self._state(), self.group, layers=self._layers, seen=self._seen or None)
 
     def _sentence(self) -> str:
         state = self.session.state
@@ -288,9 +273,7 @@ class Screen(ipw.VBox):
         chosen = self.draft.drop.get(self.group, ())
         self._quiet = True
         try:
-            controls.group.options = [
-                (text.option(row), row.name) for row in info.widths.rows
-            ]
+            controls.group.options = [(text.option(row), row.name) for row in info.widths.rows]
             controls.group.value = self.group
             alive = sum(fate != "gone" for fate in info.importance.fates)
             controls.count.max = max(alive - 1, len(chosen))
@@ -301,8 +284,9 @@ class Screen(ipw.VBox):
 
     def close(self) -> None:
         """Take the screen off the page and off the session."""
-        self._unlisten()
-        self.live.widget.close()
+        for end in self._endings:
+            end()
+        self._endings.clear()
         super().close()
 
     def __repr__(self) -> str:

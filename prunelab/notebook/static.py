@@ -84,7 +84,9 @@ def _widths(info: BoardInfo) -> str:
         body.append(_rect(0, y, row.original * px, h, "#dddddd"))
         body.append(_rect(0, y, row.proposed * px, h, KEEP))
         if row.now > row.proposed:
-            body.append(_rect(row.proposed * px, y, (row.now - row.proposed) * px, h, FATES["drop"]))
+            body.append(
+                _rect(row.proposed * px, y, (row.now - row.proposed) * px, h, FATES["drop"])
+            )
     return "".join(body) + _text(0, PLOT_H + 16, f"0 to {widest} channels")
 
 

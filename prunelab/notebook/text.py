@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from prunelab.errors import InvalidValue
-from prunelab.figures.widths import COUPLED, Row
+from prunelab.figures.style import COUPLED, DROP, GHOST, KEEP, TARGET
+from prunelab.figures.widths import DIAMOND, Row
 from prunelab.ledger import (
     Adjusted,
     Approved,
@@ -51,7 +52,7 @@ GROUP = "Group"
 COUNT = "Drop"
 UNITS = "Channels"
 REASON = "Reason"
-TARGET = "Target MACs %"
+TARGET_MACS = "Target MACs %"
 GUARD = "Min accuracy %"
 STEPS = "Tune steps"
 HISTORY = "History"
@@ -63,13 +64,17 @@ GUARD_TIP = "Run stops before validation accuracy falls below; 0: no limit"
 HINT = "Click bars to keep or drop, or use the boxes; Adjust takes it over."
 WELCOME = "Press Propose to see what the method would drop first."
 STOPPING = "stopping ..."
-LEGEND = (
-    '<span style="color:#0072B2">■</span> kept &emsp; '
-    '<span style="color:#D55E00">▨</span> proposed to drop &emsp; '
-    '<span style="color:#999999">■</span> dropped before &emsp; '
-    '<span style="color:#009E73">┅</span> theta &emsp; '
-    '<span style="color:#999999">┈●</span> undone &emsp; '
-    "<b>?</b> where the proposal leads &emsp; ◆ coupled layers"
+LEGEND = " &emsp; ".join(
+    f'<span style="white-space:nowrap"><span style="color:{colour}">{sign}</span> {words}</span>'
+    for sign, colour, words in (
+        ("■", KEEP, "kept"),
+        ("▨", DROP, "proposed to drop"),
+        ("■", GHOST, "dropped before"),
+        ("┅", TARGET, "theta"),
+        ("●", GHOST, "undone"),
+        ("<b>?</b>", "inherit", "where the proposal leads"),
+        (DIAMOND, COUPLED, "coupled layers"),
+    )
 )
 
 
@@ -120,7 +125,7 @@ def option(row: Row) -> str:
     text = f"{row.name} · {row.now} of {row.original}"
     if row.proposed != row.now:
         text += f" → {row.proposed}"
-    return text + f" {COUPLED}" * row.coupled
+    return text + f" {DIAMOND}" * row.coupled
 
 
 def proposal(state: State, move: Move, group: Any) -> str:
@@ -142,9 +147,7 @@ def proposal(state: State, move: Move, group: Any) -> str:
 def macs(state: State, move: Move) -> str:
     """How the MACs would change."""
     base = state.base.cost.macs
-    return (
-        f"MACs {state.now.cost.macs / base:.1%} → {move.after.macs / base:.1%} of the original."
-    )
+    return f"MACs {state.now.cost.macs / base:.1%} → {move.after.macs / base:.1%} of the original."
 
 
 def draft(state: State, move: Move, group: Any) -> str:
@@ -279,5 +282,5 @@ def told(event: Event) -> str:
 
 def dropped(drop: Mapping[str, Units]) -> str:
     """What a move drops, group by group."""
-    names = [f"{name} −{len(units)}" for name, units in drop.items()]
+    names = [f"{name} -{len(units)}" for name, units in drop.items()]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

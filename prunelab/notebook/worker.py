@@ -26,7 +26,8 @@ class Worker:
         self._running = False
         self._closed = False
         # a daemon: a kernel told to shut down must not wait for training to end
-        threading.Thread(target=self._run, name="prunelab", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="prunelab", daemon=True)
+        self.thread.start()
 
     def submit(self, job: Job) -> None:
         """Queue `job` and return at once."""

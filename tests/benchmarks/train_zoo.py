@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from prunelab import zoo
 
-EPOCHS = {"vgg8": 20, "resnet20": 20, "mobilenet": 14}
+EPOCHS = {"vgg8": 20, "resnet20": 20, "mobilenet": 12}
 BFLOAT16 = {"vgg8", "resnet20"}  # depth-wise convolutions are slower in bfloat16 on a CPU
 MEAN, STD = 0.2860, 0.3530
 OUT = Path(zoo.__file__).parent / "assets" / "zoo"

@@ -1,0 +1,33 @@
+"""How often to redraw while a verb is at work, and how long the work has taken. No Jupyter."""
+
+from __future__ import annotations
+
+import time
+
+from prunelab.values import Progress
+
+FRAME = 0.2  # seconds between two redraws: a page does not follow more
+
+
+class Pace:
+    """A clock for one screen."""
+
+    def __init__(self) -> None:
+        self._drawn = 0.0
+        self._what = ""
+        self._since = 0.0
+
+    def due(self) -> bool:
+        """Whether the last redraw is long enough ago; if so, this is the next one."""
+        now = time.monotonic()
+        if now - self._drawn < FRAME:
+            return False
+        self._drawn = now
+        return True
+
+    def elapsed(self, progress: Progress) -> float:
+        """Seconds since this piece of work began."""
+        now = time.monotonic()
+        if progress.what != self._what or progress.done <= 1:
+            self._what, self._since = progress.what, now
+        return now - self._since

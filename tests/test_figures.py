@@ -1,0 +1,387 @@
+"""The panels: what is drawn follows from the state, number by number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from prunelab.figures import (
+    board,
+    board_info,
+    importance,
+    importance_info,
+    ladder,
+    ladder_info,
+    trajectory,
+    trajectory_info,
+    widths,
+    widths_info,
+)
+from prunelab.figures.board import NAMES, panels, traces
+from prunelab.figures.importance import draw_importance
+from prunelab.figures.ladder import draw_ladder
+from prunelab.figures.style import shorten, wrap
+from prunelab.figures.trajectory import draw_trajectory
+from prunelab.figures.widths import draw_widths
+from prunelab.ledger import (
+    Adjusted,
+    Approved,
+    Began,
+    Event,
+    Proposed,
+    Repaired,
+    State,
+    Undone,
+    fold,
+)
+from prunelab.values import Cost, FrozenMap, Importance, Move, Rung
+
+WIDTHS = {"conv1": 4, "conv2": 8}
+LAYERS = {"conv1": ("conv1", "down"), "conv2": ("conv2",)}
+
+RUNGS = (
+    Rung("conv1", 0, (0, 1, 2, 3), (0.3, 0.1, 0.2, 0.4), (1, 2), 0.2, 0.05, "halve"),
+    Rung("conv1", 1, (1, 2), (0.03, 0.06), (1,), 0.03, 0.05, "take"),
+    Rung("conv2", 0, tuple(range(8)), (0.5,) * 8, (0, 1, 2, 3), 0.5, 0.05, "fail"),
+)
+SCORES = Importance("conv2", tuple(range(8)), (5, 3, 8, 1, 9, 2, 7, 4), "mean |w|")
+
+
+def cost(macs: int) -> Cost:
+    return Cost(macs=macs, params=macs, activation_bytes=macs)
+
+
+def move(drop: Mapping[str, tuple[int, ...]], before: int, after: int) -> Move:
+    return Move(
+        drop=FrozenMap(drop),
+        method="aofp",
+        parameters=FrozenMap(),
+        seed=0,
+        damage=FrozenMap(dict.fromkeys(drop, 0.01)),
+        before=cost(before),
+        after=cost(after),
+        fingerprint="f",
+    )
+
+
+def step(
+    event: type[Event], kept: Mapping[str, Any], accuracy: float, macs: int, **more: Any
+) -> Any:
+    return lambda seq: event(
+        seq=seq,
+        kept=FrozenMap(kept),
+        metrics=FrozenMap({"accuracy": accuracy}),
+        cost=cost(macs),
+        fingerprint=f"f{seq}",
+        weights="w",
+        **more,
+    )
+
+
+def began(widths: Mapping[str, int] = WIDTHS, accuracy: float = 0.92) -> Any:
+    return lambda seq: Began(
+        seq=seq,
+        network="Net",
+        fingerprint="f",
+        seed=0,
+        method="aofp",
+        parameters=FrozenMap(),
+        settings=FrozenMap(),
+        widths=FrozenMap(widths),
+        metrics=FrozenMap({"accuracy": accuracy}),
+        cost=cost(1000),
+        weights="w",
+    )
+
+
+def proposed(drop: Mapping[str, tuple[int, ...]], after: int, seen: tuple[Any, ...] = RUNGS) -> Any:
+    return lambda seq: Proposed(
+        seq=seq, method="aofp", parameters=FrozenMap(), move=move(drop, 1000, after), seen=seen
+    )
+
+
+def state_of(*makers: Any) -> State:
+    return fold(make(seq) for seq, make in enumerate(makers))
+
+
+START = state_of(began())
+PENDING = state_of(began(), proposed({"conv1": (1,)}, 900))
+KEPT = {"conv1": (0, 2, 3), "conv2": tuple(range(8))}
+APPROVED = state_of(
+    began(),
+    proposed({"conv1": (1,)}, 900),
+    step(Approved, KEPT, 0.90, 900),
+    step(Repaired, KEPT, 0.91, 900, kind="lstsq", automatic=True),
+)
+UNDONE = state_of(
+    began(),
+    proposed({"conv1": (1,)}, 900),
+    step(Approved, KEPT, 0.90, 900),
+    lambda seq: Undone(seq=seq, step=2, proposal=False),
+    proposed({"conv1": (2,)}, 950),
+)
+
+
+# ---------------------------------------------------------------- importance
+
+
+def test_units_of_a_search_stand_at_their_last_damage_lowest_first() -> None:
+    info = importance_info(PENDING, "conv1")
+    assert info.units == (1, 2, 0, 3)
+    assert info.values == (0.03, 0.06, 0.3, 0.4)
+    assert info.fates == ("drop", "keep", "keep", "keep")
+    assert info.threshold == 0.05
+
+
+def test_scores_of_a_method_are_preferred_and_have_no_theta() -> None:
+    state = state_of(began(), proposed({"conv2": (3, 5)}, 900, (*RUNGS, SCORES)))
+    info = importance_info(state, "conv2")
+    assert info.units == (3, 5, 1, 7, 0, 6, 2, 4)
+    assert info.fates[:3] == ("drop", "drop", "keep")
+    assert info.meaning == "mean |w|"
+    assert info.threshold is None
+
+
+def test_dropped_units_are_gone_after_approve_and_back_after_undo() -> None:
+    assert importance_info(APPROVED, "conv1").fates == ("gone", "keep", "keep", "keep")
+    assert "gone" not in importance_info(UNDONE, "conv1").fates
+
+
+def test_an_adjusted_move_recolours_the_bars() -> None:
+    adjusted = state_of(
+        began(),
+        proposed({"conv1": (1,)}, 900),
+        lambda seq: Adjusted(
+            seq=seq, drop=FrozenMap({"conv1": (2,)}), move=move({"conv1": (2,)}, 1000, 900)
+        ),
+    )
+    assert importance_info(adjusted, "conv1").fates == ("keep", "drop", "keep", "keep")
+
+
+def test_a_group_without_evidence_is_said_to_have_none() -> None:
+    panel = draw_importance(importance_info(START, "conv1"))
+    assert panel.note
+    assert all(len(trace.x) == 0 for trace in panel.traces)
+
+
+def test_drop_is_hatched_not_only_coloured() -> None:
+    drawn = {t.name: t for t in draw_importance(importance_info(PENDING, "conv1")).traces}
+    assert list(drawn["drop"].x) == [0]
+    assert drawn["drop"].marker.pattern.shape == "/"
+    assert drawn["drop"].marker.color != drawn["keep"].marker.color
+    assert list(drawn["threshold"].y) == [0.05, 0.05]
+    assert list(drawn["channel"].customdata) == [1, 2, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [((1.0, 2.0), False), ((1e-4, 1.0), True), ((-1.0, 100.0), False), ((0.0, 0.0), False)],
+)
+def test_the_scale_is_logarithmic_only_where_values_span_decades(
+    values: tuple[float, ...], log: bool
+) -> None:
+    seen = (Importance("conv1", (0, 1), values, "score"),)
+    info = importance_info(START, "conv1", seen)
+    assert info.log is log
+    assert all(math.isfinite(y) for t in draw_importance(info).traces for y in t.y)
+
+
+def test_a_bar_of_nothing_is_still_seen() -> None:
+    seen = (Importance("conv1", (0, 1, 2), (0.0, 1e-4, 1.0), "score"),)
+    panel = draw_importance(importance_info(START, "conv1", seen))
+    assert math.log10(panel.traces[0].y[0]) > panel.yaxis["range"][0]
+
+
+# ---------------------------------------------------------------- ladder
+
+
+def test_the_ladder_has_a_dot_per_halving() -> None:
+    info = ladder_info(PENDING, "conv1")
+    assert info.sizes == (4, 2)
+    assert info.taken == (2, 1)
+    assert info.worst == (0.2, 0.03)
+    assert info.verdicts == ("halve", "take")
+    assert info.theta == 0.05
+    assert info.others == (((8,), (0.5,)),)
+
+
+def test_the_ladder_says_the_verdicts_and_draws_theta() -> None:
+    drawn = {trace.name: trace for trace in draw_ladder(ladder_info(PENDING, "conv1")).traces}
+    assert list(drawn["search"].text) == ["halve", "drop 1"]
+    assert set(drawn["theta"].y) == {0.05}
+    assert list(drawn["other groups"].x) == [8, None]
+    failed = draw_ladder(ladder_info(PENDING, "conv2"))
+    assert list(failed.traces[2].text) == ["give up"]
+
+
+def test_the_ladder_runs_from_wide_to_narrow() -> None:
+    left, right = draw_ladder(ladder_info(PENDING, "conv1")).xaxis["range"]
+    assert left > right
+
+
+def test_only_the_latest_search_of_a_group_is_shown() -> None:
+    again = Rung("conv1", 0, (0, 2, 3), (0.3, 0.2, 0.4), (2,), 0.2, 0.05, "fail")
+    assert ladder_info(PENDING, "conv1", (*RUNGS, again)).sizes == (3,)
+
+
+def test_rungs_under_way_are_drawn_before_the_proposal() -> None:
+    assert ladder_info(START, "conv1").sizes == ()
+    assert ladder_info(START, "conv1", RUNGS[:1]).sizes == (4,)
+
+
+def test_dead_channels_do_not_break_the_logarithm() -> None:
+    dead = Rung("conv1", 0, (0, 1), (0.0, 0.1), (0,), 0.0, 0.05, "take")
+    drawn = draw_ladder(ladder_info(START, "conv1", (dead,)))
+    assert all(y > 0 for y in drawn.traces[2].y)
+    assert ladder_info(START, "conv1", (dead,)).worst == (0.0,)
+
+
+# ---------------------------------------------------------------- widths
+
+
+def test_widths_are_original_now_and_proposed() -> None:
+    rows = widths_info(PENDING, LAYERS).rows
+    assert [(r.original, r.now, r.proposed) for r in rows] == [(4, 4, 3), (8, 8, 8)]
+    rows = widths_info(APPROVED, LAYERS).rows
+    assert [(r.original, r.now, r.proposed) for r in rows] == [(4, 3, 3), (8, 8, 8)]
+
+
+def test_coupled_layers_carry_a_marker_and_their_number() -> None:
+    info = widths_info(PENDING, LAYERS, "conv2")
+    assert [row.coupled for row in info.rows] == [True, False]
+    drawn = {trace.name: trace for trace in draw_widths(info).traces}
+    assert list(drawn["coupled"].y) == [0]
+    assert list(drawn["coupled"].text) == ["2 layers"]
+    assert list(drawn["proposed to drop"].x) == [1, 0]
+    assert list(drawn["proposed to drop"].base) == [3, 8]
+
+
+def test_the_selected_group_is_bold() -> None:
+    panel = draw_widths(widths_info(START, LAYERS, "conv2"))
+    assert [text.startswith("<b>") for text in panel.yaxis["ticktext"]] == [False, True]
+
+
+@pytest.mark.parametrize("selected", [0, 1, 20, 39])
+def test_forty_groups_stay_readable(selected: int) -> None:
+    names = {f"features.denseblock{i}.denselayer{i}.conv1": 64 for i in range(40)}
+    chosen = list(names)[selected]
+    axis = draw_widths(widths_info(state_of(began(names)), None, chosen)).yaxis
+    ticks = axis["tickvals"]
+    assert selected in ticks
+    assert len(ticks) <= 22
+    assert min(b - a for a, b in pairwise(ticks)) >= 2
+    assert all(len(text) <= 26 for text in axis["ticktext"])
+
+
+# ---------------------------------------------------------------- trajectory
+
+
+def test_the_path_runs_through_the_steps_in_effect() -> None:
+    info = trajectory_info(APPROVED)
+    assert [(d.macs, round(d.value, 6), d.kind, d.move) for d in info.path] == [
+        (100, 92, "Began", 0),
+        (90, 90, "Approved", 1),
+        (90, 91, "Repaired", 1),
+    ]
+    assert info.metric == "accuracy"
+    assert info.percent
+    assert info.pending is None
+
+
+def test_undone_steps_stay_as_a_branch() -> None:
+    info = trajectory_info(UNDONE)
+    assert [dot.seq for dot in info.path] == [0]
+    assert [(a.seq, b.seq) for a, b in info.undone] == [(0, 2)]
+    drawn = {trace.name: trace for trace in draw_trajectory(info).traces}
+    assert list(drawn["undone"].x) == [100, 90, None]
+
+
+def test_the_pending_move_is_a_question_mark_at_its_macs() -> None:
+    info = trajectory_info(UNDONE)
+    assert info.pending == 95
+    drawn = {trace.name: trace for trace in draw_trajectory(info).traces}
+    assert list(drawn["proposed"].x) == [100, 95]
+    assert "?" in drawn["proposed"].text[1]
+
+
+def test_a_metric_that_is_no_accuracy_keeps_its_unit() -> None:
+    start = replace(began()(0), metrics=FrozenMap({"loss": 2.5}))
+    info = trajectory_info(fold([start]))
+    assert (info.path[0].value, info.percent) == (2.5, False)
+    assert draw_trajectory(info).yaxis["title"]["text"] == "validation loss"
+
+
+# ---------------------------------------------------------------- the board
+
+
+STATES = {"start": START, "pending": PENDING, "approved": APPROVED, "undone": UNDONE}
+
+
+def test_traces_never_change_in_number_kind_name_or_keys() -> None:
+    """So that the drawn board can be updated in place."""
+    shapes = set()
+    for state in STATES.values():
+        for group in WIDTHS:
+            drawn = traces(panels(board_info(state, group, layers=LAYERS)))
+            shapes.add(tuple((t.type, t.name, tuple(sorted(t.to_plotly_json()))) for t in drawn))
+    kinds = {tuple((kind, name) for kind, name, _ in shape) for shape in shapes}
+    assert len(kinds) == 1
+
+
+def test_equal_states_give_equal_infos() -> None:
+    again = state_of(began(), proposed({"conv1": (1,)}, 900))
+    assert board_info(PENDING, "conv1") == board_info(again, "conv1")
+    assert board_info(PENDING, "conv1") != board_info(PENDING, "conv2")
+
+
+@pytest.mark.parametrize("arrange", ["grid", "stack"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_every_axis_has_a_title_and_the_paper_is_transparent(
+    state: State, theme: Any, arrange: Any
+) -> None:
+    figure = board(board_info(state, "conv1", layers=LAYERS), arrange=arrange, theme=theme)
+    data = figure.to_plotly_json()["layout"]
+    axes = [value for key, value in data.items() if key[:5] in ("xaxis", "yaxis")]
+    assert len(axes) == 2 * len(NAMES)
+    assert all(axis["title"]["text"] for axis in axes)
+    assert all(axis["tickfont"]["size"] >= 12 for axis in axes)
+    assert all(note["font"]["size"] >= 12 for note in data["annotations"])
+    assert data["paper_bgcolor"] == data["plot_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_panels_do_not_overlap() -> None:
+    for arrange in ("grid", "stack"):
+        data = board(board_info(PENDING, "conv1"), arrange=arrange).layout
+        boxes = [
+            (*data[f"xaxis{n}"].domain, *data[f"yaxis{n}"].domain) for n in ("", "2", "3", "4")
+        ]
+        for i, (left, right, bottom, top) in enumerate(boxes):
+            for left2, right2, bottom2, top2 in boxes[i + 1 :]:
+                apart = right <= left2 or right2 <= left or top <= bottom2 or top2 <= bottom
+                assert apart, arrange
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_each_panel_is_a_figure_of_its_own_too(state: State) -> None:
+    for figure in (
+        importance(state, "conv1"),
+        ladder(state, "conv1", theme="dark"),
+        widths(state, LAYERS),
+        trajectory(state),
+    ):
+        assert isinstance(figure, go.Figure)
+        assert figure.layout.xaxis.title.text
+        assert figure.layout.yaxis.title.text
+
+
+def test_long_names_keep_their_end() -> None:
+    assert shorten("layer1.0.conv1") == "layer1.0.conv1"
+    assert shorten("features.denseblock1.denselayer2.conv1", 18) == "…denselayer2.conv1"
+    assert all(len(line) <= 38 for line in wrap("a word " * 30).split("<br>"))

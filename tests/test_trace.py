@@ -1,0 +1,263 @@
+"""Which channels live and die together: counts that are known, and what must be frozen."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import prunelab as pl
+
+# Groups and units as an independent reference implementation counts them, without the outputs.
+KNOWN = {
+    "resnet18": (12, 2880),
+    "resnet50": (37, 11456),
+    "vgg16_bn": (15, 12416),
+    "mobilenet_v2": (25, 9128),
+    "densenet121": (120, 10240),
+    "resnext50_32x4d": (21, 4416),
+    "efficientnet_b0": (40, 11404),
+    "regnet_y_400mf": (37, 2323),
+}
+ZOO = {"vgg8": (7, 576), "resnet20": (12, 448), "mobilenet": (13, 1584)}
+
+
+def random_plan(graph: pl.ChannelGraph, seed: int, most: float = 0.7) -> pl.WidthPlan:
+    rng = np.random.default_rng(seed)
+    drop = {}
+    for group in graph.groups:
+        if group.prunable:
+            count = int(rng.integers(0, max(1, int(group.width * most)) + 1))
+            drop[group.name] = rng.choice(group.width, min(count, group.width - 1), replace=False)
+    return pl.WidthPlan.full(graph).drop(drop)
+
+
+def counted(graph: pl.ChannelGraph) -> tuple[int, int]:
+    groups = [group for group in graph.groups if group.prunable]
+    return len(groups), sum(group.width for group in groups)
+
+
+def assert_masked_is_cut(model: nn.Module, graph: pl.ChannelGraph, x: Tensor, seed: int) -> None:
+    plan = random_plan(graph, seed)
+    model, x = model.double(), x.double()
+    with torch.no_grad():
+        small, same = pl.cut(model, graph, plan), pl.masked(model, graph, plan)
+        got, want = small(x), same(x)
+    assert got.shape == want.shape
+    assert float((got - want).norm()) <= 1e-10 * float(want.norm())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_has_the_known_groups_and_masked_equals_cut(name: str) -> None:
+    model = pl.zoo.load(name, pretrained=False)
+    x = torch.randn(2, 1, 28, 28)
+    graph = pl.trace(model, x)
+    assert counted(graph) == ZOO[name]
+    for seed in range(5):
+        assert_masked_is_cut(model, graph, x, seed)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_torchvision_has_the_known_groups_and_masked_equals_cut(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torchvision import models
+
+    model = getattr(models, name)(weights=None).eval()
+    x = torch.randn(1, 3, 64, 64)
+    graph = pl.trace(model, x)
+    assert counted(graph) == KNOWN[name]
+    assert_masked_is_cut(model, graph, x, seed=0)
+
+
+def test_residual_blocks_couple_the_stream_and_leave_the_inside_alone() -> None:
+    graph = pl.trace(pl.zoo.load("resnet20", pretrained=False), torch.randn(1, 1, 28, 28))
+    stream = graph["layer1.2.conv2"]
+    assert stream is graph["conv1"]
+    assert stream.producers == ("conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2")
+    assert stream.residual
+    inside = graph["layer1.0.conv1"]
+    assert inside.producers == ("layer1.0.conv1",)
+    assert inside.consumers == ("layer1.0.conv2",)
+    assert not inside.residual
+    assert not graph["fc"].prunable
+    assert "output" in graph["fc"].why
+
+
+class Coupled(nn.Module):
+    """A random small network: what it is made of follows from `recipe`."""
+
+    def __init__(self, recipe: list[int], width: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        layers: list[nn.Module] = []
+        channels = width
+        for step in recipe:
+            layer: nn.Module
+            match step:
+                case 0:
+                    layer = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU())
+                    channels = width
+                case 1:  # residual
+                    layer = nn.Sequential(
+                        nn.Conv2d(channels, 2 * width, 1, bias=False),
+                        nn.BatchNorm2d(2 * width),
+                        nn.ReLU(inplace=True),
+                        nn.Conv2d(2 * width, channels, 3, padding=1),
+                    )
+                case 2:  # depth-wise
+                    layer = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+                case 3:  # dense block: concat
+                    layer = nn.Conv2d(channels, width, 3, padding=1)
+                    channels += width
+                case 4:  # squeeze and excitation
+                    layer = nn.Sequential(
+                        nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.ReLU(),
+                        nn.Conv2d(4, channels, 1), nn.Sigmoid(),
+                    )  # fmt: skip
+                case _:  # grouped
+                    layer = nn.Conv2d(channels, 2 * channels, 3, padding=1, groups=channels // 2)
+                    channels *= 2
+            layers.append(layer)
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(channels * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for step, layer in zip(self.recipe, self.layers, strict=True):
+            out = layer(x)
+            x = {1: lambda x=x, out=out: x + out, 3: lambda x=x, out=out: torch.cat([x, out], 1),
+                 4: lambda x=x, out=out: x * out}.get(step, lambda out=out: out)()  # fmt: skip
+        return self.head(F.adaptive_max_pool2d(x, 2).flatten(1))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=5),
+    st.sampled_from([4, 6]),
+    st.integers(0, 10**6),
+)
+def test_random_networks_masked_equals_cut(recipe: list[int], width: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Coupled(recipe, width).eval()
+    x = torch.randn(2, 3, 8, 8)
+    graph = pl.trace(model, x)
+    assert any(group.prunable for group in graph.groups)
+    assert_masked_is_cut(model, graph, x, seed)
+
+
+class HardCoded(nn.Module):
+    """Its forward code knows the width of `a`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+        self.c = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x.view(len(x), 8, -1).view(len(x), 8, *x.shape[2:])
+        return self.c(self.b(x).relu())
+
+
+def test_a_width_that_the_code_knows_is_frozen_and_the_rest_is_not() -> None:
+    graph = pl.trace(HardCoded(), torch.randn(1, 3, 5, 5))
+    assert "hard-codes" in graph["a"].why
+    assert graph["b"].prunable
+
+
+class Unknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.cumsum(self.a(x), dim=1))
+
+
+def test_an_operation_without_a_rule_freezes_and_says_so() -> None:
+    graph = pl.trace(Unknown(), torch.randn(1, 3, 5, 5))
+    assert "cumsum" in graph["a"].why
+
+
+class Twice(nn.Module):
+    """One layer used twice, functional calls, and a parameter per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(5, 8, 1, 1))
+        self.gamma = nn.Parameter(torch.randn(5, 1, 1))
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shared(self.shared(self.stem(x)).relu())
+        return self.fc((F.conv2d(x, self.weight) * self.gamma).relu().mean((2, 3)))
+
+
+def test_shared_and_functional_layers_are_seen_and_cut() -> None:
+    model, x = Twice(), torch.randn(2, 3, 6, 6)
+    graph = pl.trace(model, x)
+    assert graph["shared"] is graph["stem"]
+    assert graph["weight"].prunable
+    small = pl.cut(model, graph, pl.WidthPlan.full(graph).drop({"weight": [1, 3], "stem": [0]}))
+    assert tuple(small.gamma.shape) == (3, 1, 1)
+    assert_masked_is_cut(model, graph, x, seed=3)
+
+
+class Slices(nn.Module):
+    """In-place writes into slices, and channels padded with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.c = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.cat([self.a(x), self.a(x)], 1)
+        out[:, 4:] = self.b(x)
+        return self.c(out)
+
+
+def test_a_write_into_a_slice_is_followed_or_frozen_never_wrong() -> None:
+    model, x = Slices(), torch.randn(1, 3, 5, 5)
+    graph = pl.trace(model, x)
+    assert_masked_is_cut(model, graph, x, seed=1)
+
+
+def test_tracing_leaves_no_trace() -> None:
+    model = pl.zoo.load("resnet20", pretrained=False).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rng = torch.get_rng_state()
+    pl.trace(model, torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(module.training for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_user_freezes_layers_by_name() -> None:
+    graph = pl.trace(
+        pl.zoo.load("resnet20", pretrained=False), torch.randn(1, 1, 28, 28), freeze=["layer3"]
+    )
+    assert "asked" in graph["layer3.0.conv1"].why
+    assert graph["layer2.0.conv1"].prunable
+
+
+def test_bad_input_is_told_what_to_do() -> None:
+    model = pl.zoo.load("resnet20", pretrained=False)
+    with pytest.raises(pl.TraceError, match="example inputs"):
+        pl.trace(model, torch.randn(1, 3, 28, 28))
+    with pytest.raises(pl.BadModel, match="meta device"):
+        pl.trace(nn.Conv2d(3, 4, 1, device="meta"), torch.randn(1, 3, 4, 4))
+    graph = pl.trace(model, torch.randn(1, 1, 28, 28))
+    with pytest.raises(pl.UnknownName, match=r"Did you mean 'layer1\.0\.conv1'"):
+        graph["layer1.0.conv"]
