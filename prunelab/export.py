@@ -119,12 +119,11 @@ def _write_network(session: Session, path: Path) -> None:
     }
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     data = save_tensors(tensors, metadata)
-    batch = session.sample()
     temporary = path.with_name(path.name + ".part")
     try:
         temporary.write_bytes(data)
-        again = load_pruned(session.fresh, temporary)
-        _same_outputs(session, again, batch)
+        again = load_pruned(session.original, temporary)
+        _same_outputs(session, again)
         temporary.replace(path)
     except OSError as error:
         raise PruneLabError(f"{path} cannot be written: {error.strerror}.") from None
@@ -133,11 +132,11 @@ def _write_network(session: Session, path: Path) -> None:
     _write_text(path.with_suffix(".card.json"), json.dumps(_card(session, data), indent=2) + "\n")
 
 
-def _same_outputs(session: Session, again: nn.Module, batch: Any) -> None:
+def _same_outputs(session: Session, again: nn.Module) -> None:
     device = next((p.device for p in session.model.parameters()), torch.device("cpu"))
     again = again.to(device)
     want, got = (
-        [x for x in tree_leaves(session.outputs(net, batch)) if isinstance(x, Tensor)]
+        [x for x in tree_leaves(session.outputs(net)) if isinstance(x, Tensor)]
         for net in (session.model, again)
     )
     if not all(torch.equal(a, b) for a, b in zip(want, got, strict=True)):
@@ -149,7 +148,7 @@ def _same_outputs(session: Session, again: nn.Module, batch: Any) -> None:
 
 def _card(session: Session, data: bytes) -> dict[str, Any]:
     state = session.state
-    inputs = session.example
+    inputs, original = session.example, session.original()
     return {
         "prunelab": FORMAT,
         "network": state.began.network,
@@ -162,15 +161,15 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
         },
         "validation": {"before": thaw(state.base.metrics), "after": thaw(state.now.metrics)},
         "test": {
-            "before": session.judge(session.fresh(), "test"),
-            "after": session.judge(session.model, "test"),
+            "before": session.evaluate(network=original),
+            "after": session.evaluate(),
         },
         "cost": {
             "before": thaw(state.base.cost),
             "after": thaw(cost(session.model, inputs)),
         },
         "latency_seconds": {
-            "before": latency(session.fresh(), inputs).median,
+            "before": latency(original, inputs).median,
             "after": latency(session.model, inputs).median,
             "batch": 1,
         },

@@ -192,11 +192,6 @@ class State:
         return sum(isinstance(point.event, Approved) for point in self.path)
 
     @property
-    def unrepaired(self) -> Point | None:
-        """The approve in effect that nothing has followed yet, if that is where we are."""
-        return self.now if isinstance(self.now.event, Approved) else None
-
-    @property
     def undoable(self) -> bool:
         """Whether `undo` has something to take back."""
         return self.pending is not None or self.now.parent is not None

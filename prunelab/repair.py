@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, Layer
-from prunelab.errors import BadData, InvalidValue
+from prunelab.errors import BadData
 from prunelab.evidence.measure import checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
 from prunelab.tracing import undisturbed
@@ -27,6 +27,7 @@ from prunelab.values import Progress
 
 KINDS = ("lstsq", "bn")
 WIDEST = 8192  # patch entries whose second moment is kept: 0.5 GB in float64
+RIDGE = 1e-6  # of the mean second moment
 
 
 def repairing(
@@ -38,30 +39,48 @@ def repairing(
     target_graph: ChannelGraph,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
-    kind: str,
 ) -> Generator[Progress, None, None]:
-    """Repair `small` in place; yields Progress.
+    """Repair `small`, just cut from `source`, in place and in one pass; yields Progress.
 
-    `small` was cut from `source`, and every layer that lost inputs by that is solved anew: it
-    reads what `source` reads, of the channels that `small` still has, and aims at what the same
-    layer of `target` gives, the network from before any cut. So errors of earlier moves are made
-    good too (the accumulated error of Channel Pruning, section 3.1.2: inputs from the pruned
-    network, targets from the original). `kind` is "lstsq" (that, then BatchNorm) or "bn"
-    (BatchNorm statistics only). Each graph describes the network before it.
+    Every layer that lost inputs by the cut is solved anew: it reads what `source` reads, of the
+    channels that `small` still has, and aims at what the same layer gives in `target`, the
+    network from before any cut. So errors of earlier moves are made good too (the accumulated
+    error of Channel Pruning: inputs from the pruned network, targets from the original). Each
+    graph describes the network before it. BatchNorm is recalibrated at the end.
     """
-    if kind not in KINDS:
-        raise InvalidValue(f"repair is 'lstsq', 'bn' or None, not {kind!r}.")
-    if kind == "lstsq":
-        tasks = {
-            task.weight: task
-            for task in (
-                _task(small, graph, layer, target_graph) for layer in source_graph.layers
-            )
-            if task is not None
-        }
-        yield from _meet(tasks, source, target, batches, forward)
-        for task in tasks.values():
-            task.solve(small)
+    tasks = [
+        _task(small, graph, layer, target_graph)
+        for layer in source_graph.layers
+        if len(graph.layer(layer.name).in_units) < len(layer.in_units)
+    ]
+    keep = {layer.name: layer for layer in source_graph.layers}
+    for task in filter(None, tasks):
+        layer = keep[task.layer.name]
+        stays = np.isin(layer.in_units, task.layer.in_units)
+        task.inputs = torch.from_numpy(np.flatnonzero(stays))
+    yield from _solved([task for task in tasks if task], small, source, target, batches, forward)
+    yield from recalibrating(small, batches(), forward)
+
+
+def repairing_in_order(
+    small: nn.Module,
+    graph: ChannelGraph,
+    target: nn.Module,
+    target_graph: ChannelGraph,
+    batches: Callable[[], Iterable[Any]],
+    forward: Callable[[nn.Module, Any], Any],
+) -> Generator[Progress, None, None]:
+    """Repair all of `small` in place, front to back; yields Progress.
+
+    Every layer that has fewer inputs than in `target` is solved anew, one after the other: it
+    reads what the layers repaired before it give. One pass over the batches a layer, so slower
+    and better than `repairing`. BatchNorm is recalibrated at the end.
+    """
+    for layer in graph.layers:
+        if len(layer.in_units) < len(target_graph.layer(layer.name).in_units):
+            task = _task(small, graph, layer, target_graph)
+            if task is not None:
+                yield from _solved([task], small, small, target, batches, forward)
     yield from recalibrating(small, batches(), forward)
 
 
@@ -69,21 +88,24 @@ def repairing(
 class _Task:
     """One layer to be solved: min ||(P, 1) W' - Y||^2 over the patches P that it still reads.
 
-    `inputs` are the positions of source's input channels that stay, `outputs` those of target's
-    outputs. `moment` is (P, 1)'(P, 1) and `cross` (P, 1)'Y, added up over batches in float64.
+    `layer` is as in `small`; `inputs` are the positions of its input channels in the network
+    that is watched (None: all), `outputs` those of its outputs in the target. `moment` is
+    (P, 1)'(P, 1) and `cross` (P, 1)'Y, added up over batches in float64.
     """
 
-    weight: str
+    layer: Layer
     constant: bool  # whether there is a bias or a BatchNorm to put the constant into
-    inputs: Tensor
     outputs: Tensor
+    inputs: Tensor | None = None
     moment: Tensor | None = None
     cross: Tensor | None = None
 
     def add(self, call: Call, y: Tensor) -> None:
-        """Take in one batch: the layer's call in source, and the outputs of target."""
+        """Take in one batch: the layer's call, and the outputs of target."""
         kernel = tuple(call.weight.shape[2:])
-        x = call.x.index_select(1, self.inputs.to(call.x.device))
+        x = call.x
+        if self.inputs is not None:
+            x = x.index_select(1, self.inputs.to(x.device))
         y = y.index_select(1, self.outputs.to(y.device))
         moment = patch_moments(x, kernel, call.conv).moment
         cross = cross_moment(x, y, kernel, call.conv)
@@ -91,7 +113,7 @@ class _Task:
         self.cross = cross if self.cross is None else self.cross + cross
 
     def solve(self, small: nn.Module) -> None:
-        """Put the least-squares weights into `small`.
+        """Put the least-squares weights into `small`, and their statistics into its BatchNorm.
 
         The change from the present weights W solves (M + ridge) X = C - M W'; the ridge pulls
         towards them, and is as small as lets rank-deficient patches be solved at all.
@@ -99,41 +121,54 @@ class _Task:
         if self.moment is None or self.cross is None:
             return  # the layer was not called
         parameters = dict(small.named_parameters())
-        weight = parameters[self.weight]
-        bias = parameters.get(self.weight.removesuffix("weight") + "bias")
-        old = weight.detach().double().reshape(len(weight), -1)
-        offset = torch.zeros(len(weight), 1, dtype=torch.float64, device=old.device)
-        if bias is not None:
-            offset = bias.detach().double()[:, None]
-        old = torch.cat([old, offset], dim=1).T
-        size = len(self.moment) if self.constant else len(self.moment) - 1
-        moment, cross, old = self.moment[:size, :size], self.cross[:size], old[:size]
-        ridge = 1e-6 * moment.diagonal().mean()
-        eye = torch.eye(size, dtype=torch.float64, device=moment.device)
-        change = torch.linalg.solve(moment + ridge * eye, cross - moment @ old)
-        entries = old.shape[0] - self.constant
+        weight = parameters[self.layer.weight]
+        bias = parameters.get(_bias_of(self.layer))
+        offset = torch.zeros(len(weight)) if bias is None else bias.detach()
+        old = torch.cat([weight.detach().reshape(len(weight), -1), offset[:, None].to(weight)], 1)
+        full = old.double().T
+        size = len(full) if self.constant else len(full) - 1
+        moment = self.moment[:size, :size]
+        ridge = RIDGE * moment.diagonal().mean() * torch.eye(size, device=moment.device)
+        full[:size] += torch.linalg.solve(
+            moment + ridge, self.cross[:size] - moment @ full[:size]
+        )
         with torch.no_grad():
-            weight += change[:entries].T.reshape(weight.shape).to(weight.dtype)
+            weight.copy_(full[:-1].T.reshape(weight.shape))
             if bias is not None:
-                bias += change[-1].to(bias.dtype)
+                bias.copy_(full[-1])
+            else:
+                full[-1] = 0  # BatchNorm takes the constant up, as its mean
+            if self.layer.norm is not None:
+                _settle_norm(small.get_submodule(self.layer.norm), full, self.moment)
+
+
+def _settle_norm(norm: nn.Module, weights: Tensor, moment: Tensor) -> None:
+    """Give a BatchNorm the mean and variance of its layer's outputs, from patch moments."""
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+        assert norm.running_var is not None
+        rows = moment[-1, -1]
+        mean = weights.T @ moment[-1] / rows
+        square = ((moment @ weights) * weights).sum(0) / rows
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_((square - mean.square()).clamp_min(0))
+
+
+def _bias_of(layer: Layer) -> str:
+    return layer.weight.removesuffix("weight") + "bias"
 
 
 def _task(
     small: nn.Module, graph: ChannelGraph, layer: Layer, target_graph: ChannelGraph
 ) -> _Task | None:
-    """What is to be solved of a layer of `source`; None where it lost nothing or cannot be."""
+    """What is to be solved of `layer`; None where least squares does not apply."""
     now = graph.layer(layer.name)
-    entries = len(now.in_units) * prod(layer.kernel)
-    if not layer.dense or layer.transposed or len(now.in_units) == len(layer.in_units):
-        return None
-    if entries > WIDEST:
+    if not now.dense or now.transposed or len(now.in_units) * prod(now.kernel) > WIDEST:
         return None
     there = {unit: place for place, unit in enumerate(target_graph.layer(layer.name).out_units)}
-    has_bias = layer.weight.removesuffix("weight") + "bias" in dict(small.named_parameters())
+    has_bias = _bias_of(layer) in dict(small.named_parameters())
     return _Task(
-        weight=layer.weight,
+        layer=now,
         constant=has_bias or layer.norm is not None,
-        inputs=torch.from_numpy(np.flatnonzero(np.isin(layer.in_units, now.in_units))),
         outputs=torch.tensor([there[unit] for unit in now.out_units.tolist()]),
     )
 
@@ -166,29 +201,34 @@ class _Inputs(Watch):
             self.tasks[call.name].add(call, self.targets[call.name].pop(0))
 
 
-def _meet(
-    tasks: Mapping[str, _Task],
+def _solved(
+    tasks: list[_Task],
+    small: nn.Module,
     source: nn.Module,
     target: nn.Module,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
 ) -> Generator[Progress, None, None]:
-    """Run both networks over the batches and fill the tasks."""
+    """Run `source` and `target` over the batches, then solve the tasks in `small`."""
     if not tasks:
         return
+    wanted = {task.layer.weight: task for task in tasks}
+    what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
     count = 0
     with undisturbed(source), undisturbed(target), torch.no_grad():
         source.eval()
         target.eval()
         for batch in guarded(batches()):
-            with _Outputs(target, tasks) as outputs:
+            with _Outputs(target, wanted) as outputs:
                 checked(forward, target, batch)
-            with _Inputs(source, tasks, outputs.found):
+            with _Inputs(source, wanted, outputs.found):
                 checked(forward, source, batch)
             count += 1
-            yield Progress(count, count, "solving for the lost signal")
+            yield Progress(count, count, f"solving {what} by least squares")
     if not count:
         raise BadData("There are no batches to repair on; give at least one.")
+    for task in tasks:
+        task.solve(small)
 
 
 def recalibrating(

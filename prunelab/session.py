@@ -6,9 +6,6 @@ leaves model, ledger and state as they were.
 
 from __future__ import annotations
 
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,22 +17,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
 from prunelab.cost import cost
 from prunelab.errors import (
-    BadData,
     BadModel,
     BudgetUnreachable,
     InvalidValue,
-    NotFinite,
-    SessionBusy,
     SessionFileError,
     StaleEvidence,
-    Stopped,
     WrongState,
 )
 from prunelab.evidence import Evidence
-from prunelab.evidence.measure import batch_size, finish, measuring, run_batch
+from prunelab.evidence.measure import finish
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger import (
     Adjusted,
@@ -56,17 +50,15 @@ from prunelab.ledger import (
 )
 from prunelab.methods import Context, Method, make_method
 from prunelab.methods.contract import parameters
-from prunelab.repair import KINDS, repairing
 from prunelab.store import FileStore
 from prunelab.surgery import cut
-from prunelab.tracing import copy_of, trace, undisturbed
-from prunelab.training import Metric, Training, cross_entropy, hitting, metrics_of, training
+from prunelab.tracing import copy_of, undisturbed
+from prunelab.training import Metric, Training
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan, units_of
+from prunelab.verbs import Verbs, Work, uninterrupted
 
-REPAIR_IMAGES = 1024
 
-
-class Session:
+class Session(Verbs):
     """A network being pruned move by move: propose, look, adjust, approve or reject, undo.
 
     `model` is copied and never touched. `data` has `.train` (evidence and tuning are made on
@@ -95,103 +87,99 @@ class Session:
         seed: int = 0,
         path: str | Path | None = None,
     ) -> None:
-        self._settle(
-            model, data, method, graph=graph, forward=forward, loss=loss, metrics=metrics,
-            train=train, example_inputs=example_inputs, repair=repair, device=device, seed=seed,
+        bench = Bench(
+            model, data, graph=graph, forward=forward, loss=loss, metrics=metrics, train=train,
+            example_inputs=example_inputs, repair=repair, device=device, seed=seed,
         )  # fmt: skip
+        made = make_method(method)
         store: Store = MemoryStore() if path is None else FileStore.create(path)
-        self._ledger = Ledger(store)
         try:
-            self._begin(type(model).__name__)
+            self._settle(bench, made, Ledger(store))
+            self._begin()
         except BaseException:
             if path is not None:
                 Path(path).unlink(missing_ok=True)
             raise
 
-    def _begin(self, network: str) -> None:
-        measured, self._hits = finish(self._judged(self._base))
-        mark = fingerprint(self._base)
-        self._commit(
-            Began(
-                seq=0,
-                at=_now(),
-                network=network,
-                fingerprint=mark,
-                seed=self._seed,
-                method=self._method.name,
-                parameters=parameters(self._method),
-                settings=FrozenMap({"repair": self._repair_kind}),
-                widths=FrozenMap({group.name: group.width for group in self._graph.groups}),
-                metrics=FrozenMap(measured),
-                cost=cost(self._graph, WidthPlan.full(self._graph)),
-                weights=mark,
-                versions=FrozenMap(_versions()),
-            ),
-            self._base,
-        )
-
-    def _settle(
-        self, model: nn.Module, data: Any, method: Any, *, graph: ChannelGraph | None,
-        forward: Any, loss: Any, metrics: Any, train: Any, example_inputs: Any,
-        repair: str | None, device: Any, seed: int,
-    ) -> None:  # fmt: skip
-        """Check what the user gave and set up what does not change over a session."""
-        if not isinstance(model, nn.Module):
-            raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
-        if repair is not None and repair not in KINDS:
-            raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {repair!r}.")
-        for split in ("train", "val", "test"):
-            if not hasattr(data, split):
-                raise BadData(
-                    f"data has no .{split}; give pl.Data(train=, val=, test=) of batches or "
-                    "Datasets, or pl.data.load(...)."
-                )
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._busy: str | None = None
-        self._listeners: list[Callable[[Any], None]] = []
-        self._method = make_method(method)
-        self._data = data
-        self._seed = int(seed)
-        self._repair_kind = repair
-        self._forward = forward or run_batch
-        self._loss = loss or cross_entropy
-        self._classifies = metrics is None and loss is None and forward is None
-        self._metrics = metrics_of(metrics, self._loss, self._classifies)
-        self._train = train if train is not None else Training()
-        if not isinstance(self._train, Training) and not callable(self._train):
-            raise InvalidValue(
-                "train is a pl.Training or a function (model, data, steps), not "
-                f"{type(train).__name__}."
-            )
-        base = copy_of(model)
-        meta = [name for name, tensor in base.state_dict().items() if tensor.is_meta]
-        if not meta:
-            if device is not None:
-                base = base.to(device)
-            for name, tensor in base.state_dict().items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise BadModel(
-                        f"{name} holds NaN or infinity; nothing measured on this network would "
-                        "mean anything. Load sound weights first."
-                    )
-        if graph is None:
-            if example_inputs is None:
-                first = next(self._images(1), None)
-                if first is None:
-                    raise BadData("data.train has no batches; give at least one.")
-                example_inputs = first if forward else _inputs_of(first, base)
-            graph = trace(base, example_inputs, forward=forward)
-        if not any(group.prunable for group in graph.groups):
-            reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
-            raise BadModel(f"No channel of this network can be pruned ({reasons}).")
-        self._base = base
-        self._graph = graph
-        self._model = copy_of(base)
-        self._now_graph = graph
-        self._evidence: dict[tuple[Any, ...], Evidence] = {}
+    def _settle(self, bench: Bench, method: Method, ledger: Ledger) -> None:
+        super().__init__()
+        self._bench = bench
+        self._method = method
+        self._ledger = ledger
+        self._model = copy_of(bench.base)
+        self._graph = bench.graph
         self._brought: nn.Module | None = None  # trained weights that the pending move brings
-        self._hits: Tensor | None = None
+        self._hits: Tensor | None = None  # which validation images are classified right now
+
+    def _begin(self) -> None:
+        bench = self._bench
+        measured, hits = finish(bench.judged(bench.base))
+        mark = fingerprint(bench.base)
+        began = Began(
+            **self._header(),
+            network=type(bench.base).__name__,
+            fingerprint=mark,
+            seed=bench.seed,
+            method=self._method.name,
+            parameters=parameters(self._method),
+            settings=FrozenMap({"repair": bench.repair}),
+            widths=FrozenMap({group.name: group.width for group in bench.graph.groups}),
+            metrics=FrozenMap(measured),
+            cost=cost(bench.graph, WidthPlan.full(bench.graph)),
+            weights=mark,
+            versions=FrozenMap(_versions()),
+        )
+        self._commit(began, self._model, weights=bench.base, hits=hits)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, model: nn.Module, data: Any, method: Any = None, **own: Any
+    ) -> Session:
+        """Resume the session in the file `path`.
+
+        `model` supplies the architecture only: base weights, events and settings come from the
+        file. `own` takes the keywords of `Session` that a file cannot hold (forward, loss,
+        metrics, train, example_inputs, graph, device). Raises `SessionFileError` for a file that
+        is not a session, is damaged, of a newer format, or of another network.
+        """
+        ledger = Ledger(FileStore.open(path))
+        if not len(ledger):
+            raise SessionFileError(f"{path} holds no events; it is no session to resume.")
+        known = ("graph", "forward", "loss", "metrics", "train", "example_inputs", "device")
+        if unknown := set(own) - set(known):
+            raise InvalidValue(
+                f"Session.open takes {', '.join(known)}; not {', '.join(sorted(unknown))}, "
+                "which the file holds."
+            )
+        began = ledger.state.began
+        base = copy_of(model)
+        try:
+            base.load_state_dict(load_tensors(ledger.blob(began.weights)))
+        except (RuntimeError, KeyError) as error:
+            raise SessionFileError(
+                f"{path} is a session of a {began.network} whose weights do not fit the given "
+                f"{type(model).__name__}: {str(error).splitlines()[0]} Give a network of the same "
+                "architecture."
+            ) from None
+        bench = Bench(
+            base, data, repair=began.settings["repair"], seed=began.seed,
+            **{name: own.get(name) for name in known},
+        )  # fmt: skip
+        if {group.name: group.width for group in bench.graph.groups} != dict(began.widths):
+            raise SessionFileError(f"{path} is a session of another network: its groups differ.")
+        if method is None:
+            last = ledger.state.proposed or began
+            method = make_method(last.method, **dict(last.parameters))
+        session = cls.__new__(cls)
+        session._settle(bench, make_method(method), ledger)
+        state = ledger.state
+        session._model = session._network_at(state.now)
+        session._graph = bench.graph.after(session.plan)
+        if state.pending is not None and state.proposed is not None and state.proposed.weights:
+            weights = load_tensors(ledger.blob(state.proposed.weights))
+            session._brought = bench.network(session.plan, weights)
+        session._hits = finish(bench.judged(session._model))[1]
+        return session
 
     # ------------------------------------------------------------ what a session shows
 
@@ -213,22 +201,27 @@ class Session:
     @property
     def plan(self) -> WidthPlan:
         """The units kept now, in original numbers."""
-        return self._plan_at(self.state.now)
+        return self._bench.plan(self.state.now.kept)
 
     @property
     def graph(self) -> ChannelGraph:
         """The channel graph of the network now; groups and units keep their names and numbers."""
-        return self._now_graph
+        return self._graph
 
     @property
     def data(self) -> Any:
         """The data that the session was given."""
-        return self._data
+        return self._bench.data
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """The metrics by name; the first guards `run`."""
-        return dict(self._metrics)
+        return dict(self._bench.metrics)
+
+    @property
+    def example(self) -> Any:
+        """One training input, as the network takes it."""
+        return self._bench.inputs_of(self._bench.sample())
 
     @property
     def method(self) -> Method:
@@ -241,52 +234,41 @@ class Session:
         with self._verb("method"):
             self._method = made
 
-    @property
-    def busy(self) -> str | None:
-        """The verb at work, if any."""
-        return self._busy
-
     def __repr__(self) -> str:
         return f"<Session of {self.state.began.network}: {self.state.line()}>"
 
-    def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
-        """Call `callback` with every Event, and with Progress and evidence while a verb works,
-        on the verb's thread; gives a function that ends it."""
-        self._listeners.append(callback)
+    def original(self) -> nn.Module:
+        """A new copy of the network that the session began with."""
+        return copy_of(self._bench.base)
 
-        def end() -> None:
-            if callback in self._listeners:
-                self._listeners.remove(callback)
-
-        return end
-
-    def stop(self) -> None:
-        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing."""
-        if self._busy is not None:
-            self._stop.set()
+    def outputs(self, network: nn.Module) -> Any:
+        """What `network` gives for the first training batch, in evaluation mode."""
+        with undisturbed(network), torch.no_grad():
+            network.eval()
+            return self._bench.forward(network, self._bench.sample())
 
     # ------------------------------------------------------------ verbs
 
     def propose(self, target_macs: float | None = None) -> Move | None:
         """Let the method look for a move; None when it has nothing more.
 
-        With `target_macs` (as in `run`) the move takes no more than the target needs. Raises `WrongState` while a proposal is pending (approve, adjust or reject it first),
+        With `target_macs` (as in `run`) the move takes no more than the target needs. Raises
+        `WrongState` while a proposal is pending (approve, adjust or reject it first),
         `SessionBusy`, `Stopped`, `BadData`, `NotFinite`.
         """
         return self._drive("propose", self._propose(target_macs))  # type: ignore[no-any-return]
 
-    def proposing(
-        self, target_macs: float | None = None
-    ) -> Generator[Any, None, Move | None]:
+    def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
         """`propose` as a generator that yields what the method sees, for a live view."""
         with self._verb("propose"):
             return (yield from self._telling(self._propose(target_macs)))
 
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        """Change the pending move: it now drops exactly these units, of these groups.
+        """Change the pending move: it now drops exactly these units, and no others.
 
-        Raises `WrongState` when nothing is pending, `IllegalPlan` or `UnknownName` for units
-        that cannot be dropped; the proposal then stays as it was.
+        Raises `WrongState` when nothing is pending, `StaleEvidence` when the network has changed
+        since, `IllegalPlan` or `UnknownName` for units that cannot be dropped; the proposal then
+        stays as it was.
         """
         return self._drive("adjust", self._adjust(drop))  # type: ignore[no-any-return]
 
@@ -303,30 +285,18 @@ class Session:
         """Decline the pending move; raises `WrongState` when there is none."""
         with self._verb("reject"):
             self._pending("reject")
-            self._brought = None
-            self._commit(Rejected(seq=len(self._ledger), at=_now(), reason=str(reason)))
+            self._commit(Rejected(**self._header(), reason=str(reason)))
         return self.state
 
     def undo(self) -> State:
         """Drop a pending proposal and take back the latest approve (with the repair that came
         with it), repair or tune; raises `WrongState` when there is neither."""
-        with self._verb("undo"):
-            state = self.state
-            if not state.undoable:
-                raise WrongState("There is nothing to undo: no move was approved, none is pending.")
-            step, head = state.undo_target()
-            network = self._network_at(state.point(head)) if step is not None else self._model
-            event = Undone(
-                seq=len(self._ledger), at=_now(), step=step, proposal=state.pending is not None
-            )
-            hits = finish(self._judged(network))[1] if step is not None else self._hits
-            self._brought = None
-            self._commit(event, network, store=False, hits=hits)
+        self._drive("undo", self._undo())
         return self.state
 
-    def repair(self, kind: str | None = None) -> State:
-        """Repair without training: "lstsq" right after an approve that was not repaired, "bn"
-        (BatchNorm statistics) any time. None takes the best that is possible now."""
+    def repair(self, kind: str = "lstsq") -> State:
+        """Repair without training, front to back: "lstsq" solves every layer that has lost inputs
+        since the original, or the latest tune; "bn" measures BatchNorm statistics anew."""
         self._drive("repair", self._repair(kind))
         return self.state
 
@@ -355,20 +325,24 @@ class Session:
                 raise BadModel(
                     f"The trainer changed the network's shape at {odd}; only weights may change."
                 )
-            _check_finite(network, "your trainer")
-            finish(self._telling(self._tuned(network, 0, by, replayable=False)))
+            check_finite(network, "your trainer")
+            network.eval()
+            extra = {"steps": 0, "by": by, "replayable": False}
+            finish(self._telling(self._step(Tuned, network, self.plan, extra)))
 
-    def evaluate(self, split: str = "test") -> dict[str, float]:
-        """Metric to value on the test split (or "val", "train"); changes nothing."""
+    def evaluate(self, split: str = "test", network: nn.Module | None = None) -> dict[str, float]:
+        """Metric to value on the test split (or "val", "train"), of the network now or of
+        another; changes nothing."""
         if split not in ("train", "val", "test"):
             raise InvalidValue(f"split is 'train', 'val' or 'test', not {split!r}.")
-        loader = getattr(self._data, split)
-        return self._drive("evaluate", self._judged(self._model, loader))[0]  # type: ignore[no-any-return]
+        loader = getattr(self.data, split)
+        judged = self._bench.judged(self._model if network is None else network, loader)
+        return self._drive("evaluate", judged)[0]  # type: ignore[no-any-return]
 
     def run(self, target_macs: float = 0.5, min_accuracy: float | None = None) -> State:
         """Propose and approve until the network has `target_macs`: a share of the original when
         at most 1, else a number. Where the method finds nothing it is relaxed (AOFP doubles
-        theta).
+        theta); where least squares repairs, it does so once more at the end, front to back.
 
         `min_accuracy` guards the first metric on the validation images: a move that would break
         it is left pending and the run ends. Raises `BudgetUnreachable`, with the best plan so
@@ -380,7 +354,7 @@ class Session:
     def note(self, text: str) -> State:
         """Write something down in the ledger."""
         with self._verb("note"):
-            self._commit(Noted(seq=len(self._ledger), at=_now(), text=str(text)))
+            self._commit(Noted(**self._header(), text=str(text)))
         return self.state
 
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
@@ -388,45 +362,18 @@ class Session:
 
         Answers from the evidence at hand; measures only when there is none of this network.
         """
-        with self._verb("what_if"):
-            return finish(self._telling(self._imagined(drop)))  # type: ignore[no-any-return]
+        return self._drive("what_if", self._imagined(drop))  # type: ignore[no-any-return]
 
     def export(self, path: str | Path) -> Path:
         """Write the network (.safetensors, with its card), the plan (.json) or the script (.py)."""
         from prunelab.export import export
 
-        with self._verb("export"):
-            return export(self, Path(path))
-
-    # ------------------------------------------------------------ for reports
-
-    @property
-    def example(self) -> Any:
-        """One training input, as the network takes it."""
-        return _inputs_of(self.sample(), self._base)
-
-    def sample(self) -> Any:
-        """The first training batch."""
-        return next(self._images(1))
-
-    def outputs(self, network: nn.Module, batch: Any) -> Any:
-        """What `network` gives for a batch, in evaluation mode."""
-        with undisturbed(network), torch.no_grad():
-            network.eval()
-            return self._forward(network, batch)
-
-    def judge(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Metric to value of any network on a split; changes nothing."""
-        return finish(self._judged(network, getattr(self._data, split)))[0]  # type: ignore[no-any-return]
-
-    def fresh(self) -> nn.Module:
-        """A new copy of the network that the session began with."""
-        return copy_of(self._base)
+        return export(self, Path(path))
 
     # ------------------------------------------------------------ the verbs' work
 
     def _propose(self, target: float | None = None) -> Generator[Any, None, Move | None]:
-        state = self.state
+        state, bench = self.state, self._bench
         goal = None if target is None else self._goal(target)
         if state.pending is not None and not state.stale:
             raise WrongState(
@@ -434,26 +381,25 @@ class Session:
             )
         context = Context(
             model=self._model,
-            graph=self._now_graph,
+            graph=self._graph,
             plan=self.plan,
             fingerprint=state.now.event.fingerprint,
-            seed=self._seed_of(len(self._ledger)),
+            seed=bench.seed_of(len(self._ledger)),
             carry=state.now.carry,
             target_macs=goal,
             measure=self._measured,
-            training_batches=self._shuffled,
-            loss=self._loss,
-            cost=lambda plan: cost(self._graph, plan),
-            train=self._train if isinstance(self._train, Training) else Training(),
+            training_batches=bench.shuffled,
+            loss=bench.loss,
+            cost=lambda plan: cost(bench.graph, plan),
+            train=bench.train if isinstance(bench.train, Training) else Training(),
         )
         seen = []
         search = self._method.search(context)
-        move = None
         while True:
             try:
                 item = next(search)
             except StopIteration as end:
-                move = end.value
+                move: Move | None = end.value
                 break
             if not isinstance(item, Progress):
                 seen.append(item)
@@ -461,378 +407,214 @@ class Session:
         if move is not None and not move.drop:
             move = None
         brought = context.weights if move is not None else None
-        self._commit(
-            Proposed(
-                seq=len(self._ledger),
-                at=_now(),
-                method=self._method.name,
-                parameters=parameters(self._method),
-                move=move,
-                seen=tuple(seen),
-                target=target,
-                weights=fingerprint(brought) if brought is not None else None,
-            ),
-            brought=brought,
+        event = Proposed(
+            **self._header(),
+            method=self._method.name,
+            parameters=parameters(self._method),
+            move=move,
+            seen=tuple(seen),
+            target=target,
+            weights=fingerprint(brought) if brought is not None else None,
         )
+        self._commit(event, weights=brought, brought=brought)
         return move
 
+    def _measured(self, at: str = "conv", images: int = 512) -> Generator[Any, None, Evidence]:
+        mark = self.state.now.event.fingerprint
+        return (yield from self._bench.measured(self._model, self._graph, mark, at, images))
+
     def _imagined(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
-        wanted = {self._graph[name].name: units_of(units) for name, units in drop.items()}
+        graph, state = self._bench.graph, self.state
+        wanted = {graph[name].name: units_of(units) for name, units in drop.items()}
         wanted = {name: units for name, units in wanted.items() if units}
         after = self.plan.drop(wanted)
-        evidence = yield from self._measured(**self._measuring_of_method())
-        pending = self.state.pending
+        place = getattr(self._method, "at", None)
+        evidence = yield from self._measured(
+            at="bn" if place == "bn" else "conv", images=getattr(self._method, "images", 512)
+        )
+        pending = None if state.stale else state.pending
         return Move(
             drop=FrozenMap(wanted),
             method=pending.method if pending else self._method.name,
             parameters=pending.parameters if pending else parameters(self._method),
-            seed=pending.seed if pending else self._seed_of(len(self._ledger)),
+            seed=pending.seed if pending else self._bench.seed_of(len(self._ledger)),
             damage=FrozenMap({name: evidence[name].damage(u) for name, u in wanted.items()}),
-            before=cost(self._graph, self.plan),
-            after=cost(self._graph, after),
-            fingerprint=self.state.now.event.fingerprint,
+            before=cost(graph, self.plan),
+            after=cost(graph, after),
+            fingerprint=state.now.event.fingerprint,
             carry=pending.carry if pending else FrozenMap(),
         )
 
     def _adjust(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
-        self._pending("adjust")
+        self._fresh("adjust")
         move = yield from self._imagined(drop)
-        self._commit(Adjusted(seq=len(self._ledger), at=_now(), drop=move.drop, move=move))
+        self._commit(Adjusted(**self._header(), drop=move.drop, move=move))
         return move
 
     def _approve(self, floor: float | None = None) -> Generator[Any, None, bool]:
-        move = self._pending("approve")
-        if self.state.stale:
-            raise StaleEvidence(
-                "The network has changed since this move was measured; propose again."
-            )
+        move, bench = self._fresh("approve"), self._bench
         source = self._brought if self._brought is not None else self._model
-        plan = self.plan.drop(move.drop)
-        small = cut(source, self._now_graph, plan)
-        steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]] = []
-        measured, hits = yield from self._judged(small)
-        steps.append((Approved, {}, small, measured, hits))
-        if self._repair_kind is not None:
+        before, plan = self.plan, self.plan.drop(move.drop)
+        small = cut(source, self._graph, plan)
+        steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
+        if bench.repair is not None:
             fixed = copy_of(small)
-            yield from self._mended(fixed, plan, source, self._now_graph, self._repair_kind)
-            _check_finite(fixed, "the repair")
-            measured, hits = yield from self._judged(fixed)
-            extra = {"kind": self._repair_kind, "automatic": True}
-            steps.append((Repaired, extra, fixed, measured, hits))
-        if floor is not None and self._breaks(measured, floor):
+            target = (source, before) if self._brought is not None else self._trained()
+            yield from bench.mended(fixed, plan, bench.repair, target, (source, before))
+            extra = {"kind": bench.repair, "automatic": True}
+            steps.append((Repaired, extra, fixed, *(yield from bench.judged(fixed))))
+        if floor is not None and self._breaks(steps[-1][3], floor):
             return False
-        self._commit_steps(steps, plan)
+        with uninterrupted():
+            for kind, extra, network, measured, hits in steps:
+                self._commit_step(kind, network, plan, extra, measured, hits)
         return True
 
-    def _repair(self, kind: str | None) -> Generator[Any, None, None]:
-        fresh = self.state.unrepaired
-        if kind is None:
-            kind = "lstsq" if fresh is not None else "bn"
-        if kind == "lstsq" and fresh is None:
-            raise WrongState(
-                "Least squares needs the network from before the cut, right after an approve "
-                "that was not repaired; now use repair('bn') or tune."
-            )
-        small = copy_of(self._model)
-        source, graph = self._model, self._now_graph
-        if fresh is not None:
-            assert fresh.parent is not None
-            parent = self.state.point(fresh.parent)
-            source, graph = self._network_at(parent), self._graph.after(self._plan_at(parent))
-        yield from self._mended(small, self.plan, source, graph, kind)
-        _check_finite(small, "the repair")
-        measured, hits = yield from self._judged(small)
-        extra = {"kind": kind, "automatic": False}
-        self._commit_steps([(Repaired, extra, small, measured, hits)], self.plan)
+    def _undo(self) -> Generator[Any, None, None]:
+        state = self.state
+        if not state.undoable:
+            raise WrongState("There is nothing to undo: no move was approved, none is pending.")
+        step, head = state.undo_target()
+        event = Undone(**self._header(), step=step, proposal=state.pending is not None)
+        if step is None:
+            self._commit(event)
+            return
+        network = self._network_at(state.point(head))
+        _, hits = yield from self._bench.judged(network)
+        self._commit(event, network, hits=hits)
 
-    def _mended(
-        self, small: nn.Module, plan: WidthPlan, source: nn.Module, graph: ChannelGraph, kind: str
-    ) -> Generator[Any, None, None]:
-        """Repair `small`, cut from `source` to `plan`, towards the network that was last trained:
-        the original, or what the latest tune made."""
-        trained = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
-        target, target_plan = self._network_at(trained), self._plan_at(trained)
-        if self._brought is not None and source is self._brought:
-            target, target_plan = source, self.plan
-        yield from repairing(
-            small, self._graph.after(plan), source, graph, target, self._graph.after(target_plan),
-            lambda: self._images(REPAIR_IMAGES), self._forward, kind,
-        )  # fmt: skip
+    def _repair(self, kind: str) -> Generator[Any, None, None]:
+        small = copy_of(self._model)
+        yield from self._bench.mended(small, self.plan, kind, self._trained())
+        yield from self._step(Repaired, small, self.plan, {"kind": kind, "automatic": False})
 
     def _tune(self, steps: int) -> Generator[Any, None, None]:
-        if not isinstance(steps, int) or steps < 1:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InvalidValue(f"steps must be a whole number of at least 1, not {steps!r}.")
         network = copy_of(self._model)
-        if isinstance(self._train, Training):
-            seed = self._seed_of(len(self._ledger))
-            yield from training(
-                network, lambda epoch: self._shuffled(seed + epoch), steps, self._loss, self._train
-            )
-            _check_finite(network, "tuning")
-            yield from self._tuned(network, steps, "prunelab", replayable=True)
-        else:
-            self._train(network, self._data, steps)
-            _check_finite(network, "your trainer")
-            by = getattr(self._train, "__name__", "your trainer")
-            yield from self._tuned(network, steps, by, replayable=False)
-
-    def _tuned(
-        self, network: nn.Module, steps: int, by: str, *, replayable: bool
-    ) -> Generator[Any, None, None]:
-        network.eval()
-        measured, hits = yield from self._judged(network)
+        seed = self._bench.seed_of(len(self._ledger))
+        by, replayable = yield from self._bench.tuned(network, steps, seed)
         extra = {"steps": steps, "by": by, "replayable": replayable}
-        self._commit_steps([(Tuned, extra, network, measured, hits)], self.plan)
+        yield from self._step(Tuned, network, self.plan, extra)
 
-    def _run(self, target: float, floor: float | None) -> Generator[Any, None, None]:
+    def _run(self, target: float, floor: float | None) -> Work:
         goal = self._goal(target)
-        name = next(iter(self._metrics))
-        if floor is not None and not isinstance(floor, (int, float)):
+        if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
+            name = next(iter(self._bench.metrics))
             raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
+        moves = 0
         while self.state.now.cost.macs > goal:
             if self.state.pending is None or self.state.stale:
                 move = yield from self._propose(target)
                 if move is None:
-                    relaxed = getattr(self._method, "relaxed", lambda: None)()
-                    if relaxed is None:
-                        now = self.state.now.cost.macs / self.state.base.cost.macs
-                        raise BudgetUnreachable(
-                            f"{self._method.name} has nothing more to propose at {now:.0%} of the "
-                            f"MACs; {goal / self.state.base.cost.macs:.0%} was asked for. Allow "
-                            "more damage (max_theta), more groups, or a larger target.",
-                            self.plan,
-                        )
-                    self._method = relaxed
+                    self._relax(goal)
                     continue
             if not (yield from self._approve(floor)):
                 return
+            moves += 1
+        if moves > 1 and self._bench.repair == "lstsq":
+            yield from self._repair("lstsq")
+
+    def _relax(self, goal: int) -> None:
+        relaxed = getattr(self._method, "relaxed", lambda: None)()
+        if relaxed is None:
+            base, now = self.state.base.cost.macs, self.state.now.cost.macs
+            raise BudgetUnreachable(
+                f"{self._method.name} has nothing more to propose at {now / base:.0%} of the "
+                f"MACs; {goal / base:.0%} was asked for. Allow more damage (max_theta), more "
+                "groups, or a larger target.",
+                self.plan,
+            )
+        self._method = relaxed
 
     def _goal(self, target: float) -> int:
         base = self.state.base.cost.macs
         if isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0:
             raise InvalidValue(
-                f"target_macs is a share of the original between 0 and 1, or a number of MACs; "
+                "target_macs is a share of the original between 0 and 1, or a number of MACs; "
                 f"not {target!r}."
             )
         return int(target * base) if target <= 1 else int(target)
 
     def _breaks(self, measured: Mapping[str, float], floor: float) -> bool:
-        name, metric = next(iter(self._metrics.items()))
+        name, metric = next(iter(self._bench.metrics.items()))
         value = measured[name]
         return value < floor if metric.higher_is_better else value > floor
 
-    # ------------------------------------------------------------ measuring and judging
-
-    def _measuring_of_method(self) -> dict[str, Any]:
-        place = getattr(self._method, "at", None) or "conv"
-        return {
-            "at": "conv" if place == "relu" else place,
-            "images": getattr(self._method, "images", 512),
-        }
-
-    def _measured(self, at: str = "conv", images: int = 512) -> Generator[Any, None, Evidence]:
-        """Evidence of the network now: what is at hand, or one pass over training images."""
-        key = (self.state.now.event.fingerprint, at, images)
-        if key not in self._evidence:
-            found = yield from measuring(
-                self._model, self._now_graph, self._images(images), at=at, forward=self._forward
-            )
-            self._evidence = {key: found}  # of the latest network only
-        return self._evidence[key]
-
-    def _judged(
-        self, network: nn.Module, loader: Any = None
-    ) -> Generator[Any, None, tuple[dict[str, float], Tensor | None]]:
-        """Every metric of `network` on a loader (default: validation), and which images it
-        gets right where the metric is accuracy."""
-        loader = self._data.val if loader is None else loader
-        if self._classifies:
-            with _private_rng(self._seed):
-                right, loss = yield from hitting(network, loader)
-            return {"accuracy": float(right.double().mean()), "loss": loss}, right
-        values = {}
-        for name, metric in self._metrics.items():
-            yield Progress(len(values), len(self._metrics), f"evaluating {name}")
-            with _private_rng(self._seed):
-                values[name] = float(metric.function(network, loader))
-        return values, None
-
-    def _images(self, images: int) -> Iterator[Any]:
-        """Training batches up to `images` images, the same ones at every call."""
-        return _under_private_rng(lambda: _take(self._data.train, images), self._seed)
-
-    def _shuffled(self, seed: int) -> Iterator[Any]:
-        """One epoch of training batches, shuffled by `seed`."""
-        shuffled = getattr(self._data, "shuffled", lambda _: iter(self._data.train))
-        return _under_private_rng(lambda: shuffled(seed), seed)
-
-    def _seed_of(self, event: int) -> int:
-        """The seed of what event number `event` draws at random."""
-        return int(torch.Generator().manual_seed(self._seed * 1_000_003 + event).initial_seed())
-
     # ------------------------------------------------------------ networks and commits
 
-    def _plan_at(self, point: Point) -> WidthPlan:
-        if point.kept is None:
-            return WidthPlan.full(self._graph)
-        return WidthPlan(point.kept, self._graph)
-
     def _network_at(self, point: Point) -> nn.Module:
-        network = cut(self._base, self._graph, self._plan_at(point))
-        network.load_state_dict(load_tensors(self._ledger.blob(point.event.weights)))
-        return network
+        weights = load_tensors(self._ledger.blob(point.event.weights))
+        return self._bench.network(self._bench.plan(point.kept), weights)
+
+    def _trained(self) -> tuple[nn.Module, WidthPlan]:
+        """The network that was last trained, which repairs aim at: the original, or what the
+        latest tune made."""
+        point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
+        return self._network_at(point), self._bench.plan(point.kept)
 
     def _pending(self, verb: str) -> Move:
         if self.state.pending is None:
             raise WrongState(f"There is nothing to {verb}: no move is pending. Propose first.")
         return self.state.pending
 
-    def _commit_steps(self, steps: list[Any], plan: WidthPlan) -> None:
-        with _uninterrupted():
-            for kind, extra, network, measured, hits in steps:
-                mark = fingerprint(network)
-                event = kind(
-                    seq=len(self._ledger),
-                    at=_now(),
-                    kept=plan.kept,
-                    metrics=FrozenMap(measured),
-                    cost=cost(self._graph, plan),
-                    fingerprint=mark,
-                    weights=mark,
-                    compared=FrozenMap(_compared(self._hits, hits)),
-                    **extra,
-                )
-                self._brought = None
-                self._commit(event, network, hits=hits)
+    def _fresh(self, verb: str) -> Move:
+        move = self._pending(verb)
+        if self.state.stale:
+            raise StaleEvidence(
+                "The network has changed since this move was measured; propose again."
+            )
+        return move
+
+    def _header(self) -> dict[str, Any]:
+        return {"seq": len(self._ledger), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    def _step(
+        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: dict[str, Any]
+    ) -> Work:
+        """Judge `network` and commit it as the step `kind`."""
+        measured, hits = yield from self._bench.judged(network)
+        self._commit_step(kind, network, plan, extra, measured, hits)
+
+    def _commit_step(
+        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: Mapping[str, Any],
+        measured: Mapping[str, float], hits: Tensor | None,
+    ) -> None:  # fmt: skip
+        mark = fingerprint(network)
+        event = kind(
+            **self._header(),
+            kept=plan.kept,
+            metrics=FrozenMap(measured),
+            cost=cost(self._bench.graph, plan),
+            fingerprint=mark,
+            weights=mark,
+            compared=FrozenMap(_compared(self._hits, hits)),
+            **extra,
+        )
+        self._commit(event, network, weights=network, hits=hits)
 
     def _commit(
         self,
         event: Event,
         network: nn.Module | None = None,
         *,
-        store: bool = True,
+        weights: nn.Module | None = None,
         brought: nn.Module | None = None,
         hits: Tensor | None = None,
     ) -> None:
-        """Append `event`, with the weights it brings, and let the session follow."""
-        carried = brought if brought is not None else network if store else None
+        """Append `event` and store `weights` with it; `network` is the network from now on."""
         blobs = {}
-        if carried is not None:
-            blobs[fingerprint(carried)] = save_tensors(
-                {key: value.detach().cpu().clone() for key, value in carried.state_dict().items()}
-            )
-        with _uninterrupted():
+        if weights is not None:
+            state = {name: t.detach().cpu().clone() for name, t in weights.state_dict().items()}
+            blobs[fingerprint(weights)] = save_tensors(state)
+        with uninterrupted():
             self._ledger.append(event, blobs)
             if network is not None:
-                self._model = network
-                self._now_graph = self._graph.after(self.plan)
-                self._hits = hits if hits is not None else self._hits
-            if brought is not None:
+                self._model, self._hits = network, hits
+                self._graph = self._bench.graph.after(self.plan)
+            if not isinstance(event, (Adjusted, Noted)):
                 self._brought = brought
         self._tell(event)
-
-    # ------------------------------------------------------------ one verb at a time
-
-    @contextmanager
-    def _verb(self, name: str) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
-        self._busy = name
-        self._stop.clear()
-        try:
-            yield
-        finally:
-            self._busy = None
-            self._lock.release()
-
-    def _drive(self, name: str, work: Generator[Any, None, Any]) -> Any:
-        with self._verb(name):
-            return finish(self._telling(work))
-
-    def _telling(self, work: Generator[Any, None, Any]) -> Generator[Any, None, Any]:
-        """Pass on what `work` yields to the listeners; Stop ends it between two steps."""
-        while True:
-            try:
-                item = next(work)
-            except StopIteration as end:
-                return end.value
-            self._tell(item)
-            if self._stop.is_set():
-                work.close()
-                raise Stopped(f"{self._busy} was stopped; what it had not finished is discarded.")
-            yield item
-
-    def _tell(self, item: Any) -> None:
-        for listener in tuple(self._listeners):
-            try:
-                listener(item)
-            except Exception as error:  # a broken view must not break the work
-                self._listeners.remove(listener)
-                warnings.warn(f"A listener failed and was dropped: {error!r}", stacklevel=2)
-
-    # ------------------------------------------------------------ resume
-
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        *,
-        model: nn.Module,
-        data: Any,
-        method: Any = None,
-        **own: Any,
-    ) -> Session:
-        """Resume the session in the file `path`.
-
-        `model` supplies the architecture only: base weights, events and settings come from the
-        file. `own` takes the keywords of `Session` that a file cannot hold (forward, loss,
-        metrics, train, example_inputs, device). Raises `SessionFileError` for a file that is not
-        a session, is damaged, of a newer format, or of another network.
-        """
-        ledger = Ledger(FileStore.open(path))
-        if not len(ledger):
-            raise SessionFileError(f"{path} holds no events; it is no session to resume.")
-        began = ledger.state.began
-        base = copy_of(model)
-        try:
-            base.load_state_dict(load_tensors(ledger.blob(began.weights)))
-        except (RuntimeError, KeyError) as error:
-            raise SessionFileError(
-                f"{path} is a session of a {began.network} whose weights do not fit the given "
-                f"{type(model).__name__}: {str(error).splitlines()[0]} Give a network of the same "
-                "architecture."
-            ) from None
-        if method is None:
-            last = ledger.state.proposed or began
-            method = make_method(last.method, **dict(last.parameters))
-        session = cls.__new__(cls)
-        session._settle(
-            base, data, method, graph=own.pop("graph", None), forward=own.pop("forward", None),
-            loss=own.pop("loss", None), metrics=own.pop("metrics", None),
-            train=own.pop("train", None), example_inputs=own.pop("example_inputs", None),
-            repair=began.settings["repair"], device=own.pop("device", None), seed=began.seed,
-        )  # fmt: skip
-        if own:
-            raise InvalidValue(f"Session.open does not take {', '.join(sorted(own))}.")
-        widths = {group.name: group.width for group in session._graph.groups}
-        if widths != dict(began.widths):
-            raise SessionFileError(f"{path} is a session of another network: its groups differ.")
-        session._ledger = ledger
-        session._model = session._network_at(ledger.state.now)
-        session._now_graph = session._graph.after(session.plan)
-        pending, proposed = ledger.state.pending, ledger.state.proposed
-        if pending is not None and proposed is not None and proposed.weights is not None:
-            session._brought = copy_of(session._model)
-            session._brought.load_state_dict(load_tensors(ledger.blob(proposed.weights)))
-        session._hits = finish(session._judged(session._model))[1]
-        return session
-
-
-# ---------------------------------------------------------------- helpers
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _versions() -> dict[str, str]:
@@ -841,20 +623,8 @@ def _versions() -> dict[str, str]:
     return {"prunelab": __version__, "torch": torch.__version__}
 
 
-def _inputs_of(batch: Any, model: nn.Module) -> Any:
-    x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return x[:1].to(device) if isinstance(x, Tensor) else x
-
-
-def _check_finite(network: nn.Module, by: str) -> None:
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")
-
-
 def _compared(before: Tensor | None, after: Tensor | None) -> dict[str, int]:
-    """How many validation images were lost and gained by a step."""
+    """How many validation images a step lost and gained."""
     if before is None or after is None or len(before) != len(after):
         return {}
     return {
@@ -862,64 +632,3 @@ def _compared(before: Tensor | None, after: Tensor | None) -> dict[str, int]:
         "lost": int((before & ~after).sum()),
         "gained": int((~before & after).sum()),
     }
-
-
-def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
-    """Whole batches until `images` images have come."""
-    count = 0
-    for batch in batches:
-        yield batch
-        count += batch_size(batch)
-        if count >= images:
-            return
-
-
-@contextmanager
-def _private_rng(seed: int) -> Iterator[None]:
-    """The user's loaders and functions draw from here; the caller's generators stay untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _under_private_rng(make: Callable[[], Iterable[Any]], seed: int) -> Iterator[Any]:
-    """The items of `make()`, each drawn under a generator of our own."""
-    outside = torch.get_rng_state()
-    torch.manual_seed(seed)
-    inside = torch.get_rng_state()
-    torch.set_rng_state(outside)
-    iterator: Iterator[Any] | None = None
-    while True:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(inside)
-        try:
-            if iterator is None:
-                iterator = iter(make())
-            item = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            inside = torch.get_rng_state()
-            torch.set_rng_state(outside)
-        yield item
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C while a commit is half done; it comes through right after."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[Any] = []
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        signal.signal(signal.SIGINT, lambda *args: caught.append(args))
-    except (ValueError, TypeError):  # not allowed here, as in a subinterpreter
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if caught and callable(previous):
-        previous(*caught[0])

@@ -194,8 +194,8 @@ def test_repair_helps_and_is_a_step_of_its_own(trained: nn.Module, data: pl.Data
     assert event.kind == "lstsq"
     assert not event.automatic
     assert session.evaluate()["loss"] < bare
-    with pytest.raises(pl.WrongState, match="Least squares"):
-        session.repair("lstsq")
+    with pytest.raises(pl.InvalidValue, match="repair is"):
+        session.repair("magic")
     session.undo()
     assert session.evaluate()["loss"] == pytest.approx(bare)
 

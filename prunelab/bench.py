@@ -1,0 +1,257 @@
+"""The bench: the original network, its graph, the data, and how to run, judge and repair.
+
+It knows nothing of events: a session brings the networks and keeps what comes out. May import
+everything below the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.channels import ChannelGraph
+from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
+from prunelab.evidence import Evidence
+from prunelab.evidence.measure import batch_size, measuring, run_batch
+from prunelab.repair import KINDS, recalibrating, repairing, repairing_in_order
+from prunelab.surgery import cut
+from prunelab.tracing import copy_of, trace
+from prunelab.training import Training, cross_entropy, hitting, metrics_of, training
+from prunelab.values import FrozenMap, Progress, WidthPlan
+
+REPAIR_IMAGES = 1024
+Judgement = tuple[dict[str, float], Tensor | None]  # metrics, and which images are right
+
+
+class Bench:
+    """What a session works with; its keywords are those of `Session`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        graph: ChannelGraph | None,
+        forward: Callable[[nn.Module, Any], Any] | None,
+        loss: Callable[[nn.Module, Any], Tensor] | None,
+        metrics: Mapping[str, Any] | None,
+        train: Any,
+        example_inputs: Any,
+        repair: str | None,
+        device: Any,
+        seed: int,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
+        if repair is not None and repair not in KINDS:
+            raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {repair!r}.")
+        for split in ("train", "val", "test"):
+            if not hasattr(data, split):
+                raise BadData(
+                    f"data has no .{split}; give pl.Data(train=, val=, test=) of batches or "
+                    "Datasets, or pl.data.load(...)."
+                )
+        self.data = data
+        self.seed = int(seed)
+        self.repair = repair
+        self.forward = forward or run_batch
+        self.loss = loss or cross_entropy
+        self.classifies = metrics is None and loss is None and forward is None
+        self.metrics = metrics_of(metrics, self.loss, self.classifies)
+        self.train = train if train is not None else Training()
+        if not isinstance(self.train, Training) and not callable(self.train):
+            raise InvalidValue(
+                "train is a pl.Training or a function (model, data, steps), not "
+                f"{type(train).__name__}."
+            )
+        self.base = _sound(copy_of(model), device)
+        if graph is None:
+            batch = self.sample() if example_inputs is None else None
+            if example_inputs is None:
+                example_inputs = batch if forward else self.inputs_of(batch)
+            graph = trace(self.base, example_inputs, forward=forward)
+        if not any(group.prunable for group in graph.groups):
+            reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
+            raise BadModel(f"No channel of this network can be pruned ({reasons}).")
+        self.graph = graph
+        self._evidence: tuple[tuple[str, str, int], Evidence] | None = None
+
+    # ------------------------------------------------------------ data
+
+    def sample(self) -> Any:
+        """The first training batch."""
+        for batch in self.images(1):
+            return batch
+        raise BadData("data.train has no batches; give at least one.")
+
+    def inputs_of(self, batch: Any) -> Any:
+        """One input of a batch, as the network takes it."""
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        device = next((p.device for p in self.base.parameters()), torch.device("cpu"))
+        return x[:1].to(device) if isinstance(x, Tensor) else x
+
+    def images(self, images: int) -> Iterator[Any]:
+        """Training batches up to `images` images, the same ones at every call."""
+        return _privately(lambda: _take(self.data.train, images), self.seed)
+
+    def shuffled(self, seed: int) -> Iterator[Any]:
+        """One epoch of training batches, shuffled by `seed`."""
+        shuffled = getattr(self.data, "shuffled", lambda _: iter(self.data.train))
+        return _privately(lambda: shuffled(seed), seed)
+
+    def seed_of(self, event: int) -> int:
+        """The seed of whatever event number `event` draws at random."""
+        return (self.seed * 1_000_003 + event) % 2**63
+
+    # ------------------------------------------------------------ networks
+
+    def plan(self, kept: FrozenMap | None) -> WidthPlan:
+        """The plan that keeps these units (None: all)."""
+        return WidthPlan.full(self.graph) if kept is None else WidthPlan(kept, self.graph)
+
+    def network(self, plan: WidthPlan, weights: Mapping[str, Tensor]) -> nn.Module:
+        """The network of this plan with these weights."""
+        network = cut(self.base, self.graph, plan)
+        network.load_state_dict(weights)
+        return network
+
+    def judged(
+        self, network: nn.Module, loader: Any = None
+    ) -> Generator[Progress, None, Judgement]:
+        """Every metric of `network` on a loader (None: validation)."""
+        loader = self.data.val if loader is None else loader
+        if self.classifies:
+            with private_rng(self.seed):
+                right, loss = yield from hitting(network, loader)
+            return {"accuracy": float(right.double().mean()), "loss": loss}, right
+        values = {}
+        for name, metric in self.metrics.items():
+            yield Progress(len(values), len(self.metrics), f"evaluating {name}")
+            with private_rng(self.seed):
+                values[name] = float(metric.function(network, loader))
+        return values, None
+
+    def measured(
+        self, network: nn.Module, graph: ChannelGraph, mark: str, at: str, images: int
+    ) -> Generator[Progress, None, Evidence]:
+        """Evidence of `network`, whose fingerprint is `mark`: at hand, or by one pass."""
+        key = (mark, at, images)
+        if self._evidence is None or self._evidence[0] != key:
+            found = yield from measuring(
+                network, graph, self.images(images), at=at, forward=self.forward
+            )
+            self._evidence = (key, found)  # of the latest network only
+        return self._evidence[1]
+
+    def mended(
+        self,
+        small: nn.Module,
+        plan: WidthPlan,
+        kind: str,
+        target: tuple[nn.Module, WidthPlan],
+        source: tuple[nn.Module, WidthPlan] | None = None,
+    ) -> Generator[Progress, None, None]:
+        """Repair `small`, in place, towards `target`: in one pass when it was just cut from
+        `source`, else front to back. `kind` is "lstsq" or "bn"."""
+        if kind not in KINDS:
+            raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {kind!r}.")
+
+        def images() -> Iterator[Any]:
+            return self.images(REPAIR_IMAGES)
+
+        after = self.graph.after
+        if kind == "bn":
+            yield from recalibrating(small, images(), self.forward)
+        elif source is not None:
+            yield from repairing(
+                small, after(plan), source[0], after(source[1]), target[0], after(target[1]),
+                images, self.forward,
+            )  # fmt: skip
+        else:
+            yield from repairing_in_order(
+                small, after(plan), target[0], after(target[1]), images, self.forward
+            )
+        check_finite(small, "the repair")
+
+    def tuned(
+        self, network: nn.Module, steps: int, seed: int
+    ) -> Generator[Progress, None, tuple[str, bool]]:
+        """Train `network` in place; gives who did it, and whether that can be replayed."""
+        by, replayable = "prunelab", True
+        if isinstance(self.train, Training):
+            yield from training(
+                network, lambda epoch: self.shuffled(seed + epoch), steps, self.loss, self.train
+            )
+        else:
+            self.train(network, self.data, steps)
+            by, replayable = getattr(self.train, "__name__", "your trainer"), False
+        check_finite(network, by)
+        network.eval()
+        return by, replayable
+
+
+def _sound(model: nn.Module, device: Any) -> nn.Module:
+    """`model` on `device`; raises `BadModel` where its weights are no numbers."""
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        return model  # tracing says what to do about it
+    if device is not None:
+        model = model.to(device)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise BadModel(
+                f"{name} holds NaN or infinity; nothing measured on this network would mean "
+                "anything. Load sound weights first."
+            )
+    return model
+
+
+def check_finite(network: nn.Module, by: str) -> None:
+    """Raise `NotFinite` when `by` left NaN in a network."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")
+
+
+# ---------------------------------------------------------------- random numbers and loaders
+
+
+def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
+    """Whole batches until `images` images have come."""
+    count = 0
+    for batch in batches:
+        yield batch
+        count += batch_size(batch)
+        if count >= images:
+            return
+
+
+@contextmanager
+def private_rng(seed: int) -> Iterator[None]:
+    """The user's loaders and functions draw from here; the caller's generators stay untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _privately(make: Callable[[], Iterable[Any]], seed: int) -> Iterator[Any]:
+    """The items of `make()`, each drawn under a generator of our own."""
+    with private_rng(seed):
+        inside = torch.get_rng_state()
+    iterator: Iterator[Any] | None = None
+    while True:
+        outside = torch.get_rng_state()
+        torch.set_rng_state(inside)
+        try:
+            if iterator is None:
+                iterator = iter(make())
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            inside = torch.get_rng_state()
+            torch.set_rng_state(outside)
+        yield item

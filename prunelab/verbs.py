@@ -1,0 +1,105 @@
+"""One verb at a time: the lock, Stop, and those who are told what happens."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prunelab.errors import SessionBusy, Stopped
+from prunelab.evidence.measure import finish
+
+Work = Generator[Any, None, Any]
+
+
+class Verbs:
+    """What every verb of a session goes through.
+
+    A verb's work is a generator: between two of its steps listeners are told, and Stop or an
+    interrupt can end it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._busy: str | None = None
+        self._listeners: list[Callable[[Any], None]] = []
+
+    @property
+    def busy(self) -> str | None:
+        """The verb at work, if any."""
+        return self._busy
+
+    def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
+        """Call `callback` with every Event, and with Progress and evidence while a verb works,
+        on the verb's thread; gives a function that ends it."""
+        self._listeners.append(callback)
+
+        def end() -> None:
+            if callback in self._listeners:
+                self._listeners.remove(callback)
+
+        return end
+
+    def stop(self) -> None:
+        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing."""
+        if self._busy is not None:
+            self._stop.set()
+
+    @contextmanager
+    def _verb(self, name: str) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
+        self._busy = name
+        self._stop.clear()
+        try:
+            yield
+        finally:
+            self._busy = None
+            self._lock.release()
+
+    def _drive(self, name: str, work: Work) -> Any:
+        """Do all of `work` as the verb `name`."""
+        with self._verb(name):
+            return finish(self._telling(work))
+
+    def _telling(self, work: Work) -> Work:
+        """Pass on what `work` yields to the listeners; Stop ends it between two steps."""
+        while True:
+            try:
+                item = next(work)
+            except StopIteration as end:
+                return end.value
+            self._tell(item)
+            if self._stop.is_set():
+                work.close()
+                raise Stopped(f"{self._busy} was stopped; what it had not finished is discarded.")
+            yield item
+
+    def _tell(self, item: Any) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                listener(item)
+            except Exception as error:  # a broken view must not break the work
+                self._listeners.remove(listener)
+                warnings.warn(f"A listener failed and was dropped: {error!r}", stacklevel=2)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C while a commit is half done; it comes through right after."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[Any] = []
+    previous = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *args: caught.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if caught and callable(previous):
+        previous(*caught[0])
