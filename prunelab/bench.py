@@ -128,7 +128,7 @@ class Bench:
             with private_rng(self.seed):
                 right, loss = yield from hitting(network, loader)
             return {"accuracy": float(right.double().mean()), "loss": loss}, right
-        values = {}
+        values: dict[str, float] = {}
         for name, metric in self.metrics.items():
             yield Progress(len(values), len(self.metrics), f"evaluating {name}")
             with private_rng(self.seed):
@@ -155,8 +155,11 @@ class Bench:
         target: tuple[nn.Module, WidthPlan],
         source: tuple[nn.Module, WidthPlan] | None = None,
     ) -> Generator[Progress, None, None]:
-        """Repair `small`, in place, towards `target`: in one pass when it was just cut from
-        `source`, else front to back. `kind` is "lstsq" or "bn"."""
+        """Repair `small`, in place, towards `target`.
+
+        In one pass when it was just cut from `source`, else front to back; `kind` is "lstsq" or
+        "bn".
+        """
         if kind not in KINDS:
             raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {kind!r}.")
 

@@ -135,8 +135,10 @@ class ChannelGraph:
         return tuple(layer for layer in self.layers if layer.name in group.consumers)
 
     def alive(self, plan: WidthPlan) -> np.ndarray:
-        """Per graph-wide unit number, whether `plan` keeps it [units + 1]; the last stands for
-        FIXED and is always kept."""
+        """Per graph-wide unit number, whether `plan` keeps it [units + 1].
+
+        The last stands for FIXED and is always kept.
+        """
         kept = np.zeros(self.units + 1, dtype=bool)
         kept[FIXED] = True
         for group in self.groups:
@@ -190,19 +192,19 @@ def build_graph(
             reasons.setdefault(int(component[label]), why)
 
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
-    producers: dict[int, list[str]] = {}
+    made_by: dict[int, list[str]] = {}
     residual: dict[int, int] = {}
     for layer in layers:
         name = layer.name.removesuffix(".weight")
         dense = layer.conv is None or layer.conv.groups == 1
         for root in dict.fromkeys(component[layer.out.numpy()].tolist()):
-            producers.setdefault(root, []).append(name)
+            made_by.setdefault(root, []).append(name)
             residual[root] = residual.get(root, 0) + dense
 
     # Components come up in the order of the layers and of their channels.
     members: dict[tuple[str, ...], list[int]] = {}
-    for root, names in producers.items():
-        members.setdefault(tuple(names), []).append(root)
+    for root, makers in made_by.items():
+        members.setdefault(tuple(makers), []).append(root)
     readers = _readers(trace, component, layers)
 
     number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit

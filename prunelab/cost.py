@@ -28,40 +28,42 @@ def cost(subject: nn.Module, example_inputs: Any) -> Cost: ...
 def cost(subject: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -> Cost: ...
 
 
-def cost(subject: Any, second: Any = None, example_inputs: Any = None, **named: Any) -> Cost:
+def cost(subject: Any, *given: Any, **named: Any) -> Cost:
     """The cost of one input: `cost(model, example_inputs)` or `cost(graph, plan)`.
 
     A graph and a plan are costed without cutting: at `example_inputs`, or at the size it was
     traced with; `Cost.at` says which. Convolutions and linear layers are counted.
     """
     if isinstance(subject, ChannelGraph):
-        plan = named.get("plan", second)
-        return _of_plan(subject, plan, named.get("example_inputs", example_inputs))
-    inputs = named.get("example_inputs", second)
-    counter = _counted(subject, inputs)
+        return _of_plan(subject, *given, **named)
+    return _of_model(subject, *given, **named)
+
+
+def _of_model(model: nn.Module, example_inputs: Any) -> Cost:
+    counter = _counted(model, example_inputs)
     return Cost(
         macs=sum(counter.macs.values()),
-        params=sum(parameter.numel() for parameter in subject.parameters()),
+        params=sum(parameter.numel() for parameter in model.parameters()),
         activation_bytes=counter.bytes,
-        at=_shape_text(inputs),
+        at=_shape_text(example_inputs),
     )
 
 
-def _of_plan(graph: ChannelGraph, plan: WidthPlan, inputs: Any) -> Cost:
+def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -> Cost:
     if not isinstance(plan, WidthPlan):
         raise InvalidValue(f"cost(graph, plan) takes a WidthPlan, not {type(plan).__name__}.")
     alive = graph.alive(plan)
     positions = {layer.weight: layer.positions for layer in graph.layers}
     at = "x".join(str(size) for size in graph.input_shapes[0][1:]) if graph.input_shapes else ""
-    if inputs is not None:
+    if example_inputs is not None:
         network = graph.network()
         if network is None:
             raise InvalidValue(
                 "The traced network is gone, so another input size cannot be costed. Trace it "
                 "again, or leave example_inputs out."
             )
-        positions = _counted(network, inputs).positions
-        at = _shape_text(inputs)
+        positions = _counted(network, example_inputs).positions
+        at = _shape_text(example_inputs)
     macs = activations = 0
     for layer in graph.layers:
         outs, ins = int(alive[layer.out_units].sum()), int(alive[layer.in_units].sum())

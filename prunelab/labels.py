@@ -1,4 +1,4 @@
-"""Running a network on labels: which channel does every element of every tensor come from?
+"""Running a network on labels: which channel every element of every tensor comes from.
 
 Every output channel of every convolution and linear layer gets a number, its label. Beside each
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
@@ -29,8 +29,9 @@ MOVES = {
     aten.index_select, aten.alias,
 }  # fmt: skip
 KEEPS = {  # one input, and an output of the same shape and channels
-    aten._to_copy, aten.detach, aten.clone, aten.contiguous, aten.lift_fresh, aten.native_dropout, aten.empty_like, aten.zeros_like, aten.ones_like,
-    aten.rand_like, aten.randn_like, aten.full_like, aten.bernoulli, aten.bernoulli_,
+    aten._to_copy, aten.detach, aten.clone, aten.contiguous, aten.lift_fresh,
+    aten.native_dropout, aten.empty_like, aten.zeros_like, aten.ones_like, aten.rand_like,
+    aten.randn_like, aten.full_like, aten.bernoulli, aten.bernoulli_,
     aten.uniform_, aten.normal_, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward,
     aten.zero_,
 }  # fmt: skip
@@ -157,6 +158,7 @@ class LabelMode(Watch):
     # ------------------------------------------------------------ layers
 
     def on_call(self, call: Call, out: Tensor) -> None:
+        """A layer consumes its input's labels and issues its own."""
         conv = call.conv
         transposed = conv is not None and conv.transposed
         groups = conv.groups if conv is not None else 1
@@ -199,6 +201,7 @@ class LabelMode(Watch):
     # ------------------------------------------------------------ everything else
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Labels of what any other operation gives."""
         packet = func.overloadpacket
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if packet in NORMALISES_BATCH:
@@ -269,8 +272,10 @@ class LabelMode(Watch):
         return self.labels(tensor).expand([max(1, size) for size in tensor.shape])
 
     def _copied(self, source: Tensor, target: Tensor) -> Tensor:
-        return self.labels(source).expand([max(1, s) for s in source.shape]).broadcast_to(
-            [max(1, s) for s in target.shape]
+        return (
+            self.labels(source)
+            .expand([max(1, s) for s in source.shape])
+            .broadcast_to([max(1, s) for s in target.shape])
         )
 
     def _write(self, target: Tensor, labels: Tensor) -> None:
@@ -353,8 +358,11 @@ class LabelMode(Watch):
         self.put(made, result)
 
     def _meet(self, a: Tensor, b: Tensor, why: str) -> Tensor:
-        """Labels of an elementwise result. What is constant where the other varies is broadcast
-        along the channels, and couples nothing."""
+        """Labels of an elementwise result.
+
+        What is constant where the other varies is broadcast along the channels, and couples
+        nothing.
+        """
         a_wide = any(x > 1 and y == 1 for x, y in zip(a.shape, b.shape, strict=True))
         b_wide = any(y > 1 and x == 1 for x, y in zip(a.shape, b.shape, strict=True))
         if a_wide and b_wide:
@@ -380,11 +388,11 @@ class LabelMode(Watch):
         if not met:
             return
         axis = met[0] - (rank - tensor.ndim)
-        if len(axes) > 1 or sum(size > 1 for size in shape) > 1 and not origin.plain:
+        if len(axes) > 1 or (sum(size > 1 for size in shape) > 1 and not origin.plain):
             self.freeze(labels, f"it meets {origin.name} in an unusual layout at {why}")
             return
         if not origin.plain:  # a view such as gamma[:, None, None]: one axis is left of it
-            ours = [step for step in origin.steps]
+            ours = list(origin.steps)
             if any(
                 step[0].overloadpacket
                 not in (aten.view, aten.unsqueeze, aten._unsafe_view, aten.reshape, aten.alias)

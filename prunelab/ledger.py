@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from prunelab.values import Codec, Cost, FrozenMap, Move, Units, si
+from prunelab.values import Codec, Cost, FrozenMap, Move, si
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,22 +263,20 @@ def _next(state: State, event: Event) -> State:
         case Began():
             return replace(state, points=(Point(event.seq, None, event, None),), head=event.seq)
         case Proposed():
-            return replace(
-                state, pending=event.move, proposed=event, exhausted=event.move is None
-            )
+            return replace(state, pending=event.move, proposed=event, exhausted=event.move is None)
         case Adjusted():
             return replace(state, pending=event.move)
         case Rejected():
             return replace(state, pending=None)
         case Step():
-            approved = isinstance(event, Approved) and state.pending is not None
-            carry = state.pending.carry if approved else state.now.carry
+            approved = state.pending if isinstance(event, Approved) else None
+            carry = state.now.carry if approved is None else approved.carry
             point = Point(event.seq, state.head, event, event.kept, carry)
             return replace(
                 state,
                 points=(*state.points, point),
                 head=event.seq,
-                pending=None if approved else state.pending,
+                pending=state.pending if approved is None else None,
                 exhausted=False,
             )
         case Undone():
@@ -295,9 +293,17 @@ def _next(state: State, event: Event) -> State:
 class Store(Protocol):
     """Where a ledger keeps its events and weights: `MemoryStore`, or a file (`store.py`)."""
 
-    def append(self, event: Event, blobs: dict[str, bytes]) -> None: ...
-    def events(self) -> list[Event]: ...
-    def blob(self, key: str) -> bytes: ...
+    def append(self, event: Event, blobs: dict[str, bytes]) -> None:
+        """Keep `event` and `blobs`: all of it, or nothing."""
+        ...
+
+    def events(self) -> list[Event]:
+        """All events so far, in order."""
+        ...
+
+    def blob(self, key: str) -> bytes:
+        """The bytes kept under `key`."""
+        ...
 
 
 class Ledger:

@@ -129,9 +129,7 @@ class _Task:
         size = len(full) if self.constant else len(full) - 1
         moment = self.moment[:size, :size]
         ridge = RIDGE * moment.diagonal().mean() * torch.eye(size, device=moment.device)
-        full[:size] += torch.linalg.solve(
-            moment + ridge, self.cross[:size] - moment @ full[:size]
-        )
+        full[:size] += torch.linalg.solve(moment + ridge, self.cross[:size] - moment @ full[:size])
         with torch.no_grad():
             weight.copy_(full[:-1].T.reshape(weight.shape))
             if bias is not None:
@@ -268,5 +266,3 @@ def recalibrating(
             norm.num_batches_tracked.copy_(tracked)  # type: ignore[union-attr]
         for module, training in flags:
             module.training = training
-
-

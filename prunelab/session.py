@@ -256,7 +256,7 @@ class Session(Verbs):
         `WrongState` while a proposal is pending (approve, adjust or reject it first),
         `SessionBusy`, `Stopped`, `BadData`, `NotFinite`.
         """
-        return self._drive("propose", self._propose(target_macs))  # type: ignore[no-any-return]
+        return self._drive("propose", self._propose(target_macs))
 
     def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
         """`propose` as a generator that yields what the method sees, for a live view."""
@@ -270,7 +270,7 @@ class Session(Verbs):
         since, `IllegalPlan` or `UnknownName` for units that cannot be dropped; the proposal then
         stays as it was.
         """
-        return self._drive("adjust", self._adjust(drop))  # type: ignore[no-any-return]
+        return self._drive("adjust", self._adjust(drop))
 
     def approve(self) -> State:
         """Carry out the pending move: cut, then repair unless the session says `repair=None`.
@@ -289,14 +289,20 @@ class Session(Verbs):
         return self.state
 
     def undo(self) -> State:
-        """Drop a pending proposal and take back the latest approve (with the repair that came
-        with it), repair or tune; raises `WrongState` when there is neither."""
+        """Drop a pending proposal and take back the latest step.
+
+        A step is an approve (with the repair that came with it), a repair or a tune. Raises
+        `WrongState` when there is neither.
+        """
         self._drive("undo", self._undo())
         return self.state
 
     def repair(self, kind: str = "lstsq") -> State:
-        """Repair without training, front to back: "lstsq" solves every layer that has lost inputs
-        since the original, or the latest tune; "bn" measures BatchNorm statistics anew."""
+        """Repair without training, front to back.
+
+        "lstsq" solves every layer that has lost inputs since the original, or the latest tune;
+        "bn" measures BatchNorm statistics anew.
+        """
         self._drive("repair", self._repair(kind))
         return self.state
 
@@ -331,18 +337,22 @@ class Session(Verbs):
             finish(self._telling(self._step(Tuned, network, self.plan, extra)))
 
     def evaluate(self, split: str = "test", network: nn.Module | None = None) -> dict[str, float]:
-        """Metric to value on the test split (or "val", "train"), of the network now or of
-        another; changes nothing."""
+        """Metric to value on the test split (or "val", "train"); changes nothing.
+
+        Of the network now, or of another `network`.
+        """
         if split not in ("train", "val", "test"):
             raise InvalidValue(f"split is 'train', 'val' or 'test', not {split!r}.")
         loader = getattr(self.data, split)
         judged = self._bench.judged(self._model if network is None else network, loader)
-        return self._drive("evaluate", judged)[0]  # type: ignore[no-any-return]
+        return self._drive("evaluate", judged)[0]
 
     def run(self, target_macs: float = 0.5, min_accuracy: float | None = None) -> State:
-        """Propose and approve until the network has `target_macs`: a share of the original when
-        at most 1, else a number. Where the method finds nothing it is relaxed (AOFP doubles
-        theta); where least squares repairs, it does so once more at the end, front to back.
+        """Propose and approve until the network has `target_macs`.
+
+        That is a share of the original when at most 1, else a number. Where the method finds
+        nothing it is relaxed (AOFP doubles theta); where least squares repairs, it does so once
+        more at the end, front to back.
 
         `min_accuracy` guards the first metric on the validation images: a move that would break
         it is left pending and the run ends. Raises `BudgetUnreachable`, with the best plan so
@@ -362,7 +372,7 @@ class Session(Verbs):
 
         Answers from the evidence at hand; measures only when there is none of this network.
         """
-        return self._drive("what_if", self._imagined(drop))  # type: ignore[no-any-return]
+        return self._drive("what_if", self._imagined(drop))
 
     def export(self, path: str | Path) -> Path:
         """Write the network (.safetensors, with its card), the plan (.json) or the script (.py)."""
@@ -456,6 +466,7 @@ class Session(Verbs):
         source = self._brought if self._brought is not None else self._model
         before, plan = self.plan, self.plan.drop(move.drop)
         small = cut(source, self._graph, plan)
+        steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
         steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
         if bench.repair is not None:
             fixed = copy_of(small)
@@ -548,8 +559,10 @@ class Session(Verbs):
         return self._bench.network(self._bench.plan(point.kept), weights)
 
     def _trained(self) -> tuple[nn.Module, WidthPlan]:
-        """The network that was last trained, which repairs aim at: the original, or what the
-        latest tune made."""
+        """The network that was last trained, which repairs aim at.
+
+        It is the original, or what the latest tune made.
+        """
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
         return self._network_at(point), self._bench.plan(point.kept)
 

@@ -84,7 +84,7 @@ def _labels(batch: Any, logits: Any) -> Tensor:
             "loss= and metrics=."
         )
     labels, classes = batch[1].to(logits.device), logits.shape[1]
-    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise BadData(
             f"Labels run from {int(labels.min())} to {int(labels.max())}, but the network has "
             f"{classes} outputs; they must lie in 0 .. {classes - 1}."
@@ -95,8 +95,10 @@ def _labels(batch: Any, logits: Any) -> Tensor:
 def hitting(
     model: nn.Module, loader: Iterable[Any]
 ) -> Generator[Progress, None, tuple[Tensor, float]]:
-    """Which of the loader's images are classified right [images], bool, and the mean cross
-    entropy, in evaluation mode; yields Progress after every batch."""
+    """Which of the loader's images are classified right [images], and the mean cross entropy.
+
+    In evaluation mode; yields Progress after every batch.
+    """
     found: list[Tensor] = []
     total = 0.0
     batches = len(loader) if isinstance(loader, Sized) else 0
@@ -173,9 +175,10 @@ def descend(
     with watch or nullcontext():
         value = checked(loss, model, batch)
     if not torch.isfinite(value).all():
+        where = _first_bad_layer(model, batch, loss)
         raise NotFinite(
-            f"The loss is {float(value.detach())} {_first_bad_layer(model, batch, loss)}. Nothing was "
-            "changed. Look for NaN in images and weights, or lower the learning rate."
+            f"The loss is {float(value.detach())} {where}. Nothing was changed. Look for NaN in "
+            "images and weights, or lower the learning rate."
         )
     optimiser.zero_grad(set_to_none=True)
     value.backward()
@@ -220,9 +223,7 @@ def _first_bad_layer(model: nn.Module, batch: Any, loss: Loss) -> str:
     return f"from the layer {bad[0]} on" if bad else "though no layer's output is"
 
 
-def metrics_of(
-    given: Mapping[str, Any] | None, loss: Loss, classifies: bool
-) -> dict[str, Metric]:
+def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) -> dict[str, Metric]:
     """The metrics of a session: what the user gave, or accuracy and loss.
 
     A value is a `Metric`, a function (higher is better) or (function, "higher" or "lower").

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol
 
 from prunelab.errors import IllegalPlan
 
@@ -59,21 +59,37 @@ class Group(Protocol):
     """What a `WidthPlan` asks of a channel group; `channels.ChannelGroup` is one."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its first producer."""
+        ...
+
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Units in the original network."""
+        ...
+
     @property
-    def prunable(self) -> bool: ...
+    def prunable(self) -> bool:
+        """Whether units may be dropped."""
+        ...
+
     @property
-    def why(self) -> str: ...
+    def why(self) -> str:
+        """Why not, if not."""
+        ...
 
 
 class Graph(Protocol):
     """What a `WidthPlan` asks of a graph; `channels.ChannelGraph` is one."""
 
     @property
-    def groups(self) -> Sequence[Group]: ...
-    def __getitem__(self, name: str, /) -> Group: ...
+    def groups(self) -> Sequence[Group]:
+        """All groups, in execution order."""
+        ...
+
+    def __getitem__(self, name: str, /) -> Group:
+        """The group of this name; raises `UnknownName`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,10 @@ class Verbs:
         return self._busy
 
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
-        """Call `callback` with every Event, and with Progress and evidence while a verb works,
-        on the verb's thread; gives a function that ends it."""
+        """Call `callback` with every Event, and with Progress and evidence while a verb works.
+
+        It is called on the verb's thread. Gives a function that ends it.
+        """
         self._listeners.append(callback)
 
         def end() -> None:

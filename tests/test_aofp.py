@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import ceil, inf, log2
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_the_search_sets_halve_and_nest() -> None:
     rungs = list(ladder(gram_of(np.random.default_rng(3).normal(size=(37, 80))), 1e-9))
     assert [len(rung.search) for rung in rungs] == [37, 18, 9, 4, 2]
     assert [rung.verdict for rung in rungs] == ["halve"] * 4 + ["fail"]
-    for a, b in zip(rungs, rungs[1:], strict=False):
+    for a, b in itertools.pairwise(rungs):
         assert b.search == a.candidates
         assert set(b.search) < set(a.search)
 

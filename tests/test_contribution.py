@@ -36,9 +36,7 @@ def brute_damage(model: nn.Module, consumer: str, columns: list[int], xs: list[T
         if isinstance(layer, nn.Linear):
             y, v = F.linear(x, weight), F.linear(without, weight)
         else:
-            y, v = (
-                F.conv2d(a, weight, None, layer.stride, layer.padding) for a in (x, without)
-            )
+            y, v = (F.conv2d(a, weight, None, layer.stride, layer.padding) for a in (x, without))
         lost += float((y - v).square().sum())
         whole += float(y.square().sum())
     return lost / whole

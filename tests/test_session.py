@@ -163,7 +163,9 @@ def test_run_doubles_theta_and_says_so_then_gives_up_with_the_best_plan(
     with pytest.raises(pl.BudgetUnreachable, match="nothing more to propose") as caught:
         session.run(target_macs=0.05)
     assert caught.value.plan == session.plan
-    thetas = [e.move.parameters["theta"] for e in session.ledger if isinstance(e, Proposed) and e.move]
+    thetas = [
+        e.move.parameters["theta"] for e in session.ledger if isinstance(e, Proposed) and e.move
+    ]
     assert thetas and all(1e-6 < theta <= 0.02 for theta in thetas)
 
 
@@ -210,9 +212,8 @@ def test_tune_trains_and_records(session: pl.Session) -> None:
 
 
 def test_a_trainer_of_ones_own(session: pl.Session) -> None:
-    with session.tuning("my trainer") as model:
-        with torch.no_grad():
-            model.fc.bias += 0.25
+    with session.tuning("my trainer") as model, torch.no_grad():
+        model.fc.bias += 0.25
     assert session.ledger[-1].by == "my trainer"
     assert not session.ledger[-1].replayable
     before = snapshot(session)
@@ -310,9 +311,7 @@ def test_proposing_shows_the_search_as_it_goes(session: pl.Session) -> None:
         except StopIteration as end:
             move = end.value
             break
-    assert [item for item in seen if isinstance(item, pl.Rung)] == list(
-        session.state.proposed.seen
-    )
+    assert [item for item in seen if isinstance(item, pl.Rung)] == list(session.state.proposed.seen)
     assert move == session.state.pending
 
 
@@ -451,7 +450,9 @@ def test_the_script_replays_the_same_ledger(
 
 
 def test_prune_does_the_whole_job_without_a_person(trained: nn.Module, data: pl.Data) -> None:
-    result = pl.prune(trained, data, method=pl.AOFP(theta=0.05, images=128), target_macs=0.5, tune=4)
+    result = pl.prune(
+        trained, data, method=pl.AOFP(theta=0.05, images=128), target_macs=0.5, tune=4
+    )
     before, after = (pl.cost(model, batches(32, 0)[0][0][:1]) for model in (trained, result.model))
     assert after.macs <= 0.5 * before.macs
     assert result.trajectory[-1].cost == after

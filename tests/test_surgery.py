@@ -61,7 +61,7 @@ def test_flags_formats_and_requires_grad_survive() -> None:
 
 
 def test_cutting_twice_is_cutting_once() -> None:
-    model, graph, x = mobilenet()
+    model, graph, _x = mobilenet()
     full = pl.WidthPlan.full(graph)
     first = full.drop({"blocks.2.expand": [0, 5, 7], "stem": [2]})
     both = first.drop({"blocks.2.expand": [1, 95], "head": [11]})
@@ -106,7 +106,7 @@ def test_illegal_plans_say_why(drop: dict[str, list[int]], says: str) -> None:
 
 
 def test_a_plan_of_another_network_is_refused() -> None:
-    model, graph, x = mobilenet()
+    _model, graph, x = mobilenet()
     other = pl.zoo.load("resnet20", pretrained=False)
     plan = pl.WidthPlan.full(graph)
     with pytest.raises(pl.BadModel, match="does not fit the graph"):

@@ -3,7 +3,7 @@
 May import values, channels, calls, tracing, fingerprint.
 """
 
-from prunelab.evidence.contribution import ContributionGram, ConsumerGram
+from prunelab.evidence.contribution import ConsumerGram, ContributionGram
 from prunelab.evidence.measure import Evidence, measure
 from prunelab.evidence.moments import PatchMoments
 

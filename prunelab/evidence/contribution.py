@@ -148,9 +148,7 @@ def _gram_of_flattened(x: Tensor, weight: Tensor, columns: Tensor, count: int) -
     return gram
 
 
-def _gram_by_contribution(
-    call: Call, columns: Tensor, count: int, scale: Tensor | None
-) -> Tensor:
+def _gram_by_contribution(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
     """The definition, one unit at a time: for transposed convolutions."""
     conv = call.conv
     assert conv is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +129,7 @@ def measuring(
     layers: Sequence[str] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     total: int = 0,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, Evidence]:
     """`measure` as a generator: yields Progress after every batch, returns the Evidence."""
     if unknown := set(kinds) - set(KINDS):
         raise InvalidValue(f"kinds can be {', '.join(KINDS)}; not {', '.join(sorted(unknown))}.")

@@ -118,7 +118,7 @@ def draw_importance(info: ImportanceInfo) -> Panel:
     line = [] if info.threshold is None else [-0.5, count - 0.5]
     every = stride(count, 16)
     return Panel(
-        title=f"Importance in {shorten(info.group, 30)}",
+        title=f"Importance in {shorten(info.group, 22)}",
         traces=(
             bars("keep", "keep", {"color": KEEP}),
             bars("drop", "drop", {"color": DROP, "pattern": HATCH}),

@@ -107,13 +107,13 @@ def draw_ladder(info: LadderInfo) -> Panel:
         faint_y += [*(max(y, floor) for y in ys), None]
     line = [10**left, 10**right] if info.theta else []
     return Panel(
-        title=f"Binary search in {shorten(info.group, 26)}",
+        title=f"Binary search in {shorten(info.group, 20)}",
         traces=(
             go.Scatter(
                 x=faint_x,
                 y=faint_y,
                 mode="lines",
-                line={"color": FAINT, "width": 1.5},
+                line={"color": FAINT, "width": 1},
                 name="other groups",
                 hoverinfo="skip",
             ),
@@ -136,7 +136,11 @@ def draw_ladder(info: LadderInfo) -> Panel:
                     verdict_label(verdict, taken)
                     for verdict, taken in zip(info.verdicts, info.taken, strict=True)
                 ],
-                textposition="top right",
+                # away from theta: what is taken lies below it
+                textposition=[
+                    "bottom right" if verdict == "take" else "top right"
+                    for verdict in info.verdicts
+                ],
                 textfont={"size": TEXT_PX},
                 line={"color": KEEP, "width": 2},
                 marker={
@@ -164,7 +168,7 @@ def draw_ladder(info: LadderInfo) -> Panel:
         yaxis=axis(
             "worst mean damage of a candidate,<br>share of the signal",
             type="log",
-            range=[min(decades) - pad, max(decades) + 1.6 * pad],
+            range=[min(decades) - 1.4 * pad, max(decades) + 1.4 * pad],
             nticks=6,
             tickformat="~g",
             exponentformat="none",

@@ -142,7 +142,7 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
                     else ""
                     for dot in info.path
                 ],
-                textposition="top center",
+                textposition="bottom center",
                 textfont={"size": TEXT_PX},
                 name="path",
                 hovertext=[

@@ -28,7 +28,7 @@ def make_method(method: Any, **parameters: Any) -> Method:
             f"A method is an object with a search(context) generator, or a name "
             f"({', '.join(METHODS)}); not {method!r}."
         )
-    return method  # type: ignore[no-any-return]
+    return method
 
 
 __all__ = ["AOFP", "METHODS", "Context", "Method", "Search", "make_method"]

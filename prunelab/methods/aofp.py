@@ -31,10 +31,11 @@ class AOFP:
     `theta`: a half is dropped when its worst mean damage is below this share of the consumer's
     signal (strictly, as in the released PyTorch code). `scoring="exact"` takes the expectation
     over all masks in closed form, on frozen weights; "sampled" draws masks on a scoring path
-    while SGD trains a private copy of the network, as published. On the way to a target (`run`, `prune`) theta is
-    doubled, up to `max_theta`, while no layer passes or all that do would remove less than 1/32
-    of the original MACs; the move says which theta it took. `groups`: "internal" leaves residual streams alone (the
-    released code), "all" scores them by the sum over their consumers (ours).
+    while SGD trains a private copy of the network, as published. On the way to a target (`run`,
+    `prune`) theta is doubled, up to `max_theta`, while no layer passes or all that do would
+    remove less than 1/32 of the original MACs; the move says which theta it took. `groups`:
+    "internal" leaves residual streams alone (the released code), "all" scores them by the sum
+    over their consumers (ours).
 
     Exact: `images` training images are measured; `at` is "conv" or "bn" (behind the consumer's
     BatchNorm). Sampled: SGD at the constant rate `lr`, `batches` per halving (released: 1000 or
@@ -114,8 +115,7 @@ class AOFP:
             if context.target_macs is None or _worthwhile(context, move):
                 break
             asked = method.relaxed()  # towards a target: the smallest theta that leads there
-        for rung in chain.from_iterable(rungs):
-            yield rung
+        yield from chain.from_iterable(rungs)
         return move
 
     def _move_of(

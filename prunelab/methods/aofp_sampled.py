@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.calls import Call, Watch, aten
@@ -64,6 +63,7 @@ class ScoringPath(Watch):
         return lost / whole if whole > 0 else 0.0
 
     def on_call(self, call: Call, out: Tensor) -> None:
+        """Score a consumer that reads masked units."""
         follow = []
         for group, columns in self._masked.get(call.name, ()):
             change = _partial(call, columns.to(out.device))  # u - v: half of a layer's work
@@ -76,6 +76,7 @@ class ScoringPath(Watch):
             self._followed[out] = follow
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Follow a scored output through its BatchNorm and activation."""
         if not args or not isinstance(args[0], Tensor):
             return
         follow = self._followed.get(args[0])
@@ -119,7 +120,7 @@ def _partial(call: Call, columns: Tensor) -> Tensor:
 
 
 def _scale_of(args: tuple[Any, ...], out: Any) -> Tensor:
-    """gamma / sigma as this very BatchNorm call applied it [channels]."""
+    """Gamma / sigma as this very BatchNorm call applied it [channels]."""
     x, gamma, _, _, variance = args[:5]
     invstd = out[2] if args[5] else torch.rsqrt(variance + args[7])  # args[5]: training
     scale = invstd if gamma is None else gamma.detach() * invstd
@@ -236,9 +237,9 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         step += 1
         rungs = sum(search.done for search in searches)
         yield Progress(rungs, len(searches), f"AOFP trains and searches, batch {step}")
-        if drop and context.target_macs is not None:
-            if context.cost(context.plan.drop(drop)).macs <= context.target_macs:
-                break
+        goal = context.target_macs
+        if drop and goal is not None and context.cost(context.plan.drop(drop)).macs <= goal:
+            break
     if not drop:
         return None
     drop = context.trimmed(drop, order)

@@ -7,15 +7,15 @@ has nothing more. May import values, channels, evidence, training.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.evidence import Evidence
 from prunelab.training import Training
-from prunelab.values import Cost, FrozenMap, Move, Rung, Units, WidthPlan, units_of
+from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, units_of
 
 Search = Generator[Any, None, Move | None]
 

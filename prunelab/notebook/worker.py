@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 Job = Callable[[bool], None]
@@ -65,7 +66,8 @@ class Worker:
                 job, stops = self._waiting.popleft()
                 self._running = True
                 stopped = stops < self._stops
-            job(stopped)
+            with suppress(Exception):  # nobody is here to be told, and the next job must run
+                job(stopped)
 
 
 _workers: weakref.WeakKeyDictionary[Any, Worker] = weakref.WeakKeyDictionary()
