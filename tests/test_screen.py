@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.callbacks import Points
 
+import prunelab as pl
 from prunelab.errors import SessionBusy, Stopped, UnknownName, WrongState
 from prunelab.ledger import (
     Adjusted,
@@ -461,6 +462,7 @@ def test_clicking_bars_changes_a_draft_and_adjust_commits_it_once(
     assert set(screen.draft.drop[group]) == wanted
     assert screen.controls.sentence.value.count("Your choice: drop") == 1
     screen.press("adjust")
+    assert "You propose to drop" in screen.controls.sentence.value
     assert len(session.ledger) == events + 1
     assert set(session.state.pending.drop[group]) == wanted
     assert [call[0] for call in session.calls].count("adjust") == 1
@@ -669,3 +671,29 @@ def test_the_static_picture_is_small_valid_xml_at_every_stage(screen: Screen) ->
 def test_odd_arguments_are_refused(session: FakeSession, name: str, given: str) -> None:
     with pytest.raises(UnknownName, match=given):
         show(session, **{name: given})
+
+
+# ---------------------------------------------------------------- a real session
+
+
+def test_every_button_works_on_a_real_session(trained: Any, data: Any) -> None:
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.2))
+    screen = pl.show(session)
+    errors = []
+    for verb in ("propose", "adjust", "approve", "repair", "tune", "undo", "propose", "reject"):
+        if verb == "adjust":
+            screen._flipped(screen.live.drawn.importance.units[-1])
+        if verb == "tune":
+            screen.controls.steps.value = 2
+        screen.press(verb)
+        errors.append(screen.controls.error.value)
+    screen.controls.target.value = 80
+    screen.press("run")
+    errors.append(screen.controls.error.value)
+    assert errors == [""] * 9
+    kinds = [type(event).__name__ for event in session.ledger]
+    assert kinds[1:7] == ["Proposed", "Adjusted", "Approved", "Repaired", "Repaired", "Tuned"]
+    assert session.state.now.cost.macs <= 0.8 * session.state.base.cost.macs
+    assert session.state.line() in unescape(screen.controls.line.value)
+    assert screen.live.drawn.trajectory.path[-1].macs <= 80
+    screen.close()

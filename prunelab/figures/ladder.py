@@ -122,7 +122,7 @@ def draw_ladder(info: LadderInfo) -> Panel:
                 y=[info.theta] * len(line),
                 mode="lines+text",
                 text=[f"theta {info.theta:g}", ""] if info.theta else [],
-                textposition="bottom right",
+                textposition="top right",
                 textfont={"size": TEXT_PX},
                 line={"color": TARGET, "dash": "dash", "width": 2},
                 name="theta",

@@ -7,8 +7,10 @@ from typing import Any
 
 import ipywidgets as ipw
 
+from prunelab.figures.board import BoardInfo
 from prunelab.ledger import State
 from prunelab.notebook import text
+from prunelab.values import Units
 
 STYLES = {"propose": "primary", "approve": "success", "reject": "warning", "stop": "danger"}
 WRAP = {"display": "flex", "flex_flow": "row wrap", "width": "100%", "overflow": "visible"}
@@ -65,9 +67,9 @@ class Controls:
         self.bar = ipw.FloatProgress(min=0, max=1, layout={"width": "280px"})
         self.work = ipw.HTML()
         self.working = ipw.Box([self.bar, self.work], layout={**WRAP, "display": "none"})
-        self.hint = ipw.HTML()
+        hint = ipw.HTML(said(text.HINT, "hint"))
         self.adjusting = ipw.Box(
-            [self.count, self.units, self.reason, self.hint], layout={**WRAP, "display": "none"}
+            [self.count, self.units, self.reason, hint], layout={**WRAP, "display": "none"}
         )
         self.history = ipw.HTML()
         trail = ipw.Accordion([self.history], titles=(text.HISTORY,), selected_index=None)
@@ -81,6 +83,16 @@ class Controls:
             ipw.Box([self.group, self.target, self.guard, self.steps], layout=WRAP),
         )
         self.below = (ipw.HTML(text.LEGEND), trail)
+
+    def fill(self, info: BoardInfo, chosen: Units) -> None:
+        """Set the boxes to the group that is drawn, with `chosen` to be dropped of it."""
+        shown = info.importance
+        self.group.options = [(text.option(row), row.name) for row in info.widths.rows]
+        self.group.value = shown.group
+        alive = sum(fate != "gone" for fate in shown.fates)
+        self.count.max = max(alive - 1, len(chosen))
+        self.count.value = len(chosen)
+        self.units.value = ", ".join(map(str, chosen))
 
     @staticmethod
     def _number(

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
 
@@ -23,6 +23,8 @@ from prunelab.notebook.static import svg
 from prunelab.notebook.worker import worker_of
 from prunelab.values import Importance, Progress, Rung
 
+Look = Literal["auto", "light", "dark"]
+
 
 class Screen(ipw.VBox):
     """A session as Jupyter shows it. `press` is what its buttons do.
@@ -35,12 +37,12 @@ class Screen(ipw.VBox):
         self,
         session: Any,
         arrange: Arrange = "grid",
-        theme: Literal["auto", "light", "dark"] = "auto",
+        theme: Look = "auto",
     ) -> None:
         self._endings: list[Callable[[], object]] = []  # first: a widget half made is closed too
         for name, given, known in (
-            ("arrange", arrange, ("grid", "stack")),
-            ("theme", theme, ("auto", "light", "dark")),
+            ("arrange", arrange, get_args(Arrange)),
+            ("theme", theme, get_args(Look)),
         ):
             if given not in known:
                 raise UnknownName(name, given, known)
@@ -56,7 +58,6 @@ class Screen(ipw.VBox):
         self.draft = Draft(session)
         self.draft.follow(session.state.pending)
         groups = [group for group in session.graph.groups if group.prunable]
-        groups = groups or list(session.graph.groups)
         self._layers = {group.name: tuple(group.producers) for group in groups}
         self.group = next(iter(self._layers))
         self.controls = Controls()
@@ -80,17 +81,17 @@ class Screen(ipw.VBox):
             raise UnknownName("button", verb, text.VERBS)
         if verb == "stop":
             self._stop()
-            return
-        self._begin(verb)
-        self._perform(verb)
+        else:
+            self._begin(verb)
+            self._perform(verb)
 
     def _click(self, verb: str) -> None:
         """What a real click does: queue the verb and return; Stop passes the queue."""
         if verb == "stop":
             self._stop()
-            return
-        self._begin(verb)
-        self._worker.submit(partial(self._perform, verb))
+        else:
+            self._begin(verb)
+            self._worker.submit(partial(self._perform, verb))
 
     def _begin(self, verb: str) -> None:
         with self._ui:
@@ -235,23 +236,16 @@ class Screen(ipw.VBox):
         if touched and self.group not in touched:
             self.group = max(touched, key=lambda name: len(touched[name]))
 
-    def _state(self) -> State:
-        """The state as if the draft were the proposal."""
-        state = self.session.state
-        return replace(state, pending=self.draft.move) if self.draft.move else state
-
     def _info(self) -> BoardInfo:
-        return board_info(self._state(), self.group, layers=self._layers, seen=self._seen or None)
+        """What to draw, as if the draft were the proposal."""
+        state = self.session.state
+        if self.draft.move:
+            state = replace(state, pending=self.draft.move)
+        return board_info(state, self.group, layers=self._layers, seen=self._seen or None)
 
     def _sentence(self) -> str:
-        state = self.session.state
-        if state.pending is None:
-            return text.outcome(state, self._last)
-        move = self.draft.move or state.pending
         group = self.session.graph[self.group]
-        if self.draft.move:
-            return text.draft(state, move, group)
-        return text.proposal(state, move, group)
+        return text.sentence(self.session.state, self._last, self.draft.move, group)
 
     def _refresh(self) -> None:
         """Set every widget from the state; what does not change is not sent."""
@@ -261,26 +255,15 @@ class Screen(ipw.VBox):
             controls.buttons[verb].disabled = not can
         controls.line.value = said(state.line(), "line", "status")
         controls.sentence.value = said(self._sentence(), "sentence")
-        controls.hint.value = said(text.HINT, "hint")
         controls.history.value = text.history(state, list(self.session.ledger))
         controls.adjusting.layout.display = "flex" if state.pending else "none"
         info = self._info()
-        self._fill_boxes(info)
-        self.live.draw(info)
-
-    def _fill_boxes(self, info: BoardInfo) -> None:
-        controls = self.controls
-        chosen = self.draft.drop.get(self.group, ())
         self._quiet = True
         try:
-            controls.group.options = [(text.option(row), row.name) for row in info.widths.rows]
-            controls.group.value = self.group
-            alive = sum(fate != "gone" for fate in info.importance.fates)
-            controls.count.max = max(alive - 1, len(chosen))
-            controls.count.value = len(chosen)
-            controls.units.value = ", ".join(map(str, chosen))
+            controls.fill(info, self.draft.drop.get(self.group, ()))
         finally:
             self._quiet = False
+        self.live.draw(info)
 
     def close(self) -> None:
         """Take the screen off the page and off the session."""
@@ -303,7 +286,7 @@ class Screen(ipw.VBox):
 def show(
     session: Any,
     arrange: Arrange = "grid",
-    theme: Literal["auto", "light", "dark"] = "auto",
+    theme: Look = "auto",
 ) -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from html import escape
+from textwrap import wrap
 
 from prunelab.figures.board import BoardInfo
 from prunelab.figures.ladder import LadderInfo, verdict_label
@@ -12,7 +13,7 @@ from prunelab.figures.style import DROP, GHOST, KEEP, TARGET, shorten
 
 WIDE, TALL = 900, 560
 INK = "#222222"
-PLOT_W, PLOT_H = 350, 165  # of one panel, px
+PLOT_W, PLOT_H = 340, 165  # of one panel, px
 FATES = {"keep": KEEP, "drop": "url(#hatch)", "gone": GHOST}
 Scale = Callable[[float], float]
 
@@ -20,11 +21,13 @@ Scale = Callable[[float], float]
 def svg(info: BoardInfo, line: str, sentence: str) -> str:
     """The four panels of `info` under the state `line` and a `sentence`."""
     drawn = [
-        _panel(70, 90, f"Widths ({len(info.widths.rows)} groups)", _widths(info)),
-        _panel(70, 340, _measure(info), _trajectory(info)),
-        _panel(520, 90, f"Importance in {info.importance.group}", _bars(info)),
-        _panel(520, 340, f"Binary search in {info.ladder.group}", _ladder(info.ladder)),
+        _panel(140, 100, f"Widths ({len(info.widths.rows)} groups)", _widths(info)),
+        _panel(140, 350, _measure(info), _trajectory(info)),
+        _panel(530, 100, f"Importance in {info.importance.group}", _bars(info)),
+        _panel(530, 350, f"Binary search in {info.ladder.group}", _ladder(info.ladder)),
     ]
+    told = [(words, 'font-weight="bold"') for words in wrap(line, 120)]
+    told += [(words, "") for words in wrap(sentence, 145)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {TALL}" width="{WIDE}" '
         f'height="{TALL}" font-family="sans-serif" font-size="12" fill="{INK}" role="img">'
@@ -33,8 +36,9 @@ def svg(info: BoardInfo, line: str, sentence: str) -> str:
         f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{DROP}"/>'
         '<rect width="2" height="6" fill="white"/></pattern></defs>'
         f'<rect width="{WIDE}" height="{TALL}" rx="6" fill="white"/>'
-        + _text(20, 28, line, 'font-weight="bold"')
-        + _text(20, 50, shorten(sentence, 130))
+        + "".join(
+            _text(20, 22 + 17 * i, words, weight) for i, (words, weight) in enumerate(told[:4])
+        )
         + "".join(drawn)
         + "</svg>"
     )
@@ -80,6 +84,8 @@ def _widths(info: BoardInfo) -> str:
     widest = max((row.original for row in rows), default=1)
     body = []
     for i, row in enumerate(rows):
+        if len(rows) * 13 < PLOT_H:
+            body.append(_text(-6, (i + 0.5) * step + 4, shorten(row.name), 'text-anchor="end"'))
         y, h, px = i * step + 0.1 * step, 0.8 * step, PLOT_W / widest
         body.append(_rect(0, y, row.original * px, h, "#dddddd"))
         body.append(_rect(0, y, row.proposed * px, h, KEEP))

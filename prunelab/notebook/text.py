@@ -108,9 +108,20 @@ def share(value: float) -> str:
 # ---------------------------------------------------------------- sentences
 
 
-def loss(move: Move, group: Any, alive: int) -> str:
+def sentence(state: State, last: Event | None, chosen: Move | None, group: Any) -> str:
+    """What the screen says: of the person's choice, the proposal, or what happened last."""
+    if state.pending is None:
+        return outcome(state, last)
+    if chosen is not None:
+        return f"Your choice: {loss(chosen, group, state)}. {macs(state, chosen)}"
+    who = None if isinstance(last, Adjusted) else method(state.pending.method)
+    return proposal(state, state.pending, group, who)
+
+
+def loss(move: Move, group: Any, state: State) -> str:
     """What `move` drops in one group, and what that removes."""
-    text = f"drop {len(move.drop.get(group.name, ()))} of {plural(alive, 'channel')}"
+    alive = plural(state.widths()[group.name], "channel")
+    text = f"drop {len(move.drop.get(group.name, ()))} of {alive}"
     text += f" in {group.name}"
     if group.name in move.damage and group.consumers:
         text += (
@@ -128,12 +139,12 @@ def option(row: Row) -> str:
     return text + f" {DIAMOND}" * row.coupled
 
 
-def proposal(state: State, move: Move, group: Any) -> str:
-    """What is proposed, in `group` and elsewhere."""
-    text = f"{method(move.method)} proposes to "
+def proposal(state: State, move: Move, group: Any, who: str | None) -> str:
+    """What `who` (None: the person) proposes, in `group` and elsewhere."""
+    text = f"{who} proposes to " if who else "You propose to "
     more = len(move.drop) - 1
     if group.name in move.drop:
-        text += loss(move, group, state.widths()[group.name])
+        text += loss(move, group, state)
         text += f" ... and {plural(more, 'more group')}" if more else ""
     else:
         text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'group')}, "
@@ -148,12 +159,6 @@ def macs(state: State, move: Move) -> str:
     """How the MACs would change."""
     base = state.base.cost.macs
     return f"MACs {state.now.cost.macs / base:.1%} → {move.after.macs / base:.1%} of the original."
-
-
-def draft(state: State, move: Move, group: Any) -> str:
-    """What the person's own choice would do."""
-    sentence = loss(move, group, state.widths()[group.name])
-    return f"Your choice: {sentence}. {macs(state, move)}"
 
 
 def outcome(state: State, last: Event | None) -> str:

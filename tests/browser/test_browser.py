@@ -146,6 +146,23 @@ def _click(page: Any, verb: str) -> None:
     _settled(page)
 
 
+def _click_bar(page: Any, rank: int) -> None:
+    """Click into the column of the importance panel that has this rank."""
+    x, y = page.evaluate(
+        """rank => {
+             const plot = document.querySelector('.js-plotly-plot');
+             plot.scrollIntoView({block: 'center'});
+             const { xaxis, yaxis } = plot._fullLayout, box = plot.getBoundingClientRect();
+             return [box.left + xaxis._offset + xaxis.c2p(rank),
+                     box.top + yaxis._offset + yaxis._length / 2]; }""",
+        rank,
+    )
+    page.mouse.move(x, y)
+    page.wait_for_timeout(500)
+    page.mouse.click(x, y)
+    page.wait_for_timeout(2 * SECONDS)
+
+
 def _drawn(page: Any) -> dict[str, Any]:
     """What plotly draws, by trace name: [x, y] as lists."""
     return page.evaluate(
@@ -188,6 +205,11 @@ def test_clicks_reach_the_session_and_the_figure_follows(
     assert {"Approve", "Adjust", "Reject", "Undo"} <= _enabled(page)
     assert "Propose" not in _enabled(page)
     _shoot(page, folder, "2-proposed")
+
+    _click_bar(page, len(proposed["channel"][0]) - 1)
+    assert len(_drawn(page)["drop"][0]) == len(proposed["drop"][0]) + 1, "a bar was clicked"
+    _click_bar(page, len(proposed["channel"][0]) - 1)
+    assert _drawn(page)["drop"] == proposed["drop"], "and clicked again"
 
     box = page.locator(".prunelab-screen input[type=number]").first
     box.fill(str(len(proposed["drop"][0]) + 1))
