@@ -168,7 +168,9 @@ class Bench:
 
         after = self.graph.after
         if kind == "bn":
-            yield from recalibrating(small, images(), self.forward)
+            yield from recalibrating(
+                small, after(plan), target[0], after(target[1]), images, self.forward
+            )
         elif source is not None:
             yield from repairing(
                 small, after(plan), source[0], after(source[1]), target[0], after(target[1]),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from prunelab.values import Codec, Cost, FrozenMap, Move, si
+from prunelab.values import Codec, Cost, FrozenMap, Move, many, si
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,15 +227,13 @@ class State:
             f"MACs {si(now.cost.macs)} ({now.cost.macs / base.cost.macs:.0%} of the original)",
             f"parameters {si(now.cost.params)}",
         ]
-        parts += [f"validation {name} {show(name, value)}" for name, value in now.metrics.items()][
-            :1
-        ]
+        for name, value in [*now.metrics.items()][:1]:
+            parts.append(f"validation {name} {show(name, value)}")
         if self.pending is not None:
-            groups = len(self.pending.drop)
+            share = self.pending.after.macs / base.cost.macs
             parts.append(
-                f"proposed: drop {self.pending.units} units in {groups} "
-                f"group{'s' * (groups != 1)} (to {self.pending.after.macs / base.cost.macs:.0%} "
-                "of the MACs)"
+                f"proposed: drop {many(self.pending.units, 'unit')} in "
+                f"{many(len(self.pending.drop), 'group')} (to {share:.0%} of the MACs)"
                 + (", measured before the network changed: propose again" if self.stale else "")
             )
         elif self.exhausted:

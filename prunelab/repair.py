@@ -59,7 +59,7 @@ def repairing(
         stays = np.isin(layer.in_units, task.layer.in_units)
         task.inputs = torch.from_numpy(np.flatnonzero(stays))
     yield from _solved([task for task in tasks if task], small, source, target, batches, forward)
-    yield from recalibrating(small, batches(), forward)
+    yield from recalibrating(small, graph, target, target_graph, batches, forward)
 
 
 def repairing_in_order(
@@ -81,7 +81,7 @@ def repairing_in_order(
             task = _task(small, graph, layer, target_graph)
             if task is not None:
                 yield from _solved([task], small, small, target, batches, forward)
-    yield from recalibrating(small, batches(), forward)
+    yield from recalibrating(small, graph, target, target_graph, batches, forward)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +99,7 @@ class _Task:
     inputs: Tensor | None = None
     moment: Tensor | None = None
     cross: Tensor | None = None
+    square: Tensor | None = None  # sums of Y squared [outputs]
 
     def add(self, call: Call, y: Tensor) -> None:
         """Take in one batch: the layer's call, and the outputs of target."""
@@ -111,14 +112,16 @@ class _Task:
         cross = cross_moment(x, y, kernel, call.conv)
         self.moment = moment if self.moment is None else self.moment + moment
         self.cross = cross if self.cross is None else self.cross + cross
+        square = y.double().square().movedim(1, 0).flatten(1).sum(1)
+        self.square = square if self.square is None else self.square + square
 
-    def solve(self, small: nn.Module) -> None:
+    def solve(self, small: nn.Module, target: nn.Module) -> None:
         """Put the least-squares weights into `small`, and their statistics into its BatchNorm.
 
         The change from the present weights W solves (M + ridge) X = C - M W'; the ridge pulls
         towards them, and is as small as lets rank-deficient patches be solved at all.
         """
-        if self.moment is None or self.cross is None:
+        if self.moment is None or self.cross is None or self.square is None:
             return  # the layer was not called
         parameters = dict(small.named_parameters())
         weight = parameters[self.layer.weight]
@@ -137,18 +140,38 @@ class _Task:
             else:
                 full[-1] = 0  # BatchNorm takes the constant up, as its mean
             if self.layer.norm is not None:
-                _settle_norm(small.get_submodule(self.layer.norm), full, self.moment)
+                rows = self.moment[-1, -1]
+                mean = full.T @ self.moment[-1] / rows
+                square = ((self.moment @ full) * full).sum(0) / rows
+                aim = self.cross[-1] / rows
+                _shift_norm(
+                    small.get_submodule(self.layer.norm),
+                    target.get_submodule(self.layer.norm),
+                    self.outputs,
+                    mean - aim,
+                    (square - mean.square()) / (self.square / rows - aim.square()),
+                )
 
 
-def _settle_norm(norm: nn.Module, weights: Tensor, moment: Tensor) -> None:
-    """Give a BatchNorm the mean and variance of its layer's outputs, from patch moments."""
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-        assert norm.running_var is not None
-        rows = moment[-1, -1]
-        mean = weights.T @ moment[-1] / rows
-        square = ((moment @ weights) * weights).sum(0) / rows
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_((square - mean.square()).clamp_min(0))
+def _shift_norm(
+    norm: nn.Module, target: nn.Module, channels: Tensor, shift: Tensor, ratio: Tensor
+) -> None:
+    """Give a BatchNorm the statistics of its target's `channels`, changed as measured.
+
+    `shift` is the measured difference of means and `ratio` that of variances, small to target,
+    on the same images. So a network that did not change keeps its statistics, whatever images
+    (augmented ones, say) they were made on.
+    """
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        return
+    assert isinstance(target, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_var is not None
+    assert target.running_mean is not None
+    assert target.running_var is not None
+    channels = channels.to(norm.running_mean.device)
+    ratio = torch.nan_to_num(ratio, nan=1.0, posinf=1.0).clamp_min(1e-3)
+    norm.running_mean.copy_(target.running_mean[channels] + shift)
+    norm.running_var.copy_(target.running_var[channels] * ratio)
 
 
 def _bias_of(layer: Layer) -> str:
@@ -226,43 +249,73 @@ def _solved(
     if not count:
         raise BadData("There are no batches to repair on; give at least one.")
     for task in tasks:
-        task.solve(small)
+        task.solve(small, target)
 
 
 def recalibrating(
-    model: nn.Module,
-    batches: Iterable[Any],
+    small: nn.Module,
+    graph: ChannelGraph,
+    target: nn.Module,
+    target_graph: ChannelGraph,
+    batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
-    total: int = 0,
 ) -> Generator[Progress, None, None]:
-    """Measure the BatchNorm statistics of `model` anew, in place: plain means over batches."""
-    norms = [
-        module
-        for module in model.modules()
+    """Change the BatchNorm statistics of `small`, in place, by what pruning changed.
+
+    Both networks run over the same batches, normalising by each batch; the difference between
+    what they measure is applied to the target's statistics.
+    """
+    here = yield from _statistics(small, batches, forward)
+    there = yield from _statistics(target, batches, forward)
+    with torch.no_grad():
+        for name, (mean, variance) in here.items():
+            key = (f"{name}.running_mean", 0)
+            channels = torch.arange(len(there[name][0]))
+            if key in graph.slots and key in target_graph.slots:
+                units, wanted = target_graph.slots[key], graph.slots[key]
+                place = {unit: index for index, unit in enumerate(units.tolist())}
+                if len(wanted) < len(units):
+                    channels = torch.tensor([place[unit] for unit in wanted.tolist()])
+            aim, spread = (value[channels.to(value.device)] for value in there[name])
+            _shift_norm(
+                small.get_submodule(name), target.get_submodule(name), channels,
+                mean - aim, variance / spread,
+            )  # fmt: skip
+
+
+def _statistics(
+    model: nn.Module,
+    batches: Callable[[], Iterable[Any]],
+    forward: Callable[[nn.Module, Any], Any],
+) -> Generator[Progress, None, dict[str, tuple[Tensor, Tensor]]]:
+    """The mean and variance that each BatchNorm sees [channels], averaged over batches."""
+    norms = {
+        name: module
+        for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
+    }
     if not norms:
-        return
-    flags = [(module, module.training) for module in model.modules()]
-    momenta = [norm.momentum for norm in norms]
-    counted = [norm.num_batches_tracked.clone() for norm in norms]  # type: ignore[union-attr]
-    try:
+        return {}
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    count = 0
+    with undisturbed(model), torch.no_grad():
         model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-        count = 0
-        with torch.no_grad():
-            for batch in guarded(batches):
+        try:
+            for norm in norms.values():
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+            for batch in guarded(batches()):
                 checked(forward, model, batch)
                 count += 1
-                yield Progress(count, max(total, count), "recalibrating BatchNorm")
-        if not count:
-            raise BadData("There are no batches to recalibrate BatchNorm on; give at least one.")
-    finally:
-        for norm, momentum, tracked in zip(norms, momenta, counted, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(tracked)  # type: ignore[union-attr]
-        for module, training in flags:
-            module.training = training
+                yield Progress(count, count, "measuring BatchNorm statistics")
+            found = {
+                name: (norm.running_mean.clone(), norm.running_var.clone())  # type: ignore[union-attr]
+                for name, norm in norms.items()
+            }
+        finally:
+            for name, norm in norms.items():
+                norm.momentum = momenta[name]
+    if not count:
+        raise BadData("There are no batches to measure BatchNorm on; give at least one.")
+    return found

@@ -351,8 +351,7 @@ class Session(Verbs):
         """Propose and approve until the network has `target_macs`.
 
         That is a share of the original when at most 1, else a number. Where the method finds
-        nothing it is relaxed (AOFP doubles theta); where least squares repairs, it does so once
-        more at the end, front to back.
+        nothing it is relaxed (AOFP doubles theta).
 
         `min_accuracy` guards the first metric on the validation images: a move that would break
         it is left pending and the run ends. Raises `BudgetUnreachable`, with the best plan so
@@ -513,7 +512,6 @@ class Session(Verbs):
         if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
             name = next(iter(self._bench.metrics))
             raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
-        moves = 0
         while self.state.now.cost.macs > goal:
             if self.state.pending is None or self.state.stale:
                 move = yield from self._propose(target)
@@ -522,9 +520,6 @@ class Session(Verbs):
                     continue
             if not (yield from self._approve(floor)):
                 return
-            moves += 1
-        if moves > 1 and self._bench.repair == "lstsq":
-            yield from self._repair("lstsq")
 
     def _relax(self, goal: int) -> None:
         relaxed = getattr(self._method, "relaxed", lambda: None)()

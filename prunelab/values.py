@@ -214,6 +214,11 @@ def si(number: float) -> str:
     return f"{number:.3g}"
 
 
+def many(count: int, thing: str) -> str:
+    """`count` things in words: 1 unit, 2 units."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 # ---------------------------------------------------------------- what a method shows
 
 
@@ -298,10 +303,10 @@ class Move:
         return sum(len(units) for units in self.drop.values())
 
     def __str__(self) -> str:
-        groups = len(self.drop)
         return (
-            f"Move({self.method}: drop {self.units} units in {groups} "
-            f"group{'s' * (groups != 1)}, MACs {si(self.before.macs)} -> {si(self.after.macs)})"
+            f"Move({self.method}: drop {many(self.units, 'unit')} in "
+            f"{many(len(self.drop), 'group')}, MACs {si(self.before.macs)} -> "
+            f"{si(self.after.macs)})"
         )
 
 

@@ -130,7 +130,7 @@ def test_the_state_forbids_what_makes_no_sense(session: pl.Session) -> None:
 
 def test_a_stale_proposal_is_never_approved(session: pl.Session) -> None:
     session.propose()
-    session.repair("bn")
+    session.tune(steps=1)
     assert session.state.stale
     with pytest.raises(pl.StaleEvidence, match="propose again"):
         session.approve()
@@ -200,6 +200,14 @@ def test_repair_helps_and_is_a_step_of_its_own(trained: nn.Module, data: pl.Data
         session.repair("magic")
     session.undo()
     assert session.evaluate()["loss"] == pytest.approx(bare)
+
+
+@pytest.mark.parametrize("kind", ["bn", "lstsq"])
+def test_repairing_what_was_not_pruned_changes_nothing(session: pl.Session, kind: str) -> None:
+    before = [tensor.clone() for tensor in session.model.state_dict().values()]
+    session.repair(kind)
+    for a, b in zip(session.model.state_dict().values(), before, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_tune_trains_and_records(session: pl.Session) -> None:
