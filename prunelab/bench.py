@@ -23,7 +23,7 @@ from prunelab.tracing import copy_of, trace
 from prunelab.training import Training, cross_entropy, hitting, metrics_of, training
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
-REPAIR_IMAGES = 1024
+REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
 Judgement = tuple[dict[str, float], Tensor | None]  # metrics, and which images are right
 
 
