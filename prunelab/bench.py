@@ -17,7 +17,7 @@ from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
 from prunelab.evidence.measure import batch_size, measuring, run_batch
-from prunelab.repair import KINDS, recalibrating, repairing, repairing_in_order
+from prunelab.repair import KINDS, chained, recalibrating, repairing, repairing_in_order
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
 from prunelab.training import Training, cross_entropy, hitting, metrics_of, training
@@ -157,8 +157,8 @@ class Bench:
     ) -> Generator[Progress, None, None]:
         """Repair `small`, in place, towards `target`.
 
-        In one pass when it was just cut from `source`, else front to back; `kind` is "lstsq" or
-        "bn".
+        In one pass when it was just cut from `source` and no repair builds on another, else front
+        to back; `kind` is "lstsq" or "bn".
         """
         if kind not in KINDS:
             raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {kind!r}.")
@@ -171,7 +171,7 @@ class Bench:
             yield from recalibrating(
                 small, after(plan), target[0], after(target[1]), images, self.forward
             )
-        elif source is not None:
+        elif source is not None and not chained(after(source[1]), after(plan)):
             yield from repairing(
                 small, after(plan), source[0], after(source[1]), target[0], after(target[1]),
                 images, self.forward,

@@ -30,7 +30,8 @@ class Layer:
 
     `out_units` [out channels] and `in_units` [in channels, or in features] give for each position
     the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
-    number of output positions of one input, summed over calls.
+    number of output positions of one input, summed over calls; `norm` names the BatchNorm that
+    follows it, if one does.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Layer:
     transposed: bool
     positions: int
     norm: str | None
+    calls: int = 1
 
     @property
     def dense(self) -> bool:
@@ -255,6 +257,7 @@ def build_graph(
                 transposed=layer.conv is not None and layer.conv.transposed,
                 positions=layer.positions,
                 norm=layer.norm,
+                calls=layer.calls,
             )
         )
     unseen = tuple(

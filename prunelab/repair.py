@@ -9,6 +9,7 @@ channels, calls, values.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -178,6 +179,15 @@ def _bias_of(layer: Layer) -> str:
     return layer.weight.removesuffix("weight") + "bias"
 
 
+def chained(source_graph: ChannelGraph, graph: ChannelGraph) -> bool:
+    """Whether a cut took inputs and outputs of one layer, so that repairs build on each other."""
+    return any(
+        len(now.in_units) < len(layer.in_units) and len(now.out_units) < len(layer.out_units)
+        for layer, now in zip(source_graph.layers, graph.layers, strict=True)
+        if layer.dense
+    )
+
+
 def _task(
     small: nn.Module, graph: ChannelGraph, layer: Layer, target_graph: ChannelGraph
 ) -> _Task | None:
@@ -194,17 +204,25 @@ def _task(
     )
 
 
+class _Enough(BaseException):
+    """All wanted layers were called: the rest of the forward pass is of no interest."""
+
+
 class _Outputs(Watch):
     """Keeps what the wanted layers give, call by call."""
 
     def __init__(self, model: nn.Module, tasks: Mapping[str, _Task]) -> None:
         super().__init__(model)
         self.tasks = tasks
+        self.left = sum(task.layer.calls for task in tasks.values())
         self.found: dict[str, list[Tensor]] = {name: [] for name in tasks}
 
     def on_call(self, call: Call, out: Tensor) -> None:
         if call.name in self.tasks:
             self.found[call.name].append(out)
+            self.left -= 1
+            if not self.left:
+                raise _Enough
 
 
 class _Inputs(Watch):
@@ -216,10 +234,16 @@ class _Inputs(Watch):
         super().__init__(model)
         self.tasks = tasks
         self.targets = targets
+        self.left = sum(task.layer.calls for task in tasks.values())
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        if call.name in self.tasks and out.numel():
-            self.tasks[call.name].add(call, self.targets[call.name].pop(0))
+        if call.name in self.tasks:
+            y = self.targets[call.name].pop(0)
+            if out.numel():
+                self.tasks[call.name].add(call, y)
+            self.left -= 1
+            if not self.left:
+                raise _Enough
 
 
 def _solved(
@@ -240,9 +264,10 @@ def _solved(
         source.eval()
         target.eval()
         for batch in guarded(batches()):
-            with _Outputs(target, wanted) as outputs:
+            outputs = _Outputs(target, wanted)
+            with suppress(_Enough), outputs:
                 checked(forward, target, batch)
-            with _Inputs(source, wanted, outputs.found):
+            with suppress(_Enough), _Inputs(source, wanted, outputs.found):
                 checked(forward, source, batch)
             count += 1
             yield Progress(count, count, f"solving {what} by least squares")
