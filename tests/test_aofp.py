@@ -14,8 +14,8 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram
-from prunelab.methods.aofp import expected_damages, ladder
 from prunelab.methods.aofp_sampled import ScoringPath
+from prunelab.methods.halving import expected_damages, ladder
 
 
 def gram_of(z: np.ndarray) -> ContributionGram:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab.calls import Conv
 from prunelab.evidence.moments import cross_moment, patch_moments, patches
-from prunelab.methods.aofp import expected_damages
+from prunelab.methods.halving import expected_damages
 
 EXACT = 1e-10
 

@@ -19,8 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunelab.calls import Call, Watch, aten
 from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.labels import NORMALISES_BATCH
-from prunelab.methods.aofp import judge
 from prunelab.methods.contract import Context, Search
+from prunelab.methods.halving import judge
 from prunelab.tracing import copy_of
 from prunelab.training import descend, forever
 from prunelab.values import Progress, Rung, Units
