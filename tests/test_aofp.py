@@ -8,9 +8,9 @@ from math import ceil, inf, log2
 import numpy as np
 import pytest
 import torch
-from conftest import batches
 from scipy.stats import spearmanr
 from torch import nn
+from toys import batches
 
 import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram

@@ -7,9 +7,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from conftest import Tiny, batches
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toys import Tiny, batches
 
 import prunelab as pl
 from prunelab.calls import Conv

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tiny, batches
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toys import Tiny, batches
 
 import prunelab as pl
 from prunelab.ledger import Approved, Proposed, Rejected, Repaired, Tuned, Undone, fold
