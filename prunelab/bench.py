@@ -142,7 +142,7 @@ class Bench:
         key = (mark, at, images)
         if self._evidence is None or self._evidence[0] != key:
             found = yield from measuring(
-                network, graph, self.images(images), at=at, forward=self.forward
+                network, graph, self.images(images), at=at, forward=self.forward, expected=images
             )
             self._evidence = (key, found)  # of the latest network only
         return self._evidence[1]
@@ -169,16 +169,16 @@ class Bench:
         after = self.graph.after
         if kind == "bn":
             yield from recalibrating(
-                small, after(plan), target[0], after(target[1]), images, self.forward
+                small, after(plan), target[0], after(target[1]), images, self.forward, REPAIR_IMAGES
             )
         elif source is not None and not chained(after(source[1]), after(plan)):
             yield from repairing(
                 small, after(plan), source[0], after(source[1]), target[0], after(target[1]),
-                images, self.forward,
+                images, self.forward, REPAIR_IMAGES,
             )  # fmt: skip
         else:
             yield from repairing_in_order(
-                small, after(plan), target[0], after(target[1]), images, self.forward
+                small, after(plan), target[0], after(target[1]), images, self.forward, REPAIR_IMAGES
             )
         check_finite(small, "the repair")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, Layer
 from prunelab.errors import BadData
-from prunelab.evidence.measure import checked, guarded
+from prunelab.evidence.measure import batch_size, checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
@@ -40,6 +40,7 @@ def repairing(
     target_graph: ChannelGraph,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
+    expected: int = 0,
 ) -> Generator[Progress, None, None]:
     """Repair `small`, just cut from `source`, in place and in one pass; yields Progress.
 
@@ -59,8 +60,10 @@ def repairing(
         layer = keep[task.layer.name]
         stays = np.isin(layer.in_units, task.layer.in_units)
         task.inputs = torch.from_numpy(np.flatnonzero(stays))
-    yield from _solved([task for task in tasks if task], small, source, target, batches, forward)
-    yield from recalibrating(small, graph, target, target_graph, batches, forward)
+    yield from _solved(
+        [task for task in tasks if task], small, source, target, batches, forward, expected
+    )
+    yield from recalibrating(small, graph, target, target_graph, batches, forward, expected)
 
 
 def repairing_in_order(
@@ -70,6 +73,7 @@ def repairing_in_order(
     target_graph: ChannelGraph,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
+    expected: int = 0,
 ) -> Generator[Progress, None, None]:
     """Repair all of `small` in place, front to back; yields Progress.
 
@@ -81,8 +85,8 @@ def repairing_in_order(
         if len(layer.in_units) < len(target_graph.layer(layer.name).in_units):
             task = _task(small, graph, layer, target_graph)
             if task is not None:
-                yield from _solved([task], small, small, target, batches, forward)
-    yield from recalibrating(small, graph, target, target_graph, batches, forward)
+                yield from _solved([task], small, small, target, batches, forward, expected)
+    yield from recalibrating(small, graph, target, target_graph, batches, forward, expected)
 
 
 @dataclass(slots=True, eq=False)
@@ -253,6 +257,7 @@ def _solved(
     target: nn.Module,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
+    expected: int = 0,
 ) -> Generator[Progress, None, None]:
     """Run `source` and `target` over the batches, then solve the tasks in `small`."""
     if not tasks:
@@ -269,8 +274,8 @@ def _solved(
                 checked(forward, target, batch)
             with suppress(_Enough), _Inputs(source, wanted, outputs.found):
                 checked(forward, source, batch)
-            count += 1
-            yield Progress(count, count, f"solving {what} by least squares")
+            count += batch_size(batch)
+            yield Progress(count, max(expected, count), f"solving {what} by least squares")
     if not count:
         raise BadData("There are no batches to repair on; give at least one.")
     for task in tasks:
@@ -284,14 +289,15 @@ def recalibrating(
     target_graph: ChannelGraph,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
+    expected: int = 0,
 ) -> Generator[Progress, None, None]:
     """Change the BatchNorm statistics of `small`, in place, by what pruning changed.
 
     Both networks run over the same batches, normalising by each batch; the difference between
     what they measure is applied to the target's statistics.
     """
-    here = yield from _statistics(small, batches, forward)
-    there = yield from _statistics(target, batches, forward)
+    here = yield from _statistics(small, batches, forward, expected)
+    there = yield from _statistics(target, batches, forward, expected)
     with torch.no_grad():
         for name, (mean, variance) in here.items():
             key = (f"{name}.running_mean", 0)
@@ -312,6 +318,7 @@ def _statistics(
     model: nn.Module,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
+    expected: int = 0,
 ) -> Generator[Progress, None, dict[str, tuple[Tensor, Tensor]]]:
     """The mean and variance that each BatchNorm sees [channels], averaged over batches."""
     norms = {
@@ -332,8 +339,8 @@ def _statistics(
                 norm.momentum = None  # a cumulative average
             for batch in guarded(batches()):
                 checked(forward, model, batch)
-                count += 1
-                yield Progress(count, count, "measuring BatchNorm statistics")
+                count += batch_size(batch)
+                yield Progress(count, max(expected, count), "measuring BatchNorm statistics")
             found = {
                 name: (norm.running_mean.clone(), norm.running_var.clone())  # type: ignore[union-attr]
                 for name, norm in norms.items()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -366,6 +369,53 @@ def test_a_session_file_resumes_where_it_was(
         session.undo()
         session.propose()
     assert list(again.ledger) == list(straight.ledger)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+from toys import Tiny, batches
+import prunelab as pl
+torch.manual_seed(0)
+torch.set_num_threads(1)
+data = pl.Data(train=batches(64, 1), val=batches(32, 2))
+session = pl.Session(Tiny(), data, method=pl.AOFP(theta=0.5), path={path!r})
+session.propose()
+session.approve()
+print(session.state.line(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_kernel_loses_nothing_that_was_approved(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.prunelab")
+    code = KILLED.format(tests=str(Path(__file__).parent), path=path)
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    small = pl.Data(train=batches(64, 1), val=batches(32, 2))
+    again = pl.Session.open(path, model=Tiny(), data=small)
+    assert again.state.moves == 1
+    assert again.state.line() == killed.stdout.strip()
+
+
+def test_buttons_and_verbs_write_the_same_ledger(trained: nn.Module, data: pl.Data) -> None:
+    by_verbs, by_buttons = (
+        pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128)) for _ in range(2)
+    )
+    screen = pl.show(by_buttons)
+    for verb in ("propose", "approve", "propose", "reject", "propose", "undo", "repair"):
+        getattr(by_verbs, verb)()
+        screen.press(verb)
+    screen.close()
+    assert list(by_buttons.ledger) == list(by_verbs.ledger)
+
+
+def test_a_model_on_the_meta_device_is_refused(data: pl.Data) -> None:
+    with torch.device("meta"):
+        empty = Tiny()
+    with pytest.raises(pl.BadModel, match="meta device"):
+        pl.Session(empty, data)
 
 
 def test_another_models_session_is_refused(

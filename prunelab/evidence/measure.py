@@ -128,9 +128,9 @@ def measuring(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
-    total: int = 0,
+    expected: int = 0,
 ) -> Generator[Progress, None, Evidence]:
-    """`measure` as a generator: yields Progress after every batch, returns the Evidence."""
+    """`measure` as a generator: yields Progress in images, of `expected`; gives the Evidence."""
     if unknown := set(kinds) - set(KINDS):
         raise InvalidValue(f"kinds can be {', '.join(KINDS)}; not {', '.join(sorted(unknown))}.")
     if at not in AT:
@@ -143,7 +143,7 @@ def measuring(
     }
     forward = forward or run_batch
     meter = _Meter(model, targets, kinds, at)
-    images = count = 0
+    images = 0
     mark = fingerprint(model)
     with undisturbed(model), torch.no_grad():
         model.eval()
@@ -152,9 +152,8 @@ def measuring(
                 checked(forward, model, batch)
             meter.check()
             images += batch_size(batch)
-            count += 1
-            yield Progress(count, max(total, count), "measuring")
-    if not count:
+            yield Progress(images, max(expected, images), "measuring on training images")
+    if not images:
         raise BadData("There are no batches to measure on; give at least one.")
     names = {layer.weight: layer.name for layer in targets.values()}
     return Evidence(
