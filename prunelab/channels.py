@@ -176,9 +176,12 @@ class ChannelGraph:
     def __str__(self) -> str:
         rows = [f"ChannelGraph: {len(self)} groups, {self.units} units"]
         for group in self.groups:
+            readers = ", ".join(group.consumers[:3])
+            if len(group.consumers) > 3:
+                readers += f" and {len(group.consumers) - 3} more"
             rows.append(
                 f"  {group.name:<28} {len(group.units):>5} of {group.width:<5} "
-                + (f"frozen: {group.why}" if group.why else f"read by {', '.join(group.consumers)}")
+                + (f"frozen: {group.why}" if group.why else f"read by {readers}")
             )
         return "\n".join(rows)
 
