@@ -20,7 +20,14 @@ from prunelab.evidence.measure import batch_size, measuring, run_batch
 from prunelab.repair import KINDS, chained, recalibrating, repairing, repairing_in_order
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
-from prunelab.training import Training, cross_entropy, hitting, metrics_of, training
+from prunelab.training import (
+    Training,
+    cross_entropy,
+    hitting,
+    imitating,
+    metrics_of,
+    training,
+)
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
 REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
@@ -188,8 +195,11 @@ class Bench:
         """Train `network` in place; gives who did it, and whether that can be replayed."""
         by, replayable = "prunelab", True
         if isinstance(self.train, Training):
+            loss = self.loss
+            if self.classifies and self.train.imitate:
+                loss = imitating(copy_of(self.base).eval())
             yield from training(
-                network, lambda epoch: self.shuffled(seed + epoch), steps, self.loss, self.train
+                network, lambda epoch: self.shuffled(seed + epoch), steps, loss, self.train
             )
         else:
             self.train(network, self.data, steps)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from prunelab.session import Session
 
-TUNE = 300  # batches at most that `prune` tunes for when it is not told
+TUNE = 200  # batches that `prune` tunes for when it is not told
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tune",
         type=int,
         metavar="STEPS",
-        help=f"training batches at the end; not given: two epochs, {TUNE} at most; 0: none",
+        default=TUNE,
+        help=f"training batches at the end ({TUNE} when not given); 0: none",
     )
     prune.add_argument("--seed", type=int, default=0)
     prune.add_argument("--out", type=Path, help="the smaller network, as .safetensors")
@@ -180,7 +181,7 @@ def _prune(options: argparse.Namespace) -> int:
         raise InvalidValue(f"--out {out}: the network is written as .safetensors; name it so.")
     if not out.resolve().parent.is_dir():
         raise InvalidValue(f"--out {out}: there is no folder {out.resolve().parent}. Make it.")
-    if options.tune is not None and options.tune < 0:
+    if options.tune < 0:
         raise InvalidValue(f"--tune {options.tune}: give a number of batches, 0 for none.")
     if options.theta is not None and options.method != "aofp":
         raise InvalidValue(f"--theta is AOFP's; {options.method} has none. Leave it out.")
@@ -204,8 +205,8 @@ def _prune(options: argparse.Namespace) -> int:
         terminal.line(f"{options.model}: {session.state.line()}")
         before = session.evaluate()
         session.run(target_macs=options.target_macs, min_accuracy=options.min_accuracy)
-        if steps := _steps(options.tune, data):
-            session.tune(steps=steps)
+        if options.tune:
+            session.tune(steps=options.tune)
         after = session.evaluate()
         terminal.clear()
         session.export(out)
@@ -243,12 +244,6 @@ def summary(
 def _inputs(data: Any) -> Any:
     batch = next(iter(data.val))
     return (batch[0] if isinstance(batch, tuple | list) else batch)[:1]
-
-
-def _steps(given: int | None, data: Any) -> int:
-    if given is not None:
-        return given
-    return min(TUNE, 2 * sum(1 for _ in data.train))
 
 
 def _data(options: argparse.Namespace) -> Any:

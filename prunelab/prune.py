@@ -35,14 +35,12 @@ def prune(
 ) -> Pruned:
     """Prune `model` to `target_macs` (a share when at most 1), then tune.
 
-    `tune` counts batches: 0 for none, None for the default schedule (two epochs of the training
-    images). Other keywords are those of `Session`. Raises `BudgetUnreachable`, with the best
-    plan so far, when the method cannot reach the target.
+    `tune` counts batches: 0 for none, None for the default of `Session.tune`. Other keywords are
+    those of `Session`. Raises `BudgetUnreachable`, with the best plan so far, when the method
+    cannot reach the target.
     """
     work = Session(model, data, method, repair=repair, **session)
     work.run(target_macs=target_macs, min_accuracy=min_accuracy)
-    if tune is None:
-        tune = 2 * sum(1 for _ in data.train)
-    if tune:
-        work.tune(steps=tune)
+    if tune != 0:
+        work.tune(**({} if tune is None else {"steps": tune}))
     return Pruned(work.model, work.plan, work.ledger, work.state.path)

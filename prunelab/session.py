@@ -309,6 +309,7 @@ class Session(Verbs):
     def tune(self, steps: int = 200) -> State:
         """Train the network for `steps` batches; committed when they are done, or nothing is.
 
+        The session's `train` says how; `Training` imitates the original network by default.
         Raises `NotFinite` when the loss is, naming the layer; `Stopped` on Stop.
         """
         self._drive("tune", self._tune(steps))

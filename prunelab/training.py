@@ -29,12 +29,15 @@ Loss = Callable[[nn.Module, Any], Tensor]
 class Training:
     """How prunelab's own loop trains: SGD with momentum and a cosine from `lr` to zero.
 
-    Weight decay spares biases and BatchNorm, as in AOFP's released code.
+    Weight decay spares biases and BatchNorm, as in AOFP's released code. With `imitate`, and the
+    session's default loss, `tune` learns what the original network gives instead of the labels
+    (Hinton, Vinyals, Dean, 2015): that does not overfit a small training set.
     """
 
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    imitate: bool = True
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
@@ -90,6 +93,18 @@ def _labels(batch: Any, logits: Any) -> Tensor:
             f"{classes} outputs; they must lie in 0 .. {classes - 1}."
         )
     return labels
+
+
+def imitating(teacher: nn.Module) -> Loss:
+    """The loss of giving other logits than `teacher`, at temperature 2; needs no labels."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad():
+            aim = F.log_softmax(run_batch(teacher, batch) / 2, dim=1)
+        given = F.log_softmax(run_batch(model, batch) / 2, dim=1)
+        return 4 * F.kl_div(given, aim, reduction="batchmean", log_target=True)
+
+    return loss
 
 
 def hitting(
