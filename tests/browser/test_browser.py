@@ -243,7 +243,7 @@ def test_the_figure_fills_the_screen_and_nothing_sticks_out(
     if "Propose" in _enabled(page):
         _click(page, "Propose")
     page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
-    for width in (1900, 1400, 1000, 600):
+    for width in (1900, 1400, 1000):
         page.set_viewport_size({"width": width, "height": 2400})
         page.wait_for_timeout(4 * SECONDS)
         # the browser redraws when it finds the time: it must come to fit, and stay so
