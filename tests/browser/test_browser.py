@@ -273,3 +273,14 @@ def test_a_key_presses_the_button_and_a_reload_shows_the_same(page: Any) -> None
     page.wait_for_selector(".prunelab-screen .js-plotly-plot .main-svg")
     _settled(page)
     assert _drawn(page) == before
+
+
+@pytest.mark.xfail(reason="known fault: on a loaded machine the figure can keep its old width")
+def test_the_figure_fills_a_narrow_screen_too(page: Any) -> None:
+    page.set_viewport_size({"width": 600, "height": 2400})
+    page.wait_for_function(
+        """() => { const [screen, figure] = ['.prunelab-screen', '.js-plotly-plot .main-svg']
+             .map(s => document.querySelector(s).getBoundingClientRect().width);
+             return Math.abs(screen - figure) < 20; }""",
+        timeout=30 * SECONDS,
+    )
