@@ -17,7 +17,8 @@ from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
 from prunelab.evidence.measure import batch_size, measuring, run_batch
-from prunelab.repair import KINDS, chained, recalibrating, repairing, repairing_in_order
+from prunelab.recalibration import Traced, recalibrating
+from prunelab.repair import KINDS, chained, repairing
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
 from prunelab.training import (
@@ -173,20 +174,17 @@ class Bench:
         def images() -> Iterator[Any]:
             return self.images(REPAIR_IMAGES)
 
-        after = self.graph.after
+        def traced(network: nn.Module, plan: WidthPlan) -> Traced:
+            return Traced(network, self.graph.after(plan))
+
+        now, aim = traced(small, plan), traced(*target)
         if kind == "bn":
-            yield from recalibrating(
-                small, after(plan), target[0], after(target[1]), images, self.forward, REPAIR_IMAGES
-            )
-        elif source is not None and not chained(after(source[1]), after(plan)):
-            yield from repairing(
-                small, after(plan), source[0], after(source[1]), target[0], after(target[1]),
-                images, self.forward, REPAIR_IMAGES,
-            )  # fmt: skip
+            yield from recalibrating(now, aim, images, self.forward, REPAIR_IMAGES)
         else:
-            yield from repairing_in_order(
-                small, after(plan), target[0], after(target[1]), images, self.forward, REPAIR_IMAGES
-            )
+            before = traced(*source) if source else None
+            if before and chained(before.graph, now.graph):
+                before = None
+            yield from repairing(now, aim, images, self.forward, REPAIR_IMAGES, before)
         check_finite(small, "the repair")
 
     def tuned(
