@@ -25,6 +25,7 @@ LAYERS = [
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store"},
     {"recalibration", "repair", "training", "methods", "terminal", "doctor", "verbs"},
     {"bench"},
+    {"engine"},
     {"session", "prune", "export"},
     {"figures", "notebook", "cli"},
     {"__init__", "__main__"},

@@ -1,0 +1,388 @@
+"""The engine: what every verb of a session does, step by step.
+
+Verbs are generators that compute first and commit last, so whatever ends them on the way leaves
+ledger and network as they were. May import bench, methods, ledger, verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from prunelab.bench import Bench
+from prunelab.cost import cost
+from prunelab.errors import BudgetUnreachable, InvalidValue, StaleEvidence, WrongState
+from prunelab.evidence import Evidence
+from prunelab.evidence.measure import finish
+from prunelab.fingerprint import fingerprint
+from prunelab.ledger import (
+    Adjusted,
+    Approved,
+    Began,
+    Event,
+    Ledger,
+    Noted,
+    Point,
+    Proposed,
+    Rejected,
+    Repaired,
+    State,
+    Tuned,
+    Undone,
+)
+from prunelab.methods import Context, Method
+from prunelab.methods.contract import parameters
+from prunelab.surgery import cut
+from prunelab.tracing import copy_of
+from prunelab.training import Training
+from prunelab.values import FrozenMap, Move, Progress, WidthPlan, units_of
+from prunelab.verbs import Work, uninterrupted
+
+
+class Engine:
+    """The ledger, the network as it is now, and the work of the verbs upon them.
+
+    `network` and `graph` are the network now and its graph; `brought` are the trained weights
+    that the pending move brings; `hits` says which validation images are classified right now.
+    `tell` hears of every event that was committed.
+    """
+
+    def __init__(
+        self, bench: Bench, method: Method, ledger: Ledger, tell: Callable[[Event], None]
+    ) -> None:
+        self.bench = bench
+        self.method = method
+        self.ledger = ledger
+        self.tell = tell
+        self.network = copy_of(bench.base)
+        self.graph = bench.graph
+        self.brought: nn.Module | None = None
+        self.hits: Tensor | None = None
+
+    def begin(self) -> None:
+        """Judge the original network and commit the first event."""
+        bench = self.bench
+        measured, hits = finish(bench.judged(bench.base))
+        mark = fingerprint(bench.base)
+        began = Began(
+            **self._header(),
+            network=type(bench.base).__name__,
+            fingerprint=mark,
+            seed=bench.seed,
+            method=self.method.name,
+            parameters=parameters(self.method),
+            settings=FrozenMap({"repair": bench.repair}),
+            widths=FrozenMap({group.name: group.width for group in bench.graph.groups}),
+            metrics=FrozenMap(measured),
+            cost=cost(bench.graph, WidthPlan.full(bench.graph)),
+            weights=mark,
+            versions=FrozenMap(_versions()),
+        )
+        self.commit(began, self.network, weights=bench.base, hits=hits)
+
+    def resume(self) -> None:
+        """Take up the network where the ledger's last event left it."""
+        state = self.state
+        self.network = self.network_at(state.now)
+        self.graph = self.bench.graph.after(self.plan)
+        if state.pending is not None and state.proposed is not None and state.proposed.weights:
+            weights = load_tensors(self.ledger.blob(state.proposed.weights))
+            self.brought = self.bench.network(self.plan, weights)
+        self.hits = finish(self.bench.judged(self.network))[1]
+
+    @property
+    def state(self) -> State:
+        """Where the session stands: a fold over its events."""
+        return self.ledger.state
+
+    @property
+    def plan(self) -> WidthPlan:
+        """The units kept now, in original numbers."""
+        return self.bench.plan(self.state.now.kept)
+
+    # ------------------------------------------------------------ the verbs
+
+    def propose(self, target: float | None = None) -> Generator[Any, None, Move | None]:
+        """Search for one move, and commit what was seen and found."""
+        state, bench = self.state, self.bench
+        goal = None if target is None else self._goal(target)
+        if state.pending is not None and not state.stale:
+            raise WrongState(
+                f"{state.pending} is pending; approve, adjust or reject it before the next."
+            )
+        context = Context(
+            model=self.network,
+            graph=self.graph,
+            plan=self.plan,
+            fingerprint=state.now.event.fingerprint,
+            seed=bench.seed_of(len(self.ledger)),
+            carry=state.now.carry,
+            target_macs=goal,
+            measure=self.measured,
+            training_batches=bench.shuffled,
+            loss=bench.loss,
+            cost=lambda plan: cost(bench.graph, plan),
+            train=bench.train if isinstance(bench.train, Training) else Training(),
+        )
+        seen = []
+        search = self.method.search(context)
+        while True:
+            try:
+                item = next(search)
+            except StopIteration as end:
+                move: Move | None = end.value
+                break
+            if not isinstance(item, Progress):
+                seen.append(item)
+            yield item
+        if move is not None and not move.drop:
+            move = None
+        brought = context.weights if move is not None else None
+        event = Proposed(
+            **self._header(),
+            method=self.method.name,
+            parameters=parameters(self.method),
+            move=move,
+            seen=tuple(seen),
+            target=target,
+            weights=fingerprint(brought) if brought is not None else None,
+        )
+        self.commit(event, weights=brought, brought=brought)
+        return move
+
+    def measured(self, at: str = "conv", images: int = 512) -> Generator[Any, None, Evidence]:
+        """Evidence of the network now."""
+        mark = self.state.now.event.fingerprint
+        return (yield from self.bench.measured(self.network, self.graph, mark, at, images))
+
+    def imagined(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
+        """The move that would drop these units; no event."""
+        graph, state = self.bench.graph, self.state
+        wanted = {graph[name].name: units_of(units) for name, units in drop.items()}
+        wanted = {name: units for name, units in wanted.items() if units}
+        after = self.plan.drop(wanted)
+        place = getattr(self.method, "at", None)
+        evidence = yield from self.measured(
+            at="bn" if place == "bn" else "conv", images=getattr(self.method, "images", 512)
+        )
+        pending = None if state.stale else state.pending
+        return Move(
+            drop=FrozenMap(wanted),
+            method=pending.method if pending else self.method.name,
+            parameters=pending.parameters if pending else parameters(self.method),
+            seed=pending.seed if pending else self.bench.seed_of(len(self.ledger)),
+            damage=FrozenMap({name: evidence[name].damage(u) for name, u in wanted.items()}),
+            before=cost(graph, self.plan),
+            after=cost(graph, after),
+            fingerprint=state.now.event.fingerprint,
+            carry=pending.carry if pending else FrozenMap(),
+        )
+
+    def adjust(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
+        """Make the pending move drop exactly these units."""
+        self._fresh("adjust")
+        move = yield from self.imagined(drop)
+        self.commit(Adjusted(**self._header(), drop=move.drop, move=move))
+        return move
+
+    def approve(self, floor: float | None = None) -> Generator[Any, None, bool]:
+        """Cut, and repair if the bench says so; False where that would break the floor."""
+        move, bench = self._fresh("approve"), self.bench
+        source = self.brought if self.brought is not None else self.network
+        before, plan = self.plan, self.plan.drop(move.drop)
+        small = cut(source, self.graph, plan)
+        steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
+        steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
+        if bench.repair is not None:
+            fixed = copy_of(small)
+            target = (source, before) if self.brought is not None else self._trained()
+            yield from bench.mended(fixed, plan, bench.repair, target, (source, before))
+            extra = {"kind": bench.repair, "automatic": True}
+            steps.append((Repaired, extra, fixed, *(yield from bench.judged(fixed))))
+        if floor is not None and self._breaks(steps[-1][3], floor):
+            return False
+        with uninterrupted():
+            for kind, extra, network, measured, hits in steps:
+                self._commit_step(kind, network, plan, extra, measured, hits)
+        return True
+
+    def reject(self, reason: str) -> None:
+        """Decline the pending move."""
+        self._pending("reject")
+        self.commit(Rejected(**self._header(), reason=reason))
+
+    def note(self, text: str) -> None:
+        """Write something down."""
+        self.commit(Noted(**self._header(), text=text))
+
+    def undo(self) -> Generator[Any, None, None]:
+        """Drop the pending move and take back the latest step."""
+        state = self.state
+        if not state.undoable:
+            raise WrongState("There is nothing to undo: no move was approved, none is pending.")
+        step, head = state.undo_target()
+        event = Undone(**self._header(), step=step, proposal=state.pending is not None)
+        if step is None:
+            self.commit(event)
+            return
+        network = self.network_at(state.point(head))
+        _, hits = yield from self.bench.judged(network)
+        self.commit(event, network, hits=hits)
+
+    def repair(self, kind: str) -> Generator[Any, None, None]:
+        """Repair the network front to back, and commit that."""
+        small = copy_of(self.network)
+        yield from self.bench.mended(small, self.plan, kind, self._trained())
+        yield from self.step(Repaired, small, self.plan, {"kind": kind, "automatic": False})
+
+    def tune(self, steps: int) -> Generator[Any, None, None]:
+        """Train a copy of the network, and commit that."""
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise InvalidValue(f"steps must be a whole number of at least 1, not {steps!r}.")
+        network = copy_of(self.network)
+        seed = self.bench.seed_of(len(self.ledger))
+        by, replayable = yield from self.bench.tuned(network, steps, seed)
+        extra = {"steps": steps, "by": by, "replayable": replayable}
+        yield from self.step(Tuned, network, self.plan, extra)
+
+    def run(self, target: float, floor: float | None) -> Work:
+        """Propose and approve until the target is met or a move breaks the floor."""
+        goal = self._goal(target)
+        if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
+            name = next(iter(self.bench.metrics))
+            raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
+        while self.state.now.cost.macs > goal:
+            if self.state.pending is None or self.state.stale:
+                move = yield from self.propose(target)
+                if move is None:
+                    self._relax(goal)
+                    continue
+            if not (yield from self.approve(floor)):
+                return
+
+    def _relax(self, goal: int) -> None:
+        relaxed = getattr(self.method, "relaxed", lambda: None)()
+        if relaxed is None:
+            base, now = self.state.base.cost.macs, self.state.now.cost.macs
+            raise BudgetUnreachable(
+                f"{self.method.name} has nothing more to propose at {now / base:.0%} of the "
+                f"MACs; {goal / base:.0%} was asked for. Allow more damage (max_theta), more "
+                "groups, or a larger target.",
+                self.plan,
+            )
+        self.method = relaxed
+
+    def _goal(self, target: float) -> int:
+        base = self.state.base.cost.macs
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0:
+            raise InvalidValue(
+                "target_macs is a share of the original between 0 and 1, or a number of MACs; "
+                f"not {target!r}."
+            )
+        return int(target * base) if target <= 1 else int(target)
+
+    def _breaks(self, measured: Mapping[str, float], floor: float) -> bool:
+        name, metric = next(iter(self.bench.metrics.items()))
+        value = measured[name]
+        return value < floor if metric.higher_is_better else value > floor
+
+    # ------------------------------------------------------------ networks and commits
+
+    def network_at(self, point: Point) -> nn.Module:
+        """The network as it was at a point of the trajectory."""
+        weights = load_tensors(self.ledger.blob(point.event.weights))
+        return self.bench.network(self.bench.plan(point.kept), weights)
+
+    def _trained(self) -> tuple[nn.Module, WidthPlan]:
+        """The network that was last trained, which repairs aim at.
+
+        It is the original, or what the latest tune made.
+        """
+        point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
+        return self.network_at(point), self.bench.plan(point.kept)
+
+    def _pending(self, verb: str) -> Move:
+        if self.state.pending is None:
+            raise WrongState(f"There is nothing to {verb}: no move is pending. Propose first.")
+        return self.state.pending
+
+    def _fresh(self, verb: str) -> Move:
+        move = self._pending(verb)
+        if self.state.stale:
+            raise StaleEvidence(
+                "The network has changed since this move was measured; propose again."
+            )
+        return move
+
+    def _header(self) -> dict[str, Any]:
+        return {"seq": len(self.ledger), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    def step(
+        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: dict[str, Any]
+    ) -> Work:
+        """Judge `network` and commit it as the step `kind`."""
+        measured, hits = yield from self.bench.judged(network)
+        self._commit_step(kind, network, plan, extra, measured, hits)
+
+    def _commit_step(
+        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: Mapping[str, Any],
+        measured: Mapping[str, float], hits: Tensor | None,
+    ) -> None:  # fmt: skip
+        mark = fingerprint(network)
+        event = kind(
+            **self._header(),
+            kept=plan.kept,
+            metrics=FrozenMap(measured),
+            cost=cost(self.bench.graph, plan),
+            fingerprint=mark,
+            weights=mark,
+            compared=FrozenMap(_compared(self.hits, hits)),
+            **extra,
+        )
+        self.commit(event, network, weights=network, hits=hits)
+
+    def commit(
+        self,
+        event: Event,
+        network: nn.Module | None = None,
+        *,
+        weights: nn.Module | None = None,
+        brought: nn.Module | None = None,
+        hits: Tensor | None = None,
+    ) -> None:
+        """Append `event` and store `weights` with it; `network` is the network from now on."""
+        blobs = {}
+        if weights is not None:
+            state = {name: t.detach().cpu().clone() for name, t in weights.state_dict().items()}
+            blobs[fingerprint(weights)] = save_tensors(state)
+        with uninterrupted():
+            self.ledger.append(event, blobs)
+            if network is not None:
+                self.network, self.hits = network, hits
+                self.graph = self.bench.graph.after(self.plan)
+            if not isinstance(event, (Adjusted, Noted)):
+                self.brought = brought
+        self.tell(event)
+
+
+def _versions() -> dict[str, str]:
+    from prunelab import __version__
+
+    return {"prunelab": __version__, "torch": torch.__version__}
+
+
+def _compared(before: Tensor | None, after: Tensor | None) -> dict[str, int]:
+    """How many validation images a step lost and gained."""
+    if before is None or after is None or len(before) != len(after):
+        return {}
+    return {
+        "images": len(after),
+        "lost": int((before & ~after).sum()),
+        "gained": int((~before & after).sum()),
+    }
