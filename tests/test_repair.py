@@ -1,0 +1,119 @@
+"""Repair: least squares against numpy on raw samples, exact where it can be, and in portions."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunelab as pl
+from prunelab import repair
+from prunelab.evidence.measure import finish, run_batch
+from prunelab.recalibration import Traced
+from prunelab.repair import repairing
+
+
+class Chain(nn.Module):
+    """Three convolutions, of which the middle one loses inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 5, 3, padding=1, stride=2)
+        self.c = nn.Conv2d(5, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Chain().double().eval()
+
+
+def images(count: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 2, 6, 6, dtype=torch.float64, generator=generator) for _ in range(count)]
+
+
+def cut_of(net: nn.Module, **drop: list[int]) -> tuple[Traced, Traced]:
+    """The network before and after dropping these units."""
+    graph = pl.trace(net, images()[0])
+    plan = pl.WidthPlan.full(graph).drop(drop)
+    return Traced(net, graph), Traced(pl.cut(net, graph, plan), graph.after(plan))
+
+
+def test_a_layer_gets_the_weights_that_numpy_finds_on_raw_patches(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "RIDGE", 0.0)
+    before, after = cut_of(net, a=[1, 4])
+    finish(repairing(after, before, images, run_batch, source=before))
+
+    rows, aims = [], []
+    for x in images():
+        hidden = torch.relu(net.a(x))
+        patches = nn.functional.unfold(hidden[:, [0, 2, 3, 5]], 3, padding=1, stride=2)
+        rows.append(patches.transpose(1, 2).reshape(-1, 36))
+        aims.append(net.b(hidden).flatten(2).transpose(1, 2).reshape(-1, 5))
+    patches = torch.cat([torch.cat(rows), torch.ones(sum(map(len, rows)), 1)], 1)
+    best, *_ = np.linalg.lstsq(patches.detach().numpy(), torch.cat(aims).detach().numpy())
+    small = after.network
+    assert np.allclose(small.b.weight.detach().reshape(5, -1).T, best[:-1], atol=1e-8)
+    assert np.allclose(small.b.bias.detach(), best[-1], atol=1e-8)
+
+
+def test_a_channel_that_is_a_sum_of_others_is_made_good_exactly(net: nn.Module) -> None:
+    with torch.no_grad():  # before the ReLU nothing is lost: both are positive
+        net.a.weight.abs_()
+        net.a.weight[2] = net.a.weight[0] + 2 * net.a.weight[1]
+        net.a.bias[:] = 1.0
+        net.a.bias[2] = 3.0
+
+    def positive() -> list[Tensor]:
+        return [x.abs() for x in images()]
+
+    want = [net(x) for x in positive()]
+    before, after = cut_of(net, a=[2])
+    finish(repairing(after, before, positive, run_batch, source=before))
+    for x, y in zip(positive(), want, strict=True):
+        assert torch.allclose(after.network(x), y, atol=1e-4)
+
+
+def test_layers_solved_in_portions_are_the_layers_solved_at_once(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = cut_of(net, a=[1], b=[0, 3])
+    piecewise = Traced(copy.deepcopy(after.network), after.graph)
+    finish(repairing(after, before, images, run_batch, source=before))
+    monkeypatch.setattr(repair, "MOMENTS", 1)
+    finish(repairing(piecewise, before, images, run_batch, source=before))
+    for name, tensor in after.network.state_dict().items():
+        assert torch.equal(tensor, piecewise.network.state_dict()[name]), name
+
+
+def test_front_to_back_is_better_where_one_repair_builds_on_another(net: nn.Module) -> None:
+    before, after = cut_of(net, a=[1, 4], b=[0, 3])
+    assert repair.chained(before.graph, after.graph)
+    in_order = Traced(copy.deepcopy(after.network), after.graph)
+    finish(repairing(after, before, images, run_batch, source=before))
+    finish(repairing(in_order, before, images, run_batch))
+
+    @torch.no_grad()
+    def error(small: nn.Module) -> float:
+        return sum(float((small(x) - net(x)).square().sum()) for x in images())
+
+    assert error(in_order.network) < error(after.network)
+
+
+def test_layers_that_lost_nothing_and_the_network_before_stay_as_they_are(net: nn.Module) -> None:
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    before, after = cut_of(net, b=[2])
+    finish(repairing(after, before, images, run_batch, source=before))
+    assert torch.equal(after.network.a.weight, net.a.weight)
+    assert torch.equal(after.network.b.weight, net.b.weight[[0, 1, 3, 4]])
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
