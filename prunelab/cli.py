@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from prunelab.session import Session
 
-TUNE = 200  # batches that `prune` tunes for when it is not told
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,8 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tune",
         type=int,
         metavar="STEPS",
-        default=TUNE,
-        help=f"training batches at the end ({TUNE} when not given); 0: none",
+        help="training batches at the end (400 when not given); 0: none",
     )
     prune.add_argument("--seed", type=int, default=0)
     prune.add_argument("--out", type=Path, help="the smaller network, as .safetensors")
@@ -181,7 +179,7 @@ def _prune(options: argparse.Namespace) -> int:
         raise InvalidValue(f"--out {out}: the network is written as .safetensors; name it so.")
     if not out.resolve().parent.is_dir():
         raise InvalidValue(f"--out {out}: there is no folder {out.resolve().parent}. Make it.")
-    if options.tune < 0:
+    if options.tune is not None and options.tune < 0:
         raise InvalidValue(f"--tune {options.tune}: give a number of batches, 0 for none.")
     if options.theta is not None and options.method != "aofp":
         raise InvalidValue(f"--theta is AOFP's; {options.method} has none. Leave it out.")
@@ -205,8 +203,8 @@ def _prune(options: argparse.Namespace) -> int:
         terminal.line(f"{options.model}: {session.state.line()}")
         before = session.evaluate()
         session.run(target_macs=options.target_macs, min_accuracy=options.min_accuracy)
-        if options.tune:
-            session.tune(steps=options.tune)
+        if options.tune != 0:
+            session.tune(**({} if options.tune is None else {"steps": options.tune}))
         after = session.evaluate()
         terminal.clear()
         session.export(out)

@@ -34,7 +34,7 @@ from prunelab.ledger import (
 from prunelab.methods import Method, make_method
 from prunelab.store import FileStore
 from prunelab.tracing import copy_of, undisturbed
-from prunelab.training import Metric
+from prunelab.training import STEPS, Metric
 from prunelab.values import Move, WidthPlan
 from prunelab.verbs import Verbs
 
@@ -255,7 +255,7 @@ class Session(Verbs):
         self._drive("repair", self._engine.repair(kind))
         return self.state
 
-    def tune(self, steps: int = 200) -> State:
+    def tune(self, steps: int = STEPS) -> State:
         """Train the network for `steps` batches; committed when they are done, or nothing is.
 
         The session's `train` says how; `Training` imitates the original network by default.

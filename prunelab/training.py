@@ -24,6 +24,8 @@ from prunelab.values import Progress
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[nn.Module, Any], Tensor]
 
+STEPS = 400  # batches of tuning when nobody says how many
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -34,7 +36,7 @@ class Training:
     (Hinton, Vinyals, Dean, 2015): that does not overfit a small training set.
     """
 
-    lr: float = 0.01
+    lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
     imitate: bool = True

@@ -10,6 +10,7 @@ import ipywidgets as ipw
 from prunelab.figures.board import BoardInfo
 from prunelab.ledger import State
 from prunelab.notebook import text
+from prunelab.training import STEPS
 from prunelab.values import Units
 
 STYLES = {"propose": "primary", "approve": "success", "reject": "warning", "stop": "danger"}
@@ -62,7 +63,7 @@ class Controls:
         self.units = self._typed(text.UNITS, text.UNITS_TIP)
         self.target = self._number(ipw.BoundedIntText, text.TARGET_MACS, text.TARGET_TIP, 50, 1, 99)
         self.guard = self._number(ipw.BoundedFloatText, text.GUARD, text.GUARD_TIP, 0, 0, 100)
-        self.steps = self._number(ipw.BoundedIntText, text.STEPS, "", 200, 1, 1_000_000)
+        self.steps = self._number(ipw.BoundedIntText, text.STEPS, "", STEPS, 1, 1_000_000)
         self.reason = self._typed(text.REASON, text.REASON_TIP)
         self.bar = ipw.FloatProgress(min=0, max=1, layout={"width": "280px"})
         self.work = ipw.HTML()
