@@ -639,8 +639,24 @@ def test_a_narrow_screen_stacks_its_panels(screen: Screen) -> None:
     keys.narrow = True
     assert screen.live.arrange == "stack"
     assert list(screen.live.widget.layout.xaxis.domain) == [0, 1]
+    assert "prunelab-stack" in screen._dom_classes
+    assert "prunelab-grid" not in screen._dom_classes
     keys.narrow = False
     assert screen.live.arrange == "grid"
+
+
+def test_the_browser_alone_knows_the_size_of_the_figure(screen: Screen) -> None:
+    """plotly.js that is told a height later on keeps the width of that moment for ever."""
+    sent: list[str] = []
+    for name in ("_py2js_update", "_py2js_relayout"):
+        screen.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
+    screen.children[-1].narrow = True
+    screen.press("propose")
+    screen.children[-1].narrow = False
+    told = " ".join(sent)
+    assert "domain" in told
+    assert "'height'" not in told
+    assert screen.live.widget.layout.width is None
 
 
 # ---------------------------------------------------------------- pages without widgets

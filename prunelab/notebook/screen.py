@@ -68,6 +68,7 @@ class Screen(ipw.VBox):
         self.layout.width = "100%"
         self.add_class(SCREEN)
         self.add_class(f"prunelab-{theme}")
+        self.add_class(f"prunelab-{arrange}")
         self._connect(narrow)
         self._choose_group(session.state)
         self._refresh()
@@ -196,7 +197,9 @@ class Screen(ipw.VBox):
 
     def _resized(self, change: Any) -> None:
         with self._ui:
+            self.remove_class(f"prunelab-{self.live.arrange}")
             self.live.rearrange("stack" if change["new"] else self._arrange)
+            self.add_class(f"prunelab-{self.live.arrange}")
             self.live.settle()
 
     def _picked(self, group: str) -> None:
