@@ -36,7 +36,7 @@ from prunelab.ledger import (
 from prunelab.notebook import Screen, show, text
 from prunelab.notebook.controls import enabled
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Cost, FrozenMap, Move, Progress, Rung, WidthPlan
+from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan
 
 WIDTH = 16
 
@@ -197,7 +197,8 @@ class FakeSession:
         self.calls.append((verb, *given.items()))
 
     def _leave(self) -> None:
-        self.busy = None
+        ended, self.busy = self.busy, None
+        self.tell(Ended(str(ended)))
 
     def _pending(self) -> Move:
         if self.state.pending is None:
@@ -558,6 +559,18 @@ def test_progress_shows_only_while_a_verb_works(session: FakeSession, screen: Sc
     assert screen.controls.working.layout.display == "none"
 
 
+def test_a_verb_called_from_code_and_stopped_leaves_no_trace(
+    session: FakeSession, screen: Screen
+) -> None:
+    session.pause = 0.02
+    session.listen(lambda told: session.stop() if screen.live.drawn.ladder.others else None)
+    before = screen.live.drawn
+    with pytest.raises(Stopped):
+        session.propose()
+    assert screen.live.drawn == before
+    assert screen.controls.working.layout.display == "none"
+
+
 def test_the_ladder_is_drawn_while_rungs_come(session: FakeSession, screen: Screen) -> None:
     session.pause = 0.02
     sizes: set[int] = set()
@@ -712,4 +725,18 @@ def test_every_button_works_on_a_real_session(trained: Any, data: Any) -> None:
     assert session.state.now.cost.macs <= 0.8 * session.state.base.cost.macs
     assert session.state.line() in unescape(screen.controls.line.value)
     assert screen.live.drawn.trajectory.path[-1].macs <= 80
+    screen.close()
+
+
+def test_a_verb_that_leaves_no_event_leaves_no_progress_bar(
+    trained: Any, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128))
+    screen = pl.show(session)
+    monkeypatch.setattr(screen._pace, "due", lambda: True)
+    shown: list[str] = []
+    session.listen(lambda _: shown.append(screen.controls.working.layout.display))
+    session.evaluate()
+    assert shown[:-1] == ["flex"] * (len(shown) - 1)
+    assert shown[-1] == "none"
     screen.close()

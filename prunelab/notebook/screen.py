@@ -21,7 +21,7 @@ from prunelab.notebook.live import Live
 from prunelab.notebook.pace import Pace
 from prunelab.notebook.static import svg
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Importance, Progress, Rung
+from prunelab.values import Ended, Importance, Progress, Rung
 
 Look = Literal["auto", "light", "dark"]
 
@@ -112,11 +112,8 @@ class Screen(ipw.VBox):
         finally:
             with self._ui:
                 self._at_work.remove(verb)
-                self._seen.clear()
-                self.controls.working.layout.display = "none"
                 self.controls.error.value = said(trouble, "error", "alert")
-                self._refresh()
-                self.live.settle()
+                self._rest()
 
     def _call(self, verb: str) -> None:
         session, controls = self.session, self.controls
@@ -155,15 +152,21 @@ class Screen(ipw.VBox):
                         self._saw(told)
                     case Progress():
                         self._progress(told)
+                    case Ended() if self._seen or self.controls.working.layout.display != "none":
+                        self._rest()  # no event has told what became of the work
         except Exception as error:
             self.controls.error.value = said(text.trouble(error, False), "error", "alert")
 
     def _happened(self, event: Event) -> None:
         state = self.session.state
         self._last = event
-        self._seen.clear()
         self.draft.follow(state.pending)
         self._choose_group(state)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Show the state as it is: nothing is under way any more."""
+        self._seen.clear()
         self.controls.working.layout.display = "none"
         self._refresh()
         self.live.settle()
@@ -171,8 +174,7 @@ class Screen(ipw.VBox):
     def _saw(self, evidence: Importance | Rung) -> None:
         self._seen.append(evidence)
         if evidence.group in self._layers and self._pace.due():
-            self.group = evidence.group
-            self.live.draw(self._info())
+            self.live.draw(self._info(evidence.group))
 
     def _progress(self, progress: Progress) -> None:
         elapsed = self._pace.elapsed(progress)
@@ -239,12 +241,12 @@ class Screen(ipw.VBox):
         if touched and self.group not in touched:
             self.group = max(touched, key=lambda name: len(touched[name]))
 
-    def _info(self) -> BoardInfo:
-        """What to draw, as if the draft were the proposal."""
+    def _info(self, group: str | None = None) -> BoardInfo:
+        """What to draw of `group` (None: the chosen one), as if the draft were the proposal."""
         state = self.session.state
         if self.draft.move:
             state = replace(state, pending=self.draft.move)
-        return board_info(state, self.group, layers=self._layers, seen=self._seen or None)
+        return board_info(state, group or self.group, layers=self._layers, seen=self._seen or None)
 
     def _sentence(self) -> str:
         group = self.session.graph[self.group]
