@@ -81,6 +81,7 @@ class FakeSession:
         self.stopping = threading.Event()
         self.calls: list[tuple[Any, ...]] = []
         self.pause = 0.0  # seconds per step of a search
+        self._method: Any = pl.AOFP(theta=0.01)
         self._add(
             Began,
             network="FakeNet",
@@ -98,6 +99,16 @@ class FakeSession:
     @property
     def state(self) -> State:
         return self.ledger.state
+
+    @property
+    def method(self) -> Any:
+        return self._method
+
+    @method.setter
+    def method(self, method: Any) -> None:
+        self._enter("method")
+        self._method = pl.make_method(method)
+        self._leave()
 
     def listen(self, callback: Callable[[object], None]) -> Callable[[], None]:
         self.told.append(callback)
