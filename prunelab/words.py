@@ -126,7 +126,8 @@ def outcome(state: State, last: Event | None) -> str:
         who = method(state.proposed.method) if state.proposed else "The method"
         return f"{who} has nothing more to propose."
     if isinstance(last, Rejected):
-        return "Rejected: nothing was changed."
+        why = f" ({last.reason})" if last.reason else ""
+        return f"Rejected{why}: nothing was changed."
     if isinstance(last, Undone):
         return f"Undone: the network is as it was at event {state.head}."
     if not isinstance(state.now.event, Step):

@@ -48,6 +48,7 @@ DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]
     },
 }
 HEIGHTS: dict[Arrange, int] = {"grid": 720, "stack": 1440}
+NARROW = 700  # px; on a narrower page the panels stand under each other
 
 # As HTML, below the board.
 LEGEND = " &emsp; ".join(
@@ -136,15 +137,19 @@ def layout(drawn: Mapping[str, Panel], arrange: Arrange) -> dict[str, Any]:
     return made
 
 
+def frame(
+    drawn: Mapping[str, Panel], arrange: Arrange = "grid", theme: Theme = "light"
+) -> dict[str, Any]:
+    """The whole layout of the figure."""
+    return {
+        **paper(theme),
+        **layout(drawn, arrange),
+        "height": HEIGHTS[arrange],
+        "margin": {"l": 70, "r": 16, "t": 34, "b": 50},
+    }
+
+
 def board(info: BoardInfo, *, arrange: Arrange = "grid", theme: Theme = "light") -> go.Figure:
     """The four panels as one figure: two by two, or under each other where it is narrow."""
     drawn = panels(info)
-    return go.Figure(
-        traces(drawn),
-        {
-            **paper(theme),
-            **layout(drawn, arrange),
-            "height": HEIGHTS[arrange],
-            "margin": {"l": 70, "r": 16, "t": 34, "b": 50},
-        },
-    )
+    return go.Figure(traces(drawn), frame(drawn, arrange, theme))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import anywidget
 from traitlets import Bool
 
-from prunelab.figures.board import HEIGHTS
+from prunelab.figures.board import HEIGHTS, NARROW
 
 SCREEN = "prunelab-screen"
-NARROW = 700  # px; below, the panels stand under each other
 
 _ESM = """
 export default { render({ model, el }) {
