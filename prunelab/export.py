@@ -1,4 +1,4 @@
-"""Taking a pruned network out: weights with their plan, a card, the plan alone, the script.
+"""Taking out a pruned network: weights with plan and card, the plan, the script, the report.
 
 Files are safetensors and JSON; nothing read from disk is ever unpickled.
 """
@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunelab.cost import cost, latency
-from prunelab.errors import BadModel, InvalidValue, PruneLabError, SessionFileError
+from prunelab.errors import (
+    BadModel,
+    InvalidValue,
+    MissingPackage,
+    PruneLabError,
+    SessionFileError,
+)
 from prunelab.ledger import (
     Adjusted,
     Approved,
@@ -49,11 +55,12 @@ def export(session: Session, path: Path) -> Path:
         ".safetensors": _write_network,
         ".json": lambda s, p: _write_text(p, s.plan.to_json() + "\n"),
         ".py": lambda s, p: _write_text(p, to_script(s)),
+        ".html": lambda s, p: _write_text(p, _report(s)),
     }
     if path.suffix not in writers:
         raise InvalidValue(
             f"export writes {', '.join(writers)} files, not {path.name!r}: weights with their "
-            "plan and card, the plan, or the script."
+            "plan and card, the plan, the script, or the report."
         )
     if not path.parent.is_dir():
         raise PruneLabError(f"There is no folder {path.parent}; make it first.")
@@ -190,6 +197,17 @@ def _write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise PruneLabError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _report(session: Session) -> str:
+    try:
+        from prunelab.figures.report import report
+    except ImportError as error:
+        raise MissingPackage(
+            f"A report needs plotly, and {error.name} is missing: pip install 'prunelab[lab]'."
+        ) from error
+    layers = {group.name: group.producers for group in session.graph.groups if group.prunable}
+    return report(session.ledger, layers)
 
 
 # ---------------------------------------------------------------- the script

@@ -324,7 +324,7 @@ class Session(Verbs):
         return self._drive("what_if", self._engine.imagined(drop))
 
     def export(self, path: str | Path) -> Path:
-        """Write the network (.safetensors, with its card), the plan (.json) or the script (.py)."""
+        """Write the network (.safetensors), the plan (.json), script (.py) or report (.html)."""
         from prunelab.export import export
 
         return export(self, Path(path))

@@ -279,6 +279,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """A verb is over, done, stopped or failed, and the session is free for the next."""
+
+    verb: str
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """The units to drop of each group it touches, proposed by one method; it changes nothing.
 

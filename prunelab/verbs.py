@@ -11,6 +11,7 @@ from typing import Any
 
 from prunelab.errors import SessionBusy, Stopped
 from prunelab.evidence.measure import finish
+from prunelab.values import Ended
 
 Work = Generator[Any, None, Any]
 
@@ -36,7 +37,8 @@ class Verbs:
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
         """Call `callback` with every Event, and with Progress and evidence while a verb works.
 
-        It is called on the verb's thread. Gives a function that ends it.
+        Once a verb is over and the session free again, whatever the verb came to, it is called
+        with `Ended`. It is called on the verb's thread. Gives a function that ends it.
         """
         self._listeners.append(callback)
 
@@ -62,6 +64,7 @@ class Verbs:
         finally:
             self._busy = None
             self._lock.release()
+            self._tell(Ended(name))
 
     def _drive(self, name: str, work: Work) -> Any:
         """Do all of `work` as the verb `name`."""

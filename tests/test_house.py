@@ -22,17 +22,20 @@ LAYERS = [
     {"errors"},
     {"values", "fashion", "calls"},
     {"ledger", "labels", "tracing", "channels", "surgery"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store"},
-    {"recalibration", "repair", "training", "methods", "terminal", "doctor", "verbs"},
+    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
+    {"recalibration", "repair", "training", "methods", "terminal", "doctor", "verbs", "figures"},
     {"bench"},
     {"engine"},
     {"session", "prune", "export"},
-    {"figures", "notebook", "cli"},
+    {"notebook", "cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger"}
+FIGURES = {"errors", "values", "ledger", "words"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
-LIGHT = {"errors", "values", "ledger", "fashion", "store", "terminal", "doctor", "figures", "cli"}
+LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
+    "figures",
+    "cli",
+}
 
 
 def rank(part: str) -> int:

@@ -36,7 +36,7 @@ from prunelab.ledger import (
 from prunelab.notebook import Screen, show, text
 from prunelab.notebook.controls import enabled
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Cost, FrozenMap, Move, Progress, Rung, WidthPlan
+from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan
 
 WIDTH = 16
 
@@ -81,6 +81,7 @@ class FakeSession:
         self.stopping = threading.Event()
         self.calls: list[tuple[Any, ...]] = []
         self.pause = 0.0  # seconds per step of a search
+        self._method: Any = pl.AOFP(theta=0.01)
         self._add(
             Began,
             network="FakeNet",
@@ -98,6 +99,16 @@ class FakeSession:
     @property
     def state(self) -> State:
         return self.ledger.state
+
+    @property
+    def method(self) -> Any:
+        return self._method
+
+    @method.setter
+    def method(self, method: Any) -> None:
+        self._enter("method")
+        self._method = pl.make_method(method)
+        self._leave()
 
     def listen(self, callback: Callable[[object], None]) -> Callable[[], None]:
         self.told.append(callback)
@@ -197,7 +208,8 @@ class FakeSession:
         self.calls.append((verb, *given.items()))
 
     def _leave(self) -> None:
-        self.busy = None
+        ended, self.busy = self.busy, None
+        self.tell(Ended(str(ended)))
 
     def _pending(self) -> Move:
         if self.state.pending is None:
@@ -558,6 +570,18 @@ def test_progress_shows_only_while_a_verb_works(session: FakeSession, screen: Sc
     assert screen.controls.working.layout.display == "none"
 
 
+def test_a_verb_called_from_code_and_stopped_leaves_no_trace(
+    session: FakeSession, screen: Screen
+) -> None:
+    session.pause = 0.02
+    session.listen(lambda told: session.stop() if screen.live.drawn.ladder.others else None)
+    before = screen.live.drawn
+    with pytest.raises(Stopped):
+        session.propose()
+    assert screen.live.drawn == before
+    assert screen.controls.working.layout.display == "none"
+
+
 def test_the_ladder_is_drawn_while_rungs_come(session: FakeSession, screen: Screen) -> None:
     session.pause = 0.02
     sizes: set[int] = set()
@@ -639,8 +663,24 @@ def test_a_narrow_screen_stacks_its_panels(screen: Screen) -> None:
     keys.narrow = True
     assert screen.live.arrange == "stack"
     assert list(screen.live.widget.layout.xaxis.domain) == [0, 1]
+    assert "prunelab-stack" in screen._dom_classes
+    assert "prunelab-grid" not in screen._dom_classes
     keys.narrow = False
     assert screen.live.arrange == "grid"
+
+
+def test_the_browser_alone_knows_the_size_of_the_figure(screen: Screen) -> None:
+    """plotly.js that is told a height later on keeps the width of that moment for ever."""
+    sent: list[str] = []
+    for name in ("_py2js_update", "_py2js_relayout"):
+        screen.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
+    screen.children[-1].narrow = True
+    screen.press("propose")
+    screen.children[-1].narrow = False
+    told = " ".join(sent)
+    assert "domain" in told
+    assert "'height'" not in told
+    assert screen.live.widget.layout.width is None
 
 
 # ---------------------------------------------------------------- pages without widgets
@@ -696,4 +736,18 @@ def test_every_button_works_on_a_real_session(trained: Any, data: Any) -> None:
     assert session.state.now.cost.macs <= 0.8 * session.state.base.cost.macs
     assert session.state.line() in unescape(screen.controls.line.value)
     assert screen.live.drawn.trajectory.path[-1].macs <= 80
+    screen.close()
+
+
+def test_a_verb_that_leaves_no_event_leaves_no_progress_bar(
+    trained: Any, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128))
+    screen = pl.show(session)
+    monkeypatch.setattr(screen._pace, "due", lambda: True)
+    shown: list[str] = []
+    session.listen(lambda _: shown.append(screen.controls.working.layout.display))
+    session.evaluate()
+    assert shown[:-1] == ["flex"] * (len(shown) - 1)
+    assert shown[-1] == "none"
     screen.close()

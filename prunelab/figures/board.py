@@ -10,9 +10,21 @@ import plotly.graph_objects as go
 
 from prunelab.figures.importance import ImportanceInfo, Seen, draw_importance, importance_info
 from prunelab.figures.ladder import LadderInfo, draw_ladder, ladder_info
-from prunelab.figures.style import TEXT_PX, TITLE_PX, Panel, Theme, caption, paper
+from prunelab.figures.style import (
+    COUPLED,
+    DROP,
+    GHOST,
+    KEEP,
+    TARGET,
+    TEXT_PX,
+    TITLE_PX,
+    Panel,
+    Theme,
+    caption,
+    paper,
+)
 from prunelab.figures.trajectory import TrajectoryInfo, draw_trajectory, trajectory_info
-from prunelab.figures.widths import WidthsInfo, draw_widths, widths_info
+from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, widths_info
 from prunelab.ledger import State
 
 Arrange = Literal["grid", "stack"]
@@ -36,6 +48,21 @@ DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]
     },
 }
 HEIGHTS: dict[Arrange, int] = {"grid": 720, "stack": 1440}
+NARROW = 700  # px; on a narrower page the panels stand under each other
+
+# As HTML, below the board.
+LEGEND = " &emsp; ".join(
+    f'<span style="white-space:nowrap"><span style="color:{colour}">{sign}</span> {words}</span>'
+    for sign, colour, words in (
+        ("■", KEEP, "kept"),
+        ("▨", DROP, "proposed to drop"),
+        ("■", GHOST, "dropped before"),
+        ("┅", TARGET, "theta"),
+        ("●", GHOST, "undone"),
+        ("<b>?</b>", "inherit", "where the proposal leads"),
+        (DIAMOND, COUPLED, "coupled layers"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +137,19 @@ def layout(drawn: Mapping[str, Panel], arrange: Arrange) -> dict[str, Any]:
     return made
 
 
+def frame(
+    drawn: Mapping[str, Panel], arrange: Arrange = "grid", theme: Theme = "light"
+) -> dict[str, Any]:
+    """The whole layout of the figure."""
+    return {
+        **paper(theme),
+        **layout(drawn, arrange),
+        "height": HEIGHTS[arrange],
+        "margin": {"l": 70, "r": 16, "t": 34, "b": 50},
+    }
+
+
 def board(info: BoardInfo, *, arrange: Arrange = "grid", theme: Theme = "light") -> go.Figure:
     """The four panels as one figure: two by two, or under each other where it is narrow."""
     drawn = panels(info)
-    return go.Figure(
-        traces(drawn),
-        {
-            **paper(theme),
-            **layout(drawn, arrange),
-            "height": HEIGHTS[arrange],
-            "margin": {"l": 70, "r": 16, "t": 34, "b": 50},
-        },
-    )
+    return go.Figure(traces(drawn), frame(drawn, arrange, theme))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -61,6 +61,33 @@ def searches(seen: Iterable[Any]) -> dict[str, list[Rung]]:
 def latest_search(seen: Iterable[Any], group: str) -> list[Rung]:
     """The rungs of the latest search in `group`."""
     return searches(seen).get(group, [])
+
+
+def rejudged(seen: Iterable[Any], theta: float) -> list[Any]:
+    """What an exact search that saw `seen` would have shown with this theta.
+
+    Theta decides where a search stops, not what it measures. A search that would go on beyond
+    what was measured ends in "halve"; one that trained on the way (`batches`) stays as it was.
+    """
+    made: list[Any] = []
+    taken: set[str] = set()
+    for item in seen:
+        if isinstance(item, Rung) and not item.batches:
+            if item.halving == 0:
+                taken.discard(item.group)
+            if item.group in taken:
+                continue
+            item = replace(item, theta=theta, verdict=_verdict(item, theta))
+            if item.verdict == "take":
+                taken.add(item.group)
+        made.append(item)
+    return made
+
+
+def _verdict(rung: Rung, theta: float) -> Verdict:
+    if rung.worst < theta:
+        return "take"
+    return "halve" if len(rung.candidates) > 1 else "fail"
 
 
 def ladder_info(state: State, group: str, seen: Iterable[Any] | None = None) -> LadderInfo:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import ipywidgets as ipw
 
-from prunelab.figures.board import BoardInfo
+from prunelab.figures.board import LEGEND, BoardInfo
 from prunelab.ledger import State
 from prunelab.notebook import text
 from prunelab.training import STEPS
@@ -83,7 +84,7 @@ class Controls:
             self.adjusting,
             ipw.Box([self.group, self.target, self.guard, self.steps], layout=WRAP),
         )
-        self.below = (ipw.HTML(text.LEGEND), trail)
+        self.below = (ipw.HTML(LEGEND), trail)
 
     def fill(self, info: BoardInfo, chosen: Units) -> None:
         """Set the boxes to the group that is drawn, with `chosen` to be dropped of it."""
@@ -94,6 +95,23 @@ class Controls:
         self.count.max = max(alive - 1, len(chosen))
         self.count.value = len(chosen)
         self.units.value = ", ".join(map(str, chosen))
+
+    def call(self, verb: str, session: Any, drop: Mapping[str, Units]) -> None:
+        """Say `verb` to the session with what the boxes hold; `drop` is what Adjust takes."""
+        match verb:
+            case "adjust":
+                session.adjust(drop=drop)
+            case "reject":
+                session.reject(self.reason.value)
+            case "tune":
+                session.tune(steps=self.steps.value)
+            case "run":
+                session.run(
+                    target_macs=self.target.value / 100,
+                    min_accuracy=self.guard.value / 100 or None,
+                )
+            case _:
+                getattr(session, verb)()
 
     @staticmethod
     def _number(

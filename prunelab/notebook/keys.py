@@ -5,13 +5,14 @@ from __future__ import annotations
 import anywidget
 from traitlets import Bool
 
+from prunelab.figures.board import HEIGHTS, NARROW
+
 SCREEN = "prunelab-screen"
-NARROW = 700  # px; below, the panels stand under each other
 
 _ESM = """
 export default { render({ model, el }) {
   const verbs = { p: "Propose", a: "Approve", e: "Adjust", r: "Reject", u: "Undo" };
-  let root = null, plot = null, width = 0;
+  let root = null, width = 0, later = 0, ended = false;
   const pressed = (event) => {
     const typing = event.target.closest("input, textarea, select");
     const verb = verbs[event.key];
@@ -20,16 +21,27 @@ export default { render({ model, el }) {
     for (const button of root.querySelectorAll("button"))
       if (button.textContent.trim() === verb) button.click();
   };
-  // plotly draws 700 px wide and fits only when the *window* changes size: tell it that it did,
-  // once when the figure is there and whenever the screen's own width changes
-  const sized = new ResizeObserver(() => requestAnimationFrame(() => {
-    if (!root || !root.clientWidth) return;
-    const found = root.querySelector(".js-plotly-plot");
-    if (found === plot && root.clientWidth === width) return;
-    plot = found; width = root.clientWidth;
-    model.set("narrow", width < NARROW); model.save_changes();
+  // plotly draws before it is on the page, and looks for its size only when the *window* changes
+  // size: say that it did, and say it again until the picture has the size of its place
+  const size = (node) => {
+    const box = node.getBoundingClientRect();
+    return [box.width, box.height];
+  };
+  const fit = (wait) => {
+    clearTimeout(later);
+    if (ended || !root.clientWidth) return;  // 0: behind another tab
+    if (root.clientWidth !== width) {
+      width = root.clientWidth;
+      model.set("narrow", width < NARROW); model.save_changes();
+    }
+    const place = root.querySelector(".js-plotly-plot"), drawn = place?.querySelector(".main-svg");
+    if (!drawn) return;
+    const [is, ought] = [size(drawn), size(place)];
+    if (is.every((length, side) => Math.abs(length - ought[side]) < 2)) return;
     window.dispatchEvent(new Event("resize"));
-  }));
+    if (wait < 10000) later = setTimeout(fit, wait, 2 * wait);
+  };
+  const sized = new ResizeObserver(() => requestAnimationFrame(() => fit(300)));
   const frame = () => {
     root = el.closest(".SCREEN");
     if (!root) { if (!ended) requestAnimationFrame(frame); return; }
@@ -38,10 +50,9 @@ export default { render({ model, el }) {
     root.addEventListener("keydown", pressed, true);
     sized.observe(root);
   };
-  let ended = false;
   requestAnimationFrame(frame);
   return () => {
-    ended = true; sized.disconnect();
+    ended = true; sized.disconnect(); clearTimeout(later);
     if (root) root.removeEventListener("keydown", pressed, true);
   };
 } };
@@ -59,11 +70,15 @@ _CSS = """
 .prunelab-history th, .prunelab-history td { padding: 2px 10px 2px 0; text-align: left; }
 """
 
+_TALL = "\n".join(
+    f".SCREEN.prunelab-{name} .js-plotly-plot {{ height: {px}px; }}" for name, px in HEIGHTS.items()
+)
+
 
 class Keys(anywidget.AnyWidget):
     """Clicks the screen's buttons for p, a, e, r and u while the screen has the focus."""
 
-    _esm = _ESM.replace("SCREEN", SCREEN).replace("NARROW", str(NARROW))
-    _css = _CSS.replace("SCREEN", SCREEN)
+    _esm = _ESM.replace("SCREEN", SCREEN).replace("NARROW", f"{NARROW}")
+    _css = (_CSS + _TALL).replace("SCREEN", SCREEN)
 
     narrow = Bool(False, help="whether the screen is too narrow for two columns").tag(sync=True)

@@ -12,7 +12,6 @@ from typing import Any
 import plotly.graph_objects as go
 
 from prunelab.figures.board import (
-    HEIGHTS,
     NAMES,
     Arrange,
     BoardInfo,
@@ -81,13 +80,16 @@ class Live:
         self._drawn = info
 
     def rearrange(self, arrange: Arrange) -> None:
-        """Put the panels two by two, or under each other."""
+        """Put the panels two by two, or under each other.
+
+        The height is left to the screen's style: plotly.js, told one, never changes its width
+        again.
+        """
         if arrange == self.arrange:
             return
         self.arrange = arrange
         with self.widget.batch_update():
             self.widget.update_layout(layout(panels(self._drawn), arrange))
-            self.widget.layout.height = HEIGHTS[arrange]
 
     def settle(self) -> None:
         """Make a page that is loaded anew show what is shown now.

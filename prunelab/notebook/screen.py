@@ -19,9 +19,11 @@ from prunelab.notebook.draft import Draft
 from prunelab.notebook.keys import SCREEN, Keys
 from prunelab.notebook.live import Live
 from prunelab.notebook.pace import Pace
+from prunelab.notebook.parameters import Parameters, foreseen
 from prunelab.notebook.static import svg
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Importance, Progress, Rung
+from prunelab.values import Ended, Importance, Progress, Rung
+from prunelab.words import history
 
 Look = Literal["auto", "light", "dark"]
 
@@ -61,13 +63,16 @@ class Screen(ipw.VBox):
         self._layers = {group.name: tuple(group.producers) for group in groups}
         self.group = next(iter(self._layers))
         self.controls = Controls()
+        self.parameters = Parameters(self._asked)
         self.live = Live(self._info(), arrange, "dark" if theme == "dark" else "light")
         self._endings.append(self.live.widget.close)
         narrow = Keys()
-        super().__init__([*self.controls.rows, self.live.widget, *self.controls.below, narrow])
+        above = (*self.controls.rows, self.parameters.fold)
+        super().__init__([*above, self.live.widget, *self.controls.below, narrow])
         self.layout.width = "100%"
         self.add_class(SCREEN)
         self.add_class(f"prunelab-{theme}")
+        self.add_class(f"prunelab-{arrange}")
         self._connect(narrow)
         self._choose_group(session.state)
         self._refresh()
@@ -103,7 +108,7 @@ class Screen(ipw.VBox):
         trouble = ""
         try:
             if not stopped:
-                self._call(verb)
+                self.controls.call(verb, self.session, self.draft.drop)
         except Stopped:
             pass
         except Exception as error:
@@ -111,28 +116,8 @@ class Screen(ipw.VBox):
         finally:
             with self._ui:
                 self._at_work.remove(verb)
-                self._seen.clear()
-                self.controls.working.layout.display = "none"
                 self.controls.error.value = said(trouble, "error", "alert")
-                self._refresh()
-                self.live.settle()
-
-    def _call(self, verb: str) -> None:
-        session, controls = self.session, self.controls
-        match verb:
-            case "adjust":
-                session.adjust(drop=self.draft.drop)
-            case "reject":
-                session.reject(controls.reason.value)
-            case "tune":
-                session.tune(steps=controls.steps.value)
-            case "run":
-                session.run(
-                    target_macs=controls.target.value / 100,
-                    min_accuracy=controls.guard.value / 100 or None,
-                )
-            case _:
-                getattr(session, verb)()
+                self._rest()
 
     def _stop(self) -> None:
         self._worker.stop()
@@ -154,24 +139,35 @@ class Screen(ipw.VBox):
                         self._saw(told)
                     case Progress():
                         self._progress(told)
+                    case Ended():
+                        self._ended()
         except Exception as error:
             self.controls.error.value = said(text.trouble(error, False), "error", "alert")
 
     def _happened(self, event: Event) -> None:
         state = self.session.state
         self._last = event
-        self._seen.clear()
         self.draft.follow(state.pending)
         self._choose_group(state)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Show the state as it is: nothing is under way any more."""
+        self._seen.clear()
         self.controls.working.layout.display = "none"
         self._refresh()
         self.live.settle()
 
+    def _ended(self) -> None:
+        """Nothing is under way any more, even if no event has told what became of it."""
+        under_way = self._seen or self.controls.working.layout.display != "none"
+        if under_way or self.parameters.shown != self.session.method:
+            self._rest()
+
     def _saw(self, evidence: Importance | Rung) -> None:
         self._seen.append(evidence)
         if evidence.group in self._layers and self._pace.due():
-            self.group = evidence.group
-            self.live.draw(self._info())
+            self.live.draw(self._info(evidence.group))
 
     def _progress(self, progress: Progress) -> None:
         elapsed = self._pace.elapsed(progress)
@@ -196,7 +192,9 @@ class Screen(ipw.VBox):
 
     def _resized(self, change: Any) -> None:
         with self._ui:
+            self.remove_class(f"prunelab-{self.live.arrange}")
             self.live.rearrange("stack" if change["new"] else self._arrange)
+            self.add_class(f"prunelab-{self.live.arrange}")
             self.live.settle()
 
     def _picked(self, group: str) -> None:
@@ -218,15 +216,23 @@ class Screen(ipw.VBox):
     def _choose(self, change: Callable[[], None]) -> None:
         """Change the draft; show what it would do, or why it cannot be."""
         with self._ui:
-            if self._quiet or self._at_work or self.session.state.pending is None:
-                return
-            trouble = ""
-            try:
-                change()
-            except PruneLabError as error:
-                trouble = text.trouble(error, True)
-            self.controls.error.value = said(trouble, "error", "alert")
-            self._refresh()
+            if not self._quiet and not self._at_work and self.session.state.pending is not None:
+                self._attempt(change)
+
+    def _asked(self, make: Callable[[], Any]) -> None:
+        """Let the session propose with the method that `make` gives, or say why it cannot."""
+        with self._ui:
+            self._attempt(lambda: setattr(self.session, "method", make()))
+            self.live.settle()
+
+    def _attempt(self, change: Callable[[], None]) -> None:
+        trouble = ""
+        try:
+            change()
+        except Exception as error:
+            trouble = text.trouble(error, isinstance(error, PruneLabError))
+        self.controls.error.value = said(trouble, "error", "alert")
+        self._refresh()
 
     # ------------------------------------------------------------ showing
 
@@ -236,12 +242,13 @@ class Screen(ipw.VBox):
         if touched and self.group not in touched:
             self.group = max(touched, key=lambda name: len(touched[name]))
 
-    def _info(self) -> BoardInfo:
-        """What to draw, as if the draft were the proposal."""
+    def _info(self, group: str | None = None) -> BoardInfo:
+        """What to draw of `group` (None: the chosen one), as if the draft were the proposal."""
         state = self.session.state
         if self.draft.move:
             state = replace(state, pending=self.draft.move)
-        return board_info(state, self.group, layers=self._layers, seen=self._seen or None)
+        seen = self._seen or foreseen(state, self.session.method)
+        return board_info(state, group or self.group, layers=self._layers, seen=seen)
 
     def _sentence(self) -> str:
         group = self.session.graph[self.group]
@@ -255,8 +262,9 @@ class Screen(ipw.VBox):
             controls.buttons[verb].disabled = not can
         controls.line.value = said(state.line(), "line", "status")
         controls.sentence.value = said(self._sentence(), "sentence")
-        controls.history.value = text.history(state, list(self.session.ledger))
+        controls.history.value = history(state, list(self.session.ledger))
         controls.adjusting.layout.display = "flex" if state.pending else "none"
+        self.parameters.follow(self.session.method, state, bool(self._at_work))
         info = self._info()
         self._quiet = True
         try:

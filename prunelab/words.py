@@ -1,0 +1,222 @@
+"""What happened, in plain words: the sentences and the history of screen and report.
+
+May import values and ledger only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Protocol
+
+from prunelab.ledger import (
+    Adjusted,
+    Approved,
+    Began,
+    Event,
+    Noted,
+    Point,
+    Proposed,
+    Rejected,
+    Repaired,
+    State,
+    Step,
+    Tuned,
+    Undone,
+    show,
+)
+from prunelab.values import Move, Units, si
+
+METHODS = {
+    "aofp": "AOFP",
+    "thinet": "ThiNet",
+    "group_fisher": "Group Fisher",
+    "channel_pruning": "Channel Pruning",
+    "first_k": "First K",
+}
+
+
+class Group(Protocol):
+    """What a sentence asks of a channel group; `channels.ChannelGroup` is one."""
+
+    @property
+    def name(self) -> str:
+        """Its first producer."""
+        ...
+
+    @property
+    def producers(self) -> Sequence[str]:
+        """The layers that lose the same channels."""
+        ...
+
+    @property
+    def consumers(self) -> Sequence[str]:
+        """The layers that read them; empty where they are not known."""
+        ...
+
+
+def method(name: str) -> str:
+    """A method's name as papers write it."""
+    return METHODS.get(name, name.replace("_", " ").title())
+
+
+def plural(count: int, noun: str) -> str:
+    """`count` things."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """One or two names, or the first and how many more."""
+    if len(names) <= 2:
+        return " and ".join(names)
+    return f"{names[0]} and {len(names) - 1} more layers"
+
+
+def share(value: float) -> str:
+    """A share as a percentage with two digits that count: 1.8%, 0.042%."""
+    return f"{float(f'{100 * value:.2g}'):g}%"
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def sentence(state: State, last: Event | None, group: Group) -> str:
+    """The proposal, told by what it does to `group`; else what happened last."""
+    if state.pending is None:
+        return outcome(state, last)
+    who = None if isinstance(last, Adjusted) else method(state.pending.method)
+    return proposal(state, state.pending, group, who)
+
+
+def loss(move: Move, group: Group, state: State) -> str:
+    """What `move` drops in one group, and what that removes."""
+    alive = plural(state.widths()[group.name], "channel")
+    text = f"drop {len(move.drop.get(group.name, ()))} of {alive} in {group.name}"
+    if group.name in move.damage:
+        readers = listed(group.consumers) or "the layers that read it"
+        text += f": removes {share(move.damage[group.name])} of the signal entering {readers}"
+    return text
+
+
+def proposal(state: State, move: Move, group: Group, who: str | None) -> str:
+    """What `who` (None: the person) proposes, in `group` and elsewhere."""
+    text = f"{who} proposes to " if who else "You propose to "
+    more = len(move.drop) - 1
+    if group.name in move.drop:
+        text += loss(move, group, state)
+        text += f" ... and {plural(more, 'more group')}" if more else ""
+    else:
+        text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'group')}, "
+        text += f"none in {group.name}"
+    text += f". {macs(state, move)}"
+    if len(group.producers) > 1 and group.name in move.drop:
+        text += f" Coupled: {len(group.producers)} layers lose the same channels."
+    return text
+
+
+def macs(state: State, move: Move) -> str:
+    """How the MACs would change."""
+    base = state.base.cost.macs
+    return f"MACs {state.now.cost.macs / base:.1%} → {move.after.macs / base:.1%} of the original."
+
+
+def outcome(state: State, last: Event | None) -> str:
+    """What the latest event did; nothing where nothing has happened yet."""
+    if state.exhausted:
+        who = method(state.proposed.method) if state.proposed else "The method"
+        return f"{who} has nothing more to propose."
+    if isinstance(last, Rejected):
+        why = f" ({last.reason})" if last.reason else ""
+        return f"Rejected{why}: nothing was changed."
+    if isinstance(last, Undone):
+        return f"Undone: the network is as it was at event {state.head}."
+    if not isinstance(state.now.event, Step):
+        return ""
+    return f"{done(state.now)}: {change(state)}"
+
+
+def done(point: Point) -> str:
+    """What made this point."""
+    match point.event:
+        case Tuned(steps=steps):
+            return f"Tuned for {plural(steps, 'step')}"
+        case Repaired(automatic=True):
+            return "Approved and repaired"
+        case event:
+            return type(event).__name__
+
+
+def change(state: State) -> str:
+    """The metric before and after the latest step, and how many images it lost and gained."""
+    now = state.now
+    assert now.parent is not None
+    before = state.point(now.parent)
+    if isinstance(now.event, Repaired) and now.event.automatic and before.parent is not None:
+        before = state.point(before.parent)
+    name = next(iter(now.metrics), None)
+    if name is None:
+        return f"MACs {si(before.cost.macs)} → {si(now.cost.macs)}"
+    text = f"validation {name} {show(name, before.metrics[name])} → {show(name, now.metrics[name])}"
+    seen = now.event.compared if isinstance(now.event, Step) else {}
+    if "images" in seen:
+        text += f" on {plural(seen['images'], 'image')}"
+    if "lost" in seen and "gained" in seen:
+        text += f": {seen['lost']} lost, {seen['gained']} gained"
+    return text
+
+
+# ---------------------------------------------------------------- the history
+
+
+def history(state: State, events: Sequence[Event]) -> str:
+    """Every event, newest first, as an HTML table; what was undone is struck through."""
+    on_path = {point.seq for point in state.path}
+    base = state.base
+    rows = []
+    for event in reversed(events):
+        cells = [str(event.seq), type(event).__name__, told(event), "", ""]
+        if isinstance(event, (Began, Step)):
+            cells[3] = f"{event.cost.macs / base.cost.macs:.1%}"
+            cells[4] = ", ".join(f"{n} {show(n, v)}" for n, v in event.metrics.items())
+        gone = isinstance(event, Step) and event.seq not in on_path
+        cell = "<td><s>{}</s></td>" if gone else "<td>{}</td>"
+        rows.append("<tr>" + "".join(cell.format(escape(text)) for text in cells) + "</tr>")
+    heads = ("#", "event", "what", "MACs", "validation")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        f'<table class="prunelab-history"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def told(event: Event) -> str:
+    """One event's particulars."""
+    match event:
+        case Began():
+            return f"{event.network}, seed {event.seed}"
+        case Proposed(move=None):
+            return f"{method(event.method)}: nothing more"
+        case Proposed(move=Move() as move) | Adjusted(move=move):
+            return f"{method(move.method)}: {dropped(move.drop)}"
+        case Rejected():
+            return event.reason
+        case Approved() | Repaired(automatic=True):
+            return ""
+        case Repaired():
+            return event.kind
+        case Tuned():
+            return plural(event.steps, "step")
+        case Noted():
+            return event.text
+        case Undone():
+            parts = ["the proposal"] * event.proposal
+            parts += [f"event {event.step}"] * (event.step is not None)
+            return " and ".join(parts)
+        case _:
+            return ""
+
+
+def dropped(drop: Mapping[str, Units]) -> str:
+    """What a move drops, group by group."""
+    names = [f"{name} -{len(units)}" for name, units in drop.items()]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
