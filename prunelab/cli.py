@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from prunelab.session import Session
 
 
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; 0: done, 1: a PruneLabError, told on stderr, 2: wrong usage."""
     options = _parser().parse_args(arguments)
