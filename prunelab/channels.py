@@ -1,8 +1,8 @@
 """Which channels live and die together: groups of units, and where in the network they are.
 
-May import values, labels, errors. The graph speaks of a network by the names of its parameters
-and buffers, so it holds for every instance of the same architecture, and it keeps the original
-unit numbers after cuts.
+May import values, labels, coupling, explain, summary, errors. The graph speaks of a network by the
+names of its parameters and buffers, so it holds for every instance of the same architecture, and it
+keeps the original unit numbers after cuts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from prunelab.coupling import Coupling, find_couplings
 from prunelab.errors import UnknownName
+from prunelab.explain import Explanation, explain_layer, explain_pair
 from prunelab.labels import FROZEN, Trace
+from prunelab.summary import table, table_html
 from prunelab.values import Units, WidthPlan
 
 FIXED = -1  # a position of an axis that belongs to no unit
@@ -90,7 +93,8 @@ class ChannelGroup:
 class ChannelGraph:
     """The channel groups of a network, in execution order.
 
-    `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position.
+    `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position;
+    `couplings` are the meetings that made the groups what they are.
     `graph[name]` finds a group by its name or by any of its producers'.
     """
 
@@ -102,6 +106,7 @@ class ChannelGraph:
     activation_itemsize: int = 4
     sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
     network: Callable[[], nn.Module | None] = lambda: None
+    couplings: tuple[Coupling, ...] = ()
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,17 +178,21 @@ class ChannelGraph:
         )
         return replace(self, groups=groups)
 
+    def explain(self, a: str, b: str | None = None) -> Explanation:
+        """Why the layers `a` and `b` are coupled, or why not; of `a` alone, its place in the graph.
+
+        Raises `UnknownName` for what is neither a layer nor a group.
+        """
+        return explain_layer(self, a) if b is None else explain_pair(self, a, b)
+
     def __str__(self) -> str:
-        rows = [f"ChannelGraph: {len(self)} groups, {self.units} units"]
-        for group in self.groups:
-            readers = ", ".join(group.consumers[:3])
-            if len(group.consumers) > 3:
-                readers += f" and {len(group.consumers) - 3} more"
-            rows.append(
-                f"  {group.name:<28} {len(group.units):>5} of {group.width:<5} "
-                + (f"frozen: {group.why}" if group.why else f"read by {readers}")
-            )
-        return "\n".join(rows)
+        return table(self)
+
+    def __repr__(self) -> str:
+        return f"<ChannelGraph: {len(self)} groups, {self.units} units>"
+
+    def _repr_html_(self) -> str:
+        return table_html(self)
 
 
 def build_graph(
@@ -244,6 +253,7 @@ def build_graph(
 
     unit = number[component]  # label -> graph-wide unit
     unit[FROZEN] = FIXED
+    group_of = np.searchsorted([group.first for group in groups], unit, side="right") - 1
     slots = {key: unit[labels.numpy()] for key, labels in trace.slots.items()}
     parameters = dict(model.named_parameters())
     built = []
@@ -281,6 +291,7 @@ def build_graph(
         itemsize,
         {name: parameter.numel() for name, parameter in parameters.items()},
         weakref.ref(model),
+        find_couplings(trace, group_of, tuple(group.name for group in groups)),
     )
 
 
