@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -18,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from prunelab.coupling import Coupling, find_couplings
-from prunelab.errors import UnknownName
+from prunelab.errors import MissingPackage, UnknownName
 from prunelab.explain import Explanation, explain_layer, explain_pair
 from prunelab.labels import FROZEN, Trace
 from prunelab.summary import table, table_html
@@ -184,6 +185,21 @@ class ChannelGraph:
         Raises `UnknownName` for what is neither a layer nor a group.
         """
         return explain_layer(self, a) if b is None else explain_pair(self, a, b)
+
+    def show(self, part: str = "", *, theme: Literal["light", "dark"] = "light") -> Any:
+        """A Plotly figure: layers as rows, their widths as bars, couplings as arcs.
+
+        `part` shows what is inside one module only. Raises `UnknownName` when no layer is in
+        `part`, `MissingPackage` without plotly.
+        """
+        try:
+            from prunelab.figures.coupling import coupling
+        except ImportError as error:
+            raise MissingPackage(
+                f"graph.show() needs plotly, and {error.name} is missing: "
+                "pip install 'prunelab[lab]', then restart the kernel."
+            ) from error
+        return coupling(self, part, theme=theme)
 
     def __str__(self) -> str:
         return table(self)

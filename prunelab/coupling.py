@@ -56,6 +56,17 @@ class Coupling:
         return f"{b} meets {a} at {at} {place}"
 
     @property
+    def kind(self) -> str:
+        """What met, in a word or two: "add", "depth-wise", "shared" ..."""
+        for start, kind in ((DEPTHWISE, "depth-wise"), (GROUPED, "grouped"), (SHARED, "shared")):
+            if self.why.startswith(start):
+                return kind
+        if self.why == SHARED_NORM:
+            return "shared"
+        word = self.why.removeprefix("the ")
+        return OPERATIONS.get(word, word).removeprefix("the ")
+
+    @property
     def reason(self) -> str:
         """Why such a meeting couples, as a rule."""
         why = self.why
