@@ -1,6 +1,6 @@
 """Which channels live and die together: groups of units, and where in the network they are.
 
-May import values, labels, coupling, explain, summary, errors. The graph speaks of a network by the
+May import values, labels, meetings, explain, summary, errors. The graph speaks of a network by the
 names of its parameters and buffers, so it holds for every instance of the same architecture, and it
 keeps the original unit numbers after cuts.
 """
@@ -18,10 +18,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunelab.coupling import Coupling, find_couplings
 from prunelab.errors import MissingPackage, UnknownName
 from prunelab.explain import Explanation, explain_layer, explain_pair
 from prunelab.labels import FROZEN, Trace
+from prunelab.meetings import Coupling, find_couplings
 from prunelab.summary import table, table_html
 from prunelab.values import Units, WidthPlan
 
@@ -34,7 +34,8 @@ class Layer:
 
     `out_units` [out channels] and `in_units` [in channels, or in features] give for each position
     the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
-    number of output positions of one input, summed over calls; `norm` names the BatchNorm that
+    number of output positions of one input, summed over calls, `applied` how many times its kernel
+    is applied to one (not the same for a transposed convolution); `norm` names the BatchNorm that
     follows it, if one does.
     """
 
@@ -46,6 +47,7 @@ class Layer:
     conv_groups: int
     transposed: bool
     positions: int
+    applied: int
     norm: str | None
     calls: int = 1
 
@@ -58,7 +60,7 @@ class Layer:
     def macs(self) -> int:
         """Multiply-adds for one input."""
         into = len(self.in_units) // self.conv_groups
-        return self.positions * len(self.out_units) * into * prod(self.kernel)
+        return self.applied * len(self.out_units) * into * prod(self.kernel)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -285,6 +287,7 @@ def build_graph(
                 conv_groups=1 if layer.conv is None else layer.conv.groups,
                 transposed=layer.conv is not None and layer.conv.transposed,
                 positions=layer.positions,
+                applied=layer.applied,
                 norm=layer.norm,
                 calls=layer.calls,
             )

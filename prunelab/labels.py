@@ -74,7 +74,8 @@ class LayerTrace:
     """What was seen of one layer: the labels of its axes and where it stands.
 
     `out` [out channels] and `into` [in channels] are labels; `positions` sums over its calls
-    the output positions of one input; `norm` names the BatchNorm that follows.
+    the output positions of one input, `applied` how often its kernel is applied to it; `norm`
+    names the BatchNorm that follows.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LayerTrace:
     conv: Conv | None
     order: int
     positions: int = 0
+    applied: int = 0
     calls: int = 0
     norm: str | None = None
 
@@ -181,6 +183,7 @@ class LabelMode(Watch):
             self.trace.layers[call.name] = layer
         layer.calls += 1
         layer.positions += out.numel() // max(1, width * self._batch)
+        layer.applied += call.applied(out) // self._batch
         if groups == 1:
             self.slot(call.name, in_axis, into, f"the shared layer {layer_name}")
         else:  # a conv-group lives and dies as one

@@ -22,7 +22,7 @@ LAYERS = [
     {"errors"},
     {"values", "fashion", "calls", "places"},
     {"labels"},
-    {"coupling"},
+    {"meetings"},
     {"explain", "summary"},
     {"ledger", "tracing", "channels", "surgery"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store"},

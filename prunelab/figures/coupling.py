@@ -41,7 +41,8 @@ MARKS = {
 OTHER = "∘"
 
 ROW_PX = (7, 21)  # a row is never lower, nor higher
-ROOM = 1.3  # the axis goes on beyond the widest bar, for its text
+ROOM = 1.3  # the axis goes on beyond the widest bar, for its text,
+ROOM_OF_A_CUT = 1.5  # which is longer where it says "10 of 16"
 TALL_PX = 1150  # rows get lower so that a figure stays within this, where it can
 NAMED_PX = 13  # lower rows are named by stage
 
@@ -56,12 +57,13 @@ def draw_coupling(info: CouplingInfo, theme: Theme = "light") -> go.Figure:
     rows, count = info.rows, len(info.rows)
     low, high = ROW_PX
     row_px = max(low, min(high, TALL_PX // count))
-    widest = max(row.original for row in rows)
+    cut = any(row.now < row.original for row in rows)
+    end = max(row.original for row in rows) * (ROOM_OF_A_CUT if cut else ROOM)
     lines = _legend(info)
     legend = "".join(f'<br><span style="font-size:{TEXT_PX}px">{line}</span>' for line in lines)
     top, bottom = 44 + 18 * len(lines), 46
     return go.Figure(
-        [*_arcs(info, row_px), *_bars(info, row_px, widest), _nodes(info, row_px)],
+        [*_arcs(info, row_px), *_bars(info, row_px, end), _nodes(info, row_px)],
         {
             **paper(theme),
             "height": top + bottom + row_px * count + 8,
@@ -77,7 +79,7 @@ def draw_coupling(info: CouplingInfo, theme: Theme = "light") -> go.Figure:
                 "output channels",
                 domain=[0.175, 1],
                 anchor="y",
-                range=[0, ROOM * widest],
+                range=[0, end],
                 nticks=6,
                 showgrid=False,
             ),
@@ -173,7 +175,7 @@ def _arcs(info: CouplingInfo, row_px: int) -> list[go.Scatter]:
     return drawn
 
 
-def _bars(info: CouplingInfo, row_px: int, widest: int) -> list[go.Bar]:
+def _bars(info: CouplingInfo, row_px: int, end: float) -> list[go.Bar]:
     rows = info.rows
     lines = list(range(len(rows)))
     return [
@@ -205,7 +207,7 @@ def _bars(info: CouplingInfo, row_px: int, widest: int) -> list[go.Bar]:
         ),
         go.Bar(
             y=lines,
-            x=[ROOM * widest] * len(rows),
+            x=[end] * len(rows),
             xaxis="x2",
             orientation="h",
             marker={"color": INVISIBLE},

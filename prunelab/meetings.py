@@ -107,7 +107,9 @@ def find_couplings(
     """
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
     names = [layer.name.removesuffix(".weight") for layer in layers]
-    firsts = np.array([int(layer.out[0]) for layer in layers])  # labels are issued in this order
+    owner = np.zeros(trace.count, dtype=np.int64)
+    for index, layer in enumerate(layers):
+        owner[layer.out.numpy()] = index
 
     places: dict[tuple[str, str], list[np.ndarray]] = {}
     for edge in trace.edges:
@@ -117,8 +119,7 @@ def find_couplings(
     found = []
     for (why, where), parts in places.items():
         met = np.unique(np.concatenate(parts, axis=1), axis=1)  # a module may run twice
-        owners = np.searchsorted(firsts, met, side="right") - 1
-        keys = np.stack([*owners, group_of[met[0]]])
+        keys = np.stack([*owner[met], group_of[met[0]]])
         kinds, which = np.unique(keys, axis=1, return_inverse=True)
         for index, (a, b, group) in enumerate(kinds.T.tolist()):
             ours = met[:, which.reshape(-1) == index]
