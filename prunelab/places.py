@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -29,6 +30,8 @@ class Places:
 
     def __enter__(self) -> Places:
         for name, module in self._model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks: what runs inside counts to the module around it
             self._hooks += [
                 module.register_forward_pre_hook(self._entering(name), prepend=True),
                 module.register_forward_hook(self._leaving, always_call=True),

@@ -277,6 +277,24 @@ def test_a_module_that_fails_is_left_all_the_same() -> None:
     assert said(graph, "a", "b") == ["b meets a at the add in the network's own forward"]
 
 
+class Scripted(nn.Module):
+    """A part of it is TorchScript, which takes no hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.act = torch.jit.script(nn.Hardtanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.act(self.a(x)) + self.b(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_scripted_part_is_traced_all_the_same() -> None:
+    graph = pl.trace(Scripted(), torch.randn(1, 3, 4, 4))
+    assert said(graph, "a", "b") == ["b meets a at the add in the network's own forward"]
+
+
 def test_markdown_holds_the_same_words(resnet20: pl.ChannelGraph) -> None:
     found = resnet20.explain("conv1", "layer1.1.conv2")
     assert found._repr_markdown_() == (
