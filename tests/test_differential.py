@@ -52,7 +52,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "densenet121": torchvision("densenet121"),
     "efficientnet_b0": torchvision("efficientnet_b0"),
     "regnet_y_400mf": torchvision("regnet_y_400mf"),
-    "googlenet": torchvision("googlenet", init_weights=False),
+    "googlenet": torchvision("googlenet", init_weights=False, aux_logits=False),
     "squeezenet1_1": torchvision("squeezenet1_1"),
     "vgg11_bn": torchvision("vgg11_bn"),
     "retinanet's pyramid": pyramid,
