@@ -15,7 +15,7 @@ OPERATIONS = {"add": "the add", "sub": "the subtraction", "mul": "the multiplica
 DEPTHWISE = "the depth-wise convolution "
 GROUPED = "the grouped convolution "
 SHARED = "the shared layer "
-SHARED_NORM = "a shared batch normalisation"
+SHARED_NORM = "a shared "
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,10 @@ class Coupling:
         if why.startswith(SHARED):
             layer = why.removeprefix(SHARED)
             return f"{layer} runs more than once: it reads {a} and {b} through the same weights"
-        if why == SHARED_NORM:
-            return f"{a} and {b} pass through the same batch normalisation, {self.where}"
+        if why.startswith(SHARED_NORM):
+            return (
+                f"{a} and {b} pass through the same {why.removeprefix(SHARED_NORM)}, {self.where}"
+            )
         at = OPERATIONS.get(why.removeprefix("the "), why)
         place = f"in {self.where}" if self.where else "in the network's own forward"
         if a == b:
@@ -61,7 +63,7 @@ class Coupling:
         for start, kind in ((DEPTHWISE, "depth-wise"), (GROUPED, "grouped"), (SHARED, "shared")):
             if self.why.startswith(start):
                 return kind
-        if self.why == SHARED_NORM:
+        if self.why.startswith(SHARED_NORM):
             return "shared"
         word = self.why.removeprefix("the ")
         return OPERATIONS.get(word, word).removeprefix("the ")
@@ -85,7 +87,7 @@ class Coupling:
                 "One weight serves every call of a shared layer: what is column i for one input is "
                 "column i for the other, so both channels i stay or both go."
             )
-        if why == SHARED_NORM:
+        if why.startswith(SHARED_NORM):
             return "One scale and one shift serve both, so both channels i stay or both go."
         if why == "the mul":
             return (
