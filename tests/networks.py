@@ -302,8 +302,7 @@ class Chunked(Layer):
     """One half goes through a convolution, the other around it."""
 
     def build(self, into: int, width: int, norm: str) -> None:
-        self.out = width // 2 + width
-        self.wide, self.conv = conv(into, width), conv(width // 2, width)
+        self.wide, self.conv = conv(into, width), conv(width // 2, width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.wide(x).chunk(2, 1)
