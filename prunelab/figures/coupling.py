@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Groups take turns: neighbours differ in colour and in shape (Okabe & Ito's palette).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-PALE = {"#E69F00", "#CC79A7", "#56B4E9"}  # white text would not be read on these
+PALE = {"#E69F00", "#CC79A7", "#56B4E9", GHOST}  # white text would not be read on these
 SHAPES = ("circle", "square", "diamond", "triangle-up", "pentagon")
 ALONE = "#8a99a8"
 MARKS = {
