@@ -46,6 +46,7 @@ class Places:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
 
     def _entering(self, name: str) -> Any:
         return lambda module, args: self._running.append(name)
