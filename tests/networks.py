@@ -57,15 +57,12 @@ class Norm(nn.Sequential):
 
 
 class Layer(nn.Module):
-    """One block: takes [N, into, H, W], gives [N, self.out, H, W]."""
+    """One block, as its `build` makes it: takes [N, into, H, W], gives [N, self.out, H, W]."""
 
     def __init__(self, into: int, width: int, norm: str) -> None:
         super().__init__()
         self.out = width
         self.build(into, width, norm)
-
-    def build(self, into: int, width: int, norm: str) -> None:
-        raise NotImplementedError
 
 
 class Plain(Layer):
@@ -160,8 +157,8 @@ class Inverted(Layer):
         self.project = conv(wide, into, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.hardswish(self.norm(self.expand(x)))
-        return x + self.project(self.gate(self.depthwise(y)))
+        y = self.depthwise(F.hardswish(self.norm(self.expand(x))))
+        return x + self.project(self.gate(y))
 
 
 class Gate(Layer):
@@ -172,8 +169,7 @@ class Gate(Layer):
         self.squeeze, self.excite = conv(into, width, 1), conv(width, into, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))
-        return x * torch.sigmoid(self.excite(scale))
+        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
 
 
 class LinearGate(Layer):
@@ -218,8 +214,7 @@ class Shared(Layer):
         self.first, self.again, self.norm = conv(into, width), conv(width, width), Norm(width, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.first(x)))
-        return self.again(F.relu(self.norm(self.again(x))))
+        return self.again(F.relu(self.norm(self.again(F.relu(self.norm(self.first(x)))))))
 
 
 class Siblings(Layer):
@@ -348,8 +343,7 @@ class Pooled(Layer):
         self.out, self.drop = into, nn.Dropout2d(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        small = F.avg_pool2d(x, 3, 2, 1)
-        return self.drop(F.interpolate(small, size=x.shape[2:], mode="bilinear"))
+        return self.drop(F.interpolate(F.avg_pool2d(x, 3, 2, 1), size=x.shape[2:]))
 
 
 BLOCKS: dict[str, type[Layer]] = {
