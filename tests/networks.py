@@ -42,7 +42,6 @@ class Norm(nn.Sequential):
     """A normalisation of its kind, whose numbers are not those of a fresh one."""
 
     def __init__(self, width: int, kind: str) -> None:
-        made: nn.Module
         if kind == "batch":
             made = nn.BatchNorm2d(width)
             nn.init.uniform_(made.running_mean, -1, 1)
