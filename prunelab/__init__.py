@@ -28,6 +28,7 @@ from prunelab.errors import (
     WrongState,
 )
 from prunelab.evidence import Evidence, measure
+from prunelab.explain import Explanation
 from prunelab.export import load_pruned
 from prunelab.ledger import Ledger, State
 from prunelab.methods import AOFP, make_method
@@ -53,6 +54,7 @@ __all__ = [
     "Cost",
     "Data",
     "Evidence",
+    "Explanation",
     "IllegalPlan",
     "Importance",
     "InvalidValue",

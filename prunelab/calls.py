@@ -50,6 +50,14 @@ class Call:
     bias: Tensor | None
     conv: Conv | None
 
+    def applied(self, out: Tensor) -> int:
+        """How many times the kernel is applied: at each position of `out`.
+
+        A transposed convolution applies it at each position of its input.
+        """
+        at = self.x if self.conv is not None and self.conv.transposed else out
+        return at.numel() // max(1, at.shape[1])
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

@@ -1,8 +1,8 @@
 """Which channels live and die together: groups of units, and where in the network they are.
 
-May import values, labels, errors. The graph speaks of a network by the names of its parameters
-and buffers, so it holds for every instance of the same architecture, and it keeps the original
-unit numbers after cuts.
+May import values, labels, meetings, explain, summary, errors. The graph speaks of a network by the
+names of its parameters and buffers, so it holds for every instance of the same architecture, and it
+keeps the original unit numbers after cuts.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunelab.errors import UnknownName
+from prunelab.errors import MissingPackage, UnknownName
+from prunelab.explain import Explanation, explain_layer, explain_pair
 from prunelab.labels import FROZEN, Trace
+from prunelab.meetings import Coupling, find_couplings
+from prunelab.summary import table, table_html
 from prunelab.values import Units, WidthPlan
 
 FIXED = -1  # a position of an axis that belongs to no unit
@@ -30,7 +34,8 @@ class Layer:
 
     `out_units` [out channels] and `in_units` [in channels, or in features] give for each position
     the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
-    number of output positions of one input, summed over calls; `norm` names the BatchNorm that
+    number of output positions of one input, summed over calls, `applied` how many times its kernel
+    is applied to one (not the same for a transposed convolution); `norm` names the BatchNorm that
     follows it, if one does.
     """
 
@@ -42,6 +47,7 @@ class Layer:
     conv_groups: int
     transposed: bool
     positions: int
+    applied: int
     norm: str | None
     calls: int = 1
 
@@ -54,7 +60,7 @@ class Layer:
     def macs(self) -> int:
         """Multiply-adds for one input."""
         into = len(self.in_units) // self.conv_groups
-        return self.positions * len(self.out_units) * into * prod(self.kernel)
+        return self.applied * len(self.out_units) * into * prod(self.kernel)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +96,8 @@ class ChannelGroup:
 class ChannelGraph:
     """The channel groups of a network, in execution order.
 
-    `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position.
+    `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position;
+    `couplings` are the meetings that made the groups what they are.
     `graph[name]` finds a group by its name or by any of its producers'.
     """
 
@@ -102,6 +109,7 @@ class ChannelGraph:
     activation_itemsize: int = 4
     sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
     network: Callable[[], nn.Module | None] = lambda: None
+    couplings: tuple[Coupling, ...] = ()
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,17 +181,36 @@ class ChannelGraph:
         )
         return replace(self, groups=groups)
 
+    def explain(self, a: str, b: str | None = None) -> Explanation:
+        """Why the layers `a` and `b` are coupled, or why not; of `a` alone, its place in the graph.
+
+        Raises `UnknownName` for what is neither a layer nor a group.
+        """
+        return explain_layer(self, a) if b is None else explain_pair(self, a, b)
+
+    def show(self, part: str = "", *, theme: Literal["light", "dark"] = "light") -> Any:
+        """A Plotly figure: layers as rows, their widths as bars, couplings as arcs.
+
+        `part` shows what is inside one module only. Raises `UnknownName` when no layer is in
+        `part`, `MissingPackage` without plotly.
+        """
+        try:
+            from prunelab.figures.coupling import coupling
+        except ImportError as error:
+            raise MissingPackage(
+                f"graph.show() needs plotly, and {error.name} is missing: "
+                "pip install 'prunelab[lab]', then restart the kernel."
+            ) from error
+        return coupling(self, part, theme=theme)
+
     def __str__(self) -> str:
-        rows = [f"ChannelGraph: {len(self)} groups, {self.units} units"]
-        for group in self.groups:
-            readers = ", ".join(group.consumers[:3])
-            if len(group.consumers) > 3:
-                readers += f" and {len(group.consumers) - 3} more"
-            rows.append(
-                f"  {group.name:<28} {len(group.units):>5} of {group.width:<5} "
-                + (f"frozen: {group.why}" if group.why else f"read by {readers}")
-            )
-        return "\n".join(rows)
+        return table(self)
+
+    def __repr__(self) -> str:
+        return f"<ChannelGraph: {len(self)} groups, {self.units} units>"
+
+    def _repr_html_(self) -> str:
+        return table_html(self)
 
 
 def build_graph(
@@ -244,6 +271,7 @@ def build_graph(
 
     unit = number[component]  # label -> graph-wide unit
     unit[FROZEN] = FIXED
+    group_of = np.searchsorted([group.first for group in groups], unit, side="right") - 1
     slots = {key: unit[labels.numpy()] for key, labels in trace.slots.items()}
     parameters = dict(model.named_parameters())
     built = []
@@ -259,6 +287,7 @@ def build_graph(
                 conv_groups=1 if layer.conv is None else layer.conv.groups,
                 transposed=layer.conv is not None and layer.conv.transposed,
                 positions=layer.positions,
+                applied=layer.applied,
                 norm=layer.norm,
                 calls=layer.calls,
             )
@@ -281,6 +310,7 @@ def build_graph(
         itemsize,
         {name: parameter.numel() for name, parameter in parameters.items()},
         weakref.ref(model),
+        find_couplings(trace, group_of, tuple(group.name for group in groups)),
     )
 
 

@@ -54,6 +54,7 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
         raise InvalidValue(f"cost(graph, plan) takes a WidthPlan, not {type(plan).__name__}.")
     alive = graph.alive(plan)
     positions = {layer.weight: layer.positions for layer in graph.layers}
+    applied = {layer.weight: layer.applied for layer in graph.layers}
     at = "x".join(str(size) for size in graph.input_shapes[0][1:]) if graph.input_shapes else ""
     if example_inputs is not None:
         network = graph.network()
@@ -62,13 +63,14 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
                 "The traced network is gone, so another input size cannot be costed. Trace it "
                 "again, or leave example_inputs out."
             )
-        positions = _counted(network, example_inputs).positions
+        counter = _counted(network, example_inputs)
+        positions, applied = counter.positions, counter.applied
         at = _shape_text(example_inputs)
     macs = activations = 0
     for layer in graph.layers:
         outs, ins = int(alive[layer.out_units].sum()), int(alive[layer.in_units].sum())
         per_output = ins if layer.dense else len(layer.in_units) // layer.conv_groups
-        macs += positions[layer.weight] * outs * per_output * prod(layer.kernel)
+        macs += applied[layer.weight] * outs * per_output * prod(layer.kernel)
         activations += positions[layer.weight] * outs
     params = 0
     sizes = dict(graph.sizes)
@@ -94,17 +96,14 @@ class _Counter(Watch):
         self.batch = batch
         self.macs: dict[str, int] = {}
         self.positions: dict[str, int] = {}
+        self.applied: dict[str, int] = {}
         self.bytes = 0
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        transposed = call.conv is not None and call.conv.transposed
-        per_position = call.weight.numel() // (1 if transposed else call.weight.shape[0])
-        counted = call.x.numel() // call.x.shape[1] * call.x.shape[1] if transposed else out.numel()
-        if transposed:
-            per_position //= call.weight.shape[0]
-        self.macs[call.name] = self.macs.get(call.name, 0) + per_position * counted // self.batch
-        width = out.shape[1]
-        seen = out.numel() // (width * self.batch)
+        applied = call.applied(out) // self.batch
+        self.macs[call.name] = self.macs.get(call.name, 0) + applied * call.weight.numel()
+        self.applied[call.name] = self.applied.get(call.name, 0) + applied
+        seen = out.numel() // (out.shape[1] * self.batch)
         self.positions[call.name] = self.positions.get(call.name, 0) + seen
         self.bytes += out.numel() // self.batch * out.element_size()
 

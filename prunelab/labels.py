@@ -4,7 +4,7 @@ Every output channel of every convolution and linear layer gets a number, its la
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
 channel it came from; operations that only move data are run on the labels themselves. Where
 elementwise operations make labels meet, the two channels are coupled. An operation without a
-rule freezes what it touches: unknown fails safe. May import calls and errors.
+rule freezes what it touches: unknown fails safe. May import calls, places and errors.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.calls import VIEWS, Call, Conv, Watch, aten
+from prunelab.places import Places
 
 FROZEN = 0  # the label of everything that is no layer's output: inputs and constants
 
@@ -57,11 +58,15 @@ NORMALISES_CHANNELS = {aten.native_layer_norm: "LayerNorm", aten.native_group_no
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Labels `a` and `b` (equal length) live and die together, pair by pair, because of `why`."""
+    """Labels `a` and `b` (equal length) live and die together, pair by pair, because of `why`.
+
+    `where` names the innermost module that was running; "" is the network itself.
+    """
 
     a: Tensor
     b: Tensor
     why: str
+    where: str = ""
 
 
 @dataclass(slots=True)
@@ -69,7 +74,8 @@ class LayerTrace:
     """What was seen of one layer: the labels of its axes and where it stands.
 
     `out` [out channels] and `into` [in channels] are labels; `positions` sums over its calls
-    the output positions of one input; `norm` names the BatchNorm that follows.
+    the output positions of one input, `applied` how often its kernel is applied to it; `norm`
+    names the BatchNorm that follows.
     """
 
     name: str
@@ -78,6 +84,7 @@ class LayerTrace:
     conv: Conv | None
     order: int
     positions: int = 0
+    applied: int = 0
     calls: int = 0
     norm: str | None = None
 
@@ -99,6 +106,7 @@ class LabelMode(Watch):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.trace = Trace()
+        self.places = Places(model)
         self._labels = WeakTensorKeyDictionary()
         self._bases = WeakTensorKeyDictionary()  # of a view: (base tensor, func, args, kwargs)
         self._from_layer = WeakTensorKeyDictionary()  # a layer's very output -> its name
@@ -136,7 +144,7 @@ class LabelMode(Watch):
         fixed = low == FROZEN
         self.freeze(high[fixed], f"it meets a tensor of fixed width at {why}")
         if (~fixed).any():
-            self.trace.edges.append(Edge(low[~fixed], high[~fixed], why))
+            self.trace.edges.append(Edge(low[~fixed], high[~fixed], why, self.places.now))
 
     def slot(self, name: str, axis: int, labels: Tensor, why: str) -> None:
         """Axis `axis` of parameter or buffer `name` is indexed by the channels `labels`."""
@@ -175,10 +183,12 @@ class LabelMode(Watch):
             self.trace.layers[call.name] = layer
         layer.calls += 1
         layer.positions += out.numel() // max(1, width * self._batch)
+        layer.applied += call.applied(out) // self._batch
         if groups == 1:
             self.slot(call.name, in_axis, into, f"the shared layer {layer_name}")
         else:  # a conv-group lives and dies as one
-            why = f"the grouped convolution {layer_name}"
+            kind = "depth-wise" if groups == len(into) else "grouped"
+            why = f"the {kind} convolution {layer_name}"
             self.unite(layer.into, into, why)
             ins, outs = into.view(groups, -1), layer.out.view(groups, -1)
             self.unite(ins[:, :1], outs, why)
@@ -421,7 +431,7 @@ def run_on_labels(model: nn.Module, run: Any, batch: int) -> Trace:
     """
     mode = LabelMode(model)
     mode._batch = max(1, batch)
-    with torch.no_grad(), mode:
+    with torch.no_grad(), mode.places, mode:
         out = run(model)
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):

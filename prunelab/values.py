@@ -219,6 +219,13 @@ def many(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
+def listed(names: Iterable[str], most: int) -> str:
+    """The first `most` names, and how many more there are: a, b and 3 more."""
+    every = list(names)
+    shown = ", ".join(every[:most])
+    return shown if len(every) <= most else f"{shown} and {len(every) - most} more"
+
+
 # ---------------------------------------------------------------- what a method shows
 
 

@@ -130,6 +130,20 @@ def test_cost_of_a_plan_is_the_cost_of_the_cut_network() -> None:
         )
 
 
+def test_a_transposed_convolution_costs_its_kernel_at_every_position_of_its_input() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 6, 3, stride=2), nn.Conv2d(6, 2, 1)
+    )
+    graph = pl.trace(model, torch.randn(2, 1, 5, 5))
+    assert graph.layer("1").macs == 5 * 5 * 4 * 6 * 3 * 3
+    plan = pl.WidthPlan.full(graph).drop({"0": [1], "1": [0, 2]})
+    small = pl.cut(model, graph, plan)
+    for side in (5, 9):
+        x = torch.randn(1, 1, side, side)
+        assert pl.cost(graph, plan, x) == pl.cost(small, x)
+    assert pl.cost(graph, plan) == pl.cost(small, torch.randn(1, 1, 5, 5))
+
+
 def test_macs_agree_with_torch() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

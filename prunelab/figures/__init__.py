@@ -1,12 +1,15 @@
 """State and evidence as plotly figures: pure functions that know no Jupyter and no torch.
 
 Each panel has an `..._info` function, from a State to the numbers that are drawn, and a
-`draw_...` function, from those numbers to traces and axes.
+`draw_...` function, from those numbers to traces and axes. The coupling figure does the same for a
+channel graph.
 """
 
 from prunelab.figures.board import BoardInfo, board, board_info
+from prunelab.figures.coupling import coupling
 from prunelab.figures.importance import importance, importance_info
 from prunelab.figures.ladder import ladder, ladder_info
+from prunelab.figures.layers import coupling_info
 from prunelab.figures.report import report
 from prunelab.figures.trajectory import trajectory, trajectory_info
 from prunelab.figures.widths import widths, widths_info
@@ -15,6 +18,8 @@ __all__ = [
     "BoardInfo",
     "board",
     "board_info",
+    "coupling",
+    "coupling_info",
     "importance",
     "importance_info",
     "ladder",
