@@ -37,7 +37,7 @@ from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
-from prunelab.values import Cost, Importance, Move, Progress, Rung, WidthPlan
+from prunelab.values import Cost, Ended, Importance, Move, Progress, Rung, WidthPlan
 
 if TYPE_CHECKING:
     from prunelab.notebook import Screen, show
@@ -53,6 +53,7 @@ __all__ = [
     "ChannelGroup",
     "Cost",
     "Data",
+    "Ended",
     "Evidence",
     "Explanation",
     "IllegalPlan",
