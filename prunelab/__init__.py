@@ -27,7 +27,7 @@ from prunelab.errors import (
     UnknownName,
     WrongState,
 )
-from prunelab.evidence import Evidence, measure
+from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.ledger import Ledger, State
 from prunelab.methods import AOFP, make_method
@@ -78,6 +78,7 @@ __all__ = [
     "UnknownName",
     "WidthPlan",
     "WrongState",
+    "ablate",
     "cost",
     "cut",
     "data",

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
-from prunelab.evidence.measure import batch_size, measuring, run_batch
+from prunelab.evidence.batch import batch_size, cross_entropy, run_batch
+from prunelab.evidence.measure import measuring
 from prunelab.repair import KINDS, chained, recalibrating, repairing, repairing_in_order
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
 from prunelab.training import (
     Training,
-    cross_entropy,
     hitting,
     imitating,
     metrics_of,

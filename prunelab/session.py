@@ -29,7 +29,7 @@ from prunelab.errors import (
     WrongState,
 )
 from prunelab.evidence import Evidence
-from prunelab.evidence.measure import finish
+from prunelab.evidence.batch import finish
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger import (
     Adjusted,
