@@ -30,7 +30,19 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.ledger import Ledger, State
-from prunelab.methods import AOFP, make_method
+from prunelab.methods import (
+    AOFP,
+    BatchNormScale,
+    FirstK,
+    GroupFisher,
+    Magnitude,
+    MaxResponse,
+    OneShot,
+    Oracle,
+    Random,
+    Taylor,
+    make_method,
+)
 from prunelab.prune import Pruned, prune
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
@@ -47,24 +59,32 @@ __all__ = [
     "AOFP",
     "BadData",
     "BadModel",
+    "BatchNormScale",
     "BudgetUnreachable",
     "ChannelGraph",
     "ChannelGroup",
     "Cost",
     "Data",
     "Evidence",
+    "FirstK",
+    "GroupFisher",
     "IllegalPlan",
     "Importance",
     "InvalidValue",
     "Latency",
     "Ledger",
+    "Magnitude",
+    "MaxResponse",
     "Metric",
     "MissingPackage",
     "Move",
     "NotFinite",
+    "OneShot",
+    "Oracle",
     "Progress",
     "PruneLabError",
     "Pruned",
+    "Random",
     "Rung",
     "Screen",
     "Session",
@@ -73,6 +93,7 @@ __all__ = [
     "StaleEvidence",
     "State",
     "Stopped",
+    "Taylor",
     "TraceError",
     "Training",
     "UnknownName",

@@ -6,7 +6,7 @@ leaves model, ledger and state as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from prunelab.errors import (
 )
 from prunelab.evidence import Evidence
 from prunelab.evidence.batch import finish
+from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger import (
     Adjusted,
@@ -398,6 +399,7 @@ class Session(Verbs):
             carry=state.now.carry,
             target_macs=goal,
             measure=self._measured,
+            images=bench.images,
             training_batches=bench.shuffled,
             loss=bench.loss,
             cost=lambda plan: cost(bench.graph, plan),
@@ -429,9 +431,17 @@ class Session(Verbs):
         self._commit(event, weights=brought, brought=brought)
         return move
 
-    def _measured(self, at: str = "conv", images: int = 512) -> Generator[Any, None, Evidence]:
+    def _measured(
+        self,
+        kinds: Sequence[str] = ("contribution",),
+        *,
+        at: str = "conv",
+        images: int = 512,
+        masks: Masks = "readers",
+    ) -> Generator[Any, None, Evidence]:
         mark = self.state.now.event.fingerprint
-        return (yield from self._bench.measured(self._model, self._graph, mark, at, images))
+        work = self._bench.measured(self._model, self._graph, mark, kinds, at, images, masks)
+        return (yield from work)
 
     def _imagined(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
         graph, state = self._bench.graph, self.state
