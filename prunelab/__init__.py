@@ -29,6 +29,7 @@ from prunelab.errors import (
 )
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
+from prunelab.fidelity import Fidelity, fidelity
 from prunelab.ledger import Ledger, State
 from prunelab.methods import (
     AOFP,
@@ -66,6 +67,7 @@ __all__ = [
     "Cost",
     "Data",
     "Evidence",
+    "Fidelity",
     "FirstK",
     "GroupFisher",
     "IllegalPlan",
@@ -103,6 +105,7 @@ __all__ = [
     "cost",
     "cut",
     "data",
+    "fidelity",
     "latency",
     "load_pruned",
     "make_method",

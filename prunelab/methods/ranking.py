@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from prunelab.errors import InvalidValue
+from prunelab.errors import IllegalPlan, InvalidValue
 from prunelab.methods.contract import Context, Search
 from prunelab.values import FrozenMap, Importance, Units, units_of
 
@@ -107,6 +107,11 @@ def shares(method: OneShot, context: Context, scored: Iterable[str]) -> dict[str
     ratio = method.pruning_ratio
     if isinstance(ratio, Mapping):
         asked = {context.graph[name].name: float(share) for name, share in ratio.items()}
+        for group in (context.graph[name] for name, share in asked.items() if share > 0):
+            if not group.prunable:
+                raise IllegalPlan(
+                    f"{group.name} cannot be pruned: {group.why}. Leave it out of pruning_ratio."
+                )
     else:
         asked = dict.fromkeys(scored, float(ratio))
     mine = [group.name for group in context.prunable if group.name in set(scored)]
