@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,95 @@ def test_bad_batches_and_losses_are_told(trained: nn.Module) -> None:
         pl.ablate(trained, graph, [(x, y)], [{"conv9": (1,)}])
     with pytest.raises(pl.IllegalPlan, match="does not have"):
         pl.ablate(trained, graph, [(x, y)], [{"conv1": (99,)}])
+
+
+# ---------------------------------------------------------------- the method
+
+
+def exhaustive(
+    model: nn.Module, graph: pl.ChannelGraph, few: list[Any], group: str, k: int
+) -> tuple[tuple[int, ...], float]:
+    """The best set of k units, by trying them all."""
+    sets = list(combinations(graph[group].units, k))
+    losses = pl.ablate(model, graph, few, [{group: some} for some in sets])
+    return sets[int(np.argmin(losses))], float(losses.min())
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_one_unit_is_the_best_there_is(trained: nn.Module, data: pl.Data, greedy: bool) -> None:
+    few = list(data.train)[:1]
+    method = pl.Oracle(images=32, greedy=greedy, pruning_ratio={"conv1": 1 / 12})
+    session = pl.Session(trained, data, method=method)
+    best, _ = exhaustive(trained, session.graph, few, "conv1", 1)
+    assert dict(session.propose().drop) == {"conv1": best}
+
+
+def test_greedy_is_greedy_and_no_better_than_the_best(trained: nn.Module, data: pl.Data) -> None:
+    few = list(data.train)[:1]
+    method = pl.Oracle(images=32, greedy=True, pruning_ratio={"stem": 0.375})
+    session = pl.Session(trained, data, method=method)
+    graph = session.graph
+    found = session.propose().drop["stem"]
+    gone: tuple[int, ...] = ()
+    for _ in range(3):
+        left = [unit for unit in graph["stem"].units if unit not in gone]
+        losses = pl.ablate(trained, graph, few, [{"stem": (*gone, unit)} for unit in left])
+        gone = (*gone, left[int(np.argmin(losses))])
+    assert found == tuple(sorted(gone))
+    reached = pl.ablate(trained, graph, few, [{"stem": found}])[0]
+    assert reached >= exhaustive(trained, graph, few, "stem", 3)[1] - 1e-6
+    (shown,) = session.state.proposed.seen
+    assert shown.units == graph["stem"].units
+    assert "last asked" in shown.meaning
+
+
+def test_greedy_stops_at_the_target_and_keeps_one_of_each(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    method = pl.Oracle(images=32, greedy=True, pruning_ratio={"conv1": 0.5, "conv3": 0.5})
+    session = pl.Session(trained, data, method=method, repair=None)
+    move = session.propose(target_macs=0.8)
+    assert set(move.drop) <= {"conv1", "conv3"}
+    goal = 0.8 * session.state.base.cost.macs
+    assert move.after.macs <= goal
+    session.reject()
+    move = session.propose(target_macs=0.01)  # out of reach
+    assert {name: len(units) for name, units in move.drop.items()} == {"conv1": 11, "conv3": 15}
+
+
+def test_signed_and_absolute_rank_differently(trained: nn.Module, data: pl.Data) -> None:
+    """A unit whose removal helps goes first when signed, and late when absolute."""
+    model = Tiny()
+    model.load_state_dict(trained.state_dict())
+    model.eval()
+    few = list(data.train)[:1]
+    with torch.no_grad():
+        model.fc.bias.add_(torch.tensor([3.0, 0.0, 0.0, 0.0]))  # wrong on most images
+    graph = pl.trace(model, few[0][0])
+    one = pl.measure(model, graph, few, kinds=("ablation",)).ablation("conv3")
+    assert one.signed.min() < 0
+    session = pl.Session(model, data, method=pl.Oracle(images=32))
+    for signed in (True, False):
+        session.method = pl.Oracle(images=32, signed=signed)
+        session.propose()
+        seen = {item.group: item.values for item in session.state.proposed.seen}
+        want = one.signed if signed else one.absolute
+        np.testing.assert_allclose(seen["conv3"], want, rtol=1e-4, atol=1e-6)
+        session.reject()
+
+
+def test_the_conditional_oracle_is_the_oracle_of_the_masked_network(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    few = list(data.train)[:1]
+    graph = pl.trace(trained, few[0][0])
+    plan = pl.WidthPlan.full(graph).drop({"conv1": [2, 5]})
+    given = pl.masked(trained, graph, plan)
+    units = [unit for unit in range(12) if unit not in (2, 5)]
+    losses = pl.ablate(given, graph, few, [{}, *({"conv1": (unit,)} for unit in units)])
+    want = pl.ablate(trained, graph, few, [{"conv1": (2, 5, unit)} for unit in units])
+    np.testing.assert_allclose(losses[1:], want, rtol=1e-5)
+    small = pl.cut(trained, graph, plan)  # and so of the network that is cut
+    after = pl.measure(small, graph.after(plan), few, kinds=("ablation",)).ablation("conv1")
+    assert list(after.units) == units
+    np.testing.assert_allclose(after.losses, want, rtol=1e-4)

@@ -153,7 +153,7 @@ class _Choice:
             group = next(g for g in context.prunable if g.first <= unit < g.first + g.width)
             self.drop[group.name] = units_of([*self.drop.get(group.name, ()), unit - group.first])
             self._now = context.cost(context.plan.drop(self.drop)).macs
-            if self.done:
+            if self._now <= (context.target_macs or 0) or not self._open().any():
                 return
 
     def scores(self) -> dict[str, Array]:
