@@ -269,6 +269,13 @@ def test_every_method_works_in_a_session_that_resumes(
         assert torch.equal(again.model(x), whole.model(x))
 
 
+def test_the_script_of_a_session_names_the_shares(session: pl.Session, tmp_path: Path) -> None:
+    session.method = pl.Magnitude(pruning_ratio={"conv1": 0.5}, norm=2)
+    session.propose()
+    script = session.export(tmp_path / "run.py").read_text()
+    assert "'magnitude', pruning_ratio={'conv1': 0.5}, scope='uniform', norm=2" in script
+
+
 @dataclass(frozen=True)
 class Quietest(pl.OneShot):
     """Drops the channels whose contribution to what reads them is smallest."""

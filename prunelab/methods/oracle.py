@@ -47,7 +47,7 @@ class Oracle(OneShot):
     @property
     def meaning(self) -> str:
         """What the scores are."""
-        return "loss without the channel, " + ("minus" if self.signed else "distance from") + " now"
+        return f"how much the loss {'grows' if self.signed else 'changes'} without the channel"
 
     def scores(self, context: Context, evidence: Any) -> Scores:
         """The loss oracle of every unit, alone."""
