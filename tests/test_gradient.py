@@ -245,6 +245,22 @@ def test_it_looks_on_while_a_network_trains(trained: nn.Module) -> None:
     np.testing.assert_allclose(watch.sums.numpy(), want, rtol=1e-4, atol=1e-7)
 
 
+def test_a_batch_may_be_lists_as_detectors_take_them() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()
+    images = list(torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    labels = [torch.tensor(n % 2) for n in range(4)]
+    graph = pl.trace(model, images[0][None])
+
+    def loss(network: nn.Module, batch: tuple[list[Tensor], list[Tensor]]) -> Tensor:
+        return F.cross_entropy(network(torch.stack(batch[0])), torch.stack(batch[1]))
+
+    kinds = {"kinds": ("gradient",), "loss": loss}
+    whole = pl.measure(model, graph, [(images, labels)], **kinds)
+    parts = pl.measure(model, graph, [(images[:1], labels[:1]), (images[1:], labels[1:])], **kinds)
+    assert whole.images == parts.images == 4
+    np.testing.assert_allclose(whole.gradients, parts.gradients, rtol=EXACT, atol=EXACT)
+
+
 class Rows(nn.Module):
     """A linear layer on `per` rows for each image, as on regions of interest."""
 

@@ -26,7 +26,9 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
 
 
 def batch_size(batch: Any) -> int:
-    """How many inputs a batch holds."""
+    """How many inputs a batch holds; a list of images of their own sizes counts its images."""
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (tuple, list)):
+        return len(batch[0])
     for leaf in tree_leaves(batch):
         if isinstance(leaf, Tensor) and leaf.ndim:
             return int(leaf.shape[0])
