@@ -27,11 +27,24 @@ from prunelab.errors import (
     UnknownName,
     WrongState,
 )
-from prunelab.evidence import Evidence, measure
+from prunelab.evidence import Evidence, ablate, measure
 from prunelab.explain import Explanation
 from prunelab.export import load_pruned
+from prunelab.fidelity import Fidelity, fidelity
 from prunelab.ledger import Ledger, State
-from prunelab.methods import AOFP, make_method
+from prunelab.methods import (
+    AOFP,
+    BatchNormScale,
+    FirstK,
+    GroupFisher,
+    Magnitude,
+    MaxResponse,
+    OneShot,
+    Oracle,
+    Random,
+    Taylor,
+    make_method,
+)
 from prunelab.prune import Pruned, prune
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
@@ -48,6 +61,7 @@ __all__ = [
     "AOFP",
     "BadData",
     "BadModel",
+    "BatchNormScale",
     "BudgetUnreachable",
     "ChannelGraph",
     "ChannelGroup",
@@ -56,18 +70,26 @@ __all__ = [
     "Ended",
     "Evidence",
     "Explanation",
+    "Fidelity",
+    "FirstK",
+    "GroupFisher",
     "IllegalPlan",
     "Importance",
     "InvalidValue",
     "Latency",
     "Ledger",
+    "Magnitude",
+    "MaxResponse",
     "Metric",
     "MissingPackage",
     "Move",
     "NotFinite",
+    "OneShot",
+    "Oracle",
     "Progress",
     "PruneLabError",
     "Pruned",
+    "Random",
     "Rung",
     "Screen",
     "Session",
@@ -76,14 +98,17 @@ __all__ = [
     "StaleEvidence",
     "State",
     "Stopped",
+    "Taylor",
     "TraceError",
     "Training",
     "UnknownName",
     "WidthPlan",
     "WrongState",
+    "ablate",
     "cost",
     "cut",
     "data",
+    "fidelity",
     "latency",
     "load_pruned",
     "make_method",

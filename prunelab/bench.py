@@ -6,7 +6,7 @@ everything below the session.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
-from prunelab.evidence.measure import batch_size, measuring, run_batch
+from prunelab.evidence.batch import batch_size, cross_entropy, run_batch
+from prunelab.evidence.gradient import Masks
+from prunelab.evidence.measure import measuring
 from prunelab.recalibration import Traced, recalibrating
 from prunelab.repair import KINDS, chained, repairing
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
 from prunelab.training import (
     Training,
-    cross_entropy,
     hitting,
     imitating,
     metrics_of,
@@ -86,7 +87,7 @@ class Bench:
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
-        self._evidence: tuple[tuple[str, str, int], Evidence] | None = None
+        self._evidence: tuple[tuple[object, ...], Evidence] | None = None
 
     # ------------------------------------------------------------ data
 
@@ -144,13 +145,28 @@ class Bench:
         return values, None
 
     def measured(
-        self, network: nn.Module, graph: ChannelGraph, mark: str, at: str, images: int
+        self,
+        network: nn.Module,
+        graph: ChannelGraph,
+        mark: str,
+        kinds: Sequence[str],
+        at: str,
+        images: int,
+        masks: Masks,
     ) -> Generator[Progress, None, Evidence]:
         """Evidence of `network`, whose fingerprint is `mark`: at hand, or by one pass."""
-        key = (mark, at, images)
+        key = (mark, tuple(kinds), at, images, masks)
         if self._evidence is None or self._evidence[0] != key:
             found = yield from measuring(
-                network, graph, self.images(images), at=at, forward=self.forward, expected=images
+                network,
+                graph,
+                self.images(images),
+                kinds,
+                at=at,
+                forward=self.forward,
+                loss=self.loss,
+                masks=masks,
+                expected=images,
             )
             self._evidence = (key, found)  # of the latest network only
         return self._evidence[1]

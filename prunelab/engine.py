@@ -6,7 +6,7 @@ ledger and network as they were. May import bench, methods, ledger, verbs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,8 @@ from prunelab.bench import Bench
 from prunelab.cost import cost
 from prunelab.errors import BudgetUnreachable, InvalidValue, StaleEvidence, WrongState
 from prunelab.evidence import Evidence
-from prunelab.evidence.measure import finish
+from prunelab.evidence.batch import finish
+from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger import (
     Adjusted,
@@ -125,6 +126,7 @@ class Engine:
             carry=state.now.carry,
             target_macs=goal,
             measure=self.measured,
+            images=bench.images,
             training_batches=bench.shuffled,
             loss=bench.loss,
             cost=lambda plan: cost(bench.graph, plan),
@@ -156,10 +158,18 @@ class Engine:
         self.commit(event, weights=brought, brought=brought)
         return move
 
-    def measured(self, at: str = "conv", images: int = 512) -> Generator[Any, None, Evidence]:
+    def measured(
+        self,
+        kinds: Sequence[str] = ("contribution",),
+        *,
+        at: str = "conv",
+        images: int = 512,
+        masks: Masks = "readers",
+    ) -> Generator[Any, None, Evidence]:
         """Evidence of the network now."""
         mark = self.state.now.event.fingerprint
-        return (yield from self.bench.measured(self.network, self.graph, mark, at, images))
+        bench = self.bench
+        return (yield from bench.measured(self.network, self.graph, mark, kinds, at, images, masks))
 
     def imagined(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
         """The move that would drop these units; no event."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, Layer
 from prunelab.errors import BadData
-from prunelab.evidence.measure import batch_size, checked, guarded
+from prunelab.evidence.batch import batch_size, checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
 from prunelab.recalibration import Traced, places, recalibrating, shift_norm
 from prunelab.tracing import undisturbed

@@ -23,7 +23,7 @@ from prunelab.errors import (
     InvalidValue,
     SessionFileError,
 )
-from prunelab.evidence.measure import finish
+from prunelab.evidence.batch import finish
 from prunelab.ledger import (
     Ledger,
     MemoryStore,

@@ -6,7 +6,7 @@ All three return a new module and leave the given one as it is. May import value
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadModel, IllegalPlan
-from prunelab.values import WidthPlan
+from prunelab.values import WidthPlan, units_of
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
@@ -47,18 +47,41 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     behind its BatchNorm and activation, which zeroing its own weights would not.
     """
     _check(model, graph, plan)
-    alive = graph.alive(plan)
     same = copy.deepcopy(model)
-    state = dict(same.named_parameters())
-    with torch.no_grad():
-        for layer in graph.layers:
-            gone = ~alive[layer.in_units]
-            if layer.dense and gone.any():
-                axis = 0 if layer.transposed else 1
-                columns = torch.from_numpy(np.flatnonzero(gone))
-                weight = state[layer.weight]
-                weight.index_fill_(axis, columns.to(weight.device), 0.0)
+    silence(same, graph, {g.name: set(g.units) - set(plan.kept[g.name]) for g in graph.groups})
     return same
+
+
+def silence(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[int]]) -> None:
+    """Mask these units in `model` itself: zero the columns through which consumers read them."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, (axis, columns) in columns_read(graph, drop).items():
+            weight = parameters[name]
+            weight.index_fill_(axis, columns.to(weight.device), 0.0)
+
+
+def columns_read(
+    graph: ChannelGraph, drop: Mapping[str, Iterable[int]]
+) -> dict[str, tuple[int, Tensor]]:
+    """Where consumers read these units: (axis, positions) of the weights that do.
+
+    Raises `UnknownName` for a group, `IllegalPlan` for a unit that `graph` does not have.
+    """
+    gone = np.zeros(graph.units + 1, dtype=bool)  # the last is FIXED
+    for name, given in drop.items():
+        group, units = graph[name], units_of(given)
+        if missing := set(units) - set(group.units):
+            raise IllegalPlan(
+                f"{group.name} does not have the units {sorted(missing)[:8]}; it has "
+                f"{len(group.units)} of its {group.width}, numbered from 0."
+            )
+        gone[group.first + np.asarray(units, dtype=np.int64)] = True
+    return {
+        layer.weight: (0 if layer.transposed else 1, torch.from_numpy(columns))
+        for layer in graph.layers
+        if layer.dense and len(columns := np.flatnonzero(gone[layer.in_units]))
+    }
 
 
 def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:

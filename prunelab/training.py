@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.errors import BadData, InvalidValue, NotFinite
-from prunelab.evidence.measure import batch_size, checked, finish, guarded, run_batch
+from prunelab.evidence.batch import (
+    Loss,
+    batch_size,
+    checked,
+    finish,
+    guarded,
+    labels_of,
+    run_batch,
+)
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
 
 Forward = Callable[[nn.Module, Any], Any]
-Loss = Callable[[nn.Module, Any], Tensor]
 
 STEPS = 400  # batches of tuning when nobody says how many
 
@@ -71,32 +78,6 @@ class Metric:
     higher_is_better: bool = True
 
 
-def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    """The default loss, for batches of (images, class indices)."""
-    logits = run_batch(model, batch)
-    return F.cross_entropy(logits, _labels(batch, logits))
-
-
-def _labels(batch: Any, logits: Any) -> Tensor:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-        raise BadData(
-            "The default loss and metric take batches of (images, labels); for other batches "
-            "give loss= and metrics=."
-        )
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise BadData(
-            "The default loss and metric take one output [N, classes]; for other networks give "
-            "loss= and metrics=."
-        )
-    labels, classes = batch[1].to(logits.device), logits.shape[1]
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise BadData(
-            f"Labels run from {int(labels.min())} to {int(labels.max())}, but the network has "
-            f"{classes} outputs; they must lie in 0 .. {classes - 1}."
-        )
-    return labels
-
-
 def imitating(teacher: nn.Module) -> Loss:
     """The loss of giving other logits than `teacher`, at temperature 2; needs no labels."""
 
@@ -123,7 +104,7 @@ def hitting(
         model.eval()
         for batch in guarded(loader):
             logits = checked(run_batch, model, batch)
-            labels = _labels(batch, logits)
+            labels = labels_of(batch, logits)
             found.append((logits.argmax(1) == labels).cpu())
             total += float(F.cross_entropy(logits, labels, reduction="sum"))
             yield Progress(len(found), max(batches, len(found)), "evaluating")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prunelab.errors import SessionBusy, Stopped
-from prunelab.evidence.measure import finish
+from prunelab.evidence.batch import finish
 from prunelab.values import Ended
 
 Work = Generator[Any, None, Any]

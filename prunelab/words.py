@@ -32,6 +32,7 @@ METHODS = {
     "thinet": "ThiNet",
     "group_fisher": "Group Fisher",
     "channel_pruning": "Channel Pruning",
+    "batchnorm_scale": "BatchNorm Scale",
     "first_k": "First K",
 }
 

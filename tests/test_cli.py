@@ -90,6 +90,22 @@ def test_prune_writes_the_network_and_ends_with_a_table(
     assert "\r" not in err
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["group_fisher", "oracle", "magnitude", "taylor", "random", "first_k", "max_response"],
+)
+def test_every_method_prunes_to_the_target(
+    here: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"prune --model mine:network --data mine:images --method {method} --tune 0"
+    assert cli.main([*arguments.split(), "--target-macs", "0.6", "--out", "a.safetensors"]) == 0
+    out, _ = capsys.readouterr()
+    share = re.search(r"MACs .* ([\d.]+)%", out)
+    assert share is not None
+    assert float(share[1]) <= 60
+    assert f'"method": "{method}"' in next(here.glob("a*.json")).read_text()
+
+
 def test_the_file_is_the_network_that_the_table_speaks_of(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

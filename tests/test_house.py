@@ -26,7 +26,8 @@ LAYERS = [
     {"explain", "summary"},
     {"ledger", "tracing", "channels", "surgery"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
-    {"recalibration", "repair", "training", "methods", "terminal", "doctor", "verbs", "figures"},
+    {"recalibration", "repair", "training", "methods", "fidelity"}
+    | {"terminal", "doctor", "verbs", "figures"},
     {"bench"},
     {"engine"},
     {"session", "prune", "export"},

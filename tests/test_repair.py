@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import prunelab as pl
 from prunelab import repair
-from prunelab.evidence.measure import finish, run_batch
+from prunelab.evidence.batch import finish, run_batch
 from prunelab.recalibration import Traced
 from prunelab.repair import repairing
 

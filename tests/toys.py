@@ -44,3 +44,45 @@ def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     images, labels = stripes(count, seed)
     return list(zip(images.split(32), labels.split(32), strict=True))
+
+
+class Couplings(nn.Module):
+    """Every way in which channels are coupled, mostly in functional calls: input [N, 2, 8, 8].
+
+    A depthwise and a grouped convolution, a residual add, a concat, a head shared by two levels
+    that adds up, a linear layer behind a flatten. `see(name, x)` is handed every layer's input.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(0.4 * torch.randn(shape))
+
+        self.stem, self.norm = weight(6, 2, 3, 3), nn.BatchNorm2d(6)
+        self.deep, self.norm2 = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)
+        self.point = weight(6, 6, 1, 1)
+        self.wide = weight(8, 6, 1, 1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.side = weight(4, 8, 1, 1)
+        self.lateral = weight(5, 10, 3, 3)
+        self.head = weight(3, 5, 3, 3)
+        self.fc = nn.Linear(3 * 16, 4)
+        self.see = lambda name, x: x
+
+    def conv(self, name: str, x: Tensor, padding: int = 0) -> Tensor:
+        layer, x = getattr(self, name), self.see(name, x)
+        return layer(x) if isinstance(layer, nn.Module) else F.conv2d(x, layer, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv("stem", x, 1)))
+        y = F.relu(self.norm2(self.conv("deep", x)))
+        x = x + self.conv("point", y)
+        y = F.relu(self.conv("wide", x))
+        y = F.relu(self.conv("grouped", y))
+        y = torch.tanh(self.conv("side", y))
+        fine = F.silu(self.conv("lateral", torch.cat([x, y], 1), 1))
+        coarse = F.avg_pool2d(fine, 2)
+        fine = F.avg_pool2d(F.relu(self.conv("head", fine, 1)), 2)
+        coarse = F.relu(self.conv("head", coarse, 1))
+        return F.linear(self.see("fc", (fine + coarse).flatten(1)), self.fc.weight, self.fc.bias)

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.errors import BadData, InvalidValue, NotFinite, StaleEvidence, UnknownName
+from prunelab.evidence.ablation import Ablation, LossSums
+from prunelab.evidence.batch import (
+    Loss,
+    batch_size,
+    checked,
+    cross_entropy,
+    finish,
+    guarded,
+    run_batch,
+)
 from prunelab.evidence.contribution import ConsumerGram, ContributionGram, call_gram
+from prunelab.evidence.gradient import (
+    BatchNorm,
+    MaskGradients,
+    Masks,
+    MaskWatch,
+    differentiable,
+)
 from prunelab.evidence.moments import PatchMoments, patch_moments
 from prunelab.fingerprint import fingerprint
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
 
-KINDS = ("contribution", "patches")
+KINDS = ("contribution", "patches", "gradient", "ablation")
 AT = ("conv", "bn")
 
 
@@ -29,8 +45,11 @@ class Evidence:
     """What one pass measured; `evidence[group]` answers for a channel group.
 
     `grams` maps a layer to G over the distinct units that it reads (the last row and column
-    stand for all that belongs to none). `images` is how many inputs were seen; `fingerprint`
-    names the network that was measured. Evidence of the same network adds up with +.
+    stand for all that belongs to none). `gradients` [3, units + 1] holds the sums of mask
+    gradients (signed, absolute, squared) over the graph's units, `ablated` [units + 1] those of
+    the loss without each unit, and without none in the last place. `images` is how many inputs
+    were seen; `fingerprint` names the network that was measured. `at`, `masks` and `bn` are what
+    `measure` was asked for. Evidence of the same network adds up with +.
     """
 
     graph: ChannelGraph
@@ -39,6 +58,10 @@ class Evidence:
     at: str
     grams: Mapping[str, np.ndarray] = field(default_factory=dict)
     moments: Mapping[str, PatchMoments] = field(default_factory=dict)
+    gradients: np.ndarray | None = None
+    ablated: np.ndarray | None = None
+    masks: Masks = "readers"
+    bn: BatchNorm = "running"
 
     def __getitem__(self, name: str) -> ContributionGram:
         group = self.graph[name]
@@ -60,6 +83,27 @@ class Evidence:
             raise UnknownName("measured group", name, self.groups)
         return ContributionGram(group.name, group.units, consumers)
 
+    def gradient(self, name: str) -> MaskGradients:
+        """The mask gradients of a group; raises `UnknownName` where none were measured."""
+        sums = self._of(name, self.gradients, "gradient")
+        return MaskGradients(self.graph[name].name, self.graph[name].units, self.images, *sums)
+
+    def ablation(self, name: str) -> Ablation:
+        """The loss without each unit of a group; raises `UnknownName` where none was measured."""
+        losses = self._of(name, self.ablated, "ablation") / self.images
+        base = float(self.ablated[FIXED]) / self.images  # type: ignore[index]
+        group = self.graph[name]
+        return Ablation(group.name, group.units, self.images, losses, base)
+
+    def _of(self, name: str, sums: np.ndarray | None, kind: str) -> np.ndarray:
+        """The columns of `sums` that belong to a group's units."""
+        group = self.graph[name]
+        if sums is None or not group.prunable:
+            known = [g.name for g in self.graph.groups if g.prunable] if sums is not None else []
+            raise UnknownName(f"group measured with kinds=({kind!r},)", name, known)
+        found: np.ndarray = sums[..., group.first + np.asarray(group.units, dtype=np.int64)]
+        return found
+
     @property
     def groups(self) -> list[str]:
         """The prunable groups that were measured."""
@@ -70,11 +114,10 @@ class Evidence:
         ]
 
     def __add__(self, other: Evidence) -> Evidence:
-        if (self.fingerprint, self.at) != (other.fingerprint, other.at):
+        if self._measured() != other._measured():
             raise StaleEvidence(
-                "Only evidence of the very same network, measured at the same place, adds up; "
-                f"these were measured on {self.fingerprint} at {self.at!r} and "
-                f"{other.fingerprint} at {other.at!r}. Measure again."
+                "Only evidence of the very same network, measured in the same way, adds up; "
+                f"these are {self._measured()} and {other._measured()}. Measure again."
             )
         return Evidence(
             self.graph,
@@ -83,7 +126,17 @@ class Evidence:
             self.at,
             {name: self.grams[name] + other.grams[name] for name in self.grams},
             {name: self.moments[name] + other.moments[name] for name in self.moments},
+            None if self.gradients is None else self.gradients + other.gradients,
+            None if self.ablated is None else self.ablated + other.ablated,
+            self.masks,
+            self.bn,
         )
+
+    def _measured(self) -> tuple[object, ...]:
+        """On which network, how, and of which kinds."""
+        kinds = (self.grams, self.moments, self.gradients is not None, self.ablated is not None)
+        found = [kind for kind, have in zip(KINDS, kinds, strict=True) if have]
+        return (self.fingerprint, self.at, self.masks, self.bn, *found)
 
     def __repr__(self) -> str:
         return f"<Evidence on {self.images} images of network {self.fingerprint}, at {self.at!r}>"
@@ -98,25 +151,32 @@ def measure(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
+    loss: Loss = cross_entropy,
+    masks: Masks = "readers",
+    bn: BatchNorm = "running",
 ) -> Evidence:
-    """Run `model` once over `batches` and measure; memory does not grow with their number.
+    """Go once over `batches` and measure; memory does not grow with their number.
 
-    `kinds` are "contribution" (G of every consumer of prunable channels) and "patches" (patch
-    moments of `layers`). `at="bn"` measures behind an evaluation-mode BatchNorm where one
-    follows the consumer. A batch is an input, or a tuple whose first entry is; or whatever
-    `forward(model, batch)` takes. The network is left bitwise as it was. Raises `BadData` for
-    no batches or batches that the network does not take, `NotFinite` for NaN in the signal.
+    `kinds` are "contribution" (G of every consumer of prunable channels), "patches" (patch
+    moments of `layers`), "gradient" (each image's mask gradients) and "ablation" (the loss
+    without each unit: a run of the network for every one). `at="bn"` measures contributions
+    behind an evaluation-mode BatchNorm where one follows the consumer. A batch is an input, or a
+    tuple whose first entry is; or whatever `forward(model, batch)` takes.
+
+    The last two kinds need `loss(model, batch)`, a mean over the batch. `masks`: see `MaskWatch`.
+    With `bn="batch"` gradients go through training-mode BatchNorm: images are then coupled, and
+    dL_n/dm is how the whole batch's summed loss answers to a mask on image n, as in the released
+    code; "running" gives the image's own loss.
+
+    The network is left bitwise as it was. Raises `BadData` for no batches or batches that the
+    network does not take, `NotFinite` for NaN in the signal.
     """
-    return finish(measuring(model, graph, batches, kinds, at=at, layers=layers, forward=forward))
-
-
-def finish(steps: Iterator[Any]) -> Any:
-    """Run a generator to its end and give what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return finish(
+        measuring(
+            model, graph, batches, kinds, at=at, layers=layers, forward=forward, loss=loss,
+            masks=masks, bn=bn,
+        )
+    )  # fmt: skip
 
 
 def measuring(
@@ -128,6 +188,9 @@ def measuring(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
+    loss: Loss = cross_entropy,
+    masks: Masks = "readers",
+    bn: BatchNorm = "running",
     expected: int = 0,
 ) -> Generator[Progress, None, Evidence]:
     """`measure` as a generator: yields Progress in images, of `expected`; gives the Evidence."""
@@ -135,6 +198,11 @@ def measuring(
         raise InvalidValue(f"kinds can be {', '.join(KINDS)}; not {', '.join(sorted(unknown))}.")
     if at not in AT:
         raise InvalidValue(f"at can be {' or '.join(map(repr, AT))}, not {at!r}.")
+    if bn not in ("running", "batch") or (bn == "batch" and set(kinds) != {"gradient"}):
+        raise InvalidValue(
+            "bn is 'running', or 'batch' where kinds=('gradient',) alone is measured; not "
+            f"{bn!r} with kinds={tuple(kinds)}."
+        )
     read = {name for group in graph.groups if group.prunable for name in group.consumers}
     targets = {
         layer.weight: layer
@@ -142,17 +210,26 @@ def measuring(
         if layer.dense and (layer.name in read if layers is None else layer.name in layers)
     }
     forward = forward or run_batch
-    meter = _Meter(model, targets, kinds, at)
+    meter = _Meter(model, targets, kinds, at) if {"contribution", "patches"} & set(kinds) else None
+    watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
+    losses = LossSums(model, graph, loss) if "ablation" in kinds else None
     images = 0
     mark = fingerprint(model)
     with undisturbed(model), torch.no_grad():
         model.eval()
         for batch in guarded(batches):
-            with meter:
-                checked(forward, model, batch)
-            meter.check()
+            if meter is not None:
+                with meter:
+                    checked(forward, model, batch)
+                meter.check()
+            if watch is not None:
+                with differentiable(model, bn):
+                    watch.measure(model, batch, loss)
+            if losses is not None:
+                yield from losses.measuring(batch, expected)
             images += batch_size(batch)
-            yield Progress(images, max(expected, images), "measuring on training images")
+            if losses is None:  # which tells of every run
+                yield Progress(images, max(expected, images), "measuring on training images")
     if not images:
         raise BadData("There are no batches to measure on; give at least one.")
     names = {layer.weight: layer.name for layer in targets.values()}
@@ -161,8 +238,12 @@ def measuring(
         mark,
         images,
         at,
-        {names[key]: value.cpu().numpy() for key, value in meter.grams.items()},
-        {names[key]: value for key, value in meter.moments.items()},
+        {names[key]: value.cpu().numpy() for key, value in meter.grams.items()} if meter else {},
+        {names[key]: value for key, value in meter.moments.items()} if meter else {},
+        watch.sums.numpy() if watch is not None else None,
+        losses.sums if losses is not None else None,
+        masks,
+        bn,
     )
 
 
@@ -230,57 +311,3 @@ def _scale(model: nn.Module, layer: Layer, at: str) -> Tensor | None:
         return None
     gamma = norm.weight.detach() if norm.weight is not None else torch.ones_like(norm.running_var)
     return gamma / torch.sqrt(norm.running_var + norm.eps)
-
-
-# ---------------------------------------------------------------- batches
-
-
-def run_batch(model: nn.Module, batch: Any) -> Any:
-    """`model(x)` for a batch that is x or (x, ...), on the network's device."""
-    x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return model(x.to(device) if isinstance(x, Tensor) else x)
-
-
-def batch_size(batch: Any) -> int:
-    """How many inputs a batch holds."""
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return int(leaf.shape[0])
-    return 1
-
-
-def guarded(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; what the loader raises comes out as `BadData`."""
-    try:
-        iterator = iter(batches)
-    except TypeError:
-        raise BadData(
-            f"Batches must be iterable; a {type(batches).__name__} is not. Give a DataLoader or "
-            "a list of batches."
-        ) from None
-    count = 0
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise BadData(
-                f"The loader raised {type(error).__name__} at batch {count}: {error}. "
-                "Nothing was changed; mend the loader and try again."
-            ) from error
-        count += 1
-        yield batch
-
-
-def checked(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
-    """`forward(model, batch)`; a batch of the wrong shape or type comes out as `BadData`."""
-    try:
-        return forward(model, batch)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        shapes = [tuple(x.shape) for x in tree_leaves(batch) if isinstance(x, Tensor)]
-        raise BadData(
-            f"The network does not take this batch (shapes {shapes}): "
-            f"{type(error).__name__}: {error}. Give batches like the example inputs, or forward=."
-        ) from error

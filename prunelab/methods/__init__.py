@@ -4,9 +4,33 @@ from typing import Any
 
 from prunelab.errors import InvalidValue, UnknownName
 from prunelab.methods.aofp import AOFP
+from prunelab.methods.baselines import (
+    BatchNormScale,
+    FirstK,
+    Magnitude,
+    MaxResponse,
+    Random,
+    Taylor,
+)
 from prunelab.methods.contract import Context, Method, Search
+from prunelab.methods.group_fisher import GroupFisher
+from prunelab.methods.oracle import Oracle
+from prunelab.methods.ranking import OneShot
 
-METHODS: dict[str, type] = {AOFP.name: AOFP}
+METHODS: dict[str, type] = {
+    method.name: method
+    for method in (
+        AOFP,
+        GroupFisher,
+        Oracle,
+        Magnitude,
+        BatchNormScale,
+        Taylor,
+        Random,
+        FirstK,
+        MaxResponse,
+    )
+}
 
 
 def make_method(method: Any, **parameters: Any) -> Method:
@@ -31,4 +55,20 @@ def make_method(method: Any, **parameters: Any) -> Method:
     return method
 
 
-__all__ = ["AOFP", "METHODS", "Context", "Method", "Search", "make_method"]
+__all__ = [
+    "AOFP",
+    "METHODS",
+    "BatchNormScale",
+    "Context",
+    "FirstK",
+    "GroupFisher",
+    "Magnitude",
+    "MaxResponse",
+    "Method",
+    "OneShot",
+    "Oracle",
+    "Random",
+    "Search",
+    "Taylor",
+    "make_method",
+]

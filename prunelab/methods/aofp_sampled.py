@@ -2,7 +2,7 @@
 
 Every target layer runs its own search on the same batches. The scoring path shares the base
 path's weights and BatchNorm statistics and runs below autograd, so it never touches gradients,
-buffers or the base path's outputs. May import the contract, calls, training.
+buffers or the base path's outputs. May import the contract, calls, surgery, training.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.labels import NORMALISES_BATCH
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.halving import judge
+from prunelab.surgery import silence
 from prunelab.tracing import copy_of
 from prunelab.training import descend, forever
 from prunelab.values import Progress, Rung, Units
@@ -221,7 +222,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed + step)
             descend(network, next(stream), context.loss, optimiser, watch=path)
-        _mask(network, context.graph, drop)
+        silence(network, context.graph, drop)  # SGD moves the masked columns
         for search in active:
             search.add(path.damage(search.group.name))
             if search.seen < method.batches:
@@ -233,7 +234,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
                 drop[name], damage[name] = search.taken, rung.worst
                 means = dict(zip(rung.search, rung.damages, strict=True))
                 order |= {(name, unit): means[unit] for unit in search.taken}
-                _mask(network, context.graph, drop)
+                silence(network, context.graph, drop)
         step += 1
         rungs = sum(search.done for search in searches)
         yield Progress(rungs, len(searches), f"AOFP trains and searches, batch {step}")
@@ -245,20 +246,3 @@ def search_sampled(method: AOFP, context: Context) -> Search:
     drop = context.trimmed(drop, order)
     context.weights = network.eval()
     return context.move(method, drop, damage, {"batches": step})
-
-
-def _mask(network: nn.Module, graph: ChannelGraph, drop: Mapping[str, Units]) -> None:
-    """Zero the columns through which consumers read the dropped units: the base mask.
-
-    SGD moves them, as their inputs are alive, so this follows every step; the producers get no
-    gradient through zero columns.
-    """
-    parameters = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, units in drop.items():
-            group = graph[name]
-            wanted = group.first + np.asarray(units, dtype=np.int64)
-            for layer in graph.consumers(group):
-                columns = torch.from_numpy(np.flatnonzero(np.isin(layer.in_units, wanted)))
-                weight = parameters[layer.weight]
-                weight.index_fill_(1 - layer.transposed, columns.to(weight.device), 0.0)

@@ -7,7 +7,7 @@ has nothing more. May import values, channels, evidence, training.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
@@ -37,6 +37,8 @@ class Context:
     `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
     only. `seed` follows from the session's seed and the event's number; all randomness of a
     search must come from it. `carry` is what the approved move before this one left.
+    `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
+    batches that hold n of them.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Context:
     carry: FrozenMap
     target_macs: int | None
     measure: Callable[..., Generator[Any, None, Evidence]]
+    images: Callable[[int], Iterator[Any]]
     training_batches: Callable[[int], Iterator[Any]]
     loss: Callable[[nn.Module, Any], Any]
     cost: Callable[[WidthPlan], Cost]
@@ -62,10 +65,15 @@ class Context:
         self,
         method: Method,
         drop: Mapping[str, Units],
-        damage: Mapping[str, float],
+        damage: Mapping[str, float] | None = None,
         carry: Mapping[str, Any] | None = None,
     ) -> Move:
-        """The move that drops these units, with its costs before and after."""
+        """The move that drops these units, with its costs before and after.
+
+        `damage` is for methods that measure it (share of the consumers' signal); a method with
+        another score leaves it out and yields an Importance, so that neither passes for the other.
+        """
+        damage = damage or {}
         drop = {name: units_of(units) for name, units in drop.items() if units}
         return Move(
             drop=FrozenMap(drop),
@@ -108,5 +116,7 @@ class Context:
 
 
 def parameters(method: Method) -> FrozenMap:
-    """A method's parameters, by name."""
-    return FrozenMap({f.name: getattr(method, f.name) for f in fields(method)})  # type: ignore[arg-type]
+    """A method's parameters, by name: the fields of its dataclass, none if it is not one."""
+    if not is_dataclass(method):
+        return FrozenMap()
+    return FrozenMap({f.name: getattr(method, f.name) for f in fields(method)})

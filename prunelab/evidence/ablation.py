@@ -1,0 +1,269 @@
+"""Ablation, the true oracle: the loss of the network with units masked, by running it.
+
+A unit is masked where its consumers read it. All that runs before the first of them is the same
+for every mask, so it runs once: later runs take those results from a tape and compute the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from prunelab.channels import FIXED, ChannelGraph
+from prunelab.errors import BadData, NotFinite
+from prunelab.evidence.batch import Loss, batch_size, checked, cross_entropy, finish, guarded
+from prunelab.surgery import columns_read
+from prunelab.tracing import copy_of, undisturbed
+from prunelab.values import Progress, Units, many
+
+Array = np.ndarray
+Drop = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ablation:
+    """The mean loss without each unit of a group, alone, on `images` images [units].
+
+    `base` is the loss with all of them there.
+    """
+
+    group: str
+    units: Units
+    images: int
+    losses: Array
+    base: float
+
+    @property
+    def signed(self) -> Array:
+        """How much the loss grows without each unit [units]: the loss oracle; may be negative."""
+        return self.losses - self.base
+
+    @property
+    def absolute(self) -> Array:
+        """How much the loss changes, either way: another ranking than `signed`."""
+        return np.abs(self.signed)
+
+
+class Ablator:
+    """Runs a private copy of `model` with sets of units masked; `model` is left alone.
+
+    `measure(batch, drops)` gives the loss for each of `drops`, mappings of group to units.
+    `tape=False` runs the whole network for every set: the same losses, and slower.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, loss: Loss, *, tape: bool = True
+    ) -> None:
+        self._network = copy_of(model).eval().requires_grad_(False)
+        self._graph = graph
+        self._loss = loss
+        self._tape = tape
+        self._order = {layer.weight: place for place, layer in enumerate(graph.layers)}
+
+    def measure(self, batch: Any, drops: Sequence[Drop]) -> Iterator[tuple[int, float]]:
+        """The loss on `batch` with each of `drops` masked, as (place in drops, loss).
+
+        They come in the order of the first layer that reads them: a tape can grow, not shrink.
+        """
+        columns = [columns_read(self._graph, drop) for drop in drops]
+        last = len(self._order)
+        first = [min((self._order[name] for name in read), default=last) for read in columns]
+        tape = Tape()
+        for index in np.argsort(first, kind="stable").tolist():
+            loss = self._run(batch, columns[index], tape)
+            if not np.isfinite(loss):
+                raise NotFinite(
+                    f"The loss is {loss} without {dict(drops[index])}. Look for NaN in the weights "
+                    "and images."
+                )
+            yield index, loss
+
+    def _run(self, batch: Any, columns: Mapping[str, tuple[int, Tensor]], tape: Tape) -> float:
+        network = self._network
+        parameters = dict(network.named_parameters())
+        with torch.inference_mode(), undisturbed(network), _without(parameters, columns):
+            if not self._tape:
+                return float(checked(self._loss, network, batch))
+            try:
+                with tape.until({id(parameters[name]) for name in columns}):
+                    return float(checked(self._loss, network, batch))
+            except _OutOfStep:
+                tape.clear()
+            with tape.until({id(parameters[name]) for name in columns}):
+                return float(checked(self._loss, network, batch))
+
+
+@contextmanager
+def _without(parameters: Mapping[str, Tensor], columns: Mapping[str, tuple[int, Tensor]]) -> Any:
+    """Columns of weights are zero inside."""
+    saved = [
+        (parameters[name], axis, index, parameters[name].index_select(axis, index))
+        for name, (axis, index) in columns.items()
+    ]
+    for weight, axis, index, _ in saved:
+        weight.index_fill_(axis, index, 0.0)
+    try:
+        yield
+    finally:
+        for weight, axis, index, values in saved:
+            weight.index_copy_(axis, index, values)
+
+
+class _OutOfStep(Exception):
+    """The run at hand does not do what the tape holds."""
+
+
+class Tape(TorchDispatchMode):
+    """Keeps what each operation gave until the first that reads given weights; plays it back.
+
+    Runs must be the same up to there. Inside `until(weights)` operations already on the tape are
+    not computed, those up to the first that reads one of `weights` (ids) are put on it, and the
+    rest are computed; what they write into the tape's tensors is put back at the end. Random
+    operations are never put on it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._done: list[tuple[Any, Any]] = []
+        self._kept: set[int] = set()  # the storages of the tape's tensors
+        self._weights: set[int] = set()
+        self._place: int | None = 0  # None: behind the first operation that reads the weights
+        self._undo: list[tuple[Tensor, Tensor]] = []
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._done.clear()
+        self._kept.clear()
+
+    @contextmanager
+    def until(self, weights: set[int]) -> Any:
+        """Play, record, and compute the rest, in one run of the network."""
+        self._weights, self._place = weights, 0
+        try:
+            with self:
+                yield
+        finally:
+            for tensor, value in reversed(self._undo):
+                tensor.copy_(value)
+            self._undo.clear()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self._place is not None and (
+            any(id(tensor) in self._weights for tensor in tensors)
+            or torch.Tag.nondeterministic_seeded in func.tags
+        ):
+            if self._place < len(self._done):
+                raise _OutOfStep
+            self._place = None
+        if self._place is None:
+            if func._schema.is_mutable:
+                self._save(func, args, kwargs)
+            return func(*args, **kwargs)
+        place, self._place = self._place, self._place + 1
+        if place < len(self._done):
+            known, out = self._done[place]
+            if known is not func:
+                raise _OutOfStep
+            return out
+        out = func(*args, **kwargs)
+        self._done.append((func, out))
+        self._kept |= {_storage(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
+        return out
+
+    def _save(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Remember the tape's tensors that an operation is about to write into."""
+        for place, argument in enumerate(func._schema.arguments):
+            given = kwargs.get(argument.name, args[place] if place < len(args) else None)
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in tree_leaves(given):
+                    if isinstance(tensor, Tensor) and _storage(tensor) in self._kept:
+                        self._undo.append((tensor, tensor.clone()))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def ablate(
+    model: nn.Module,
+    graph: ChannelGraph,
+    batches: Iterable[Any],
+    drops: Sequence[Drop],
+    *,
+    loss: Loss = cross_entropy,
+) -> Array:
+    """The mean loss of `model` over `batches` with each of `drops` masked [drops].
+
+    A drop maps groups to units; an empty one gives the loss as it is. `loss(model, batch)` is a
+    mean over the batch. The network is left as it was. Raises `BadData`, `NotFinite`.
+    """
+    losses: Array = finish(ablating(model, graph, batches, drops, loss))
+    return losses
+
+
+def ablating(
+    model: nn.Module,
+    graph: ChannelGraph,
+    batches: Iterable[Any],
+    drops: Sequence[Drop],
+    loss: Loss,
+    expected: int = 0,
+) -> Generator[Progress, None, Array]:
+    """`ablate` as a generator: yields Progress in runs of the network, for `expected` images."""
+    sums = _Sums(Ablator(model, graph, loss), drops)
+    for batch in guarded(batches):
+        yield from sums.measuring(batch, expected)
+    if not sums.images:
+        raise BadData("There are no batches to measure on; give at least one.")
+    return sums.losses / sums.images
+
+
+class _Sums:
+    """Adds up losses over batches: `losses` [drops], summed over `images`."""
+
+    def __init__(self, ablator: Ablator, drops: Sequence[Drop]) -> None:
+        self.ablator = ablator
+        self.drops = drops
+        self.losses = np.zeros(len(drops))
+        self.images = 0
+        self._runs = 0
+
+    def measuring(self, batch: Any, expected: int = 0) -> Generator[Progress, None, None]:
+        """Add a batch; yields Progress after every run of the network."""
+        size = batch_size(batch)
+        whole = len(self.drops) * -(-max(expected, self.images + size) // max(1, size))
+        for index, loss in self.ablator.measure(batch, self.drops):
+            self.losses[index] += loss * size
+            self._runs += 1
+            what = f"running the network without each of {many(len(self.drops), 'set')}"
+            yield Progress(self._runs, max(self._runs, whole), what)
+        self.images += size
+
+
+class LossSums(_Sums):
+    """The loss without each unit that may be dropped, and, in the last place, without none."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, loss: Loss) -> None:
+        units = [(g.name, g.first, unit) for g in graph.groups if g.prunable for unit in g.units]
+        super().__init__(Ablator(model, graph, loss), [{}, *({n: (u,)} for n, _, u in units)])
+        self._place = np.array([FIXED, *(first + unit for _, first, unit in units)])
+        self._units = graph.units
+
+    @property
+    def sums(self) -> Array:
+        """The losses, summed over images, by graph-wide unit number [units + 1]."""
+        sums = np.zeros(self._units + 1)
+        sums[self._place] = self.losses
+        return sums

@@ -1,0 +1,209 @@
+"""Baselines: what every method must beat, and what the papers compare with.
+
+Where several layers make a group's units (a residual stream, a depthwise pair), a unit's score is
+the mean over them. May import ranking, channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunelab.channels import FIXED, ChannelGraph, Layer
+from prunelab.errors import BadModel, InvalidValue
+from prunelab.methods.contract import Context
+from prunelab.methods.ranking import Array, OneShot, Scope, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude(OneShot):
+    """The norm of the weights that make a unit: L1 (Li et al., ICLR 2017, section 3.1) or L2."""
+
+    name: ClassVar[str] = "magnitude"
+
+    norm: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        OneShot.__post_init__(self)
+        if self.norm not in (1, 2):
+            raise InvalidValue(f"norm is 1 or 2, not {self.norm!r}.")
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are."""
+        return f"L{self.norm} norm of a channel's own weights"
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """Norms of filters, the mean over the producers."""
+        return _by_producers(context, self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormScale(OneShot):
+    """|gamma| of the BatchNorms that act on a unit (Liu et al., Network Slimming, ICCV 2017).
+
+    One ranking over the network, as published; it means most after training with an L1 penalty
+    on gamma. Groups without BatchNorm stay whole.
+    """
+
+    name: ClassVar[str] = "batchnorm_scale"
+
+    scope: Scope = "global"
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are."""
+        return "absolute BatchNorm scale, |gamma|"
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """|gamma|, the mean over the BatchNorms of a group."""
+        sums, counts = np.zeros(context.graph.units), np.zeros(context.graph.units)
+        for name, module in context.model.named_modules():
+            units = context.graph.slots.get((f"{name}.weight", 0))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and units is not None:
+                sums += _onto(context.graph, units, module.weight.detach().abs())
+                counts += _onto(context.graph, units, torch.ones_like(module.weight))
+        scores = _by_group(context, sums / np.maximum(counts, 1))
+        have = _by_group(context, counts)
+        found = {name: values for name, values in scores.items() if have[name].all()}
+        if not found:
+            raise BadModel(
+                "No prunable channel of this network passes a BatchNorm with a scale; choose "
+                "another method, such as 'magnitude'."
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Taylor(OneShot):
+    """The mean of |dL/dm| over images, m a mask on the unit: how steeply the loss answers.
+
+    First-order Taylor expansion (Molchanov et al., ICLR 2017, section 2.2), one ranking over the
+    network; `normalise` divides by the L2 norm over the group, as there. `images` training images
+    are measured.
+    """
+
+    name: ClassVar[str] = "taylor"
+    kinds: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    scope: Scope = "global"
+    normalise: bool = True
+    images: int = 512
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are."""
+        return "mean |mask gradient| of the loss" + ", share of the group" * self.normalise
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """Mean absolute mask gradients."""
+        found = {}
+        for group in context.prunable:
+            values = evidence.gradient(group.name).taylor
+            norm = np.linalg.norm(values)
+            found[group.name] = values / norm if self.normalise and norm > 0 else values
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Random(OneShot):
+    """Any order is as good as another: the control."""
+
+    name: ClassVar[str] = "random"
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are."""
+        return "a random number"
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """Uniform random numbers from the search's seed."""
+        rng = np.random.default_rng(context.seed)
+        return {group.name: rng.random(len(group.units)) for group in context.prunable}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstK(OneShot):
+    """Keeps the first channels (He et al., ICCV 2017, section 4.1.1)."""
+
+    name: ClassVar[str] = "first_k"
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are."""
+        return "how far from the last channel"
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """The last unit of a group has 0."""
+        return {g.name: np.arange(len(g.units), 0, -1.0) - 1 for g in context.prunable}
+
+
+@dataclass(frozen=True, slots=True)
+class MaxResponse(OneShot):
+    """Keeps the channels with the largest sums of absolute weights (He et al., ICCV 2017, 4.1.1).
+
+    Of the filters that make the channel ("producers"), or of the weights that read it, which the
+    authors' released code sums (`lib/decompose.py`: "consumers").
+    """
+
+    name: ClassVar[str] = "max_response"
+
+    weights: Literal["producers", "consumers"] = "producers"
+
+    def __post_init__(self) -> None:
+        OneShot.__post_init__(self)
+        if self.weights not in ("producers", "consumers"):
+            raise InvalidValue(f"weights is 'producers' or 'consumers', not {self.weights!r}.")
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are."""
+        what = "that make it" if self.weights == "producers" else "that read it"
+        return f"sum of the absolute weights {what}"
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """Sums of absolute weights."""
+        if self.weights == "producers":
+            return _by_producers(context, 1)
+        parameters = dict(context.model.named_parameters())
+        sums = np.zeros(context.graph.units)
+        for layer in context.graph.layers:
+            if layer.dense:
+                weight = parameters[layer.weight].detach().transpose(0, 1 - layer.transposed)
+                sums += _onto(context.graph, layer.in_units, weight.abs().flatten(1).sum(1))
+        return _by_group(context, sums)
+
+
+def _by_producers(context: Context, norm: int) -> Scores:
+    parameters = dict(context.model.named_parameters())
+    sums, counts = np.zeros(context.graph.units), np.zeros(context.graph.units)
+    for layer in context.graph.layers:
+        powers = _filters(parameters[layer.weight].detach(), layer).abs().pow(norm).sum(1)
+        of_units = _onto(context.graph, layer.out_units, powers)  # of all channels of a unit
+        sums += of_units ** (1 / norm)
+        counts += np.bincount(layer.out_units[layer.out_units != FIXED], minlength=len(sums)) > 0
+    return _by_group(context, sums / np.maximum(counts, 1))
+
+
+def _filters(weight: Tensor, layer: Layer) -> Tensor:
+    """A layer's weights as [out channels, weights of each]."""
+    if not layer.transposed:
+        return weight.flatten(1)
+    split = weight.unflatten(0, (layer.conv_groups, -1)).transpose(1, 2)
+    return split.flatten(0, 1).flatten(1)
+
+
+def _onto(graph: ChannelGraph, units: Array, values: Tensor) -> Array:
+    """The sum of `values` over the positions of each unit of the graph [units]."""
+    mine = units != FIXED
+    weights = values.double().cpu().numpy()[mine]
+    return np.bincount(units[mine], weights=weights, minlength=graph.units)
+
+
+def _by_group(context: Context, values: Array) -> Mapping[str, Array]:
+    return {g.name: values[g.first + np.asarray(g.units)] for g in context.prunable}
