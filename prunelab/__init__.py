@@ -30,13 +30,13 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, measure
 from prunelab.export import load_pruned
 from prunelab.ledger import Ledger, State
-from prunelab.methods import AOFP, make_method
+from prunelab.methods import AOFP, ChannelPruning, ThiNet, make_method
 from prunelab.prune import Pruned, prune
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
-from prunelab.values import Cost, Importance, Move, Progress, Rung, WidthPlan
+from prunelab.values import Cost, Importance, Move, PathPoint, Progress, Rung, WidthPlan
 
 if TYPE_CHECKING:
     from prunelab.notebook import Screen, show
@@ -50,6 +50,7 @@ __all__ = [
     "BudgetUnreachable",
     "ChannelGraph",
     "ChannelGroup",
+    "ChannelPruning",
     "Cost",
     "Data",
     "Evidence",
@@ -62,6 +63,7 @@ __all__ = [
     "MissingPackage",
     "Move",
     "NotFinite",
+    "PathPoint",
     "Progress",
     "PruneLabError",
     "Pruned",
@@ -73,6 +75,7 @@ __all__ = [
     "StaleEvidence",
     "State",
     "Stopped",
+    "ThiNet",
     "TraceError",
     "Training",
     "UnknownName",

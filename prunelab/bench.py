@@ -18,6 +18,7 @@ from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
 from prunelab.evidence.measure import batch_size, measuring, run_batch
 from prunelab.repair import KINDS, chained, recalibrating, repairing, repairing_in_order
+from prunelab.rescale import rescaling
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
 from prunelab.training import (
@@ -30,6 +31,7 @@ from prunelab.training import (
 )
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
+REPAIRS = (*KINDS, "rescale")
 REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
 Judgement = tuple[dict[str, float], Tensor | None]  # metrics, and which images are right
 
@@ -54,8 +56,9 @@ class Bench:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
-        if repair is not None and repair not in KINDS:
-            raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {repair!r}.")
+        if repair is not None and repair not in REPAIRS:
+            names = ", ".join(map(repr, REPAIRS))
+            raise InvalidValue(f"repair is {names} or None, not {repair!r}.")
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -165,16 +168,23 @@ class Bench:
         """Repair `small`, in place, towards `target`.
 
         In one pass when it was just cut from `source` and no repair builds on another, else front
-        to back; `kind` is "lstsq" or "bn".
+        to back; `kind` is one of `REPAIRS`.
         """
-        if kind not in KINDS:
-            raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {kind!r}.")
+        if kind not in REPAIRS:
+            names = ", ".join(map(repr, REPAIRS))
+            raise InvalidValue(f"repair is {names} or None, not {kind!r}.")
 
         def images() -> Iterator[Any]:
             return self.images(REPAIR_IMAGES)
 
         after = self.graph.after
-        if kind == "bn":
+        if kind == "rescale":
+            then = after((target if source is None else source)[1])
+            yield from rescaling(
+                small, after(plan), then, target[0], after(target[1]), images, self.forward,
+                REPAIR_IMAGES,
+            )  # fmt: skip
+        if kind in ("rescale", "bn"):
             yield from recalibrating(
                 small, after(plan), target[0], after(target[1]), images, self.forward, REPAIR_IMAGES
             )

@@ -23,7 +23,7 @@ LAYERS = [
     {"values", "fashion", "calls"},
     {"ledger", "labels", "tracing", "channels", "surgery"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store"},
-    {"repair", "training", "methods", "terminal", "doctor", "verbs"},
+    {"repair", "rescale", "allocate", "training", "methods", "terminal", "doctor", "verbs"},
     {"bench"},
     {"session", "prune", "export"},
     {"figures", "notebook", "cli"},

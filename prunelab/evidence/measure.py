@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,14 @@ from torch.utils._pytree import tree_leaves
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.errors import BadData, InvalidValue, NotFinite, StaleEvidence, UnknownName
-from prunelab.evidence.contribution import ConsumerGram, ContributionGram, call_gram
+from prunelab.evidence.contribution import (
+    ConsumerGram,
+    ContributionGram,
+    call_gram,
+    call_sums,
+)
 from prunelab.evidence.moments import PatchMoments, patch_moments
+from prunelab.evidence.sampling import sampled_rows
 from prunelab.fingerprint import fingerprint
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
@@ -25,12 +31,24 @@ AT = ("conv", "bn")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """The sums of a layer's contributions over `rows` samples and positions [units, out]."""
+
+    sums: np.ndarray
+    rows: int
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.sums + other.sums, self.rows + other.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """What one pass measured; `evidence[group]` answers for a channel group.
 
     `grams` maps a layer to G over the distinct units that it reads (the last row and column
     stand for all that belongs to none). `images` is how many inputs were seen; `fingerprint`
-    names the network that was measured. Evidence of the same network adds up with +.
+    names the network that was measured; `sums` maps a layer to what its contributions add up to.
+    Evidence of the same network adds up with +.
     """
 
     graph: ChannelGraph
@@ -39,6 +57,7 @@ class Evidence:
     at: str
     grams: Mapping[str, np.ndarray] = field(default_factory=dict)
     moments: Mapping[str, PatchMoments] = field(default_factory=dict)
+    sums: Mapping[str, Sums] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ContributionGram:
         group = self.graph[name]
@@ -69,6 +88,19 @@ class Evidence:
             if group.prunable and any(name in self.grams for name in group.consumers)
         ]
 
+    @property
+    def centred(self) -> Evidence:
+        """The same evidence about what is left once every output may shift by a constant.
+
+        A bias or a BatchNorm behind the consumer makes such a shift good, so least squares with
+        an intercept is least squares on this evidence.
+        """
+        grams = {}
+        for name, gram in self.grams.items():
+            total = self.sums[name]
+            grams[name] = gram - total.sums @ total.sums.T / max(1, total.rows)
+        return replace(self, grams=grams)
+
     def __add__(self, other: Evidence) -> Evidence:
         if (self.fingerprint, self.at) != (other.fingerprint, other.at):
             raise StaleEvidence(
@@ -83,6 +115,7 @@ class Evidence:
             self.at,
             {name: self.grams[name] + other.grams[name] for name in self.grams},
             {name: self.moments[name] + other.moments[name] for name in self.moments},
+            {name: self.sums[name] + other.sums[name] for name in self.sums},
         )
 
     def __repr__(self) -> str:
@@ -97,17 +130,26 @@ def measure(
     *,
     at: str = "conv",
     layers: Sequence[str] | None = None,
+    positions: int | None = None,
+    seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Evidence:
     """Run `model` once over `batches` and measure; memory does not grow with their number.
 
     `kinds` are "contribution" (G of every consumer of prunable channels) and "patches" (patch
     moments of `layers`). `at="bn"` measures behind an evaluation-mode BatchNorm where one
-    follows the consumer. A batch is an input, or a tuple whose first entry is; or whatever
+    follows the consumer. `positions` samples the contributions as ThiNet does: that many scalars
+    of each consumer's output an image, drawn from `seed`; None takes all of them, exactly. A
+    batch is an input, or a tuple whose first entry is; or whatever
     `forward(model, batch)` takes. The network is left bitwise as it was. Raises `BadData` for
     no batches or batches that the network does not take, `NotFinite` for NaN in the signal.
     """
-    return finish(measuring(model, graph, batches, kinds, at=at, layers=layers, forward=forward))
+    return finish(
+        measuring(
+            model, graph, batches, kinds, at=at, layers=layers, positions=positions, seed=seed,
+            forward=forward,
+        )
+    )  # fmt: skip
 
 
 def finish(steps: Iterator[Any]) -> Any:
@@ -127,6 +169,8 @@ def measuring(
     *,
     at: str = "conv",
     layers: Sequence[str] | None = None,
+    positions: int | None = None,
+    seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     expected: int = 0,
 ) -> Generator[Progress, None, Evidence]:
@@ -135,6 +179,8 @@ def measuring(
         raise InvalidValue(f"kinds can be {', '.join(KINDS)}; not {', '.join(sorted(unknown))}.")
     if at not in AT:
         raise InvalidValue(f"at can be {' or '.join(map(repr, AT))}, not {at!r}.")
+    if positions is not None and positions < 1:
+        raise InvalidValue(f"positions is a number of scalars from 1 up, or None; not {positions}.")
     read = {name for group in graph.groups if group.prunable for name in group.consumers}
     targets = {
         layer.weight: layer
@@ -142,7 +188,8 @@ def measuring(
         if layer.dense and (layer.name in read if layers is None else layer.name in layers)
     }
     forward = forward or run_batch
-    meter = _Meter(model, targets, kinds, at)
+    sample = None if positions is None else (positions, torch.Generator().manual_seed(seed))
+    meter = _Meter(model, targets, kinds, at, sample)
     images = 0
     mark = fingerprint(model)
     with undisturbed(model), torch.no_grad():
@@ -163,6 +210,7 @@ def measuring(
         at,
         {names[key]: value.cpu().numpy() for key, value in meter.grams.items()},
         {names[key]: value for key, value in meter.moments.items()},
+        {names[key]: value for key, value in meter.sums.items()},
     )
 
 
@@ -170,11 +218,18 @@ class _Meter(Watch):
     """Adds up G and patch moments of the target layers, call by call."""
 
     def __init__(
-        self, model: nn.Module, targets: Mapping[str, Layer], kinds: Sequence[str], at: str
+        self,
+        model: nn.Module,
+        targets: Mapping[str, Layer],
+        kinds: Sequence[str],
+        at: str,
+        sample: tuple[int, torch.Generator] | None,
     ) -> None:
         super().__init__(model)
         self.targets = targets
         self.kinds = kinds
+        self.sample = sample
+        self.sums: dict[str, Sums] = {}
         self.grams: dict[str, Tensor] = {}
         self.moments: dict[str, PatchMoments] = {}
         self.columns = {key: columns_of(layer) for key, layer in targets.items()}
@@ -185,14 +240,25 @@ class _Meter(Watch):
         if layer is None or not out.numel():
             return
         if "contribution" in self.kinds:
-            columns, count = self.columns[call.name]
-            gram = call_gram(call, columns.to(out.device), count, self.scales[call.name])
+            gram, sums = self._contributions(call, out.device)
             have = self.grams.get(call.name)
             self.grams[call.name] = gram if have is None else have + gram
+            so_far = self.sums.get(call.name)
+            self.sums[call.name] = sums if so_far is None else so_far + sums
         if "patches" in self.kinds:
             found = patch_moments(call.x, layer.kernel, call.conv)
             before = self.moments.get(call.name)
             self.moments[call.name] = found if before is None else before + found
+
+    def _contributions(self, call: Call, device: torch.device) -> tuple[Tensor, Sums]:
+        """G of one call, and the sums of its contributions."""
+        columns, count = self.columns[call.name]
+        columns, scale = columns.to(device), self.scales[call.name]
+        if self.sample is not None:
+            rows = sampled_rows(call, columns, count, scale, *self.sample)
+            return rows.T @ rows, Sums(rows.sum(0)[:, None].cpu().numpy(), len(rows))
+        sums, number = call_sums(call, columns, count, scale)
+        return call_gram(call, columns, count, scale), Sums(sums.cpu().numpy(), number)
 
     def check(self) -> None:
         """Raise `NotFinite` for the first layer whose signal is not a number."""

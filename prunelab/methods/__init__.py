@@ -4,9 +4,11 @@ from typing import Any
 
 from prunelab.errors import InvalidValue, UnknownName
 from prunelab.methods.aofp import AOFP
+from prunelab.methods.channel_pruning import ChannelPruning
 from prunelab.methods.contract import Context, Method, Search
+from prunelab.methods.thinet import ThiNet
 
-METHODS: dict[str, type] = {AOFP.name: AOFP}
+METHODS: dict[str, type] = {method.name: method for method in (AOFP, ChannelPruning, ThiNet)}
 
 
 def make_method(method: Any, **parameters: Any) -> Method:
@@ -31,4 +33,13 @@ def make_method(method: Any, **parameters: Any) -> Method:
     return method
 
 
-__all__ = ["AOFP", "METHODS", "Context", "Method", "Search", "make_method"]
+__all__ = [
+    "AOFP",
+    "METHODS",
+    "ChannelPruning",
+    "Context",
+    "Method",
+    "Search",
+    "ThiNet",
+    "make_method",
+]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from prunelab.channels import ChannelGraph, ChannelGroup
-from prunelab.evidence import Evidence
+from prunelab.evidence import AimedGram, Evidence
 from prunelab.training import Training
 from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, units_of
 
@@ -36,7 +36,9 @@ class Context:
 
     `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
     only. `seed` follows from the session's seed and the event's number; all randomness of a
-    search must come from it. `carry` is what the approved move before this one left.
+    search must come from it. `carry` is what the approved move before this one left. `aimed`,
+    where there is one, measures layers against the network last trained: `aimed(layers, images)`
+    yields Progress and gives an `AimedGram` for each.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Context:
     cost: Callable[[WidthPlan], Cost]
     train: Training
     weights: nn.Module | None = None  # a trained private copy of `model`, if the move brings one
+    aimed: Callable[..., Generator[Any, None, Mapping[str, AimedGram]]] | None = None
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
