@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from prunelab import data, zoo
+from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.cost import Latency, cost, latency
 from prunelab.data import Data
@@ -81,6 +82,7 @@ __all__ = [
     "UnknownName",
     "WidthPlan",
     "WrongState",
+    "allocate",
     "cost",
     "cut",
     "data",

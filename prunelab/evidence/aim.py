@@ -241,5 +241,5 @@ def _of_call(call: Call, y: Tensor, units: Array, columns: Tensor, count: int) -
 def by_layer(grams: Mapping[str, AimedGram], group: ChannelGroup) -> tuple[Array, Array]:
     """`gram` and `cross` of a group, summed over the layers that read it."""
     parts = [gram.of(group) for name, gram in grams.items() if name in group.consumers]
-    grams_, crosses = zip(*parts, strict=True)
-    return sum(grams_), sum(crosses)
+    found, crosses = zip(*parts, strict=True)
+    return np.sum(found, axis=0), np.sum(crosses, axis=0)

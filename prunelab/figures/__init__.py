@@ -7,6 +7,7 @@ Each panel has an `..._info` function, from a State to the numbers that are draw
 from prunelab.figures.board import BoardInfo, board, board_info
 from prunelab.figures.importance import importance, importance_info
 from prunelab.figures.ladder import ladder, ladder_info
+from prunelab.figures.path import path, path_info
 from prunelab.figures.trajectory import trajectory, trajectory_info
 from prunelab.figures.widths import widths, widths_info
 
@@ -18,6 +19,8 @@ __all__ = [
     "importance_info",
     "ladder",
     "ladder_info",
+    "path",
+    "path_info",
     "trajectory",
     "trajectory_info",
     "widths",
