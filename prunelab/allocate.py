@@ -16,11 +16,13 @@ from prunelab.channels import ChannelGraph
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
 from prunelab.pricing import terms_of
-from prunelab.values import WidthPlan
+from prunelab.values import WidthPlan, si
 
 Array = np.ndarray
 KINDS = ("macs", "params", "activation_bytes")
 WAYS = ("marginal", "convex", "uniform")
+HIGHEST = 1e18  # a price at which every damage is paid
+WORTHWHILE = 1e-3  # a trade relieves at least this share of all damage
 
 
 def allocate(
@@ -52,9 +54,9 @@ def allocate(
         "marginal" takes, unit by unit, the least damage for each unit of cost saved, each group
         on the convex hull of its damages. "convex" gives every group the width that minimises
         damage + price x cost, in turns until nothing changes, and finds the price (exact up to
-        the duality gap where costs do not interact). Both then put back what still fits. "uniform"
-        takes the same share of every group, a mapping the given shares (groups that it does not
-        name: nothing), scaled to the budget.
+        the duality gap where costs do not interact). Both then put back what still fits and trade
+        widths between groups while that helps. "uniform" takes the same share of every group, a
+        mapping the given shares (groups that it does not name: nothing), scaled to the budget.
     plan
         Where to start from (None: every unit kept).
     groups
@@ -74,18 +76,19 @@ def allocate(
     problem = Problem(graph, start, curves, "macs" if callable(of) else of, min_width, round_to)
 
     def widths(limit: float) -> list[int]:
-        if by == "marginal":
-            return problem.polished(problem.marginal(limit), limit)
-        if by == "convex":
-            return problem.polished(problem.convex(limit), limit)
-        return problem.scaled(shares or dict.fromkeys(names, 1.0), limit)
+        if by not in ("marginal", "convex"):
+            found = problem.scaled(shares or dict.fromkeys(names, 1.0), limit)
+        else:
+            way = problem.marginal if by == "marginal" else problem.convex
+            found = way(limit)
+            found = None if found is None else problem.polished(found, limit)
+        return problem.refuse(limit) if found is None else found
 
     whole = problem.cost_of(WidthPlan.full(graph))
-    narrowest = problem.cost([len(curve) - 1 for curve in problem.removed])
     if not callable(of):
-        limit = budget * whole if budget <= 1 else budget
-        return problem.plan(widths(limit) if narrowest <= limit else problem.refuse(budget))
-    low, high = float(narrowest), float(problem.cost([0] * len(curves)))
+        return problem.plan(widths(budget * whole if budget <= 1 else budget))
+    low = problem.cost([len(legal) - 1 for legal in problem.removed])
+    high = problem.cost([0] * len(curves))
     if of(problem.plan([0] * len(curves))) <= budget:
         return start
     if of(problem.plan(widths(low))) > budget:
@@ -128,6 +131,10 @@ class Problem:
             [t for t in self.terms if any(index in lost for _, lost in t.axes)]
             for index in range(len(curves))
         ]
+        self.neighbours = [
+            sorted({g for term in terms for _, lost in term.axes for g in lost} | {index})
+            for index, terms in enumerate(self.touching)
+        ]
 
     def cost(self, choice: Sequence[int]) -> float:
         """What the widths of `choice` cost."""
@@ -157,39 +164,50 @@ class Problem:
     def refuse(self, budget: float) -> list[int]:
         """Raise `BudgetUnreachable` with the narrowest plan."""
         raise BudgetUnreachable(
-            f"The budget of {budget:g} is out of reach: the narrowest legal widths cost more. "
+            f"The budget of {si(budget)} is out of reach: the narrowest legal widths cost more. "
             "Give a larger budget, more groups, or a smaller min_width.",
             self.plan([len(legal) - 1 for legal in self.removed]),
         )
 
     # ------------------------------------------------------------ ways to choose
 
-    def marginal(self, limit: float) -> list[int]:
-        """Step by step the least damage for what it saves, until the cost is within `limit`."""
-        choice = [0] * len(self.curves)
-        cost = self.cost(choice)
+    def marginal(
+        self, limit: float, choice: Sequence[int] | None = None, but: int = -1
+    ) -> list[int] | None:
+        """From `choice` on the least damage for what it saves, until the cost is within `limit`.
+
+        Group `but` stands still; None where the others have not enough to give.
+        """
+        now = [0] * len(self.curves) if choice is None else list(choice)
+        cost = self.cost(now)
+        steps: dict[int, tuple[float, int, float]] = {}  # (rate, group, cost saved) by group
+        changed: Iterable[int] = range(len(now))
         while cost > limit:
-            steps = []
-            for index, at in enumerate(choice):
-                if at + 1 < len(self.removed[index]):
-                    before, after = self.costs(index, choice)[at : at + 2]
+            for index in changed:
+                at = now[index]
+                steps.pop(index, None)
+                if at + 1 < len(self.removed[index]) and index != but:
+                    before, after = self.costs(index, now)[at : at + 2]
                     harm = self.hulls[index][at + 1] - self.hulls[index][at]
                     rate = harm / (before - after) if before > after else np.inf
-                    steps.append((rate, index, before - after))
-            _, index, saved = min(steps)
-            choice[index] += 1
+                    steps[index] = (rate, index, before - after)
+            if not steps:
+                return None
+            _, best, saved = min(steps.values())
+            now[best] += 1
             cost -= saved
-        return choice
+            changed = self.neighbours[best]
+        return now
 
-    def convex(self, limit: float) -> list[int]:
+    def convex(self, limit: float) -> list[int] | None:
         """The widths that minimise damage + price x cost, at the price that meets `limit`."""
         low, high = 0.0, 1.0
-        choice = [0] * len(self.curves)
-        whole = self.cost(choice)
-        while self.cost(found := self._priced(high / whole, choice)) > limit:
+        found = [0] * len(self.curves)
+        whole = self.cost(found)
+        while self.cost(found := self._priced(high / whole, found)) > limit:
             high *= 4
-            if high > 1e18:  # free units only: every width costs the same
-                return self.marginal(limit)
+            if high > HIGHEST:
+                return None
         for _ in range(40):
             middle = (low + high) / 2
             tried = self._priced(middle / whole, found)
@@ -211,7 +229,7 @@ class Problem:
                 break
         return now
 
-    def scaled(self, shares: Mapping[str, float], limit: float) -> list[int]:
+    def scaled(self, shares: Mapping[str, float], limit: float) -> list[int] | None:
         """The shares, scaled so that the cost is just within `limit`."""
         given = [shares.get(curve.group, 0.0) for curve in self.curves]
 
@@ -225,7 +243,7 @@ class Problem:
 
         high = 1 / min((share for share in given if share > 0), default=1.0)
         if self.cost(at(high)) > limit:
-            self.refuse(limit)
+            return None
         low = 0.0
         for _ in range(40):
             middle = (low + high) / 2
@@ -233,23 +251,50 @@ class Problem:
         return at(high)
 
     def polished(self, choice: Sequence[int], limit: float) -> list[int]:
-        """Put back, step by step, what relieves most damage and still fits `limit`."""
+        """Put back what still fits, then trade: move one group, fit the others, while it helps."""
+        best = self._widened(choice, limit)
+        trading = True
+        while trading:
+            trading = False
+            for index, legal in enumerate(self.removed):
+                steps = {max(1, len(legal) >> halvings) for halvings in range(1, 6)}
+                for step in (sign * step for step in sorted(steps) for sign in (1, -1)):
+                    if not 0 <= best[index] + step < len(legal):
+                        continue
+                    tried = list(best)
+                    tried[index] += step
+                    fitted = self.marginal(limit, tried, index)
+                    if fitted is None:
+                        continue
+                    fitted = self._widened(fitted, limit, index)
+                    if self.damage(fitted) < self.damage(best) * (1 - WORTHWHILE):
+                        best, trading = fitted, True
+        return best
+
+    def _widened(self, choice: Sequence[int], limit: float, but: int = -1) -> list[int]:
+        """Put back, step by step, what relieves most damage and still fits; not in group `but`."""
         now = list(choice)
         spare = limit - self.cost(now)
+        extra: dict[int, Array] = {}  # by group, what its wider widths cost more
+        changed: Iterable[int] = range(len(now))
         while True:
+            for index in changed:
+                costs = self.costs(index, now)[: now[index] + 1]
+                extra[index] = costs - costs[-1]
             steps = []
-            for index, at in enumerate(now):
-                costs = self.costs(index, now)[: at + 1]
-                fits = np.flatnonzero(costs - costs[at] <= spare)
-                relief = self.damages[index][at] - self.damages[index][fits]
-                if len(fits) and relief.max() > 0:
-                    best = int(np.argmax(relief))
-                    to = int(fits[best])
-                    steps.append((float(relief[best]), index, to, float(costs[to] - costs[at])))
+            for index, more in extra.items():
+                fits = np.flatnonzero(more[:-1] <= spare)
+                if not len(fits) or index == but:
+                    continue
+                damages = self.damages[index]
+                to = int(fits[np.argmin(damages[fits])])
+                if damages[to] < damages[now[index]]:
+                    steps.append((damages[now[index]] - damages[to], index, to))
             if not steps:
                 return now
-            _, index, to, paid = max(steps)
-            now[index], spare = to, spare - paid
+            _, index, to = max(steps)
+            spare -= extra[index][to]
+            now[index], changed = to, self.neighbours[index]
 
 
 def _check(budget: Any, of: Any, by: Any, min_width: int, round_to: int) -> None:
