@@ -35,7 +35,9 @@ def rescaling(
     """Multiply the input channels of `small`, in place, by the factors that fit `target` best.
 
     Front to back, for each layer that has fewer inputs than in the graph `before`; biases are
-    left out of the fit and stay (Luo, Wu, Lin; ICCV 2017, equation 7). One pass over the batches
+    left out of the fit and stay (Luo, Wu, Lin; ICCV 2017). ThiNet's released code aims at the
+    network before the cut; this aims at the one last trained, which is the same where one tunes
+    after every layer, as published. One pass over the batches
     a layer. Each network comes with its graph; BatchNorm should be recalibrated afterwards.
     """
     for layer in graph.layers:

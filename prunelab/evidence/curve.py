@@ -40,8 +40,9 @@ def removal(gram: Array) -> tuple[list[int], Array]:
     """ThiNet's greedy removal: indices in the order they go, and 1_T' G 1_T after each [n].
 
     Each step takes the index that makes ||sum of all removed||^2 smallest (Luo, Wu, Lin; ICCV
-    2017, algorithm 1). With t = G 1_T that is the smallest G_jj + 2 t_j, so all steps together
-    cost O(n^2). Optimal for one index or uncorrelated contributions, else a heuristic.
+    2017; released code: `compress_model.py`). With t = G 1_T that is the smallest G_jj + 2 t_j,
+    so all steps together cost O(n^2). Optimal for one index or uncorrelated contributions, else a
+    heuristic.
     """
     size = len(gram)
     own = np.diagonal(gram)

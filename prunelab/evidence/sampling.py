@@ -1,8 +1,8 @@
 """ThiNet's sample: a few images of every class, a few scalars of the consumer's output of each.
 
 A scalar is one output channel at one position, both drawn at random, so it is the sum of one
-number per input channel (Luo, Wu, Lin; ICCV 2017, section 3.2; released code: 10 images a class,
-10 scalars an image). May import calls, errors, moments, contribution.
+number per input channel (Luo, Wu, Lin; ICCV 2017; released code: 10 images a class, 10 scalars
+an image). May import calls, errors, moments, contribution.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class ChannelPruning:
     `images` training images.
 
     Where the session hands over the network last trained, the LASSO aims at its outputs, and at
-    Y2 + Y1 - Y1' in the last layer of a residual branch (section 3.3). `sampler`, which would
+    Y2 + Y1 - Y1' in the last layer of a residual branch. `sampler`, which would
     select the input channels of a branch's first layer apart from its shortcut's, is not offered.
     """
 

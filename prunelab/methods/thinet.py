@@ -36,8 +36,8 @@ class ThiNet:
     each group (groups not named stay as they are). `schedule="conv"` spares the layers of the
     last resolution, as the paper's ThiNet-Conv and, on a network whose head is a global average
     pool, ThiNet-GAP do for VGG-16. Towards a MAC target the ratios are scaled to reach it.
-    `selection="greedy"` removes the set with the smallest summed contribution (ICCV 2017,
-    algorithm 1); "omp" keeps the channels that best explain the output after a refit (orthogonal
+    `selection="greedy"` removes the set with the smallest summed contribution (as published
+    at ICCV 2017); "omp" keeps the channels that best explain the output after a refit (orthogonal
     matching pursuit, the released code of the TPAMI version), which sees duplicates. Of residual
     blocks only the inner layers are pruned, unless `groups="all"` (ours).
 
