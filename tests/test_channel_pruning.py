@@ -20,6 +20,7 @@ from prunelab.evidence import aiming
 from prunelab.evidence.measure import finish
 from prunelab.figures.path import draw_path, path_info
 from prunelab.methods.lasso import bisect, lars, ranked
+from prunelab.methods.schedule import spared
 from prunelab.values import PathPoint, revive, thaw
 
 seeds = st.integers(0, 10_000)
@@ -267,17 +268,10 @@ def test_towards_a_target_the_schedule_is_scaled(trained: nn.Module, data: pl.Da
 
 
 def test_shallow_layers_give_most_deep_ones_less_the_last_nothing(data: pl.Data) -> None:
-    from prunelab.methods.schedule import _spared
-
     graph = pl.trace(pl.zoo.load("vgg8", pretrained=False), torch.zeros(1, 1, 28, 28))
 
-    class Where:
-        pass
-
-    context = Where()
-    context.graph = graph
-    spared = _spared("shallow", context, [g for g in graph.groups if g.prunable])
-    assert spared == {
+    keeps = spared("shallow", graph, [g for g in graph.groups if g.prunable])
+    assert keeps == {
         "conv1": 1.0, "conv2": 1.0, "conv3": 1.5, "conv4": 1.5,
         "conv5": np.inf, "conv6": np.inf, "conv7": np.inf,
     }  # fmt: skip

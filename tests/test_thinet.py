@@ -21,6 +21,7 @@ from prunelab.evidence.curve import damage_curve, removal
 from prunelab.evidence.measure import finish
 from prunelab.evidence.sampling import _drawn, sampled_rows, stratified
 from prunelab.ledger import Repaired
+from prunelab.methods.schedule import spared
 from prunelab.methods.thinet import by_pursuit, greedily, pursuit
 from prunelab.rescale import factors
 
@@ -433,15 +434,8 @@ def test_the_conv_schedule_spares_the_last_resolution(trained: nn.Module, data: 
     assert session.propose() is None
     vgg = pl.zoo.load("vgg8", pretrained=False)
     graph = pl.trace(vgg, torch.zeros(1, 1, 28, 28))
-    from prunelab.methods.schedule import _spared
-
-    class Where:
-        pass
-
-    context = Where()
-    context.graph = graph
-    spared = _spared("conv", context, [g for g in graph.groups if g.prunable])
-    assert [name for name, keeps in spared.items() if keeps == 1] == [
+    keeps = spared("conv", graph, [g for g in graph.groups if g.prunable])
+    assert [name for name, times in keeps.items() if times == 1] == [
         "conv1", "conv2", "conv3", "conv4",
     ]  # fmt: skip
 

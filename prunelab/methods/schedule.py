@@ -6,10 +6,10 @@ May import the contract and channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import floor
+from math import floor, inf
 from typing import Any, Protocol
 
-from prunelab.channels import ChannelGroup
+from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.errors import InvalidValue
 from prunelab.methods.contract import Context
 from prunelab.values import FrozenMap, WidthPlan
@@ -153,17 +153,19 @@ def _family(
         ratios = {group.name: asked.get(group.name, 0.0) for group in groups}
         least = min((share for share in ratios.values() if share > 0), default=1.0)
         return 1.0, lambda t: {n: min(1.0, t * share) for n, share in ratios.items()}, 1 / least
-    keeps = _spared(method.schedule, context, groups)
-    return ratio, lambda t: {n: 1 - min(1.0, k * (1 - t)) for n, k in keeps.items()}, 1.0
+    keeps = spared(method.schedule, context.graph, groups)
+
+    def given(scale: float) -> dict[str, float]:
+        return {n: 0.0 if k == inf else 1 - min(1.0, k * (1 - scale)) for n, k in keeps.items()}
+
+    return ratio, given, 1.0
 
 
-def _spared(schedule: str, context: Context, groups: list[ChannelGroup]) -> dict[str, float]:
+def spared(schedule: str, graph: ChannelGraph, groups: list[ChannelGroup]) -> dict[str, float]:
     """How many times more each group keeps than the schedule's ratio says (infinite: all)."""
     if schedule == "uniform":
         return dict.fromkeys((group.name for group in groups), 1.0)
-    sizes = {
-        layer.name: layer.positions // layer.calls for layer in context.graph.layers if layer.kernel
-    }
+    sizes = {layer.name: layer.positions // layer.calls for layer in graph.layers if layer.kernel}
     stages = sorted(set(sizes.values()))  # the smallest maps come last
     if len(stages) < 2:
         raise InvalidValue(
@@ -174,7 +176,7 @@ def _spared(schedule: str, context: Context, groups: list[ChannelGroup]) -> dict
     def keeps(group: ChannelGroup) -> float:
         size = sizes.get(group.producers[0], stages[0])  # linear layers are left alone too
         if size == stages[0]:
-            return float("inf")
+            return inf
         return DEEP if schedule == "shallow" and size == stages[1] else 1.0
 
     return {group.name: keeps(group) for group in groups}
