@@ -275,6 +275,21 @@ def test_rescaling_brings_a_layer_nearer_to_the_original(trained: nn.Module, dat
     assert errors["rescale"] < errors[None]
 
 
+def test_rescaling_again_changes_nothing_more(trained: nn.Module, data: pl.Data) -> None:
+    session = pl.Session(trained, data, method=pl.ThiNet(pruning_ratio={"conv3": 0.5}), repair=None)
+    session.propose()
+    session.approve()
+    plain = session.model.fc.weight.clone()
+    session.repair("rescale")
+    assert session.ledger[-1].kind == "rescale"
+    once = session.model.fc.weight.clone()
+    ratios = (once / plain).detach()
+    torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))  # one factor a channel
+    session.repair("rescale")
+    change = (session.model.fc.weight - once).norm() / (once - plain).norm()
+    assert change < 0.01  # the ridge lets faint channels go the rest of their way
+
+
 # ---------------------------------------------------------------- ThiNet's sample
 
 

@@ -16,6 +16,7 @@ import numpy as np
 Array = np.ndarray
 CAP = 60  # bisections; the released code has no limit
 WINDOW = 1.1  # the released code is content with up to a tenth too many
+FAINTEST = 1e-7  # of the largest ||z_i||^2: moments are summed from float32 products
 ROUNDING = 1e-10  # of the largest term: no coefficient
 FIRST = 1e-3  # the share of the largest penalty that bisection tries first
 
@@ -33,6 +34,15 @@ class Solution:
         return int(np.count_nonzero(self.coefficients))
 
 
+def _sound(gram: Array, cross: Array) -> tuple[Array, Array, float]:
+    """The problem without channels too faint to be told from rounding, and its largest <z_i, y>."""
+    own = np.diagonal(gram)
+    loud = own > FAINTEST * own.max(initial=0.0)
+    cross = np.where(loud, cross, 0.0)
+    gram = np.where(np.outer(loud, loud), gram, 0.0)
+    return gram, cross, float(np.abs(cross).max(initial=0.0))
+
+
 def lars(gram: Array, cross: Array) -> list[Solution]:
     """The exact path, from the penalty that keeps nothing down to zero.
 
@@ -41,7 +51,7 @@ def lars(gram: Array, cross: Array) -> list[Solution]:
     """
     from sklearn.linear_model import lars_path_gram
 
-    top = float(np.abs(cross).max(initial=0.0))
+    gram, cross, top = _sound(gram, cross)
     if top <= 0:
         return []
     with warnings.catch_warnings():
@@ -63,7 +73,7 @@ def bisect(gram: Array, cross: Array, count: int, seed: int) -> list[Solution]:
     """
     from sklearn.linear_model import Lasso
 
-    top = float(np.abs(cross).max(initial=0.0))
+    gram, cross, top = _sound(gram, cross)
     if top <= 0:
         return []
     rows, aims = _same_problem(gram / top, cross / top)
