@@ -31,7 +31,7 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, measure
 from prunelab.export import load_pruned
 from prunelab.ledger import Ledger, State
-from prunelab.methods import AOFP, ChannelPruning, ThiNet, make_method
+from prunelab.methods import AOFP, ChannelPruning, Elimination, ThiNet, make_method
 from prunelab.prune import Pruned, prune
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
@@ -54,6 +54,7 @@ __all__ = [
     "ChannelPruning",
     "Cost",
     "Data",
+    "Elimination",
     "Evidence",
     "IllegalPlan",
     "Importance",

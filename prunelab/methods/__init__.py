@@ -6,9 +6,12 @@ from prunelab.errors import InvalidValue, UnknownName
 from prunelab.methods.aofp import AOFP
 from prunelab.methods.channel_pruning import ChannelPruning
 from prunelab.methods.contract import Context, Method, Search
+from prunelab.methods.elimination import Elimination
 from prunelab.methods.thinet import ThiNet
 
-METHODS: dict[str, type] = {method.name: method for method in (AOFP, ChannelPruning, ThiNet)}
+METHODS: dict[str, type] = {
+    method.name: method for method in (AOFP, ThiNet, ChannelPruning, Elimination)
+}
 
 
 def make_method(method: Any, **parameters: Any) -> Method:
@@ -38,6 +41,7 @@ __all__ = [
     "METHODS",
     "ChannelPruning",
     "Context",
+    "Elimination",
     "Method",
     "Search",
     "ThiNet",
