@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
+from prunelab.calls import Conv
 from prunelab.evidence.moments import patches
 from prunelab.methods.elimination import Problem, eliminated, problem_of
 
@@ -90,16 +91,10 @@ def test_the_problem_of_a_layer_is_that_of_its_patches(trained: nn.Module) -> No
     graph = pl.trace(model, x)
     evidence = pl.measure(model, graph, [x], kinds=("contribution", "patches"))
 
-    class Asked:
-        pass
-
-    asked = Asked()
-    asked.model = model
-    problem = problem_of(asked, evidence, graph.layer("conv2"), graph["conv1"])
+    problem = problem_of(model, evidence, graph.layer("conv2"), graph["conv1"])
     with torch.no_grad():
         hidden = F.relu(model.bn1(model.conv1(F.relu(model.bn0(model.stem(x))))))
-    conv = next(c for c in [pl.evidence.moments.Conv((1, 1), (1, 1), (1, 1), False, 1)])
-    p = patches(hidden, (3, 3), conv).numpy()
+    p = patches(hidden, (3, 3), Conv((1, 1), (1, 1), (1, 1), False, 1)).numpy()
     y = p @ model.conv2.weight.detach().reshape(8, -1).numpy().T
     p, y = p - p.mean(0), y - y.mean(0)
     assert problem.energy == pytest.approx(float(np.sum(y**2)), rel=1e-8)
@@ -112,10 +107,9 @@ def test_it_prunes_to_a_target_layer_by_layer(trained: nn.Module, data: pl.Data)
     move = session.propose()
     assert {name: len(units) for name, units in move.drop.items()} == {"conv1": 6}
     scores = next(item for item in session.state.proposed.seen if isinstance(item, pl.Importance))
-    dropped = [scores.values[unit] for unit in move.drop["conv1"]]
-    assert max(dropped) <= min(
-        v for u, v in enumerate(scores.values) if u not in move.drop["conv1"]
-    )
+    gone = set(move.drop["conv1"])
+    stay = set(range(12)) - gone
+    assert max(scores.values[u] for u in gone) <= min(scores.values[u] for u in stay)
     session.reject()
     session.run(target_macs=0.5)
     assert session.state.now.cost.macs <= 0.5 * session.state.base.cost.macs

@@ -2,8 +2,7 @@
 
 What a channel's loss costs is counted after the next layer's whole kernel has been solved anew by
 least squares, so it is the very error that `repair="lstsq"` will leave. The optimal brain surgeon
-(Hassibi, Stork; 1993) for whole channels of a layerwise problem; prior art: OSSCAR (Meng et al.,
-2024) and OBSPA.
+for whole channels of a layerwise problem; prior art: OSSCAR and OBSPA.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from math import prod
 from typing import ClassVar, Literal
 
 import numpy as np
+from torch import nn
 
 from prunelab.batches import take
 from prunelab.channels import ChannelGroup, Layer
@@ -67,7 +67,8 @@ class Elimination:
             expected=self.images,
         )
         problems = [
-            problem_of(context, evidence, layer, group) for layer in context.graph.consumers(group)
+            problem_of(context.model, evidence, layer, group)
+            for layer in context.graph.consumers(group)
         ]
         ranked, errors = eliminated(problems, len(group.units) - keep)
         energy = sum(problem.energy for problem in problems)
@@ -112,9 +113,9 @@ class Problem:
         self.inverse = self.inverse - self.inverse[:, own] @ gain
 
 
-def problem_of(context: Context, evidence: Evidence, layer: Layer, group: ChannelGroup) -> Problem:
+def problem_of(model: nn.Module, evidence: Evidence, layer: Layer, group: ChannelGroup) -> Problem:
     """The least squares of a consumer of `group`, with an intercept where the layer has one."""
-    parameters = dict(context.model.named_parameters())
+    parameters = dict(model.named_parameters())
     weight = parameters[layer.weight].detach().double().cpu()
     if layer.transposed or weight[0].numel() > WIDEST:
         raise InvalidValue(
