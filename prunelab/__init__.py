@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from prunelab import data, zoo
+from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.cost import Latency, cost, latency
 from prunelab.data import Data
@@ -35,6 +36,8 @@ from prunelab.ledger import Ledger, State
 from prunelab.methods import (
     AOFP,
     BatchNormScale,
+    ChannelPruning,
+    Elimination,
     FirstK,
     GroupFisher,
     Magnitude,
@@ -43,6 +46,7 @@ from prunelab.methods import (
     Oracle,
     Random,
     Taylor,
+    ThiNet,
     make_method,
 )
 from prunelab.prune import Pruned, prune
@@ -50,7 +54,16 @@ from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
-from prunelab.values import Cost, Ended, Importance, Move, Progress, Rung, WidthPlan
+from prunelab.values import (
+    Cost,
+    Ended,
+    Importance,
+    Move,
+    PathPoint,
+    Progress,
+    Rung,
+    WidthPlan,
+)
 
 if TYPE_CHECKING:
     from prunelab.notebook import Screen, show
@@ -65,8 +78,10 @@ __all__ = [
     "BudgetUnreachable",
     "ChannelGraph",
     "ChannelGroup",
+    "ChannelPruning",
     "Cost",
     "Data",
+    "Elimination",
     "Ended",
     "Evidence",
     "Explanation",
@@ -86,6 +101,7 @@ __all__ = [
     "NotFinite",
     "OneShot",
     "Oracle",
+    "PathPoint",
     "Progress",
     "PruneLabError",
     "Pruned",
@@ -99,12 +115,14 @@ __all__ = [
     "State",
     "Stopped",
     "Taylor",
+    "ThiNet",
     "TraceError",
     "Training",
     "UnknownName",
     "WidthPlan",
     "WrongState",
     "ablate",
+    "allocate",
     "cost",
     "cut",
     "data",

@@ -21,6 +21,7 @@ from prunelab.evidence.gradient import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.recalibration import Traced, recalibrating
 from prunelab.repair import KINDS, chained, repairing
+from prunelab.rescale import rescaling
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
 from prunelab.training import (
@@ -32,6 +33,7 @@ from prunelab.training import (
 )
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
+REPAIRS = (*KINDS, "rescale")
 REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
 Judgement = tuple[dict[str, float], Tensor | None]  # metrics, and which images are right
 
@@ -56,8 +58,9 @@ class Bench:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
-        if repair is not None and repair not in KINDS:
-            raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {repair!r}.")
+        if repair is not None and repair not in REPAIRS:
+            names = ", ".join(map(repr, REPAIRS))
+            raise InvalidValue(f"repair is {names} or None, not {repair!r}.")
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -182,10 +185,11 @@ class Bench:
         """Repair `small`, in place, towards `target`.
 
         In one pass when it was just cut from `source` and no repair builds on another, else front
-        to back; `kind` is "lstsq" or "bn".
+        to back; `kind` is one of `REPAIRS`.
         """
-        if kind not in KINDS:
-            raise InvalidValue(f"repair is {', '.join(map(repr, KINDS))} or None, not {kind!r}.")
+        if kind not in REPAIRS:
+            names = ", ".join(map(repr, REPAIRS))
+            raise InvalidValue(f"repair is {names} or None, not {kind!r}.")
 
         def images() -> Iterator[Any]:
             return self.images(REPAIR_IMAGES)
@@ -194,7 +198,11 @@ class Bench:
             return Traced(network, self.graph.after(plan))
 
         now, aim = traced(small, plan), traced(*target)
-        if kind == "bn":
+        if kind == "rescale":
+            yield from rescaling(
+                now, traced(*source) if source else aim, aim, images, self.forward, REPAIR_IMAGES
+            )
+        if kind in ("rescale", "bn"):
             yield from recalibrating(now, aim, images, self.forward, REPAIR_IMAGES)
         else:
             before = traced(*source) if source else None

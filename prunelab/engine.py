@@ -1,24 +1,21 @@
 """The engine: what every verb of a session does, step by step.
 
 Verbs are generators that compute first and commit last, so whatever ends them on the way leaves
-ledger and network as they were. May import bench, methods, ledger, verbs.
+ledger and network as they were. May import desk, bench, methods, ledger, verbs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import nn
 
-from prunelab.bench import Bench
 from prunelab.cost import cost
+from prunelab.desk import Desk
 from prunelab.errors import BudgetUnreachable, InvalidValue, StaleEvidence, WrongState
-from prunelab.evidence import Evidence
+from prunelab.evidence import AimedGram, Evidence, aiming
 from prunelab.evidence.batch import finish
 from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
@@ -26,18 +23,14 @@ from prunelab.ledger import (
     Adjusted,
     Approved,
     Began,
-    Event,
-    Ledger,
     Noted,
-    Point,
     Proposed,
     Rejected,
     Repaired,
-    State,
     Tuned,
     Undone,
 )
-from prunelab.methods import Context, Method
+from prunelab.methods import Context
 from prunelab.methods.contract import parameters
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of
@@ -46,25 +39,8 @@ from prunelab.values import FrozenMap, Move, Progress, WidthPlan, units_of
 from prunelab.verbs import Work, uninterrupted
 
 
-class Engine:
-    """The ledger, the network as it is now, and the work of the verbs upon them.
-
-    `network` and `graph` are the network now and its graph; `brought` are the trained weights
-    that the pending move brings; `hits` says which validation images are classified right now.
-    `tell` hears of every event that was committed.
-    """
-
-    def __init__(
-        self, bench: Bench, method: Method, ledger: Ledger, tell: Callable[[Event], None]
-    ) -> None:
-        self.bench = bench
-        self.method = method
-        self.ledger = ledger
-        self.tell = tell
-        self.network = copy_of(bench.base)
-        self.graph = bench.graph
-        self.brought: nn.Module | None = None
-        self.hits: Tensor | None = None
+class Engine(Desk):
+    """The work of the verbs upon a desk."""
 
     def begin(self) -> None:
         """Judge the original network and commit the first event."""
@@ -72,7 +48,7 @@ class Engine:
         measured, hits = finish(bench.judged(bench.base))
         mark = fingerprint(bench.base)
         began = Began(
-            **self._header(),
+            **self.header(),
             network=type(bench.base).__name__,
             fingerprint=mark,
             seed=bench.seed,
@@ -86,26 +62,6 @@ class Engine:
             versions=FrozenMap(_versions()),
         )
         self.commit(began, self.network, weights=bench.base, hits=hits)
-
-    def resume(self) -> None:
-        """Take up the network where the ledger's last event left it."""
-        state = self.state
-        self.network = self.network_at(state.now)
-        self.graph = self.bench.graph.after(self.plan)
-        if state.pending is not None and state.proposed is not None and state.proposed.weights:
-            weights = load_tensors(self.ledger.blob(state.proposed.weights))
-            self.brought = self.bench.network(self.plan, weights)
-        self.hits = finish(self.bench.judged(self.network))[1]
-
-    @property
-    def state(self) -> State:
-        """Where the session stands: a fold over its events."""
-        return self.ledger.state
-
-    @property
-    def plan(self) -> WidthPlan:
-        """The units kept now, in original numbers."""
-        return self.bench.plan(self.state.now.kept)
 
     # ------------------------------------------------------------ the verbs
 
@@ -126,6 +82,7 @@ class Engine:
             carry=state.now.carry,
             target_macs=goal,
             measure=self.measured,
+            aimed=self._aimed,
             images=bench.images,
             training_batches=bench.shuffled,
             loss=bench.loss,
@@ -147,7 +104,7 @@ class Engine:
             move = None
         brought = context.weights if move is not None else None
         event = Proposed(
-            **self._header(),
+            **self.header(),
             method=self.method.name,
             parameters=parameters(self.method),
             move=move,
@@ -170,6 +127,17 @@ class Engine:
         mark = self.state.now.event.fingerprint
         bench = self.bench
         return (yield from bench.measured(self.network, self.graph, mark, kinds, at, images, masks))
+
+    def _aimed(
+        self, layers: Iterable[str], images: int
+    ) -> Generator[Any, None, Mapping[str, AimedGram]]:
+        """How `layers` meet what the network last trained gives."""
+        bench, (target, plan) = self.bench, self.trained()
+        work = aiming(
+            self.network, self.graph, target, bench.graph.after(plan), bench.images(images),
+            tuple(layers), forward=bench.forward, expected=images,
+        )  # fmt: skip
+        return (yield from work)
 
     def imagined(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
         """The move that would drop these units; no event."""
@@ -198,7 +166,7 @@ class Engine:
         """Make the pending move drop exactly these units."""
         self._fresh("adjust")
         move = yield from self.imagined(drop)
-        self.commit(Adjusted(**self._header(), drop=move.drop, move=move))
+        self.commit(Adjusted(**self.header(), drop=move.drop, move=move))
         return move
 
     def approve(self, floor: float | None = None) -> Generator[Any, None, bool]:
@@ -211,7 +179,7 @@ class Engine:
         steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
         if bench.repair is not None:
             fixed = copy_of(small)
-            target = (source, before) if self.brought is not None else self._trained()
+            target = (source, before) if self.brought is not None else self.trained()
             yield from bench.mended(fixed, plan, bench.repair, target, (source, before))
             extra = {"kind": bench.repair, "automatic": True}
             steps.append((Repaired, extra, fixed, *(yield from bench.judged(fixed))))
@@ -219,17 +187,17 @@ class Engine:
             return False
         with uninterrupted():
             for kind, extra, network, measured, hits in steps:
-                self._commit_step(kind, network, plan, extra, measured, hits)
+                self.commit_step(kind, network, plan, extra, measured, hits)
         return True
 
     def reject(self, reason: str) -> None:
         """Decline the pending move."""
         self._pending("reject")
-        self.commit(Rejected(**self._header(), reason=reason))
+        self.commit(Rejected(**self.header(), reason=reason))
 
     def note(self, text: str) -> None:
         """Write something down."""
-        self.commit(Noted(**self._header(), text=text))
+        self.commit(Noted(**self.header(), text=text))
 
     def undo(self) -> Generator[Any, None, None]:
         """Drop the pending move and take back the latest step."""
@@ -237,7 +205,7 @@ class Engine:
         if not state.undoable:
             raise WrongState("There is nothing to undo: no move was approved, none is pending.")
         step, head = state.undo_target()
-        event = Undone(**self._header(), step=step, proposal=state.pending is not None)
+        event = Undone(**self.header(), step=step, proposal=state.pending is not None)
         if step is None:
             self.commit(event)
             return
@@ -248,7 +216,7 @@ class Engine:
     def repair(self, kind: str) -> Generator[Any, None, None]:
         """Repair the network front to back, and commit that."""
         small = copy_of(self.network)
-        yield from self.bench.mended(small, self.plan, kind, self._trained())
+        yield from self.bench.mended(small, self.plan, kind, self.trained())
         yield from self.step(Repaired, small, self.plan, {"kind": kind, "automatic": False})
 
     def tune(self, steps: int) -> Generator[Any, None, None]:
@@ -302,21 +270,6 @@ class Engine:
         value = measured[name]
         return value < floor if metric.higher_is_better else value > floor
 
-    # ------------------------------------------------------------ networks and commits
-
-    def network_at(self, point: Point) -> nn.Module:
-        """The network as it was at a point of the trajectory."""
-        weights = load_tensors(self.ledger.blob(point.event.weights))
-        return self.bench.network(self.bench.plan(point.kept), weights)
-
-    def _trained(self) -> tuple[nn.Module, WidthPlan]:
-        """The network that was last trained, which repairs aim at.
-
-        It is the original, or what the latest tune made.
-        """
-        point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
-        return self.network_at(point), self.bench.plan(point.kept)
-
     def _pending(self, verb: str) -> Move:
         if self.state.pending is None:
             raise WrongState(f"There is nothing to {verb}: no move is pending. Propose first.")
@@ -330,69 +283,8 @@ class Engine:
             )
         return move
 
-    def _header(self) -> dict[str, Any]:
-        return {"seq": len(self.ledger), "at": datetime.now(UTC).isoformat(timespec="seconds")}
-
-    def step(
-        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: dict[str, Any]
-    ) -> Work:
-        """Judge `network` and commit it as the step `kind`."""
-        measured, hits = yield from self.bench.judged(network)
-        self._commit_step(kind, network, plan, extra, measured, hits)
-
-    def _commit_step(
-        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: Mapping[str, Any],
-        measured: Mapping[str, float], hits: Tensor | None,
-    ) -> None:  # fmt: skip
-        mark = fingerprint(network)
-        event = kind(
-            **self._header(),
-            kept=plan.kept,
-            metrics=FrozenMap(measured),
-            cost=cost(self.bench.graph, plan),
-            fingerprint=mark,
-            weights=mark,
-            compared=FrozenMap(_compared(self.hits, hits)),
-            **extra,
-        )
-        self.commit(event, network, weights=network, hits=hits)
-
-    def commit(
-        self,
-        event: Event,
-        network: nn.Module | None = None,
-        *,
-        weights: nn.Module | None = None,
-        brought: nn.Module | None = None,
-        hits: Tensor | None = None,
-    ) -> None:
-        """Append `event` and store `weights` with it; `network` is the network from now on."""
-        blobs = {}
-        if weights is not None:
-            state = {name: t.detach().cpu().clone() for name, t in weights.state_dict().items()}
-            blobs[fingerprint(weights)] = save_tensors(state)
-        with uninterrupted():
-            self.ledger.append(event, blobs)
-            if network is not None:
-                self.network, self.hits = network, hits
-                self.graph = self.bench.graph.after(self.plan)
-            if not isinstance(event, (Adjusted, Noted)):
-                self.brought = brought
-        self.tell(event)
-
 
 def _versions() -> dict[str, str]:
     from prunelab import __version__
 
     return {"prunelab": __version__, "torch": torch.__version__}
-
-
-def _compared(before: Tensor | None, after: Tensor | None) -> dict[str, int]:
-    """How many validation images a step lost and gained."""
-    if before is None or after is None or len(before) != len(after):
-        return {}
-    return {
-        "images": len(after),
-        "lost": int((before & ~after).sum()),
-        "gained": int((~before & after).sum()),
-    }

@@ -48,7 +48,7 @@ class Session(Verbs):
     `loss(model, batch)` gives a scalar, `metrics` maps names to functions (model, loader) ->
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
-    "lstsq", "bn" or None. `path` keeps the session in a file that `Session.open` resumes.
+    "lstsq", "rescale" (ThiNet's refit), "bn" or None. `path` keeps the session in a file that `Session.open` resumes.
     """
 
     def __init__(
@@ -250,7 +250,8 @@ class Session(Verbs):
         """Repair without training, front to back.
 
         "lstsq" solves every layer that has lost inputs since the original, or the latest tune;
-        "bn" measures BatchNorm statistics anew.
+        "rescale" gives each of their inputs one factor (ThiNet's refit), "bn" measures BatchNorm
+        statistics anew.
         """
         self._drive("repair", self._engine.repair(kind))
         return self.state

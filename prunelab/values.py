@@ -277,6 +277,28 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
+class PathPoint:
+    """One penalty of Channel Pruning's LASSO in one group (He, Zhang, Sun; ICCV 2017).
+
+    `penalty` is lambda as a share of the smallest that keeps nothing; `kept` counts the channels
+    with a coefficient at it, `unexplained` is the share of the consumers' signal that their
+    weighted sum misses, before any refit. The search wants `wanted` channels.
+    """
+
+    group: str
+    penalty: float
+    kept: int
+    unexplained: float
+    wanted: int
+
+    def __str__(self) -> str:
+        return (
+            f"PathPoint({self.group}: lambda {self.penalty:.3g} keeps {self.kept}, "
+            f"{self.wanted} wanted)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a piece of work has come: `done` of `total` steps, and what it is."""
 
@@ -362,4 +384,4 @@ def revive(data: Any) -> Any:
     return data
 
 
-Codec.register(Cost, Importance, Rung, Move)
+Codec.register(Cost, Importance, PathPoint, Rung, Move)

@@ -26,9 +26,11 @@ LAYERS = [
     {"explain", "summary"},
     {"ledger", "tracing", "channels", "surgery"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
-    {"recalibration", "repair", "training", "methods", "fidelity"}
+    {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
+    | {"pricing", "allocate"}
     | {"terminal", "doctor", "verbs", "figures"},
     {"bench"},
+    {"desk"},
     {"engine"},
     {"session", "prune", "export"},
     {"notebook", "cli"},

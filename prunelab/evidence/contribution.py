@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from prunelab.calls import Call
 from prunelab.errors import IllegalPlan
-from prunelab.evidence.moments import second_moment
+from prunelab.evidence.moments import patches, second_moment
 from prunelab.values import Units
 
 Array = np.ndarray
@@ -133,6 +133,23 @@ def call_gram(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> 
     return gram.index_add_(1, columns, half)
 
 
+def call_sums(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, int]:
+    """The sums of the contributions over samples and positions [count, out], and how many."""
+    weight = call.weight.detach()
+    if call.conv is not None and call.conv.transposed:
+        z = contributions(call, columns, count, scale)
+        return z.double().sum((1, 3)), z.shape[1] * z.shape[3]
+    flat = weight.reshape(weight.shape[0], -1)
+    if scale is not None:
+        flat = flat * scale[:, None]
+    summed = patches(call.x.sum(0, keepdim=True), tuple(weight.shape[2:]), call.conv)
+    rows = len(summed) * len(call.x)  # patches are linear in x
+    by_entry = summed.sum(0, dtype=torch.float64)[:, None] * flat.T
+    by_channel = by_entry.view(len(columns), -1, len(flat)).sum(1)
+    sums = torch.zeros(count, len(flat), dtype=torch.float64, device=flat.device)
+    return sums.index_add_(0, columns, by_channel), rows
+
+
 def _gram_of_flattened(x: Tensor, weight: Tensor, columns: Tensor, count: int) -> Tensor:
     """A linear layer behind a flatten: a channel has many columns, so contributions are small."""
     order = torch.argsort(columns, stable=True)
@@ -149,7 +166,12 @@ def _gram_of_flattened(x: Tensor, weight: Tensor, columns: Tensor, count: int) -
 
 
 def _gram_by_contribution(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
-    """The definition, one unit at a time: for transposed convolutions."""
+    z = contributions(call, columns, count, scale).reshape(count, -1)
+    return (z @ z.T).double()
+
+
+def contributions(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
+    """The definition, unit by unit, for transposed convolutions [count, N, out, positions]."""
     conv = call.conv
     assert conv is not None
     deconvolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -163,6 +185,5 @@ def _gram_by_contribution(call: Call, columns: Tensor, count: int, scale: Tensor
         )  # fmt: skip
         if scale is not None:
             out = out * scale.view(1, -1, *([1] * (out.ndim - 2)))
-        z.append(out.reshape(-1))
-    stacked = torch.stack(z)
-    return (stacked @ stacked.T).double()
+        z.append(out.flatten(2))
+    return torch.stack(z)

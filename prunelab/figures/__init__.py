@@ -10,6 +10,7 @@ from prunelab.figures.coupling import coupling
 from prunelab.figures.importance import importance, importance_info
 from prunelab.figures.ladder import ladder, ladder_info
 from prunelab.figures.layers import coupling_info
+from prunelab.figures.path import path, path_info
 from prunelab.figures.report import report
 from prunelab.figures.trajectory import trajectory, trajectory_info
 from prunelab.figures.widths import widths, widths_info
@@ -24,6 +25,8 @@ __all__ = [
     "importance_info",
     "ladder",
     "ladder_info",
+    "path",
+    "path_info",
     "report",
     "trajectory",
     "trajectory_info",

@@ -12,16 +12,22 @@ from prunelab.methods.baselines import (
     Random,
     Taylor,
 )
+from prunelab.methods.channel_pruning import ChannelPruning
 from prunelab.methods.contract import Context, Method, Search
+from prunelab.methods.elimination import Elimination
 from prunelab.methods.group_fisher import GroupFisher
 from prunelab.methods.oracle import Oracle
 from prunelab.methods.ranking import OneShot
+from prunelab.methods.thinet import ThiNet
 
 METHODS: dict[str, type] = {
     method.name: method
     for method in (
         AOFP,
+        ThiNet,
+        ChannelPruning,
         GroupFisher,
+        Elimination,
         Oracle,
         Magnitude,
         BatchNormScale,
@@ -59,7 +65,9 @@ __all__ = [
     "AOFP",
     "METHODS",
     "BatchNormScale",
+    "ChannelPruning",
     "Context",
+    "Elimination",
     "FirstK",
     "GroupFisher",
     "Magnitude",
@@ -70,5 +78,6 @@ __all__ = [
     "Random",
     "Search",
     "Taylor",
+    "ThiNet",
     "make_method",
 ]

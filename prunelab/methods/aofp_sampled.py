@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.calls import Call, Watch, aten
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.evidence.aim import batch_norm_scale
 from prunelab.labels import NORMALISES_BATCH
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.halving import judge
@@ -85,7 +86,7 @@ class ScoringPath(Watch):
             return
         if func.overloadpacket in NORMALISES_BATCH:
             made = out[0]
-            scale = _scale_of(args, out).view(1, -1, *([1] * (made.ndim - 2)))
+            scale = batch_norm_scale(args, out).view(1, -1, *([1] * (made.ndim - 2)))
             if self.at == "bn":
                 self._note([(key, change * scale, base * scale) for key, change, base in follow])
                 return
@@ -118,14 +119,6 @@ def _partial(call: Call, columns: Tensor) -> Tensor:
         x, weight, None, conv.stride, conv.padding, conv.dilation, conv.transposed, padding, 1
     )
     return out
-
-
-def _scale_of(args: tuple[Any, ...], out: Any) -> Tensor:
-    """Gamma / sigma as this very BatchNorm call applied it [channels]."""
-    x, gamma, _, _, variance = args[:5]
-    invstd = out[2] if args[5] else torch.rsqrt(variance + args[7])  # args[5]: training
-    scale = invstd if gamma is None else gamma.detach() * invstd
-    return scale.to(x.dtype)
 
 
 def _is_activation(func: Any, args: tuple[Any, ...], out: Any) -> bool:

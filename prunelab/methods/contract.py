@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from prunelab.channels import ChannelGraph, ChannelGroup
-from prunelab.evidence import Evidence
+from prunelab.evidence import AimedGram, Evidence
 from prunelab.training import Training
 from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, units_of
 
@@ -38,7 +38,8 @@ class Context:
     only. `seed` follows from the session's seed and the event's number; all randomness of a
     search must come from it. `carry` is what the approved move before this one left.
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
-    batches that hold n of them.
+    batches that hold n of them; `aimed(layers, images)` measures layers against the network last
+    trained, an `AimedGram` for each.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Context:
     carry: FrozenMap
     target_macs: int | None
     measure: Callable[..., Generator[Any, None, Evidence]]
+    aimed: Callable[..., Generator[Any, None, Mapping[str, AimedGram]]]
     images: Callable[[int], Iterator[Any]]
     training_batches: Callable[[int], Iterator[Any]]
     loss: Callable[[nn.Module, Any], Any]

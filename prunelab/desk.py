@@ -1,0 +1,150 @@
+"""The desk: a session's ledger, and the network as it is now. All commits are made here.
+
+May import bench, methods, ledger, verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from prunelab.bench import Bench
+from prunelab.cost import cost
+from prunelab.evidence.batch import finish
+from prunelab.fingerprint import fingerprint
+from prunelab.ledger import (
+    Adjusted,
+    Began,
+    Event,
+    Ledger,
+    Noted,
+    Point,
+    State,
+    Tuned,
+)
+from prunelab.methods import Method
+from prunelab.tracing import copy_of
+from prunelab.values import FrozenMap, WidthPlan
+from prunelab.verbs import Work, uninterrupted
+
+
+class Desk:
+    """The ledger, and the network where its last event left it.
+
+    `network` and `graph` are the network now and its graph; `brought` are the trained weights
+    that the pending move brings; `hits` says which validation images are classified right now.
+    `tell` hears of every event that was committed.
+    """
+
+    def __init__(
+        self, bench: Bench, method: Method, ledger: Ledger, tell: Callable[[Event], None]
+    ) -> None:
+        self.bench = bench
+        self.method = method
+        self.ledger = ledger
+        self.tell = tell
+        self.network = copy_of(bench.base)
+        self.graph = bench.graph
+        self.brought: nn.Module | None = None
+        self.hits: Tensor | None = None
+
+    def resume(self) -> None:
+        """Take up the network where the ledger's last event left it."""
+        state = self.state
+        self.network = self.network_at(state.now)
+        self.graph = self.bench.graph.after(self.plan)
+        if state.pending is not None and state.proposed is not None and state.proposed.weights:
+            weights = load_tensors(self.ledger.blob(state.proposed.weights))
+            self.brought = self.bench.network(self.plan, weights)
+        self.hits = finish(self.bench.judged(self.network))[1]
+
+    @property
+    def state(self) -> State:
+        """Where the session stands: a fold over its events."""
+        return self.ledger.state
+
+    @property
+    def plan(self) -> WidthPlan:
+        """The units kept now, in original numbers."""
+        return self.bench.plan(self.state.now.kept)
+
+    def network_at(self, point: Point) -> nn.Module:
+        """The network as it was at a point of the trajectory."""
+        weights = load_tensors(self.ledger.blob(point.event.weights))
+        return self.bench.network(self.bench.plan(point.kept), weights)
+
+    def trained(self) -> tuple[nn.Module, WidthPlan]:
+        """The network that was last trained, which repairs aim at.
+
+        It is the original, or what the latest tune made.
+        """
+        point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
+        return self.network_at(point), self.bench.plan(point.kept)
+
+    def header(self) -> dict[str, Any]:
+        """The number and the time that the next event begins with."""
+        return {"seq": len(self.ledger), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    def step(
+        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: dict[str, Any]
+    ) -> Work:
+        """Judge `network` and commit it as the step `kind`."""
+        measured, hits = yield from self.bench.judged(network)
+        self.commit_step(kind, network, plan, extra, measured, hits)
+
+    def commit_step(
+        self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: Mapping[str, Any],
+        measured: Mapping[str, float], hits: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Commit `network` as the step `kind`, judged already."""
+        mark = fingerprint(network)
+        event = kind(
+            **self.header(),
+            kept=plan.kept,
+            metrics=FrozenMap(measured),
+            cost=cost(self.bench.graph, plan),
+            fingerprint=mark,
+            weights=mark,
+            compared=FrozenMap(_compared(self.hits, hits)),
+            **extra,
+        )
+        self.commit(event, network, weights=network, hits=hits)
+
+    def commit(
+        self,
+        event: Event,
+        network: nn.Module | None = None,
+        *,
+        weights: nn.Module | None = None,
+        brought: nn.Module | None = None,
+        hits: Tensor | None = None,
+    ) -> None:
+        """Append `event` and store `weights` with it; `network` is the network from now on."""
+        blobs = {}
+        if weights is not None:
+            state = {name: t.detach().cpu().clone() for name, t in weights.state_dict().items()}
+            blobs[fingerprint(weights)] = save_tensors(state)
+        with uninterrupted():
+            self.ledger.append(event, blobs)
+            if network is not None:
+                self.network, self.hits = network, hits
+                self.graph = self.bench.graph.after(self.plan)
+            if not isinstance(event, (Adjusted, Noted)):
+                self.brought = brought
+        self.tell(event)
+
+
+def _compared(before: Tensor | None, after: Tensor | None) -> dict[str, int]:
+    """How many validation images a step lost and gained."""
+    if before is None or after is None or len(before) != len(after):
+        return {}
+    return {
+        "images": len(after),
+        "lost": int((before & ~after).sum()),
+        "gained": int((~before & after).sum()),
+    }

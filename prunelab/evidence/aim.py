@@ -1,0 +1,240 @@
+"""Aims: what a layer of the pruned network should give, and how its contributions meet that.
+
+Channel Pruning reads the inputs of the network as it is and aims at the outputs of the original,
+so that a layer makes good what the layers before it lost; the last layer of a residual branch
+aims at Y2 + Y1 - Y1', which makes good what its shortcut lost too (He, Zhang, Sun; ICCV 2017;
+released code: `appresb`, and `invBN` where a BatchNorm stands before the sum). May import calls,
+channels, labels, tracing, contribution, measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunelab.calls import Call, Watch, aten
+from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
+from prunelab.errors import BadData
+from prunelab.evidence.batch import batch_size, checked, guarded, run_batch
+from prunelab.evidence.contribution import call_gram, call_sums, contributions
+from prunelab.evidence.meter import columns_of, distinct_units
+from prunelab.evidence.moments import cross_moment
+from prunelab.labels import NORMALISES_BATCH
+from prunelab.tracing import undisturbed
+from prunelab.values import Progress
+
+Array = np.ndarray
+FAINTEST = 1e-3  # of the largest: a BatchNorm scale that is not divided by
+
+
+@dataclass(slots=True, eq=False)
+class Output:
+    """One call of a layer: its input, its output without bias, and what that is added to.
+
+    `y` [N, out, *positions]; `shortcut`, of the same shape, is the other summand where the
+    output, perhaps behind a BatchNorm that multiplies it by `scale` [out], enters a sum.
+    """
+
+    call: Call
+    y: Tensor
+    scale: Tensor | None = None
+    shortcut: Tensor | None = None
+
+
+class Outputs(Watch):
+    """Keeps the outputs of the layers `wanted` (names of weights), call by call, in `found`."""
+
+    def __init__(self, model: nn.Module, wanted: Collection[str]) -> None:
+        super().__init__(model)
+        self.found: dict[str, list[Output]] = {name: [] for name in wanted}
+        self._followed = WeakTensorKeyDictionary()  # an output, or what BatchNorm made of it
+
+    def on_call(self, call: Call, out: Tensor) -> None:
+        """Keep a wanted layer's call; what comes later may write over its tensors."""
+        if call.name not in self.found:
+            return
+        shape = (1, -1, *([1] * (out.ndim - 2)))
+        y = out.clone() if call.bias is None else out - call.bias.detach().view(shape)
+        made = Output(replace(call, x=call.x.clone()), y)
+        self.found[call.name].append(made)
+        self._followed[out] = made
+
+    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Follow a wanted output through its BatchNorm into the sum that it enters."""
+        if func.overloadpacket in NORMALISES_BATCH and args[0] in self._followed:
+            made = self._followed.pop(args[0])
+            made.scale = batch_norm_scale(args, out)
+            self._followed[out[0]] = made
+        elif func.overloadpacket in (aten.add, aten.add_):
+            a, b = args[:2]
+            if not isinstance(b, Tensor) or a.shape != b.shape or kwargs.get("alpha", 1) != 1:
+                return
+            in_place = func.overloadpacket is aten.add_  # then a is the sum by now
+            ours, theirs = (self._followed.pop(x, None) for x in (a, b))
+            if ours is not None:
+                ours.shortcut = b.clone()
+            if theirs is not None:
+                theirs.shortcut = a - b if in_place else a.clone()
+
+
+def batch_norm_scale(args: tuple[Any, ...], out: Any) -> Tensor:
+    """Gamma / sigma as this very BatchNorm call applied it [channels]."""
+    x, gamma, _, _, variance = args[:5]
+    invstd = out[2] if args[5] else torch.rsqrt(variance + args[7])  # args[5]: training
+    scale = invstd if gamma is None else gamma.detach() * invstd
+    return scale.to(x.dtype)
+
+
+def aim(there: Output, here: Output, channels: Tensor) -> Tensor:
+    """What `here` should give: what `there` did, plus what its shortcut has drifted by.
+
+    `channels` are the positions of the outputs that `here` still has among those of `there`.
+    With shortcuts s: BN(aim) + s_here = BN(y_there) + s_there. Where BatchNorm all but erases a
+    channel, nothing can be made good through it and the drift is left out.
+    """
+    y = there.y.index_select(1, channels)
+    if there.shortcut is None or here.shortcut is None:
+        return y
+    drift = there.shortcut.index_select(1, channels) - here.shortcut
+    if there.scale is None:
+        return y + drift
+    scale = there.scale.index_select(0, channels)
+    steps = torch.where(scale.abs() > FAINTEST * scale.abs().max(), 1 / scale, 0.0)
+    return y + drift * steps.view(1, -1, *([1] * (y.ndim - 2)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AimedGram:
+    """One layer's contributions z_i against its aim y, sums over samples, positions, outputs.
+
+    `units` [n] are graph-wide numbers (FIXED, last, for inputs of no unit), `gram` [n, n] holds
+    <z_i, z_j>, `cross` [n] holds <z_i, y>, `energy` is ||y||^2. `sums` [n, out] and `aims` [out]
+    are the sums of z and y over `rows` samples and positions.
+    """
+
+    units: Array
+    gram: Array
+    cross: Array
+    energy: float
+    sums: Array
+    aims: Array
+    rows: int
+
+    @property
+    def centred(self) -> AimedGram:
+        """The same once every output may shift by a constant, as in `Evidence.centred`."""
+        rows = max(1, self.rows)
+        return replace(
+            self,
+            gram=self.gram - self.sums @ self.sums.T / rows,
+            cross=self.cross - self.sums @ self.aims / rows,
+            energy=self.energy - float(self.aims @ self.aims) / rows,
+        )
+
+    def of(self, group: ChannelGroup) -> tuple[Array, Array]:
+        """`gram` and `cross` of the group's units; what other inputs give is taken off the aim."""
+        own = np.isin(self.units, group.first + np.asarray(group.units, dtype=np.int64))
+        return self.gram[np.ix_(own, own)], self.cross[own] - self.gram[np.ix_(own, ~own)].sum(1)
+
+    def __add__(self, other: AimedGram) -> AimedGram:
+        return AimedGram(
+            self.units,
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.energy + other.energy,
+            self.sums + other.sums,
+            self.aims + other.aims,
+            self.rows + other.rows,
+        )
+
+
+def aiming(
+    model: nn.Module,
+    graph: ChannelGraph,
+    target: nn.Module,
+    target_graph: ChannelGraph,
+    batches: Iterable[Any],
+    layers: Collection[str],
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    expected: int = 0,
+) -> Generator[Progress, None, dict[str, AimedGram]]:
+    """Measure the contributions of `layers` in `model` against their aims, given by `target`.
+
+    Each graph describes the network before it. Yields Progress in images, of `expected`. Both
+    networks are left bitwise as they were. Raises `BadData` for no batches.
+    """
+    forward = forward or run_batch
+    wanted = {graph.layer(name).weight: graph.layer(name) for name in layers}
+    channels = {
+        key: outputs_in(target_graph.layer(layer.name).out_units, layer.out_units)
+        for key, layer in wanted.items()
+    }
+    columns = {key: columns_of(layer) for key, layer in wanted.items()}
+    found: dict[str, AimedGram] = {}
+    images = 0
+    with undisturbed(model), undisturbed(target), torch.no_grad():
+        model.eval()
+        target.eval()
+        for batch in guarded(batches):
+            there, here = Outputs(target, wanted), Outputs(model, wanted)
+            with there:
+                checked(forward, target, batch)
+            with here:
+                checked(forward, model, batch)
+            for key, layer in wanted.items():
+                for given, asked in zip(here.found[key], there.found[key], strict=True):
+                    y = aim(asked, given, channels[key].to(given.y.device))
+                    units = distinct_units(layer)
+                    part = _of_call(given.call, y, units, *columns[key])
+                    found[key] = found[key] + part if key in found else part
+            images += batch_size(batch)
+            yield Progress(images, max(expected, images), "measuring against the original network")
+    if not images:
+        raise BadData("There are no batches to measure on; give at least one.")
+    return {wanted[key].name: gram for key, gram in found.items()}
+
+
+def outputs_in(there: Array, here: Array) -> Tensor:
+    """The positions of the units `here` among the units `there`."""
+    place = {unit: index for index, unit in enumerate(there.tolist())}
+    if len(there) == len(here):
+        return torch.arange(len(here))  # FIXED may come more than once
+    return torch.tensor([place[unit] for unit in here.tolist()])
+
+
+def _of_call(call: Call, y: Tensor, units: Array, columns: Tensor, count: int) -> AimedGram:
+    columns = columns.to(y.device)
+    sums, rows = call_sums(call, columns, count, None)
+    if call.conv is not None and call.conv.transposed:
+        z = contributions(call, columns, count, None)
+        cross = (z * y.flatten(2)).double().flatten(1).sum(1)
+    else:
+        weight = call.weight.detach()
+        moment = cross_moment(call.x, y, tuple(weight.shape[2:]), call.conv)[:-1]
+        by_entry = (moment * weight.reshape(len(weight), -1).T).sum(1)
+        by_channel = by_entry.view(len(columns), -1).sum(1)
+        cross = torch.zeros(count, dtype=torch.float64, device=y.device)
+        cross = cross.index_add_(0, columns, by_channel)
+    return AimedGram(
+        units=units if count == len(units) else np.append(units, FIXED),
+        gram=call_gram(call, columns, count, None).cpu().numpy(),
+        cross=cross.cpu().numpy(),
+        energy=float(y.double().square().sum()),
+        sums=sums.cpu().numpy(),
+        aims=y.double().movedim(1, 0).flatten(1).sum(1).cpu().numpy(),
+        rows=rows,
+    )
+
+
+def by_layer(grams: Mapping[str, AimedGram], group: ChannelGroup) -> tuple[Array, Array]:
+    """`gram` and `cross` of a group, summed over the layers that read it."""
+    parts = [gram.of(group) for name, gram in grams.items() if name in group.consumers]
+    found, crosses = zip(*parts, strict=True)
+    return np.sum(found, axis=0), np.sum(crosses, axis=0)

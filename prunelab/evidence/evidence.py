@@ -1,0 +1,136 @@
+"""`Evidence`: what one pass over the data measured; it adds up over passes and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from prunelab.channels import FIXED, ChannelGraph
+from prunelab.errors import StaleEvidence, UnknownName
+from prunelab.evidence.ablation import Ablation
+from prunelab.evidence.contribution import ConsumerGram, ContributionGram
+from prunelab.evidence.gradient import BatchNorm, MaskGradients, Masks
+from prunelab.evidence.meter import Sums, distinct_units
+from prunelab.evidence.moments import PatchMoments
+
+KINDS = ("contribution", "patches", "gradient", "ablation")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What one pass measured; `evidence[group]` answers for a channel group.
+
+    `grams` maps a layer to G over the distinct units that it reads (the last row and column
+    stand for all that belongs to none), `sums` to what its contributions add up to. `gradients`
+    [3, units + 1] holds the sums of mask gradients (signed, absolute, squared) over the graph's
+    units, `ablated` [units + 1] those of the loss without each unit, and without none in the last
+    place. `images` is how many inputs were seen; `fingerprint` names the network that was
+    measured. `at`, `masks` and `bn` are what `measure` was asked for. Evidence of the same network
+    adds up with +.
+    """
+
+    graph: ChannelGraph
+    fingerprint: str
+    images: int
+    at: str
+    grams: Mapping[str, np.ndarray] = field(default_factory=dict)
+    moments: Mapping[str, PatchMoments] = field(default_factory=dict)
+    sums: Mapping[str, Sums] = field(default_factory=dict)
+    gradients: np.ndarray | None = None
+    ablated: np.ndarray | None = None
+    masks: Masks = "readers"
+    bn: BatchNorm = "running"
+
+    def __getitem__(self, name: str) -> ContributionGram:
+        group = self.graph[name]
+        wanted = group.first + np.asarray(group.units, dtype=np.int64)
+        consumers = {}
+        for layer in self.graph.consumers(group):
+            if layer.name not in self.grams:
+                continue
+            gram = self.grams[layer.name]
+            rows = np.searchsorted(distinct_units(layer), wanted)
+            consumers[layer.name] = ConsumerGram(
+                name=layer.name,
+                units=group.units,
+                gram=gram[np.ix_(rows, rows)],
+                cross=gram[rows].sum(1),
+                energy=float(gram.sum()),
+            )
+        if not consumers and group.consumers:
+            raise UnknownName("measured group", name, self.groups)
+        return ContributionGram(group.name, group.units, consumers)
+
+    def gradient(self, name: str) -> MaskGradients:
+        """The mask gradients of a group; raises `UnknownName` where none were measured."""
+        sums = self._of(name, self.gradients, "gradient")
+        return MaskGradients(self.graph[name].name, self.graph[name].units, self.images, *sums)
+
+    def ablation(self, name: str) -> Ablation:
+        """The loss without each unit of a group; raises `UnknownName` where none was measured."""
+        losses = self._of(name, self.ablated, "ablation") / self.images
+        base = float(self.ablated[FIXED]) / self.images  # type: ignore[index]
+        group = self.graph[name]
+        return Ablation(group.name, group.units, self.images, losses, base)
+
+    def _of(self, name: str, sums: np.ndarray | None, kind: str) -> np.ndarray:
+        """The columns of `sums` that belong to a group's units."""
+        group = self.graph[name]
+        if sums is None or not group.prunable:
+            known = [g.name for g in self.graph.groups if g.prunable] if sums is not None else []
+            raise UnknownName(f"group measured with kinds=({kind!r},)", name, known)
+        found: np.ndarray = sums[..., group.first + np.asarray(group.units, dtype=np.int64)]
+        return found
+
+    @property
+    def groups(self) -> list[str]:
+        """The prunable groups that were measured."""
+        return [
+            group.name
+            for group in self.graph.groups
+            if group.prunable and any(name in self.grams for name in group.consumers)
+        ]
+
+    @property
+    def centred(self) -> Evidence:
+        """The same evidence about what is left once every output may shift by a constant.
+
+        A bias or a BatchNorm behind the consumer makes such a shift good, so least squares with
+        an intercept is least squares on this evidence.
+        """
+        grams = {}
+        for name, gram in self.grams.items():
+            total = self.sums[name]
+            grams[name] = gram - total.sums @ total.sums.T / max(1, total.rows)
+        return replace(self, grams=grams)
+
+    def __add__(self, other: Evidence) -> Evidence:
+        if self._measured() != other._measured():
+            raise StaleEvidence(
+                "Only evidence of the very same network, measured in the same way, adds up; "
+                f"these are {self._measured()} and {other._measured()}. Measure again."
+            )
+        return Evidence(
+            self.graph,
+            self.fingerprint,
+            self.images + other.images,
+            self.at,
+            {name: self.grams[name] + other.grams[name] for name in self.grams},
+            {name: self.moments[name] + other.moments[name] for name in self.moments},
+            {name: self.sums[name] + other.sums[name] for name in self.sums},
+            None if self.gradients is None else self.gradients + other.gradients,
+            None if self.ablated is None else self.ablated + other.ablated,
+            self.masks,
+            self.bn,
+        )
+
+    def _measured(self) -> tuple[object, ...]:
+        """On which network, how, and of which kinds."""
+        kinds = (self.grams, self.moments, self.gradients is not None, self.ablated is not None)
+        found = [kind for kind, have in zip(KINDS, kinds, strict=True) if have]
+        return (self.fingerprint, self.at, self.masks, self.bn, *found)
+
+    def __repr__(self) -> str:
+        return f"<Evidence on {self.images} images of network {self.fingerprint}, at {self.at!r}>"

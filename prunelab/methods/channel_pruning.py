@@ -1,0 +1,123 @@
+"""Channel Pruning: LASSO selects, least squares reconstructs (He, Zhang, Sun; ICCV 2017).
+
+A layer's channels are chosen by a LASSO of the next layer's output on what each contributes to
+it, layer by layer from the front. The second half of the method, least squares for the next
+layer's whole kernel with inputs from the pruned network and outputs of the original, is the
+session's `repair="lstsq"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from prunelab.channels import ChannelGroup
+from prunelab.errors import InvalidValue
+from prunelab.evidence import Evidence
+from prunelab.evidence.aim import by_layer
+from prunelab.methods.contract import Context, Search
+from prunelab.methods.lasso import Solution, bisect, lars, ranked
+from prunelab.methods.schedule import carry_of, checked_ratio, next_layer
+from prunelab.values import Importance, PathPoint, units_of
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelPruning:
+    """One layer a move, front to back: the channels that LASSO needs for the next layer's output.
+
+    `pruning_ratio` is the share of each layer's original width that goes, one number or one for
+    each group (groups not named stay as they are); exactly so many go. With `schedule="shallow"`
+    it is that of the shallow layers: those of the last resolution but one keep 1.5 times as
+    much, those of the last keep all (the paper's VGG-16). Towards a MAC target the ratios are
+    scaled to reach it. `solver="lars"` follows the exact path; "bisect" searches the penalty as
+    the released code does. `intercept` lets every output shift by a constant, which a bias or a
+    BatchNorm makes good (released: one constant for all outputs). Of residual blocks only the
+    inner layers are pruned, unless `groups="all"` (ours). Contributions are measured exactly, on
+    `images` training images.
+
+    Where the session hands over the network last trained, the LASSO aims at its outputs, and at
+    Y2 + Y1 - Y1' in the last layer of a residual branch. `sampler`, which would
+    select the input channels of a branch's first layer apart from its shortcut's, is not offered.
+    """
+
+    name: ClassVar[str] = "channel_pruning"
+
+    pruning_ratio: float | Mapping[str, float] = 0.5
+    schedule: Literal["uniform", "shallow"] = "uniform"
+    solver: Literal["lars", "bisect"] = "lars"
+    intercept: bool = True
+    groups: Literal["internal", "all"] = "internal"
+    images: int = 512
+    sampler: bool = False
+
+    def __post_init__(self) -> None:
+        ratio = checked_ratio(self.pruning_ratio, self.schedule, ("uniform", "shallow"))
+        object.__setattr__(self, "pruning_ratio", ratio)
+        if self.solver not in ("lars", "bisect"):
+            raise InvalidValue(f"solver is 'lars' or 'bisect', not {self.solver!r}.")
+        if self.groups not in ("internal", "all"):
+            raise InvalidValue(f"groups is 'internal' or 'all', not {self.groups!r}.")
+        if self.images < 1:
+            raise InvalidValue(f"images must be at least 1, not {self.images}.")
+        if self.sampler:
+            raise InvalidValue(
+                "sampler=True is not offered: to read fewer channels than its shortcut, a "
+                "branch's first layer needs a selecting layer of its own in the network, and a "
+                "cut only ever makes layers smaller. Leave it out; the inner layers are pruned."
+            )
+
+    def search(self, context: Context) -> Search:
+        """One move: the next layer, and the channels of it that go."""
+        found = next_layer(self, context)
+        if found is None:
+            return None
+        group, keep = found
+        measured: Evidence = yield from context.measure(images=self.images)
+        gram, cross, energy = yield from self._problem(context, measured, group)
+        bisected = self.solver == "bisect"
+        path = bisect(gram, cross, keep, context.seed) if bisected else lars(gram, cross)
+        for solution in path:
+            yield _point(group.name, solution, gram, cross, energy, keep)
+        yield _importance(group, path)
+        order = [group.units[index] for index in ranked(gram, path, keep)]
+        drop = {group.name: units_of(order[: len(order) - keep])}
+        drop = context.trimmed(drop, {(group.name, unit): i for i, unit in enumerate(order)})
+        damage = {name: measured[name].damage(units) for name, units in drop.items()}
+        return context.move(self, drop, damage, carry_of(self, group))
+
+    def _problem(
+        self, context: Context, measured: Evidence, group: ChannelGroup
+    ) -> Generator[Any, None, tuple[Array, Array, float]]:
+        """<z_i, z_j>, <z_i, y> and ||y||^2 of the group and what its consumers should give."""
+        aims = yield from context.aimed(group.consumers, self.images)
+        if self.intercept:
+            aims = {name: one.centred for name, one in aims.items()}
+        gram, cross = by_layer(aims, group)
+        return gram, cross, sum(one.energy for one in aims.values())
+
+
+def _point(
+    group: str, solution: Solution, gram: Array, cross: Array, energy: float, wanted: int
+) -> PathPoint:
+    beta = solution.coefficients
+    missed = energy - 2 * float(beta @ cross) + float(beta @ gram @ beta)
+    return PathPoint(
+        group,
+        penalty=float(f"{solution.penalty:.6g}"),
+        kept=solution.kept,
+        unexplained=float(f"{max(0.0, missed) / energy if energy > 0 else 0.0:.6g}"),
+        wanted=wanted,
+    )
+
+
+def _importance(group: ChannelGroup, path: list[Solution]) -> Importance:
+    largest = np.zeros(len(group.units))
+    for solution in path:
+        largest = np.maximum(largest, solution.penalty * (solution.coefficients != 0))
+    what = "largest penalty of the LASSO that keeps it, share of the one that keeps none"
+    return Importance(group.name, group.units, tuple(largest.tolist()), what)

@@ -1,0 +1,169 @@
+"""Backward elimination with a refit: the channel goes that the next layer can best do without.
+
+What a channel's loss costs is counted after the next layer's whole kernel has been solved anew by
+least squares, so it is the very error that `repair="lstsq"` will leave. The optimal brain surgeon
+for whole channels of a layerwise problem; prior art: OSSCAR and OBSPA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import nn
+
+from prunelab.batches import take
+from prunelab.channels import ChannelGroup, Layer
+from prunelab.errors import InvalidValue
+from prunelab.evidence import Evidence, PatchMoments
+from prunelab.evidence.measure import measuring
+from prunelab.methods.contract import Context, Search
+from prunelab.methods.schedule import carry_of, checked_ratio, next_layer
+from prunelab.values import Importance, units_of
+
+Array = np.ndarray
+RIDGE = 1e-6  # of the mean second moment, as in the repair
+WIDEST = 8192  # patch entries whose second moment is inverted
+
+
+@dataclass(frozen=True, slots=True)
+class Elimination:
+    """One layer a move, front to back: channels go one by one, each the cheapest after a refit.
+
+    `pruning_ratio`, `groups`, `images` and what happens towards a MAC target are as in `ThiNet`.
+    """
+
+    name: ClassVar[str] = "elimination"
+
+    pruning_ratio: float | Mapping[str, float] = 0.5
+    schedule: Literal["uniform"] = "uniform"
+    groups: Literal["internal", "all"] = "internal"
+    images: int = 512
+
+    def __post_init__(self) -> None:
+        ratio = checked_ratio(self.pruning_ratio, self.schedule, ("uniform",))
+        object.__setattr__(self, "pruning_ratio", ratio)
+        if self.groups not in ("internal", "all"):
+            raise InvalidValue(f"groups is 'internal' or 'all', not {self.groups!r}.")
+        if self.images < 1:
+            raise InvalidValue(f"images must be at least 1, not {self.images}.")
+
+    def search(self, context: Context) -> Search:
+        """One move: the next layer, and the channels of it that go."""
+        found = next_layer(self, context)
+        if found is None:
+            return None
+        group, keep = found
+        evidence = yield from measuring(
+            context.model,
+            context.graph,
+            take(context.training_batches(context.seed), self.images),
+            ("contribution", "patches"),
+            layers=group.consumers,
+            forward=context.loss,  # runs the network on whatever a batch is
+            expected=self.images,
+        )
+        problems = [
+            problem_of(context.model, evidence, layer, group)
+            for layer in context.graph.consumers(group)
+        ]
+        ranked, errors = eliminated(problems, len(group.units) - keep)
+        energy = sum(problem.energy for problem in problems)
+        shares = errors / energy if energy > 0 else errors
+        yield Importance(
+            group.name,
+            group.units,
+            tuple(shares.tolist()),
+            "signal missed after a refit once it goes in its turn, share",
+        )
+        order = [group.units[index] for index in ranked]
+        drop = {group.name: units_of(order[: len(order) - keep])}
+        drop = context.trimmed(drop, {(group.name, unit): i for i, unit in enumerate(order)})
+        damage = {name: evidence[name].damage(units) for name, units in drop.items()}
+        return context.move(self, drop, damage, carry_of(self, group))
+
+
+@dataclass(slots=True, eq=False)
+class Problem:
+    """One consumer's least squares: `inverse` [n, n] of its patches' second moment, and its kernel.
+
+    `kernel` [out, n] reproduces the outputs as well as the entries left allow; `entries` lists
+    for each unit the patch entries that go with it. `energy` is the squared norm of the outputs.
+    """
+
+    inverse: Array
+    kernel: Array
+    entries: list[Array]
+    energy: float
+
+    def price(self, index: int) -> float:
+        """By how much the squared error grows when a unit goes and the rest is solved anew."""
+        own = self.entries[index]
+        weight = self.kernel[:, own]
+        return float(np.sum(weight * np.linalg.solve(self.inverse[np.ix_(own, own)], weight.T).T))
+
+    def remove(self, index: int) -> None:
+        """Take a unit's entries out: block elimination of the inverse, refit of the kernel."""
+        own = self.entries[index]
+        gain = np.linalg.solve(self.inverse[np.ix_(own, own)], self.inverse[own])
+        self.kernel = self.kernel - self.kernel[:, own] @ gain
+        self.inverse = self.inverse - self.inverse[:, own] @ gain
+
+
+def problem_of(model: nn.Module, evidence: Evidence, layer: Layer, group: ChannelGroup) -> Problem:
+    """The least squares of a consumer of `group`, with an intercept where the layer has one."""
+    parameters = dict(model.named_parameters())
+    weight = parameters[layer.weight].detach().double().cpu()
+    if layer.transposed or weight[0].numel() > WIDEST:
+        raise InvalidValue(
+            f"{layer.name} cannot be refitted: elimination takes convolutions that are not "
+            f"transposed, with at most {WIDEST} inputs times kernel entries. Use ThiNet for "
+            f"{group.name}, or leave it out of pruning_ratio={{...}}."
+        )
+    shifts = layer.norm is not None or layer.weight.removesuffix("weight") + "bias" in parameters
+    moment = _second_moment(evidence.moments[layer.name], shifts)
+    kernel = weight.reshape(len(weight), -1).numpy()
+    ridge = RIDGE * max(float(np.trace(moment)) / len(moment), np.finfo(float).tiny)
+    places = np.repeat(layer.in_units, prod(layer.kernel))
+    return Problem(
+        inverse=np.linalg.inv(moment + ridge * np.eye(len(moment))),
+        kernel=kernel.copy(),
+        entries=[np.flatnonzero(places == group.first + unit) for unit in group.units],
+        energy=float(np.sum((kernel @ moment) * kernel)),
+    )
+
+
+def _second_moment(moments: PatchMoments, shifts: bool) -> Array:
+    moment: Array = moments.moment.cpu().numpy()
+    inner = moment[:-1, :-1]
+    if shifts:
+        inner = inner - np.outer(moment[-1, :-1], moment[-1, :-1]) / max(1, moments.rows)
+    return inner
+
+
+def eliminated(problems: list[Problem], count: int) -> tuple[list[int], Array]:
+    """All unit indices, the `count` that go first, in order; and each one's squared error.
+
+    That is the error once it goes in its turn; for those that stay, were it the next to go. The
+    problems are used up. Greedy: each step is exact, all together are a heuristic.
+    """
+    alive = list(range(len(problems[0].entries)))
+    errors = np.zeros(len(alive))
+    gone: list[int] = []
+    error = 0.0
+    while True:
+        prices = {i: sum(problem.price(i) for problem in problems) for i in alive}
+        if len(gone) == count:
+            break
+        index = min(alive, key=lambda i: (prices[i], i))
+        error = errors[index] = error + prices[index]
+        for problem in problems:
+            problem.remove(index)
+        alive.remove(index)
+        gone.append(index)
+    for index in alive:
+        errors[index] = error + prices[index]
+    return [*gone, *sorted(alive, key=lambda i: (prices[i], i))], errors
