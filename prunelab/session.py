@@ -48,7 +48,8 @@ class Session(Verbs):
     `loss(model, batch)` gives a scalar, `metrics` maps names to functions (model, loader) ->
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
-    "lstsq", "rescale" (ThiNet's refit), "bn" or None. `path` keeps the session in a file that `Session.open` resumes.
+    "lstsq", "rescale" (ThiNet's refit), "bn" or None. `path` keeps the session in a file that
+    `Session.open` resumes.
     """
 
     def __init__(
