@@ -8,7 +8,7 @@ unit numbers after cuts.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -18,8 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from prunelab.errors import UnknownName
-from prunelab.labels import FROZEN, Trace
-from prunelab.values import Units, WidthPlan
+from prunelab.labels import FROZEN, LayerTrace, Trace, layer_name
+from prunelab.values import Units, WidthPlan, units_of
 
 FIXED = -1  # a position of an axis that belongs to no unit
 
@@ -31,7 +31,8 @@ class Layer:
     `out_units` [out channels] and `in_units` [in channels, or in features] give for each position
     the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
     number of output positions of one input, summed over calls; `norm` names the BatchNorm that
-    follows it, if one does.
+    follows it, if one does. `in_axis` is the weight's axis that reads channels. `computed` says
+    that the weight in use is made of its parameters (a weight norm, a mask), not one of them.
     """
 
     name: str
@@ -40,10 +41,16 @@ class Layer:
     in_units: np.ndarray
     kernel: tuple[int, ...]
     conv_groups: int
-    transposed: bool
+    in_axis: int
     positions: int
     norm: str | None
     calls: int = 1
+    computed: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is [in, out, ...]: a transposed convolution's, or that of x @ W."""
+        return self.in_axis == 0
 
     @property
     def dense(self) -> bool:
@@ -63,7 +70,9 @@ class ChannelGroup:
 
     `width` counts its units in the original network, `units` are those alive now, in the
     original numbers 0 .. width-1 (the order of the first producer's channels). `first` is where
-    its units start in the numbering of the whole graph.
+    its units start in the numbering of the whole graph. Methods leave it `min_width` units or
+    more, and a multiple of `step`. `inexact`: a LayerNorm spans it, so that a cut network is not
+    quite the masked one.
     """
 
     name: str
@@ -74,6 +83,9 @@ class ChannelGroup:
     why: str
     first: int
     residual: bool
+    min_width: int = 1
+    step: int = 1
+    inexact: bool = False
 
     @property
     def prunable(self) -> bool:
@@ -91,6 +103,9 @@ class ChannelGraph:
     """The channel groups of a network, in execution order.
 
     `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position.
+    `unseen` are the layers that never ran. `norms` are weight norms: a direction, its length, and
+    the axis along which there is one length each. Widths are best kept at multiples of
+    `round_to`.
     `graph[name]` finds a group by its name or by any of its producers'.
     """
 
@@ -101,6 +116,8 @@ class ChannelGraph:
     input_shapes: tuple[tuple[int, ...], ...] = ()
     activation_itemsize: int = 4
     sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
+    norms: tuple[tuple[str, str, int], ...] = ()
+    round_to: int = 1
     network: Callable[[], nn.Module | None] = lambda: None
     _names: dict[str, int] = field(init=False, repr=False)
 
@@ -173,6 +190,29 @@ class ChannelGraph:
         )
         return replace(self, groups=groups)
 
+    def rounded(
+        self,
+        plan: WidthPlan,
+        drop: Mapping[str, Iterable[int]],
+        order: Mapping[tuple[str, int], float] | None = None,
+    ) -> dict[str, Units]:
+        """As much of `drop` as leaves every group a width that `round_to` and `min_width` allow.
+
+        The units with the lowest `order` go first (without one: the lowest numbers). A group's
+        present width is allowed, whatever it is. A plan's own `drop` stays literal.
+        """
+        result = {}
+        for given, units in drop.items():
+            group, asked = self[given], units_of(units)
+            have = len(plan.kept[group.name])
+            least = max(have - len(asked), min(group.min_width, have))
+            left = -(-least // group.step) * group.step
+            if order is not None:
+                asked = tuple(sorted(asked, key=lambda unit: order[given, unit]))
+            if left < have:
+                result[given] = units_of(asked[: have - left])
+        return result
+
     def __str__(self) -> str:
         rows = [f"ChannelGraph: {len(self)} groups, {self.units} units"]
         for group in self.groups:
@@ -196,13 +236,14 @@ def build_graph(
         for label in labels.tolist():
             reasons.setdefault(int(component[label]), why)
 
+    bent = {int(component[label]) for labels in trace.inexact for label in labels.tolist()}
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
     made_by: dict[int, list[str]] = {}
     residual: dict[int, int] = {}
     for layer in layers:
-        name = layer.name.removesuffix(".weight")
-        dense = layer.conv is None or layer.conv.groups == 1
-        for root in dict.fromkeys(component[layer.out.numpy()].tolist()):
+        name = layer_name(layer.name)
+        dense = layer.groups == 1
+        for root in dict.fromkeys(component[layer.out[layer.out != FROZEN].numpy()].tolist()):
             made_by.setdefault(root, []).append(name)
             residual[root] = residual.get(root, 0) + dense
 
@@ -210,7 +251,7 @@ def build_graph(
     members: dict[tuple[str, ...], list[int]] = {}
     for root, makers in made_by.items():
         members.setdefault(tuple(makers), []).append(root)
-    readers = _readers(trace, component, layers)
+    readers = _readers(component, layers)
 
     number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit
     groups: list[ChannelGroup] = []
@@ -224,7 +265,7 @@ def build_graph(
         if not why and len(roots) == 1:
             why = "it is one unit, and one must stay"
         consumers = [
-            layer.name.removesuffix(".weight")
+            layer_name(layer.name)
             for layer in layers
             if not readers[layer.name].isdisjoint(roots)
         ]
@@ -238,6 +279,7 @@ def build_graph(
                 why=why,
                 first=first,
                 residual=residual[roots[0]] > 1,
+                inexact=not bent.isdisjoint(roots),
             )
         )
         first += len(roots)
@@ -245,32 +287,27 @@ def build_graph(
     unit = number[component]  # label -> graph-wide unit
     unit[FROZEN] = FIXED
     slots = {key: unit[labels.numpy()] for key, labels in trace.slots.items()}
-    parameters = dict(model.named_parameters())
-    built = []
-    for layer in layers:
-        shape = parameters[layer.name].shape
-        built.append(
-            Layer(
-                name=layer.name.removesuffix(".weight"),
-                weight=layer.name,
-                out_units=unit[layer.out.numpy()],
-                in_units=unit[layer.into.numpy()],
-                kernel=tuple(shape[2:]),
-                conv_groups=1 if layer.conv is None else layer.conv.groups,
-                transposed=layer.conv is not None and layer.conv.transposed,
-                positions=layer.positions,
-                norm=layer.norm,
-                calls=layer.calls,
-            )
+    built = [
+        Layer(
+            name=layer_name(layer.name),
+            weight=layer.name,
+            out_units=unit[layer.out.numpy()],
+            in_units=unit[layer.into.numpy()],
+            kernel=layer.kernel,
+            conv_groups=layer.groups,
+            in_axis=layer.in_axis,
+            positions=layer.positions,
+            norm=layer.norm,
+            calls=layer.calls,
+            computed=layer.computed,
         )
+        for layer in layers
+    ]
+    seen = {layer.name for layer in built}
     unseen = tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-        and not any(
-            key == f"{name}.weight" or key.startswith(f"{name}.parametrizations")
-            for key in trace.layers
-        )
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and name not in seen
     )
     return ChannelGraph(
         tuple(groups),
@@ -279,8 +316,9 @@ def build_graph(
         unseen,
         input_shapes,
         itemsize,
-        {name: parameter.numel() for name, parameter in parameters.items()},
-        weakref.ref(model),
+        {name: parameter.numel() for name, parameter in model.named_parameters()},
+        tuple(sorted(trace.norms)),
+        network=weakref.ref(model),
     )
 
 
@@ -297,11 +335,11 @@ def _components(trace: Trace) -> np.ndarray:
     return smallest[raw]
 
 
-def _readers(trace: Trace, component: np.ndarray, layers: list) -> dict[str, set[int]]:  # type: ignore[type-arg]
+def _readers(component: np.ndarray, layers: list[LayerTrace]) -> dict[str, set[int]]:
     """Per layer, the components that it consumes: dense layers only."""
     read: dict[str, set[int]] = {}
     for layer in layers:
-        dense = layer.conv is None or layer.conv.groups == 1
+        dense = layer.groups == 1
         roots = component[layer.into.numpy()[layer.into.numpy() != FROZEN]]
         read[layer.name] = set(roots.tolist()) if dense else set()
     return read

@@ -197,7 +197,8 @@ def _task(
 ) -> _Task | None:
     """What is to be solved of `layer`; None where least squares does not apply."""
     now = graph.layer(layer.name)
-    if not now.dense or now.transposed or len(now.in_units) * prod(now.kernel) > WIDEST:
+    entries = len(now.in_units) * prod(now.kernel)
+    if not now.dense or now.transposed or now.computed or entries > WIDEST:
         return None
     there = {unit: place for place, unit in enumerate(target_graph.layer(layer.name).out_units)}
     has_bias = _bias_of(layer) in dict(small.named_parameters())

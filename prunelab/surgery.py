@@ -1,6 +1,7 @@
 """Editing networks: `masked`, `cut` and `rebuild`, the only code that does.
 
-All three return a new module and leave the given one as it is. May import values, channels.
+All three return a new module and leave the given one as it is. May import values, channels,
+truth.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadModel, IllegalPlan
+from prunelab.truth import tell_the_truth
 from prunelab.values import WidthPlan
 
 
@@ -22,22 +24,11 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
 
     `graph` describes `model` (after earlier cuts: `graph.after(...)`); hooks, buffers, dtype,
     device, memory format, flags and tied parameters survive. Raises `BadModel` when the network
-    does not fit the graph, `IllegalPlan` when the plan keeps units that it no longer has.
+    does not fit the graph or cannot be copied, `IllegalPlan` when the plan keeps units that it no
+    longer has.
     """
     _check(model, graph, plan)
-    alive = graph.alive(plan)
-    small = copy.deepcopy(model)
-    state = dict(_tensors(small))
-    cuts: dict[str, Tensor] = {}
-    for (name, axis), units in graph.slots.items():
-        stays = alive[units]
-        if stays.all():
-            continue
-        positions = torch.from_numpy(np.flatnonzero(stays))
-        tensor = cuts.get(name, state[name])
-        cuts[name] = tensor.detach().index_select(axis, positions.to(tensor.device))
-    replace_tensors(small, cuts)
-    return small
+    return copy_with(model, cut_tensors(model, graph, plan))
 
 
 def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
@@ -48,17 +39,25 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     """
     _check(model, graph, plan)
     alive = graph.alive(plan)
-    same = copy.deepcopy(model)
-    state = dict(same.named_parameters())
-    with torch.no_grad():
-        for layer in graph.layers:
-            gone = ~alive[layer.in_units]
-            if layer.dense and gone.any():
-                axis = 0 if layer.transposed else 1
-                columns = torch.from_numpy(np.flatnonzero(gone))
-                weight = state[layer.weight]
-                weight.index_fill_(axis, columns.to(weight.device), 0.0)
-    return same
+    state = dict(_tensors(model))
+    lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
+    changed: dict[str, Tensor] = {}
+    for layer in graph.layers:
+        gone = ~alive[layer.in_units]
+        if not layer.dense or not gone.any():
+            continue
+        name, axis = layer.weight, layer.in_axis
+        columns = torch.from_numpy(np.flatnonzero(gone))
+        if name in lengths:
+            length, own = lengths[name]
+            if own == axis:  # zero lengths, for a direction of zero is no direction
+                name = length
+            else:
+                before = state[name].detach()
+                after = _without(before, axis, columns)
+                changed[length] = state[length].detach() * _norm(after, own) / _norm(before, own)
+        changed[name] = _without(state[name].detach(), axis, columns)
+    return copy_with(model, changed)
 
 
 def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
@@ -72,6 +71,75 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     return cut(model, graph, plan)
 
 
+def cut_tensors(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> dict[str, Tensor]:
+    """The parameters and buffers that `plan` changes, without the units that it drops."""
+    alive = graph.alive(plan)
+    state = dict(_tensors(model))
+    taken: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, axis), units in graph.slots.items():
+        stays = alive[units]
+        if not stays.all():
+            taken.setdefault(name, []).append((axis, torch.from_numpy(np.flatnonzero(stays))))
+    cuts = {name: _only(state[name].detach(), axes) for name, axes in taken.items()}
+    for direction, length, own in graph.norms:  # what is left of a direction keeps its scale
+        others = [(axis, at) for axis, at in taken.get(direction, []) if axis != own]
+        if others:
+            before = state[direction].detach()
+            ratio = _norm(_only(before, others), own) / _norm(before, own)
+            kept = [(axis, at) for axis, at in taken[direction] if axis == own]
+            cuts[length] = _only(state[length].detach() * ratio, kept)
+    return cuts
+
+
+def _only(tensor: Tensor, axes: list[tuple[int, Tensor]]) -> Tensor:
+    """`tensor` at the given positions of some axes; the sharpest cut first."""
+    for axis, positions in sorted(axes, key=lambda pair: len(pair[1]) / tensor.shape[pair[0]]):
+        tensor = tensor.index_select(axis, positions.to(tensor.device))
+    return tensor
+
+
+def _without(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+    return tensor.index_fill(axis, positions.to(tensor.device), 0.0)
+
+
+def _norm(direction: Tensor, axis: int) -> Tensor:
+    """The norm of `direction` over every axis but one."""
+    others = [other for other in range(direction.ndim) if other != axis]
+    return torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+
+
+# ---------------------------------------------------------------- copies
+
+
+def copy_with(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False
+) -> nn.Module:
+    """A copy of `model` with `tensors` in the place of the parameters and buffers of these names.
+
+    What is replaced is never copied; with `share` the rest is not either, so the copy is to be
+    read only. Raises `BadModel` when the network cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    for name, old in _tensors(model):
+        if name in tensors:
+            memo[id(old)] = _like(old, tensors[name])
+        elif share:
+            memo[id(old)] = old
+    for module in model.modules():
+        for value in vars(module).values():  # a weight that an old weight norm left behind
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        made: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise BadModel(
+            f"The network cannot be copied ({type(error).__name__}: {error}); prunelab works on "
+            "copies so that yours stays as it is. Remove what deepcopy cannot take."
+        ) from error
+    _settle(made, tensors)
+    return made
+
+
 def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put `tensors` in the place of the parameters and buffers of these names, in `model`.
 
@@ -83,45 +151,35 @@ def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if value is not None:
                 owners.setdefault(id(value), []).append((module, key))
     state = dict(_tensors(model))
-    touched: dict[nn.Module, dict[str, torch.Size]] = {}
     for name, tensor in tensors.items():
-        old = state[name]
-        if tensor.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last):
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
-        new: Tensor = tensor
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(tensor, requires_grad=old.requires_grad)
-        for module, key in owners[id(old)]:
+        new = _like(state[name], tensor)
+        for module, key in owners[id(state[name])]:
             if key in module._parameters:
                 module._parameters[key] = new  # type: ignore[assignment]
             else:
                 module._buffers[key] = new
-            touched.setdefault(module, {})[key] = old.shape
-    for module, shapes in touched.items():
-        _tell_the_truth(module, shapes)
+    _settle(model, tensors)
 
 
-def _tell_the_truth(module: nn.Module, old: Mapping[str, torch.Size]) -> None:
-    """Make a module's own account of its widths follow the shapes of its tensors."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        assert isinstance(weight, Tensor)
-        if module.groups > 1:
-            axis = 0
-            before = old["weight"][axis] if "weight" in old else weight.shape[axis]
-            module.groups = module.groups * weight.shape[axis] // before
-        out_axis, in_axis = (1, 0) if module.transposed else (0, 1)
-        outs, ins = weight.shape[out_axis], weight.shape[in_axis]
-        module.out_channels = outs * (module.groups if module.transposed else 1)
-        module.in_channels = ins * (1 if module.transposed else module.groups)
-    elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sized = weight if isinstance(weight, Tensor) else module.running_mean
-        if isinstance(sized, Tensor):
-            module.num_features = sized.shape[0]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
+def _like(old: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` with the memory format and the flags of `old`."""
+    for rank, memory in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.ndim == rank and old.is_contiguous(memory_format=memory):
+            tensor = tensor.contiguous(memory_format=memory)
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad=old.requires_grad)
+    return tensor
+
+
+def _settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
+    """Make the modules whose tensors changed tell the truth about their widths."""
+    ids = {id(tensor) for name, tensor in _tensors(model) if name in changed}
+    for module in model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for part in getattr(module, "parametrizations", {}).values():
+            own += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        if any(id(tensor) in ids for tensor in own):
+            tell_the_truth(module)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -20,8 +20,8 @@ PACKAGE = ROOT / "prunelab"
 # A module imports from its own layer and from those above it in this list, never from below.
 LAYERS = [
     {"errors"},
-    {"values", "fashion", "calls"},
-    {"ledger", "labels", "tracing", "channels", "surgery"},
+    {"values", "fashion", "coupling", "calls", "truth"},
+    {"ledger", "labels", "tracing", "channels", "surgery", "probe"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store"},
     {"repair", "training", "methods", "terminal", "doctor", "verbs"},
     {"bench"},

@@ -1,0 +1,406 @@
+"""Which networks can be traced and cut, and whether the cut ones are exact.
+
+    python tests/benchmarks/coverage.py                # all of torchvision, into coverage.md
+    python tests/benchmarks/coverage.py --only resnet  # names that hold this text, printed only
+    python tests/benchmarks/coverage.py --timm         # a choice of timm's networks as well
+
+Every network is built with random weights and random BatchNorm statistics and looked at in a
+process of its own. `prunable` is the share of the weights of convolutions and linear layers that
+some prunable group can take away; `error` compares, in float64, the outputs of the cut and the
+masked network at a random plan (30 to 70 % of the units of every prunable group dropped);
+`train` says whether the cut network then runs in training mode. Times are of one thread, the
+least of two runs; `x` counts plain forward passes. Torch-Pruning's graph is built on the same
+network in the same process, where the package is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+PAGE = HERE.with_suffix(".md")
+MEMORY = 19  # GB, for one network
+TIMM = """
+    resnetblur50 resnetaa50 res2net50_26w_4s res2next50 resnest26d resnest50d_1s4x24d dpn68b
+    hrnet_w18_small ghostnet_100 tf_efficientnet_b0 tf_efficientnetv2_b0 mixnet_s cspresnet50
+    cspdarknet53 ese_vovnet19b_dw repvgg_a0 nfnet_l0 dm_nfnet_f0 resnetv2_50 resnetv2_50x1_bit
+    tresnet_m coatnet_nano_rw_224 convmixer_768_32 convnext_atto convnextv2_atto regnetx_002
+    darknet53 legacy_xception inception_resnet_v2 inception_v4 levit_128s mobilevit_xxs
+    mobilevitv2_050 edgenext_xx_small fastvit_t8 hardcorenas_a selecsls42b dla34 dla60_res2net
+    nasnetalarge pnasnet5large bat_resnext26ts gcresnet33ts eca_resnet33ts skresnet18 halonet26t
+    botnet26t_256 mobileone_s0 poolformer_s12 visformer_tiny vgg11_bn densenet121 seresnet33ts
+    resnet18d lambda_resnet26t rexnet_100 efficientformer_l1 fbnetv3_b mnasnet_100 spnasnet_100
+    tinynet_a lcnet_050 semnasnet_075 mobilenetv4_conv_small hgnet_tiny vovnet39a starnet_s1
+    rdnet_tiny focalnet_tiny_srf inception_next_tiny caformer_s18 repghostnet_050 ghostnetv2_100
+    fasternet_t0 xcit_nano_12_p16_224 davit_tiny cspresnext50 seresnext26d_32x4d regnetz_b16
+""".split()
+
+
+# ---------------------------------------------------------------- networks and their inputs
+
+
+def names(timm: bool) -> list[str]:
+    """Every network of torchvision, and the chosen ones of timm."""
+    from torchvision import models
+
+    listed = list(models.list_models())
+    return listed + ([f"timm/{name}" for name in TIMM] if timm else [])
+
+
+def build(name: str) -> tuple[Any, Any, Any]:
+    """A network, inputs for evaluation, and other ones for training (None: the same)."""
+    import torch
+
+    torch.manual_seed(0)
+    if name.startswith("timm/"):
+        return _from_timm(name.removeprefix("timm/"))
+    from torchvision import models
+
+    options: dict[str, Any] = {"weights": None}
+    if name.startswith("quantized_"):
+        options["quantize"] = False
+    kind = models.get_model_builder(name).__module__.split(".")[2]
+    if kind in ("detection", "segmentation"):
+        options["weights_backbone"] = None
+    if kind == "detection":
+        return _detector(models, name, options)
+    if kind == "segmentation":
+        options["aux_loss"] = True
+    if "googlenet" in name or "inception" in name:
+        options |= {"aux_logits": True, "init_weights": False}
+    model = models.get_model(name, **options)
+    if kind == "optical_flow":
+        return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128), 2), None
+    return model, torch.randn(1, *_size(kind, name)), None
+
+
+def _size(kind: str, name: str) -> tuple[int, ...]:
+    if kind == "video":
+        if name.startswith("mvit"):
+            return 3, 16, 224, 224
+        return (3, 16, 224, 224) if name == "s3d" else (3, 8, 64, 64)
+    if "inception" in name:
+        return 3, 299, 299
+    if name.startswith(("vit", "maxvit")):
+        return 3, 224, 224
+    return 3, 64, 64
+
+
+def _detector(models: Any, name: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    import torch
+
+    if "rcnn" in name:
+        options |= {"min_size": 128, "max_size": 160, "box_score_thresh": 0.0}
+        options |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 10}
+    elif not name.startswith("ssd"):
+        options |= {"min_size": 128, "max_size": 160}
+    if "rcnn" not in name:
+        options |= {"score_thresh": 0.0, "detections_per_img": 10, "topk_candidates": 50}
+    model = models.get_model(name, **options)
+    image = torch.rand(3, 128, 144)
+    box = torch.tensor([[10.0, 12.0, 90.0, 100.0], [30.0, 20.0, 70.0, 60.0]])
+    target = {"boxes": box, "labels": torch.tensor([1, 2])}
+    if "keypoint" in name:
+        target["labels"] = torch.tensor([1, 1])
+        target["keypoints"] = torch.rand(2, 17, 3) * 40 + 20
+        target["keypoints"][..., 2] = 1
+    if "mask" in name:
+        target["masks"] = (torch.rand(2, 128, 144) > 0.5).to(torch.uint8)
+    return model, ([image],), ([image, image.clone()], [target, target])
+
+
+def _from_timm(name: str) -> tuple[Any, Any, Any]:
+    import timm
+    import torch
+
+    model = timm.create_model(name, pretrained=False)
+    config = model.pretrained_cfg
+    sizes = [64, 96, 128, 160, 192, config["input_size"][-1]]
+    if config.get("fixed_input_size"):
+        sizes = sizes[-1:]
+    model.eval()
+    for size in sizes:
+        x = torch.randn(1, 3, size, size)
+        with contextlib.suppress(Exception), torch.no_grad():
+            model(x)
+            return model, x, None
+    raise RuntimeError(f"{name} runs on no size that was tried")
+
+
+def randomise(model: Any) -> None:
+    """Statistics and scales that a trained network could have, so that nothing hides at zero."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(getattr(module, "running_var", None), torch.Tensor):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1 or not bool(parameter.any()):
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+# ---------------------------------------------------------------- one network
+
+
+def child(name: str, compare: bool) -> dict[str, Any]:
+    """Everything about one network, in this process."""
+    import copy
+
+    import torch
+
+    import prunelab as pl
+    from prunelab.tracing import runner
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model, inputs, train_inputs = build(name)
+    randomise(model)
+    model.eval()
+    params = sum(parameter.numel() for parameter in model.parameters())
+    found: dict[str, Any] = {"name": name, "params": params}
+    run = runner(inputs)
+    with torch.no_grad():
+        forward = least(lambda: run(model), 2 if params < 2e8 else 1)
+    found["forward"] = forward
+    started = time.perf_counter()
+    graph = pl.trace(model, inputs, train_inputs=train_inputs)
+    found["trace"] = time.perf_counter() - started
+    if found["trace"] < 5:
+        found["trace"] = min(
+            found["trace"], least(lambda: pl.trace(model, inputs, train_inputs=train_inputs), 1)
+        )
+    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    prunable = [group for group in graph.groups if group.prunable]
+    found |= {"groups": len(prunable), "units": sum(group.width for group in prunable)}
+    found["prunable"] = share(model, graph)
+    found["unseen"] = list(graph.unseen)
+    found["why"] = reasons(graph)
+    if compare and params < 4e8:
+        found["torch_pruning"] = torch_pruning(model, inputs)
+    found |= exactness(model, graph, inputs, train_inputs, copy, params)
+    return found
+
+
+def share(model: Any, graph: Any) -> float:
+    """The share of the weights that stands in a row or a column of some prunable group."""
+    import numpy as np
+
+    can = np.zeros(graph.units + 1, dtype=bool)
+    for group in graph.groups:
+        can[group.first : group.first + group.width] = group.prunable
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    reached = whole = 0.0
+    for layer in graph.layers:
+        outs, ins = can[layer.out_units].mean(), can[layer.in_units].mean()
+        size = sizes.get(layer.weight, 0)
+        whole += size
+        reached += size * (1 - (1 - outs) * (1 - ins)) if layer.dense else size * outs
+    for name in graph.unseen:
+        whole += sizes.get(f"{name}.weight", 0)
+    return reached / max(1, whole)
+
+
+def reasons(graph: Any) -> dict[str, int]:
+    """How many units are frozen for which reason."""
+    found: dict[str, int] = {}
+    for group in graph.groups:
+        if not group.prunable:
+            found[group.why] = found.get(group.why, 0) + group.width
+    return dict(sorted(found.items(), key=lambda pair: -pair[1])[:6])
+
+
+def exactness(
+    model: Any, graph: Any, inputs: Any, train_inputs: Any, copy: Any, params: int
+) -> dict[str, Any]:
+    """Cut against masked at a random plan, in evaluation mode; then the cut one in training."""
+    import numpy as np
+    import torch
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    import prunelab as pl
+    from prunelab.tracing import runner
+
+    rng = np.random.default_rng(1)
+    drop = {}
+    for group in graph.groups:
+        if group.prunable:
+            count = max(1, min(group.width - 1, round(group.width * rng.uniform(0.3, 0.7))))
+            drop[group.name] = rng.choice(group.width, count, replace=False)
+    plan = pl.WidthPlan.full(graph).drop(drop)
+    double = params < 4e8
+    single = inputs
+    if double:
+        model = model.double()
+
+        def cast(x: Any) -> Any:
+            real = isinstance(x, torch.Tensor) and x.is_floating_point()
+            return x.double() if real else x
+
+        inputs = tree_map(cast, inputs)
+    with torch.no_grad():
+        small = pl.cut(model, graph, plan)
+        same = pl.masked(model, graph, plan)
+        want = [x for x in tree_leaves(runner(inputs)(same)) if isinstance(x, torch.Tensor)]
+        del same
+        got = [x for x in tree_leaves(runner(inputs)(small)) if isinstance(x, torch.Tensor)]
+    if [x.shape for x in got] != [x.shape for x in want]:
+        error = float("inf")
+    else:
+        pairs = [(a.double(), b.double()) for a, b in zip(got, want, strict=True) if a.numel()]
+        error = max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
+    found: dict[str, Any] = {"error": error, "double": double}
+    before = sum(parameter.numel() for parameter in model.parameters())
+    found["left"] = sum(parameter.numel() for parameter in small.parameters()) / before
+    inputs = single if train_inputs is None else train_inputs
+    if train_inputs is None and isinstance(inputs, torch.Tensor):
+        inputs = torch.cat([inputs, inputs])  # BatchNorm wants two
+    try:
+        small = small.float().train()
+        losses = [x for x in tree_leaves(runner(inputs)(small)) if isinstance(x, torch.Tensor)]
+        sum(x.float().square().mean() for x in losses if x.requires_grad).backward()
+        found["train"] = "yes"
+    except Exception as problem:
+        found["train"] = f"{type(problem).__name__}: {problem}"[:200]
+    return found
+
+
+def torch_pruning(model: Any, inputs: Any) -> float | str | None:
+    """Seconds that Torch-Pruning takes to build its graph of the same network."""
+    try:
+        import torch_pruning as tp
+    except ImportError:
+        return None
+    import copy
+
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError()))
+    signal.alarm(120)
+    try:
+        theirs = copy.deepcopy(model)
+        arguments = list(inputs) if isinstance(inputs, tuple) else inputs
+        started = time.perf_counter()
+        tp.DependencyGraph().build_dependency(theirs, example_inputs=arguments)
+        return time.perf_counter() - started
+    except Exception as problem:
+        return type(problem).__name__
+    finally:
+        signal.alarm(0)
+
+
+def least(action: Callable[[], Any], times: int) -> float:
+    """The least seconds of some runs."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+# ---------------------------------------------------------------- all networks
+
+
+def rows(chosen: list[str], compare: bool, limit: int) -> Iterator[dict[str, Any]]:
+    """One network after the other, each in a process of its own, guarded."""
+    for name in chosen:
+        command = [sys.executable, str(HERE), "--child", name]
+        command += ["--compare"] if compare else []
+        guard = MEMORY * 10**9
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=limit,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (guard, guard)),
+            )
+            yield json.loads(done.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            yield {"name": name, "failed": f"longer than {limit} s"}
+        except (IndexError, json.JSONDecodeError):
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            yield {"name": name, "failed": last[:300]}
+
+
+HEAD = (
+    "| network | params M | groups | units | prunable | error | train | trace s | x forward "
+    "| Torch-Pruning s | ratio |\n|--|--:|--:|--:|--:|--:|--|--:|--:|--:|--:|"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    if "failed" in row:
+        return f"| {row['name']} | FAILED: {row['failed']} |" + " |" * 9
+    theirs = row.get("torch_pruning")
+    timed = isinstance(theirs, float)
+    error = f"{row['error']:.0e}" + ("" if row["double"] else " (float32)")
+    return (
+        f"| {row['name']} | {row['params'] / 1e6:.1f} | {row['groups']} | {row['units']} "
+        f"| {row['prunable']:.0%} | {error} | {row['train']} | {row['trace']:.2f} "
+        f"| {row['trace'] / row['forward']:.1f} | {f'{theirs:.2f}' if timed else theirs or '-'} "
+        f"| {f'''{row['trace'] / theirs:.1f}''' if timed else '-'} |"
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="a text in the name, or a pattern with *")
+    parser.add_argument("--timm", action="store_true", help="networks of timm as well")
+    parser.add_argument("--no-compare", action="store_true", help="leave Torch-Pruning out")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
+    parser.add_argument("--log", type=Path, help="write rows as JSON lines, and skip those there")
+    parser.add_argument("--write", type=Path, help=f"write the table here; {PAGE.name} for all")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--compare", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        print(json.dumps(child(asked.child, asked.compare)))
+        return
+    chosen = names(asked.timm)
+    if asked.only:
+        pattern = asked.only if "*" in asked.only else f"*{asked.only}*"
+        chosen = [name for name in chosen if fnmatch.fnmatch(name, pattern)]
+    known = {}
+    if asked.log and asked.log.exists():
+        known = {row["name"]: row for row in map(json.loads, asked.log.read_text().splitlines())}
+    print(HEAD)
+    lines = []
+    for name in chosen:
+        row = known.get(name)
+        if row is None:
+            row = next(rows([name], not asked.no_compare, asked.limit))
+            if asked.log:
+                with asked.log.open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+        lines.append(line(row))
+        print(lines[-1], flush=True)
+        for why, units in row.get("why", {}).items() if asked.only else ():
+            print(f"    {units} units: {why}")
+        if asked.only and row.get("unseen"):
+            print(f"    unseen: {row['unseen']}")
+    page = asked.write or (None if asked.only else PAGE)
+    if page:
+        intro = __doc__.split("\n\n", 2)
+        page.write_text(f"# {intro[0]}\n\n{intro[2]}\n{HEAD}\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parents[2]))
+    main()
