@@ -8,14 +8,14 @@ unit numbers after cuts.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
 
 from prunelab.errors import UnknownName
 from prunelab.labels import FROZEN, LayerTrace, Trace, layer_name
@@ -231,55 +231,39 @@ def build_graph(
 ) -> ChannelGraph:
     """Groups from what running on labels found: components of labels, then sets of producers."""
     component = _components(trace)
-    reasons: dict[int, str] = {}
-    for labels, why in trace.frozen:
-        for label in labels.tolist():
-            reasons.setdefault(int(component[label]), why)
-
-    bent = {int(component[label]) for labels in trace.inexact for label in labels.tolist()}
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
-    made_by: dict[int, list[str]] = {}
-    residual: dict[int, int] = {}
-    for layer in layers:
-        name = layer_name(layer.name)
-        dense = layer.groups == 1
-        for root in dict.fromkeys(component[layer.out[layer.out != FROZEN].numpy()].tolist()):
-            made_by.setdefault(root, []).append(name)
-            residual[root] = residual.get(root, 0) + dense
-
-    # Components come up in the order of the layers and of their channels.
-    members: dict[tuple[str, ...], list[int]] = {}
-    for root, makers in made_by.items():
-        members.setdefault(tuple(makers), []).append(root)
-    readers = _readers(component, layers)
+    reasons = _reasons(trace, component)
+    bent = set(np.unique(component[_joined(trace.inexact)]).tolist())
+    makers, maker, dense = _makers(component, layers)
+    readers = _readers(component, maker, layers)
 
     number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     first = 0
-    for names, roots in members.items():
+    # Roots come up in the order of the layers and of their channels.
+    order, starts = np.unique(maker, return_index=True)
+    for made in order[np.argsort(starts)].tolist():
+        if not makers[made]:
+            continue
+        names, roots = makers[made], np.flatnonzero(maker == made)
         taken[names[0]] = taken.get(names[0], 0) + 1
         suffix = f"#{taken[names[0]]}" if taken[names[0]] > 1 else ""
         number[roots] = np.arange(first, first + len(roots))
-        why = next((reasons[root] for root in roots if root in reasons), "")
+        why = next((reasons[root] for root in roots.tolist() if root in reasons), "")
         if not why and len(roots) == 1:
             why = "it is one unit, and one must stay"
-        consumers = [
-            layer_name(layer.name)
-            for layer in layers
-            if not readers[layer.name].isdisjoint(roots)
-        ]
         groups.append(
             ChannelGroup(
                 name=names[0] + suffix,
                 width=len(roots),
                 units=tuple(range(len(roots))),
                 producers=names,
-                consumers=tuple(consumers),
+                consumers=tuple(readers.get(made, ())),
                 why=why,
                 first=first,
-                residual=residual[roots[0]] > 1,
-                inexact=not bent.isdisjoint(roots),
+                residual=int(dense[roots[0]]) > 1,
+                inexact=not bent.isdisjoint(roots.tolist()),
             )
         )
         first += len(roots)
@@ -335,11 +319,45 @@ def _components(trace: Trace) -> np.ndarray:
     return smallest[raw]
 
 
-def _readers(component: np.ndarray, layers: list[LayerTrace]) -> dict[str, set[int]]:
-    """Per layer, the components that it consumes: dense layers only."""
-    read: dict[str, set[int]] = {}
+def _joined(labels: Sequence[Tensor]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.int64), *(some.numpy() for some in labels)])
+
+
+def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
+    """Per component that must stay, the first reason found."""
+    which = np.repeat(np.arange(len(trace.frozen)), [len(some) for some, _ in trace.frozen])
+    roots, first = np.unique(
+        component[_joined([some for some, _ in trace.frozen])], return_index=True
+    )
+    said = which[first].tolist()
+    return {root: trace.frozen[at][1] for root, at in zip(roots.tolist(), said, strict=True)}
+
+
+def _makers(
+    component: np.ndarray, layers: Sequence[LayerTrace]
+) -> tuple[list[tuple[str, ...]], np.ndarray, np.ndarray]:
+    """The sets of layers that make the same components; per component its set, and how many of
+    its makers are dense."""
+    sets: list[tuple[str, ...]] = [()]
+    maker = np.zeros(len(component), dtype=np.int64)
+    dense = np.zeros(len(component), dtype=np.int64)
     for layer in layers:
-        dense = layer.groups == 1
-        roots = component[layer.into.numpy()[layer.into.numpy() != FROZEN]]
-        read[layer.name] = set(roots.tolist()) if dense else set()
+        roots = np.unique(component[layer.out[layer.out != FROZEN].numpy()])
+        dense[roots] += layer.groups == 1
+        before, which = np.unique(maker[roots], return_inverse=True)
+        maker[roots] = len(sets) + which
+        sets += [(*sets[old], layer_name(layer.name)) for old in before.tolist()]
+    return sets, maker, dense
+
+
+def _readers(
+    component: np.ndarray, maker: np.ndarray, layers: Sequence[LayerTrace]
+) -> dict[int, list[str]]:
+    """Per set of makers, the dense layers that read what it makes."""
+    read: dict[int, list[str]] = {}
+    for layer in layers:
+        if layer.groups == 1:
+            roots = component[layer.into[layer.into != FROZEN].numpy()]
+            for made in np.unique(maker[roots]).tolist():
+                read.setdefault(made, []).append(layer_name(layer.name))
     return read

@@ -85,14 +85,14 @@ def _survives(
         for double in (False, True):
             # float32 rounding is amplified by deep random networks: doubt is settled in float64
             if double:
-                small = copy_with(model, cuts).double()
-            if _agree(model, small, graph, plan, run, double, exact):
+                small_double = copy_with(model, cuts).double()
+            if _agree(model, small_double if double else small, graph, plan, run, double, exact):
                 break
         else:
             return False
         if train is not None:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                train(copy_with(model, cuts, share=True))
+                train(small)
     except Exception:  # whatever its forward raises, it is the cut that made it
         return False
     return True

@@ -94,8 +94,22 @@ def cut_tensors(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> dict[
 def _only(tensor: Tensor, axes: list[tuple[int, Tensor]]) -> Tensor:
     """`tensor` at the given positions of some axes; the sharpest cut first."""
     for axis, positions in sorted(axes, key=lambda pair: len(pair[1]) / tensor.shape[pair[0]]):
-        tensor = tensor.index_select(axis, positions.to(tensor.device))
+        run = _run(positions, tensor.shape[axis])
+        if run > 1:  # a linear layer behind a flatten reads many features of a channel
+            blocks = tensor.unflatten(axis, (-1, run))
+            kept = (positions[::run] // run).to(tensor.device)
+            tensor = blocks.index_select(axis, kept).flatten(axis, axis + 1)
+        else:
+            tensor = tensor.index_select(axis, positions.to(tensor.device))
     return tensor
+
+
+def _run(positions: Tensor, size: int) -> int:
+    """The length of the blocks, side by side, of which `positions` along an axis are made."""
+    at = positions.numpy()
+    breaks = np.flatnonzero(np.diff(at) != 1) + 1
+    starts = at[np.concatenate([[0], breaks])]
+    return int(np.gcd.reduce([size, len(at), *starts, *np.diff([0, *breaks])]))
 
 
 def _without(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:

@@ -24,11 +24,13 @@ def spread(labels: Tensor, shape: Shape) -> Tensor:
 
 def compact(labels: Tensor) -> Tensor:
     """The same labels with every axis over which they are constant made one long."""
-    for axis in range(labels.ndim):
-        if labels.shape[axis] > 1:
-            first = labels.narrow(axis, 0, 1)
-            if labels.stride(axis) == 0 or bool((labels == first).all()):
-                labels = first
+    for axis, stride in enumerate(labels.stride()):
+        if stride == 0:
+            labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    for axis in varying(labels):
+        first = labels.narrow(axis, 0, 1)
+        if bool((labels == first).all()):
+            labels = first
     return labels.clone()
 
 
