@@ -1,13 +1,13 @@
 """Watching a network run: which convolution or linear layer is called, by weight identity.
 
 A layer is a *parameter*, not a module: functional calls, shared modules, and weights that are
-computed from parameters are seen all the same. May import coupling.operations and
-coupling.origins.
+computed from parameters are seen all the same. May import coupling.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunelab.coupling.layout import tensors_in
 from prunelab.coupling.operations import aten
 from prunelab.coupling.origins import Origin, origin_after
 
@@ -46,6 +47,14 @@ class Call:
     bias: Tensor | None
     conv: Conv | None
     origin: Origin
+
+
+@cache
+def _composite(func: Any) -> bool:
+    """Whether an operation is made of others by definition."""
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    )
 
 
 class Watch(TorchDispatchMode):
@@ -88,9 +97,7 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        ):  # inference mode hands these over whole
+        if _composite(func):  # inference mode hands these over whole
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -107,12 +114,12 @@ class Watch(TorchDispatchMode):
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Note the origin of what was computed from parameters and buffers alone."""
         inputs = []
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and (tensor.ndim or tensor in self.origins):
-                origin = self.origins.get(tensor)
-                if origin is None:
-                    return
+        for tensor in tensors_in(*args, kwargs):
+            origin = self.origins.get(tensor)
+            if origin is not None:
                 inputs.append((tensor, origin))
+            elif tensor.ndim:
+                return
         if not inputs or out is args[0]:
             return
         origin = origin_after(func, args, kwargs, inputs, out)

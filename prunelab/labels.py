@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunelab.calls import Call, Watch
 from prunelab.coupling import arithmetic
 from prunelab.coupling.book import FROZEN, Book, Edge, LayerTrace, Trace
-from prunelab.coupling.layout import compact, spread, varying, widened
+from prunelab.coupling.layout import compact, spread, tensors_in, varying, widened
 from prunelab.coupling.operations import (
     ALONG,
     ATTENTION,
@@ -162,7 +162,7 @@ class LabelMode(Watch):
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Labels of what any other operation gives."""
         packet, book = func.overloadpacket, self.book
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = tensors_in(*args, kwargs)
         if packet in VIEWS:
             for made in tree_leaves(out):
                 self._bases[made] = (args[0], func, args[1:], kwargs)

@@ -1,7 +1,7 @@
 """The probe: cut a network, run it beside the masked one, and compare layer by layer.
 
 Network code that stores channel counts as integers cannot be cut there, and looks like any other
-in a trace. May import calls, channels, surgery, values.
+in a trace. May import calls, channels, surgery.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, Layer
 from prunelab.coupling.operations import aten
 from prunelab.surgery import copy_with, cut_tensors
-from prunelab.values import WidthPlan
 
 Run = Callable[[nn.Module], Any]
 HARD_CODED = "the network's code hard-codes its width"
@@ -63,30 +62,32 @@ def _shrunk(model: nn.Module, graph: ChannelGraph, run: Run, train: Run | None) 
     return graph
 
 
-def _plan(graph: ChannelGraph, names: Sequence[str]) -> WidthPlan:
-    """About a third of the units of these groups dropped, at random: odd and even counts."""
+def _thinned(graph: ChannelGraph, names: Sequence[str]) -> np.ndarray:
+    """A third of the units of these groups dropped, at random, in odd and even counts.
+
+    As `ChannelGraph.alive` gives it.
+    """
     rng = np.random.default_rng(0)
-    drop = {}
-    for name in names:
-        width = graph[name].width
-        count = min(width - 1, max(1, int(width * rng.uniform(0.2, 0.45))))
-        drop[name] = rng.choice(width, size=count, replace=False).tolist()
-    return WidthPlan.full(graph).drop(drop)
+    alive = np.ones(graph.units + 1, dtype=bool)
+    for group in (graph[name] for name in names):
+        count = min(group.width - 1, max(1, int(group.width * rng.uniform(0.2, 0.45))))
+        alive[group.first + rng.choice(group.width, size=count, replace=False)] = False
+    return alive
 
 
 def _survives(
     model: nn.Module, graph: ChannelGraph, names: Sequence[str], run: Run, train: Run | None
 ) -> bool:
-    plan = _plan(graph, names)
+    alive = _thinned(graph, names)
     exact = not any(graph[name].inexact for name in names)
     try:
-        cuts = cut_tensors(model, graph, plan)
+        cuts = cut_tensors(model, graph, alive)
         small = copy_with(model, cuts, share=True)
         for double in (False, True):
             # float32 rounding is amplified by deep random networks: doubt is settled in float64
             if double:
                 small_double = copy_with(model, cuts).double()
-            if _agree(model, small_double if double else small, graph, plan, run, double, exact):
+            if _agree(model, small_double if double else small, graph, alive, run, double, exact):
                 break
         else:
             return False
@@ -102,13 +103,12 @@ def _agree(
     model: nn.Module,
     small: nn.Module,
     graph: ChannelGraph,
-    plan: WidthPlan,
+    alive: np.ndarray,
     run: Run,
     double: bool,
     exact: bool,
 ) -> bool:
     """Whether every layer and output of the cut network is that of the masked one."""
-    alive = graph.alive(plan)
     layers = {layer.weight: layer for layer in graph.layers}
     whole = copy_with(model, {}).double() if double else model
     marks = []

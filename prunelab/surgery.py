@@ -28,7 +28,7 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     longer has.
     """
     _check(model, graph, plan)
-    return copy_with(model, cut_tensors(model, graph, plan))
+    return copy_with(model, cut_tensors(model, graph, graph.alive(plan)))
 
 
 def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
@@ -71,9 +71,11 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     return cut(model, graph, plan)
 
 
-def cut_tensors(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> dict[str, Tensor]:
-    """The parameters and buffers that `plan` changes, without the units that it drops."""
-    alive = graph.alive(plan)
+def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dict[str, Tensor]:
+    """The parameters and buffers that lose something, without the units that are not `alive`.
+
+    `alive` is as `ChannelGraph.alive` gives it.
+    """
     state = dict(_tensors(model))
     taken: dict[str, list[tuple[int, Tensor]]] = {}
     for (name, axis), units in graph.slots.items():
@@ -94,7 +96,7 @@ def cut_tensors(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> dict[
 def _only(tensor: Tensor, axes: list[tuple[int, Tensor]]) -> Tensor:
     """`tensor` at the given positions of some axes; the sharpest cut first."""
     for axis, positions in sorted(axes, key=lambda pair: len(pair[1]) / tensor.shape[pair[0]]):
-        run = _run(positions, tensor.shape[axis])
+        run = _run(positions, tensor.shape[axis]) if tensor.ndim == 2 else 1
         if run > 1:  # a linear layer behind a flatten reads many features of a channel
             blocks = tensor.unflatten(axis, (-1, run))
             kept = (positions[::run] // run).to(tensor.device)

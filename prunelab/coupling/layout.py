@@ -7,6 +7,7 @@ Nothing here knows what a label means. May import torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -124,8 +125,22 @@ def reduced(labels: Tensor, axes: list[int], rank: int) -> Tensor:
     return labels.reshape([size for axis, size in enumerate(labels.shape) if axis not in axes])
 
 
+def tensors_in(*given: Any) -> list[Tensor]:
+    """The tensors among the arguments of an operation, which nest one list deep."""
+    found = []
+    for argument in given:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, dict):
+            found += tensors_in(*argument.values())
+        elif isinstance(argument, (list, tuple)):
+            found += [item for item in argument if isinstance(item, Tensor)]
+    return found
+
+
+@lru_cache(maxsize=4096)
 def arange(size: int, rank: int, axis: int) -> Tensor:
-    """0 .. size-1 along `axis` of `rank` axes."""
+    """0 .. size-1 along `axis` of `rank` axes; shared, to be read only."""
     shape = [1] * rank
     shape[axis] = size
     return torch.arange(size).reshape(shape)
