@@ -102,6 +102,10 @@ class Watch(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        if func.overloadpacket in (aten.mm, aten.bmm):
+            out = self._as_layer(func.overloadpacket, *args[:2])
+            if out is not None:
+                return out
         out = self.run(func, args, kwargs)
         self._follow(func, args, kwargs, out)
         call = self.read(func, args)
@@ -110,6 +114,22 @@ class Watch(TorchDispatchMode):
         else:
             self.on_operation(func, args, kwargs, out)
         return out
+
+    def _as_layer(self, packet: Any, a: Tensor, b: Tensor) -> Tensor | None:
+        """A product with a parameter, written as the product of rows that a layer is."""
+        left, right = self.origin(a), self.origin(b)
+        if (left is None) == (right is None) or (packet is aten.mm and left is None):
+            return None
+        with self:
+            if packet is aten.mm:
+                return aten.mm(b.t(), a.t()).t()
+            if any(index.shape[0] > 1 for index in (left or right or Origin('', {})).axes.values()):
+                return None
+            if left is None:
+                rows = aten.mm(a.reshape(-1, a.shape[2]), b.select(0, 0))
+                return rows.view(*a.shape[:2], b.shape[2])
+            rows = aten.mm(b.transpose(1, 2).reshape(-1, b.shape[1]), a.select(0, 0).t())
+            return rows.view(b.shape[0], b.shape[2], a.shape[1]).transpose(1, 2)
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Note the origin of what was computed from parameters and buffers alone."""

@@ -104,7 +104,8 @@ class ChannelGraph:
 
     `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position.
     `unseen` are the layers that never ran. `norms` are weight norms: a direction, its length, and
-    the axis along which there is one length each. Widths are best kept at multiples of
+    the axis along which there is one length each; `bare` gives the unit of each channel that a
+    normalisation module without parameters reads. Widths are best kept at multiples of
     `round_to`.
     `graph[name]` finds a group by its name or by any of its producers'.
     """
@@ -117,6 +118,7 @@ class ChannelGraph:
     activation_itemsize: int = 4
     sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
     norms: tuple[tuple[str, str, int], ...] = ()
+    bare: Mapping[str, np.ndarray] = field(default_factory=dict)
     round_to: int = 1
     network: Callable[[], nn.Module | None] = lambda: None
     _names: dict[str, int] = field(init=False, repr=False)
@@ -177,11 +179,14 @@ class ChannelGraph:
                 conv_groups = conv_groups * len(ins) // len(layer.in_units)
             layers.append(replace(layer, out_units=outs, in_units=ins, conv_groups=conv_groups))
         slots = {key: units[alive[units]] for key, units in self.slots.items()}
+        bare = {name: units[alive[units]] for name, units in self.bare.items()}
         sizes = dict(self.sizes)
         for (name, axis), units in self.slots.items():
             if name in sizes:
                 sizes[name] = sizes[name] * len(slots[name, axis]) // len(units)
-        return replace(self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes)
+        return replace(
+            self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes, bare=bare
+        )
 
     def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """The same graph with these groups frozen, name to reason."""
@@ -302,6 +307,7 @@ def build_graph(
         itemsize,
         {name: parameter.numel() for name, parameter in model.named_parameters()},
         tuple(sorted(trace.norms)),
+        {name: unit[labels.numpy()] for name, labels in trace.bare.items()},
         network=weakref.ref(model),
     )
 

@@ -4,7 +4,7 @@ Every output channel of every convolution and linear layer gets a number, its la
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
 channel it came from; operations that only move data are run on the labels themselves. Where
 elementwise operations make labels meet, the two channels are coupled. An operation without a
-rule freezes what it touches: unknown fails safe. May import calls, coupling and errors.
+rule freezes what it touches: unknown fails safe. May import calls, coupling, truth and errors.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from prunelab.coupling.operations import (
 )
 from prunelab.coupling.rearrange import REGIONS, rearrange
 from prunelab.errors import TraceError
+from prunelab.truth import is_bare_norm
 
 __all__ = [
     "FROZEN", "NORMALISES_BATCH", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name",
@@ -241,6 +242,13 @@ class LabelMode(Watch):
         if layer is not None and weight is not None and weight.plain:
             self.book.trace.layers[layer].norm = weight.name.removesuffix(".weight")
 
+    def on_bare_norm(self, name: str, x: Tensor) -> None:
+        """A normalisation module without parameters, which knows its width, reads `x`."""
+        labels = self.book.column(x, 1, name)
+        if name in self.book.trace.bare:
+            self.book.unite(self.book.trace.bare[name], labels, f"the shared {name}")
+        self.book.trace.bare[name] = labels
+
     def _in_time(self, where: str) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise TraceError(
@@ -326,8 +334,19 @@ def run_on_labels(
 
     The network's state is the caller's to protect.
     """
-    with torch.no_grad(), mode:
-        out = run(model)
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: mode.on_bare_norm(name, args[0])
+        )
+        for name, module in model.named_modules()
+        if is_bare_norm(module)
+    ]
+    try:
+        with torch.no_grad(), mode:
+            out = run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):
             mode.book.freeze(mode.book.labels(leaf), outputs)

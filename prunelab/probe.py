@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunelab.calls import Call, Watch
-from prunelab.channels import ChannelGraph, Layer
+from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.operations import aten
-from prunelab.surgery import copy_with, cut_tensors
+from prunelab.surgery import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
 HARD_CODED = "the network's code hard-codes its width"
@@ -81,13 +81,12 @@ def _survives(
     alive = _thinned(graph, names)
     exact = not any(graph[name].inexact for name in names)
     try:
-        cuts = cut_tensors(model, graph, alive)
-        small = copy_with(model, cuts, share=True)
+        small = cut_to(model, graph, alive, share=True)
         for double in (False, True):
             # float32 rounding is amplified by deep random networks: doubt is settled in float64
             if double:
-                small_double = copy_with(model, cuts).double()
-            if _agree(model, small_double if double else small, graph, alive, run, double, exact):
+                doubled = cut_to(model, graph, alive).double()
+            if _agree(model, doubled if double else small, graph, alive, run, double, exact):
                 break
         else:
             return False
@@ -158,8 +157,8 @@ class _Masked(Watch):
     def on_call(self, call: Call, out: Tensor) -> None:
         """Note the sums of what comes out, and of its squares, for each channel that stays."""
         layer = self.layers.get(call.name)
-        if layer is None:
-            return
+        if layer is None or (layer.in_units == FIXED).all() and (layer.out_units == FIXED).all():
+            return  # it may work on the rows of channels that are gone
         if self.masks and out.shape[1] == len(layer.out_units):
             stays = torch.from_numpy(np.flatnonzero(self.alive[layer.out_units]))
             out = out.index_select(1, stays.to(out.device))
@@ -168,7 +167,7 @@ class _Masked(Watch):
 
 
 def in_double(run: Run, net: nn.Module) -> Any:
-    """Run a network of float64 on inputs that are made float64 on their way in."""
+    """Run a network of float64 on inputs made float64 on their way in, as are new tensors."""
     hook = net.register_forward_pre_hook(
         lambda _, args, kwargs: tree_map(
             lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x,
@@ -176,9 +175,12 @@ def in_double(run: Run, net: nn.Module) -> Any:
         ),
         with_kwargs=True,
     )
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
     try:
         return run(net)
     finally:
+        torch.set_default_dtype(usual)
         hook.remove()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadModel, IllegalPlan
-from prunelab.truth import tell_the_truth
+from prunelab.truth import tell_the_truth, tell_width
 from prunelab.values import WidthPlan
 
 
@@ -28,7 +28,21 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     longer has.
     """
     _check(model, graph, plan)
-    return copy_with(model, cut_tensors(model, graph, graph.alive(plan)))
+    return cut_to(model, graph, graph.alive(plan))
+
+
+def cut_to(
+    model: nn.Module, graph: ChannelGraph, alive: np.ndarray, *, share: bool = False
+) -> nn.Module:
+    """A copy of `model` with the units that are `alive`, as `ChannelGraph.alive` gives it.
+
+    With `share` it shares with `model` what it does not lose, and is to be read only.
+    """
+    small = copy_with(model, cut_tensors(model, graph, alive), share=share)
+    for name, units in graph.bare.items():
+        if not alive[units].all():
+            tell_width(small.get_submodule(name), int(alive[units].sum()))
+    return small
 
 
 def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:

@@ -36,6 +36,22 @@ def tell_the_truth(module: nn.Module) -> None:
         module.num_parameters = sized.shape[0]
 
 
+def is_bare_norm(module: nn.Module) -> bool:
+    """Whether it normalises channels by their number, and has no tensor that tells it."""
+    kinds = (nn.GroupNorm, nn.modules.batchnorm._NormBase)
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    return isinstance(module, kinds) and all(tensor is None for tensor in tensors)
+
+
+def tell_width(module: nn.Module, width: int) -> None:
+    """Tell a normalisation without parameters how many channels it gets."""
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * width // module.num_channels
+        module.num_channels = width
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = width
+
+
 def _refresh(module: nn.Module) -> None:
     """Compute anew a weight that hooks compute before each call (weight norm, pruning masks)."""
     left = vars(module).get("weight")

@@ -79,7 +79,7 @@ def _with_parameters(
     shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
     for axis in varying(labels):
         if shape[axis] > 1 and not any(index.shape[axis] > 1 for index in wide.values()):
-            book.freeze(labels, f"it meets {origin.name} in an unusual layout at {why}")
+            book.freeze(labels, f"it meets a part of {origin.name} at {why}")
             return
     book.index(Origin(origin.name, wide, origin.mixed, norms=origin.norms), labels, why)
 

@@ -59,7 +59,8 @@ class Trace:
     """All that running on labels found out. `slots` gives the labels along a tensor's axis.
 
     `norms` are weight norms, (direction, length, axis); `inexact` are labels of channels whose
-    normalisation changes with their number.
+    normalisation changes with their number; `bare` are the labels of what normalisation modules
+    without parameters read.
     """
 
     count: int = 1
@@ -69,6 +70,7 @@ class Trace:
     layers: dict[str, LayerTrace] = field(default_factory=dict)
     norms: set[tuple[str, str, int]] = field(default_factory=set)
     inexact: list[Tensor] = field(default_factory=list)
+    bare: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Book:

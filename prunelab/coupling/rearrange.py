@@ -65,6 +65,8 @@ def _part(book: Book, labels: Tensor, axis: int, size: int, start: int, length: 
     """The labels of channels start .. start+length-1 of `axis`."""
     if labels.shape[axis] == 1 or length >= size:
         return labels
+    if not along(labels, axis, size).narrow(axis, start, max(0, length)).any():
+        return torch.full((1,) * labels.ndim, FROZEN)  # no channel stands there (yet)
     if length < 1 or size % length or start % length:
         book.freeze(labels, FIXED_PART)
         return torch.full((1,) * labels.ndim, FROZEN)
@@ -112,6 +114,12 @@ def _unbind(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any)
     labels = _part(book, book.labels(x), axis, x.shape[axis], 0, 1).squeeze(axis)
     for part in out:
         book.put(part, labels)
+
+
+def _glu(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
+    x, axis = args[0], argument(func, args, kwargs, "dim", -1) % args[0].ndim
+    size = x.shape[axis]
+    book.put(out, _part(book, book.labels(x), axis, size, 0, size // 2))
 
 
 def _pick(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
@@ -283,6 +291,7 @@ RULES = {
     aten.split: _split,
     aten.split_with_sizes: _split,
     aten.unbind: _unbind,
+    aten.glu: _glu,
     aten.cat: _cat,
     aten.stack: _stack,
     aten.constant_pad_nd: _pad,

@@ -140,15 +140,26 @@ def _from_timm(name: str) -> tuple[Any, Any, Any]:
     raise RuntimeError(f"{name} runs on no size that was tried")
 
 
-def randomise(model: Any) -> None:
+def randomise(model: Any, run: Callable[[Any], Any]) -> None:
     """Statistics and scales that a trained network could have, so that nothing hides at zero."""
     import torch
 
-    for module in model.modules():
-        if isinstance(getattr(module, "running_var", None), torch.Tensor):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    def measure(module: Any, given: tuple[Any, ...]) -> None:
+        axes = [axis for axis in range(given[0].ndim) if axis != 1]
+        module.running_mean.copy_(given[0].mean(axes) * torch.rand(given[0].shape[1]))
+        spread = given[0].square().mean(axes)
+        module.running_var.copy_((spread + spread.mean()) * (0.5 + torch.rand(len(spread))))
+
+    hooks = [
+        module.register_forward_pre_hook(measure)
+        for module in model.modules()
+        if isinstance(getattr(module, "running_var", None), torch.Tensor)
+    ]
+    model.eval()
     with torch.no_grad():
+        run(model)
+        for hook in hooks:
+            hook.remove()
         for parameter in model.parameters():
             if parameter.ndim == 1 or float(parameter.abs().max()) < 1e-3:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -159,8 +170,6 @@ def randomise(model: Any) -> None:
 
 def child(name: str, compare: bool) -> dict[str, Any]:
     """Everything about one network, in this process."""
-    import copy
-
     import torch
 
     import prunelab as pl
@@ -169,11 +178,10 @@ def child(name: str, compare: bool) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     model, inputs, train_inputs = build(name)
-    randomise(model)
-    model.eval()
+    run = runner(inputs)
+    randomise(model, run)
     params = sum(parameter.numel() for parameter in model.parameters())
     found: dict[str, Any] = {"name": name, "params": params}
-    run = runner(inputs)
     with torch.no_grad():
         forward = least(lambda: run(model), 2 if params < 2e8 else 1)
     found["forward"] = forward
@@ -192,7 +200,7 @@ def child(name: str, compare: bool) -> dict[str, Any]:
     found["why"] = reasons(graph)
     if compare and params < 4e8:
         found["torch_pruning"] = torch_pruning(model, inputs)
-    found |= exactness(model, graph, inputs, train_inputs, copy, params)
+    found |= exactness(model, graph, inputs, train_inputs, params)
     return found
 
 
@@ -225,7 +233,7 @@ def reasons(graph: Any) -> dict[str, int]:
 
 
 def exactness(
-    model: Any, graph: Any, inputs: Any, train_inputs: Any, copy: Any, params: int
+    model: Any, graph: Any, inputs: Any, train_inputs: Any, params: int
 ) -> dict[str, Any]:
     """Cut against masked at a random plan, in evaluation mode; then the cut one in training."""
     import numpy as np
@@ -242,31 +250,18 @@ def exactness(
             count = max(1, min(group.width - 1, round(group.width * rng.uniform(0.3, 0.7))))
             drop[group.name] = rng.choice(group.width, count, replace=False)
     plan = pl.WidthPlan.full(graph).drop(drop)
-    double = params < 4e8
-    single = inputs
-    if double:
-        model = model.double()
-
-        def cast(x: Any) -> Any:
-            real = isinstance(x, torch.Tensor) and x.is_floating_point()
-            return x.double() if real else x
-
-        inputs = tree_map(cast, inputs)
-    with torch.no_grad():
-        small = pl.cut(model, graph, plan)
-        same = pl.masked(model, graph, plan)
-        want = [x for x in tree_leaves(runner(inputs)(same)) if isinstance(x, torch.Tensor)]
-        del same
-        got = [x for x in tree_leaves(runner(inputs)(small)) if isinstance(x, torch.Tensor)]
-    if [x.shape for x in got] != [x.shape for x in want]:
-        error = float("inf")
-    else:
-        pairs = [(a.double(), b.double()) for a, b in zip(got, want, strict=True) if a.numel()]
-        error = max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
-    found: dict[str, Any] = {"error": error, "double": double}
     before = sum(parameter.numel() for parameter in model.parameters())
+    found: dict[str, Any] = {"double": params < 4e8}
+    if found["double"]:
+        try:
+            small, error = compared(model.double(), graph, plan, tree_map(_double, inputs))
+        except RuntimeError:  # forward code that makes float32 tensors whatever the network is
+            found["double"] = False
+    if not found["double"]:
+        small, error = compared(model.float(), graph, plan, inputs)
+    found |= {"error": error}
     found["left"] = sum(parameter.numel() for parameter in small.parameters()) / before
-    inputs = single if train_inputs is None else train_inputs
+    inputs = inputs if train_inputs is None else train_inputs
     if train_inputs is None and isinstance(inputs, torch.Tensor):
         inputs = torch.cat([inputs, inputs])  # BatchNorm wants two
     try:
@@ -277,6 +272,37 @@ def exactness(
     except Exception as problem:
         found["train"] = f"{type(problem).__name__}: {problem}"[:200]
     return found
+
+
+def _double(x: Any) -> Any:
+    import torch
+
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def compared(model: Any, graph: Any, plan: Any, inputs: Any) -> tuple[Any, float]:
+    """The cut network, and the greatest relative difference of its outputs to the masked one's."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    import prunelab as pl
+    from prunelab.tracing import runner
+
+    dtype = next(parameter.dtype for parameter in model.parameters())
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.no_grad():
+            small = pl.cut(model, graph, plan)
+            same = pl.masked(model, graph, plan)
+            want = [x for x in tree_leaves(runner(inputs)(same)) if isinstance(x, torch.Tensor)]
+            del same
+            got = [x for x in tree_leaves(runner(inputs)(small)) if isinstance(x, torch.Tensor)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if [x.shape for x in got] != [x.shape for x in want]:
+        return small, float("inf")
+    pairs = [(a.double(), b.double()) for a, b in zip(got, want, strict=True) if a.numel()]
+    return small, max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
 
 
 def torch_pruning(model: Any, inputs: Any) -> float | str | None:
