@@ -73,11 +73,11 @@ class Watch(TorchDispatchMode):
     def __enter__(self) -> Any:
         self._fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *given: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self._fused)
-        super().__exit__(*given)
+        super().__exit__(*given)  # type: ignore[no-untyped-call]
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """A layer was called and gave `out`."""
@@ -123,7 +123,7 @@ class Watch(TorchDispatchMode):
         with self:
             if packet is aten.mm:
                 return aten.mm(b.t(), a.t()).t()
-            if any(index.shape[0] > 1 for index in (left or right or Origin('', {})).axes.values()):
+            if any(index.shape[0] > 1 for index in (left or right or Origin("", {})).axes.values()):
                 return None
             if left is None:
                 rows = aten.mm(a.reshape(-1, a.shape[2]), b.select(0, 0))

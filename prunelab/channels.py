@@ -342,8 +342,7 @@ def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
 def _makers(
     component: np.ndarray, layers: Sequence[LayerTrace]
 ) -> tuple[list[tuple[str, ...]], np.ndarray, np.ndarray]:
-    """The sets of layers that make the same components; per component its set, and how many of
-    its makers are dense."""
+    """The sets of layers that make the same components; the set and the dense makers of each."""
     sets: list[tuple[str, ...]] = [()]
     maker = np.zeros(len(component), dtype=np.int64)
     dense = np.zeros(len(component), dtype=np.int64)

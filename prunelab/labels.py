@@ -41,7 +41,7 @@ from prunelab.errors import TraceError
 from prunelab.truth import is_bare_norm
 
 __all__ = [
-    "FROZEN", "NORMALISES_BATCH", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name",
+    "FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name",
     "run_on_labels",
 ]  # fmt: skip
 
@@ -182,8 +182,10 @@ class LabelMode(Watch):
             return all(x.ndim == 0 or self.book.uniform(x) for x in tensors) or packet in UNIFORM
         known = packet in KEEPS or packet in VIEWS
         known = known or torch.Tag.pointwise in getattr(packet, packet.overloads()[0]).tags
-        return known and all(x.ndim == 0 or self.book.uniform(x) for x in tensors) and any(
-            x.ndim for x in tensors
+        return (
+            known
+            and all(x.ndim == 0 or self.book.uniform(x) for x in tensors)
+            and any(x.ndim for x in tensors)
         )
 
     def _rule(

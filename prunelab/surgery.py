@@ -141,9 +141,7 @@ def _norm(direction: Tensor, axis: int) -> Tensor:
 # ---------------------------------------------------------------- copies
 
 
-def copy_with(
-    model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False
-) -> nn.Module:
+def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
     """A copy of `model` with `tensors` in the place of the parameters and buffers of these names.
 
     What is replaced is never copied; with `share` the rest is not either, so the copy is to be

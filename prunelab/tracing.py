@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunelab.channels import ChannelGraph, build_graph
-from prunelab.errors import BadModel, InvalidValue, TraceError
+from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.labels import LabelMode, run_on_labels
 from prunelab.probe import probed
 from prunelab.surgery import copy_with
 
 Run = Callable[[nn.Module], Any]
 OUTPUT = "it is an output of the network"
-FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 
 
 def trace(
@@ -79,10 +78,12 @@ def trace(
         model.eval()
         try:
             run_on_labels(mode, model, run, OUTPUT)
-        except FAILURES as error:
-            shapes = [tuple(tensor.shape) for tensor in tensors]
+        except PruneLabError:
+            raise
+        except Exception as error:
+            given = [tuple(tensor.shape) for tensor in tensors]
             raise TraceError(
-                f"The network does not run on the example inputs (shapes {shapes}): "
+                f"The network does not run on the example inputs (shapes {given}): "
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
@@ -91,7 +92,9 @@ def trace(
             mode.counting = False
             try:
                 run_on_labels(mode, model, train, "it is an output of the network in training")
-            except FAILURES as error:
+            except PruneLabError:
+                raise
+            except Exception as error:
                 if train_inputs is not None:
                     raise TraceError(
                         "The network does not run in training mode on train_inputs: "

@@ -71,9 +71,7 @@ def meet(book: Book, a: Tensor, b: Tensor, why: str) -> Tensor:
     return torch.where(a == FROZEN, b, a)
 
 
-def _with_parameters(
-    book: Book, tensor: Tensor, origin: Origin, labels: Tensor, why: str
-) -> None:
+def _with_parameters(book: Book, tensor: Tensor, origin: Origin, labels: Tensor, why: str) -> None:
     rank = labels.ndim
     wide = {key: widened(index, rank) for key, index in origin.axes.items()}
     shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
@@ -236,4 +234,3 @@ def _own(book: Book, find: Finder, parameter: Tensor, labels: Tensor, why: str) 
         _with_parameters(book, parameter, origin, labels, why)
     elif not book.uniform(parameter):
         book.freeze(labels, "the parameters of its normalisation are computed")
-

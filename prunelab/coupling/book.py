@@ -195,7 +195,7 @@ class Book:
             self.slot(key, met, why)
 
     def slot(self, key: Key, labels: Tensor, why: str) -> None:
-        """This axis of a parameter or buffer is indexed by the channels `labels`."""
+        """Channels `labels` index this axis of a parameter or buffer."""
         if key in self.trace.slots:
             self.unite(self.trace.slots[key], labels, why)
         else:

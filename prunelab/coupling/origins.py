@@ -122,7 +122,9 @@ def _reduce(index: Tensor, axes: list[int], rank: int) -> Tensor | None:
     return reduced(index, axes, rank)
 
 
-def _cut_out(func: Any, args: tuple[Any, ...], kwargs: Any, first: Tensor, origin: Origin) -> Origin:
+def _cut_out(
+    func: Any, args: tuple[Any, ...], kwargs: Any, first: Tensor, origin: Origin
+) -> Origin:
     """A part of a parameter: the axis that it is cut along can lose no entry."""
     axis = argument(func, args, kwargs, "dim", 0) % first.ndim
 
@@ -139,7 +141,7 @@ def _merged(inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
     axes: dict[Key, Tensor] = {}
     mixed: set[Key] = set()
     norms: set[tuple[str, str, int]] = set()
-    for tensor, origin in inputs:
+    for _, origin in inputs:
         mixed |= origin.mixed
         norms |= origin.norms
         for key, index in origin.axes.items():
@@ -184,8 +186,8 @@ def _standardised(x: Tensor, inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
 
 
 def _normed(args: tuple[Any, ...], inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
-    """g v / ||v||: a direction and a length for each entry of one axis."""
-    (v, direction), (g, length) = inputs[:2]
+    """A weight norm, g v / ||v||: a direction and a length for each entry of one axis."""
+    (v, direction), (_, length) = inputs[:2]
     merged = _merged(inputs, v.ndim)
     axis = args[2] % v.ndim if len(args) > 2 else 0
     if not (direction.plain and length.plain):

@@ -129,7 +129,11 @@ def _pick(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -
     made = out[0] if isinstance(out, (tuple, list)) else out
     if packet is aten.index:
         axes = [place for place, index in enumerate(args[1]) if index is not None]
-        width = sum(max(1, index.ndim - 1) * (index.dtype == torch.bool) for index in args[1] if index is not None)
+        width = sum(
+            max(1, index.ndim - 1) * (index.dtype == torch.bool)
+            for index in args[1]
+            if index is not None
+        )
         axes = list(range(x.ndim)) if width > len(axes) else axes
         axes = [axis for axis in axes if axis < x.ndim]
     elif packet is aten.masked_select:
@@ -165,11 +169,17 @@ def _cat(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor)
     labels = [book.labels(part) for part in parts]
     others = sorted({a for found in labels for a in varying(found) if a != axis})
     if not others:
-        wide = [along(found, axis, part.shape[axis]) for found, part in zip(labels, parts, strict=True) if part.shape[axis]]
+        wide = [
+            along(found, axis, part.shape[axis])
+            for found, part in zip(labels, parts, strict=True)
+            if part.shape[axis]
+        ]
         book.put(out, compact(torch.cat(wide, axis)) if wide else labels[0])
         return
     # the parts lie side by side, so that along every other axis they must have the same channels
-    whole = torch.broadcast_shapes(*[found.shape[:axis] + (1,) + found.shape[axis + 1 :] for found in labels])
+    whole = torch.broadcast_shapes(
+        *[(*found.shape[:axis], 1, *found.shape[axis + 1 :]) for found in labels]
+    )
     first: Tensor | None = None
     for found in labels:
         found = book.collapse(found, [axis], "a concatenation across its channels").expand(whole)
@@ -186,7 +196,7 @@ def _stack(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tenso
     for part in args[0]:
         found = book.labels(part).unsqueeze(axis)
         if first is not None:
-            book.unite(*torch.broadcast_tensors(first, found), "a stack of tensors")
+            book.unite(first, found, "a stack of tensors")
             found, first = torch.broadcast_tensors(found, first)
         first = found if first is None else torch.where(first == FROZEN, found, first)
     assert first is not None

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.calls import Call, Watch, aten
+from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, ChannelGroup
-from prunelab.labels import NORMALISES_BATCH
+from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.halving import judge
 from prunelab.tracing import copy_of
@@ -240,9 +240,9 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         goal = context.target_macs
         if drop and goal is not None and context.cost(context.plan.drop(drop)).macs <= goal:
             break
+    drop = context.trimmed(drop, order)
     if not drop:
         return None
-    drop = context.trimmed(drop, order)
     context.weights = network.eval()
     return context.move(method, drop, damage, {"batches": step})
 

@@ -8,9 +8,9 @@ Every network is built with random weights and random BatchNorm statistics and l
 process of its own. `prunable` is the share of the weights of convolutions and linear layers that
 some prunable group can take away; `error` compares, in float64, the outputs of the cut and the
 masked network at a random plan (30 to 70 % of the units of every prunable group dropped);
-`train` says whether the cut network then runs in training mode. Times are CPU seconds of one thread, the
-least of two runs; `x` counts plain forward passes. Torch-Pruning's graph is built on the same
-network in the same process, where the package is there.
+`train` says whether the cut network then runs in training mode. Times are CPU seconds of one
+thread, the least of two runs; `x forward` counts plain forward passes. Torch-Pruning's graph is
+built on the same network in the same process, where the package is there.
 """
 
 from __future__ import annotations
@@ -18,126 +18,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import importlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from networks import build, names
 
 HERE = Path(__file__).resolve()
 PAGE = HERE.with_suffix(".md")
 MEMORY = 19  # GB, for one network
-TIMM = """
-    resnetblur50 resnetaa50 res2net50_26w_4s res2next50 resnest26d resnest50d_1s4x24d dpn68b
-    hrnet_w18_small ghostnet_100 tf_efficientnet_b0 tf_efficientnetv2_b0 mixnet_s cspresnet50
-    cspdarknet53 ese_vovnet19b_dw repvgg_a0 nfnet_l0 dm_nfnet_f0 resnetv2_50 resnetv2_50x1_bit
-    tresnet_m coatnet_nano_rw_224 convmixer_768_32 convnext_atto convnextv2_atto regnetx_002
-    darknet53 legacy_xception inception_resnet_v2 inception_v4 levit_128s mobilevit_xxs
-    mobilevitv2_050 edgenext_xx_small fastvit_t8 hardcorenas_a selecsls42b dla34 dla60_res2net
-    nasnetalarge pnasnet5large bat_resnext26ts gcresnet33ts eca_resnet33ts skresnet18 halonet26t
-    botnet26t_256 mobileone_s0 poolformer_s12 visformer_tiny vgg11_bn densenet121 seresnet33ts
-    resnet18d lambda_resnet26t rexnet_100 efficientformer_l1 fbnetv3_b mnasnet_100 spnasnet_100
-    tinynet_a lcnet_050 semnasnet_075 mobilenetv4_conv_small hgnet_tiny vovnet39a starnet_s1
-    rdnet_tiny focalnet_tiny_srf inception_next_tiny caformer_s18 repghostnet_050 ghostnetv2_100
-    fasternet_t0 xcit_nano_12_p16_224 davit_tiny cspresnext50 seresnext26d_32x4d regnetz_b16
-""".split()
 
 
-# ---------------------------------------------------------------- networks and their inputs
-
-
-def names(timm: bool) -> list[str]:
-    """Every network of torchvision, and the chosen ones of timm."""
-    from torchvision import models
-
-    listed = list(models.list_models())
-    return listed + ([f"timm/{name}" for name in TIMM] if timm else [])
-
-
-def build(name: str) -> tuple[Any, Any, Any]:
-    """A network, inputs for evaluation, and other ones for training (None: the same)."""
-    import torch
-
-    torch.manual_seed(0)
-    if name.startswith("timm/"):
-        return _from_timm(name.removeprefix("timm/"))
-    from torchvision import models
-
-    options: dict[str, Any] = {"weights": None}
-    if name.startswith("quantized_"):
-        options["quantize"] = False
-    kind = models.get_model_builder(name).__module__.split(".")[2]
-    if kind in ("detection", "segmentation"):
-        options["weights_backbone"] = None
-    if kind == "detection":
-        return _detector(models, name, options)
-    if kind == "segmentation":
-        options["aux_loss"] = True
-    if "googlenet" in name or "inception" in name:
-        options |= {"aux_logits": True, "init_weights": False}
-    model = models.get_model(name, **options)
-    if kind == "optical_flow":
-        return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128), 2), None
-    return model, torch.randn(1, *_size(kind, name)), None
-
-
-def _size(kind: str, name: str) -> tuple[int, ...]:
-    if kind == "video":
-        if name.startswith("mvit"):
-            return 3, 16, 224, 224
-        return (3, 16, 224, 224) if name == "s3d" else (3, 8, 64, 64)
-    if "inception" in name:
-        return 3, 299, 299
-    if name.startswith(("vit", "maxvit")):
-        return 3, 224, 224
-    return 3, 64, 64
-
-
-def _detector(models: Any, name: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
-    import torch
-
-    if "rcnn" in name:
-        options |= {"min_size": 128, "max_size": 160, "box_score_thresh": 0.0}
-        options |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 10}
-    elif not name.startswith("ssd"):
-        options |= {"min_size": 128, "max_size": 160}
-    if "rcnn" not in name:
-        options |= {"score_thresh": 0.0, "detections_per_img": 10, "topk_candidates": 50}
-    model = models.get_model(name, **options)
-    image = torch.rand(3, 128, 144)
-    box = torch.tensor([[10.0, 12.0, 90.0, 100.0], [30.0, 20.0, 70.0, 60.0]])
-    target = {"boxes": box, "labels": torch.tensor([1, 2])}
-    if "keypoint" in name:
-        target["labels"] = torch.tensor([1, 1])
-        target["keypoints"] = torch.rand(2, 17, 3) * 40 + 20
-        target["keypoints"][..., 2] = 1
-    if "mask" in name:
-        target["masks"] = (torch.rand(2, 128, 144) > 0.5).to(torch.uint8)
-    return model, ([image],), ([image, image.clone()], [target, target])
-
-
-def _from_timm(name: str) -> tuple[Any, Any, Any]:
-    import timm
-    import torch
-
-    model = timm.create_model(name, pretrained=False)
-    config = model.pretrained_cfg
-    sizes = [64, 96, 128, 160, 192, config["input_size"][-1]]
-    if config.get("fixed_input_size"):
-        sizes = sizes[-1:]
-    model.eval()
-    for size in sizes:
-        x = torch.randn(1, 3, size, size)
-        with contextlib.suppress(Exception), torch.no_grad():
-            model(x)
-            return model, x, None
-    raise RuntimeError(f"{name} runs on no size that was tried")
+# ---------------------------------------------------------------- one network
 
 
 def randomise(model: Any, run: Callable[[Any], Any]) -> None:
@@ -163,9 +63,6 @@ def randomise(model: Any, run: Callable[[Any], Any]) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1 or float(parameter.abs().max()) < 1e-3:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-
-
-# ---------------------------------------------------------------- one network
 
 
 def child(name: str, compare: bool) -> dict[str, Any]:
@@ -340,27 +237,30 @@ def least(action: Callable[[], Any], times: int) -> float:
 # ---------------------------------------------------------------- all networks
 
 
-def rows(chosen: list[str], compare: bool, limit: int) -> Iterator[dict[str, Any]]:
-    """One network after the other, each in a process of its own, guarded."""
-    for name in chosen:
-        command = [sys.executable, str(HERE), "--child", name]
-        command += ["--compare"] if compare else []
-        guard = MEMORY * 10**9
+def guarded(name: str, compare: bool, limit: int) -> dict[str, Any]:
+    """One network in a process of its own, with bounds on its memory and its time."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY * 10**9, MEMORY * 10**9))
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=limit,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (guard, guard)),
-            )
-            yield json.loads(done.stdout.splitlines()[-1])
-        except subprocess.TimeoutExpired:
-            yield {"name": name, "failed": f"longer than {limit} s"}
-        except (IndexError, json.JSONDecodeError):
-            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            yield {"name": name, "failed": last[:300]}
+            theirs.send(child(name, compare))
+        except BaseException as problem:
+            theirs.send({"name": name, "failed": f"{type(problem).__name__}: {problem}"[:300]})
+
+    process = context.Process(target=work)
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(limit):
+            return ours.recv()
+        return {"name": name, "failed": f"longer than {limit} s"}
+    except EOFError:
+        return {"name": name, "failed": "ended by the system, probably for its memory"}
+    finally:
+        process.kill()
+        process.join()
 
 
 HEAD = (
@@ -393,12 +293,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
     parser.add_argument("--log", type=Path, help="write rows as JSON lines, and skip those there")
     parser.add_argument("--write", type=Path, help=f"write the table here; {PAGE.name} for all")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--compare", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.child:
-        print(json.dumps(child(asked.child, asked.compare)))
-        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for package in ("torchvision", "prunelab", "torch_pruning", "timm")[: 4 if asked.timm else 3]:
+        with contextlib.suppress(ImportError):  # once here, rather than in every process
+            importlib.import_module(package)
     chosen = names(asked.timm)
     if asked.only:
         pattern = asked.only if "*" in asked.only else f"*{asked.only}*"
@@ -411,7 +310,7 @@ def main() -> None:
     for name in chosen:
         row = known.get(name)
         if row is None:
-            row = next(rows([name], not asked.no_compare, asked.limit))
+            row = guarded(name, not asked.no_compare, asked.limit)
             if asked.log:
                 with asked.log.open("a") as log:
                     log.write(json.dumps(row) + "\n")
@@ -428,5 +327,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parents[2]))
     main()
