@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.calls import Call, Watch
+from prunelab.calls import Call, Conv, Watch
 from prunelab.coupling import arithmetic
 from prunelab.coupling.book import FROZEN, Book, Edge, LayerTrace, Trace
 from prunelab.coupling.layout import compact, spread, tensors_in, varying, widened
@@ -167,7 +168,9 @@ class LabelMode(Watch):
         if packet in VIEWS:
             for made in tree_leaves(out):
                 self._bases[made] = (args[0], func, args[1:], kwargs)
-        if any(x in book for x in tensors):
+        if packet in UNIFORM:
+            book.make_uniform(out)
+        elif any(x in book for x in tensors):
             self._in_time(packet.__name__)
             written = func._schema.is_mutable and args and out is args[0]
             before = book.labels(out) if written else None
@@ -178,15 +181,11 @@ class LabelMode(Watch):
             book.make_uniform(out)
 
     def _is_uniform(self, packet: Any, tensors: list[Tensor]) -> bool:
-        if packet in UNIFORM or packet in DRAWS:
-            return all(x.ndim == 0 or self.book.uniform(x) for x in tensors) or packet in UNIFORM
-        known = packet in KEEPS or packet in VIEWS
-        known = known or torch.Tag.pointwise in getattr(packet, packet.overloads()[0]).tags
-        return (
-            known
-            and all(x.ndim == 0 or self.book.uniform(x) for x in tensors)
-            and any(x.ndim for x in tensors)
-        )
+        """Whether what an operation gives is alike for every channel, as what it takes."""
+        sized = [x for x in tensors if x.ndim]
+        pointwise = torch.Tag.pointwise in getattr(packet, packet.overloads()[0]).tags
+        known = pointwise or packet in KEEPS or packet in VIEWS or packet in DRAWS
+        return known and bool(sized) and all(self.book.uniform(x) for x in sized)
 
     def _rule(
         self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any, tensors: list[Tensor]
@@ -233,11 +232,35 @@ class LabelMode(Watch):
         if name in REGIONS:
             REGIONS[name](self.book, func, args, kwargs, out)
             return
+        if name == "torchvision::deform_conv2d":
+            self._deformed(args, out)
+            return
         for tensor in tensors:
             self.book.freeze(
                 self.book.labels(tensor),
                 f"the operation {func.overloadpacket.__name__} has no rule",
             )
+
+    def _deformed(self, args: tuple[Any, ...], out: Tensor) -> None:
+        """A deformable convolution: its outputs are channels like any; what it reads must stay.
+
+        Its inputs could be cut, but nobody could say what they contribute.
+        """
+        x, weight, offset, mask, bias = args[:5]
+        origin = self.origin(weight)
+        for tensor, why in (
+            (x, "a deformable convolution reads it"),
+            (offset, "it says where a deformable convolution reads"),
+            (mask, "it says how much a deformable convolution reads"),
+        ):
+            self.book.freeze(self.book.labels(tensor), why)
+        if origin is not None and origin.plain and args[11] == 1:
+            conv = Conv((), (), (), False, 1)
+            call = Call(origin.name, x, weight, bias, conv, replace(origin, scaled=True))
+            labels = self.book.labels(x)
+            self.book.put(x, torch.full((1,) * x.ndim, FROZEN))  # read as something fixed
+            self.on_call(call, out)
+            self.book.put(x, labels)
 
     def _name_norm(self, args: tuple[Any, ...]) -> None:
         layer, weight = self._from_layer.get(args[0]), self.origin(args[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -113,14 +114,20 @@ class _Probe:
         return good, bad
 
     def _thinned(self, names: Sequence[str]) -> np.ndarray:
-        """A third of the units of these groups dropped, at random, in odd and even counts.
+        """About a third of the units of these groups dropped, at random.
 
-        As `ChannelGraph.alive` gives it.
+        What is left has no divisor in common with what there was: code that wants a multiple of
+        something (heads, groups) does not get it. As `ChannelGraph.alive` gives it.
         """
         rng = np.random.default_rng(0)
         alive = np.ones(self.graph.units + 1, dtype=bool)
         for group in (self.graph[name] for name in names):
-            count = min(group.width - 1, max(1, int(group.width * rng.uniform(0.2, 0.45))))
+            most = max(1, int(group.width * rng.uniform(0.2, 0.45)))
+            count = next(
+                n
+                for n in (*range(most, 0, -1), 1)
+                if n == 1 or gcd(group.width - n, group.width) == 1
+            )
             alive[group.first + rng.choice(group.width, size=count, replace=False)] = False
         return alive
 

@@ -102,4 +102,5 @@ class Net(nn.Module):
             setattr(self, name, part)
 
     def forward(self, x: Tensor) -> Any:
+        assert self.training in (True, False)  # so that it is traced in training mode as well
         return self.toy.forward(self, x)
