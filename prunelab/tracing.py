@@ -1,6 +1,6 @@
 """`trace`: the channel graph of a network, checked by a probe cut.
 
-May import labels, channels, probe, surgery, values.
+May import labels, modes, channels, probe, surgery, values.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from prunelab.channels import ChannelGraph, build_graph
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.labels import LabelMode, run_on_labels
+from prunelab.modes import branches_on_its_mode
 from prunelab.probe import probed
 from prunelab.surgery import copy_with
 
@@ -42,7 +43,7 @@ def trace(
 
     `example_inputs` is what the network takes: a tensor, a tuple of arguments, or a dict of
     keyword arguments; with `forward`, whatever `forward(model, example_inputs)` takes. The
-    network runs in evaluation mode and, where its code asks for its mode, in training mode too
+    network runs in evaluation mode and, where its code takes another way there, in training mode
     (auxiliary heads), on `train_inputs` if they are other ones (images and targets of a
     detector); both traces are joined. It is left bitwise as it was.
 
@@ -87,7 +88,7 @@ def trace(
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
-        if train_inputs is not None or asks_for_its_mode(model):
+        if train_inputs is not None or branches_on_its_mode(model) or (_untouched(model, mode)):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
             mode.counting = False
             try:
@@ -108,26 +109,12 @@ def trace(
         return probed(model, graph, run, train)
 
 
-def asks_for_its_mode(model: nn.Module) -> bool:
-    """Whether code outside of PyTorch's own layers looks at `self.training`."""
-    kinds = {
-        kind
-        for module in model.modules()
-        for kind in type(module).__mro__
-        if not kind.__module__.startswith("torch.")
-    }
-    codes = [
-        getattr(getattr(value, "fget", value), "__code__", None)
-        for kind in kinds
-        for value in vars(kind).values()
-    ]
-    return any("training" in names for code in codes if code is not None for names in _names(code))
-
-
-def _names(code: Any) -> list[tuple[str, ...]]:
-    """The names that a function and those inside of it use."""
-    inner = [part for part in code.co_consts if hasattr(part, "co_names")]
-    return [code.co_names, *(names for part in inner for names in _names(part))]
+def _untouched(model: nn.Module, mode: LabelMode) -> bool:
+    """Whether a parameter of more than one axis has met no channel so far: a head, perhaps."""
+    touched = {name for name, _ in mode.book.trace.slots} | set(mode.book.trace.layers)
+    return any(
+        parameter.ndim > 1 and name not in touched for name, parameter in model.named_parameters()
+    )
 
 
 def _in_training(run: Run) -> Run:

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "prunelab"
 LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "truth"},
-    {"ledger", "labels", "tracing", "channels", "surgery", "probe"},
+    {"ledger", "labels", "tracing", "channels", "surgery", "probe", "modes"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store"},
     {"repair", "training", "methods", "terminal", "doctor", "verbs"},
     {"bench"},

@@ -102,5 +102,6 @@ class Net(nn.Module):
             setattr(self, name, part)
 
     def forward(self, x: Tensor) -> Any:
-        assert self.training in (True, False)  # so that it is traced in training mode as well
+        if self.training:  # so that it is traced in training mode as well
+            return self.toy.forward(self, x)
         return self.toy.forward(self, x)

@@ -113,7 +113,7 @@ def build(name: str) -> tuple[Any, Any, Any]:
         options["weights_backbone"] = None
     if kind == "detection":
         return _detector(models, name, options)
-    if kind == "segmentation":
+    if kind == "segmentation" and "lraspp" not in name:
         options["aux_loss"] = True
     if "googlenet" in name or "inception" in name:
         options |= {"aux_logits": True, "init_weights": False}
@@ -141,6 +141,7 @@ def _detector(models: Any, name: str, options: dict[str, Any]) -> tuple[Any, Any
     if "rcnn" in name:
         options |= {"min_size": 128, "max_size": 160, "box_score_thresh": 0.0}
         options |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 10}
+        options |= {"rpn_post_nms_top_n_train": 40, "box_batch_size_per_image": 16}
     elif not name.startswith("ssd"):
         options |= {"min_size": 128, "max_size": 160}
     if "rcnn" not in name:
