@@ -228,6 +228,8 @@ class ChannelGraph:
                 f"  {group.name:<28} {len(group.units):>5} of {group.width:<5} "
                 + (f"frozen: {group.why}" if group.why else f"read by {readers}")
             )
+        if self.unseen:
+            rows.append(f"  layers that never ran: {', '.join(self.unseen)}")
         return "\n".join(rows)
 
 

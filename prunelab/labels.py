@@ -178,7 +178,12 @@ class LabelMode(Watch):
             if written and before is not None:
                 self._write(out, before)
         elif isinstance(out, Tensor) and self._is_uniform(packet, tensors):
-            book.make_uniform(out)
+            if out not in self._bases or not func._schema.is_mutable:
+                book.make_uniform(out)
+            else:  # a part of a tensor is not what the rest of it is
+                self._write_fixed(out)
+        elif isinstance(out, Tensor) and func._schema.is_mutable:
+            self._write_fixed(out)
 
     def _is_uniform(self, packet: Any, tensors: list[Tensor]) -> bool:
         """Whether what an operation gives is alike for every channel, as what it takes."""
@@ -235,11 +240,11 @@ class LabelMode(Watch):
         if name == "torchvision::deform_conv2d":
             self._deformed(args, out)
             return
+        why = f"the operation {func.overloadpacket.__name__} has no rule"
+        if func.overloadpacket is aten.convolution:
+            why = "a convolution has a weight that is computed from data"
         for tensor in tensors:
-            self.book.freeze(
-                self.book.labels(tensor),
-                f"the operation {func.overloadpacket.__name__} has no rule",
-            )
+            self.book.freeze(self.book.labels(tensor), why)
 
     def _deformed(self, args: tuple[Any, ...], out: Tensor) -> None:
         """A deformable convolution: its outputs are channels like any; what it reads must stay.
@@ -291,9 +296,18 @@ class LabelMode(Watch):
         if origin is not None:
             self.book.index(origin, labels, "a write into a buffer")
 
+    def _write_fixed(self, target: Tensor) -> None:
+        """Numbers without a channel were written into a tensor without one."""
+        self.book.forget_uniform(target)
+        while target in self._bases:
+            target = self._bases[target][0]
+            self.book.forget_uniform(target)
+
     def _index_put(self, args: tuple[Any, ...], out: Tensor) -> None:
         """Rows are written at given places: along them there are no channels, or they freeze."""
         book, (target, indices, values) = self.book, args[:3]
+        for index in tensors_in(indices):
+            book.freeze(book.labels(index), "it says where something is written")
         axes = [axis for axis, index in enumerate(indices) if index is not None]
         labels = book.labels(values)
         labels = labels.reshape((1,) * max(0, target.ndim - labels.ndim) + tuple(labels.shape))

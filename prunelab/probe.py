@@ -6,6 +6,7 @@ in a trace. May import calls, channels, surgery.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.operations import aten
+from prunelab.errors import TraceError
 from prunelab.surgery import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
@@ -27,15 +29,20 @@ HARD_CODED = "the network's code hard-codes its width"
 
 
 def probed(
-    model: nn.Module, graph: ChannelGraph, run: Run, train: Run | None = None
+    model: nn.Module,
+    graph: ChannelGraph,
+    run: Run,
+    train: Run | None = None,
+    deadline: float | None = None,
 ) -> ChannelGraph:
     """`graph` with the groups frozen that cannot be cut as they should be.
 
     `run` runs a network in evaluation mode, `train`, where given, in training mode: there the cut
     network has only to run. The place where the cut network first differs says which groups to
-    suspect; where it does not, a failure is bisected.
+    suspect; where it does not, a failure is bisected. Raises `TraceError` past `deadline` (of
+    `time.monotonic`).
     """
-    probe = _Probe(model, graph, run, train)
+    probe = _Probe(model, graph, run, train, deadline)
     good = [group.name for group in graph.groups if group.prunable]
     doubtful: list[str] = []
     last = -1
@@ -66,6 +73,7 @@ class _Probe:
     graph: ChannelGraph
     evaluate: Run
     train: Run | None
+    deadline: float | None
 
     def failure(self, names: Sequence[str]) -> tuple[int, set[str]] | None:
         """Where the network cut in these groups differs from the masked one, if it does.
@@ -74,6 +82,11 @@ class _Probe:
         """
         if not names:
             return None
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise TraceError(
+                "The time limit was reached while cuts were tried out. Give a smaller example "
+                "input, a larger time_limit, or freeze= what need not be pruned."
+            )
         graph, alive = self.graph, self._thinned(names)
         exact = not any(graph[name].inexact for name in names)
         small = cut_to(self.model, graph, alive, share=True)

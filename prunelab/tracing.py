@@ -106,7 +106,7 @@ def trace(
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         graph = build_graph(model, mode.book.close(), shapes, itemsize)
         graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
-        return probed(model, graph, run, train)
+        return probed(model, graph, run, train, deadline)
 
 
 def _untouched(model: nn.Module, mode: LabelMode) -> bool:

@@ -46,6 +46,11 @@ def write_halves(net: Any, x: Tensor) -> Tensor:
     return net.b(out)
 
 
+def written(mask: Tensor) -> Tensor:
+    mask[3:5] = 0.5
+    return mask
+
+
 def attention(net: Any, x: Tensor) -> Tensor:
     x = net.a(x).flatten(2).transpose(1, 2)
     q, k, v = (net.qkv(x).view(x.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4)).unbind(0)
@@ -214,6 +219,17 @@ TOYS = {
     ),
     "a constant for each channel": Toy(
         **ab(lambda net, x: x + torch.arange(8.0).to(x).view(8, 1, 1)), groups={"a": "fixed width"}
+    ),
+    "a mask by number": Toy(
+        **ab(lambda net, x: x * written(torch.ones(x.shape[1]).to(x)).view(-1, 1, 1)),
+        groups={"a": "fixed width"},
+    ),
+    "a dynamic weight": Toy(
+        **ab(
+            lambda net, x: F.conv2d(x[:1], net.w(x[:1].mean((2, 3))).view(8, 8, 1, 1)),
+            w=lambda: nn.Linear(8, 64),
+        ),
+        groups={"a": "from data", "w": "from data"},
     ),
     "noise": Toy(
         **ab(lambda net, x: x + 0 * torch.randn((*x.shape[:2], 1, 1)).to(x)), groups={"a": 8}

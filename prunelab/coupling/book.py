@@ -112,6 +112,10 @@ class Book:
         """Whether a tensor without labels is alike for every channel, however many there are."""
         return tensor in self._uniform
 
+    def forget_uniform(self, tensor: Tensor) -> None:
+        """Something was written into `tensor` that may know its place."""
+        self._uniform.pop(tensor, None)
+
     def make_uniform(self, tensor: Tensor) -> None:
         """No element of `tensor` knows its channel: it fits any number of them."""
         self._uniform[tensor] = True

@@ -24,7 +24,7 @@ KEEPS = {  # one input, and an output of the same shape and channels
     aten.randn_like, aten.full_like, aten.bernoulli, aten.bernoulli_,
     aten.uniform_, aten.normal_, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward,
     aten.zero_, aten.fill_, aten.dropout, aten.rrelu_with_noise, aten.rrelu_with_noise_functional,
-    aten.triu, aten.tril, aten.fake_quantize_per_tensor_affine_cachemask,
+    aten.fake_quantize_per_tensor_affine_cachemask,
 }  # fmt: skip
 UNIFORM = {  # made of a size alone: all entries are alike, and none knows its channel
     aten.empty, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.new_empty,

@@ -17,7 +17,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from prunelab.coupling.book import FROZEN, Book
-from prunelab.coupling.layout import along, argument, compact, moved, spread, varying, viewed
+from prunelab.coupling.layout import (
+    along,
+    argument,
+    compact,
+    moved,
+    spread,
+    tensors_in,
+    varying,
+    viewed,
+)
 from prunelab.coupling.operations import MOVES, PICKS, RESHAPES, aten
 
 PARTS = "the axis is split into equal parts, which must stay equal"
@@ -126,6 +135,8 @@ def _pick(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -
     """Elements picked by number: fine along the axes where channels are not laid out."""
     x, packet = args[0], func.overloadpacket
     labels = book.labels(x)
+    for index in tensors_in(*args[1:], kwargs):
+        book.freeze(book.labels(index), "it says what is picked")
     made = out[0] if isinstance(out, (tuple, list)) else out
     if packet is aten.index:
         axes = [place for place, index in enumerate(args[1]) if index is not None]

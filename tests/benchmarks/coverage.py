@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -295,6 +296,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help=f"write the table here; {PAGE.name} for all")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.insert(1, str(HERE.parents[2]))
     for package in ("torchvision", "prunelab", "torch_pruning", "timm")[: 4 if asked.timm else 3]:
         with contextlib.suppress(ImportError):  # once here, rather than in every process
             importlib.import_module(package)
