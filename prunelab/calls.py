@@ -1,12 +1,13 @@
 """Watching a network run: which convolution or linear layer is called, by weight identity.
 
-A layer is a *parameter*, not a module: functional calls, shared modules and parametrised copies
-are seen all the same. May import torch and errors.
+A layer is a *parameter*, not a module: functional calls, shared modules, and weights that are
+computed from parameters are seen all the same. May import coupling.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,14 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-aten = torch.ops.aten
-
-VIEWS = {
-    aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.reshape,
-    aten.unsqueeze, aten.squeeze, aten.expand, aten.slice, aten.select, aten.split,
-    aten.split_with_sizes, aten.unbind, aten.alias, aten.detach,
-}  # fmt: skip
-CASTS = {aten._to_copy, aten.clone, aten.contiguous}
+from prunelab.coupling.layout import tensors_in
+from prunelab.coupling.operations import aten
+from prunelab.coupling.origins import Origin, origin_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,8 @@ class Call:
     """One call of the layer `name` (its weight's qualified name) on input `x`.
 
     `x` is [N, in, *space] for a convolution and [rows, in] for a linear layer; `weight` is as
-    passed, [out, in/groups, *kernel] (transposed: [in, out/groups, *kernel]) or [out, in].
+    passed, [out, in/groups, *kernel] (transposed: [in, out/groups, *kernel]) or [out, in], and
+    `origin` says which entries of which parameters it is made of.
     """
 
     name: str
@@ -49,6 +46,7 @@ class Call:
     weight: Tensor
     bias: Tensor | None
     conv: Conv | None
+    origin: Origin
 
     def applied(self, out: Tensor) -> int:
         """How many times the kernel is applied: at each position of `out`.
@@ -59,42 +57,35 @@ class Call:
         return at.numel() // max(1, at.shape[1])
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Which parameter or buffer a tensor was made from, and by which operations."""
-
-    name: str
-    steps: tuple[tuple[Any, tuple[Any, ...], dict[str, Any]], ...] = ()
-
-    @property
-    def transposed(self) -> bool:
-        """Whether a matrix was turned by the one operation that linear layers use."""
-        turns = [step for step in self.steps if step[0].overloadpacket not in (*CASTS, aten.detach)]
-        if len(turns) != 1:
-            return False
-        func, args, _ = turns[0]
-        return func.overloadpacket is aten.t or (
-            func.overloadpacket in (aten.transpose, aten.permute)
-            and (args in ((0, 1), (1, 0)) or [tuple(a) for a in args if a] == [(1, 0)])
-        )
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the parameter itself, perhaps cast or copied."""
-        return all(step[0].overloadpacket in (*CASTS, aten.detach) for step in self.steps)
+@cache
+def _composite(func: Any) -> bool:
+    """Whether an operation is made of others by definition."""
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    )
 
 
 class Watch(TorchDispatchMode):
     """Runs operations unchanged and reports each layer call to `on_call`.
 
-    Works below autograd: what `on_call` computes is never recorded for a backward pass.
+    Works below autograd: what `on_call` computes is never recorded for a backward pass. Fused
+    attention, which hides the layers inside, is switched off meanwhile.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.origins = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            self.origins[tensor] = Origin(name)
+            self.origins[tensor] = Origin.of(name, tensor)
+
+    def __enter__(self) -> Any:
+        self._fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *given: Any) -> None:
+        torch.backends.mha.set_fastpath_enabled(self._fused)
+        super().__exit__(*given)  # type: ignore[no-untyped-call]
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """A layer was called and gave `out`."""
@@ -102,28 +93,29 @@ class Watch(TorchDispatchMode):
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Any other operation ran."""
 
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operation."""
+        return func(*args, **kwargs)
+
     def origin(self, tensor: Any) -> Origin | None:
-        """Where `tensor` comes from, if it is a parameter or buffer or made from just one."""
+        """What `tensor` was computed from, if from parameters and buffers alone."""
         return self.origins.get(tensor) if isinstance(tensor, Tensor) else None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        ):  # inference mode hands these over whole
+        if _composite(func):  # inference mode hands these over whole
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        out = func(*args, **kwargs)
-        if func.overloadpacket in VIEWS | CASTS:
-            origin = self.origin(args[0])
-            if origin is not None:
-                step = (func, args[1:], kwargs)
-                for made in tree_leaves(out):
-                    self.origins[made] = Origin(origin.name, (*origin.steps, step))
+        if func.overloadpacket in (aten.mm, aten.bmm):
+            out = self._as_layer(func.overloadpacket, *args[:2])
+            if out is not None:
+                return out
+        out = self.run(func, args, kwargs)
+        self._follow(func, args, kwargs, out)
         call = self.read(func, args)
         if call is not None:
             self.on_call(call, out)
@@ -131,20 +123,53 @@ class Watch(TorchDispatchMode):
             self.on_operation(func, args, kwargs, out)
         return out
 
+    def _as_layer(self, packet: Any, a: Tensor, b: Tensor) -> Tensor | None:
+        """A product with a parameter, written as the product of rows that a layer is."""
+        left, right = self.origin(a), self.origin(b)
+        if (left is None) == (right is None) or (packet is aten.mm and left is None):
+            return None
+        with self:
+            if packet is aten.mm:
+                return aten.mm(b.t(), a.t()).t()
+            if any(index.shape[0] > 1 for index in (left or right or Origin("", {})).axes.values()):
+                return None
+            if left is None:
+                rows = aten.mm(a.reshape(-1, a.shape[2]), b.select(0, 0))
+                return rows.view(*a.shape[:2], b.shape[2])
+            rows = aten.mm(b.transpose(1, 2).reshape(-1, b.shape[1]), a.select(0, 0).t())
+            return rows.view(b.shape[0], b.shape[2], a.shape[1]).transpose(1, 2)
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Note the origin of what was computed from parameters and buffers alone."""
+        inputs = []
+        for tensor in tensors_in(*args, kwargs):
+            origin = self.origins.get(tensor)
+            if origin is not None:
+                inputs.append((tensor, origin))
+            elif tensor.ndim:
+                return
+        if not inputs or out is args[0]:
+            return
+        origin = origin_after(func, args, kwargs, inputs, out)
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor) and made not in self.origins:
+                self.origins[made] = origin
+
     def read(self, func: Any, args: tuple[Any, ...]) -> Call | None:
         """The layer call that this operation is, if it is one."""
         packet = func.overloadpacket
         if packet is aten.convolution:
             x, weight, bias, stride, padding, dilation, transposed, _, groups = args
             origin = self.origin(weight)
-            if origin is None or not origin.plain:
+            if origin is None or self.origin(x) is not None:
                 return None
             conv = Conv(tuple(stride), tuple(padding), tuple(dilation), transposed, groups)
-            return Call(origin.name, x, weight, bias, conv)
+            return Call(origin.name, x, weight, bias, conv, origin)
         if packet is aten.addmm or packet is aten.mm:
             bias, x, matrix = args[:3] if packet is aten.addmm else (None, *args[:2])
             origin = self.origin(matrix)
-            if origin is None or not origin.transposed:
+            if origin is None or self.origin(x) is not None:
                 return None
-            return Call(origin.name, x, matrix.t(), bias, None)
+            turned = origin.carried(lambda index: index.t())
+            return Call(origin.name, x, matrix.t(), bias, None, turned)
         return None

@@ -8,7 +8,7 @@ keeps the original unit numbers after cuts.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
@@ -16,14 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
 
-from prunelab.errors import MissingPackage, UnknownName
+from prunelab.errors import IllegalPlan, MissingPackage, UnknownName
 from prunelab.explain import Explanation, explain_layer, explain_pair
-from prunelab.labels import FROZEN, Trace
+from prunelab.labels import FROZEN, LayerTrace, Trace, layer_name
 from prunelab.meetings import Coupling, find_couplings
 from prunelab.summary import table, table_html
-from prunelab.values import Units, WidthPlan
+from prunelab.values import Units, WidthPlan, units_of
 
 FIXED = -1  # a position of an axis that belongs to no unit
 
@@ -36,7 +36,8 @@ class Layer:
     the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
     number of output positions of one input, summed over calls, `applied` how many times its kernel
     is applied to one (not the same for a transposed convolution); `norm` names the BatchNorm that
-    follows it, if one does.
+    follows it, if one does. `in_axis` is the weight's axis that reads channels. `computed` says
+    that the weight in use is made of its parameters (a weight norm, a mask), not one of them.
     """
 
     name: str
@@ -45,11 +46,17 @@ class Layer:
     in_units: np.ndarray
     kernel: tuple[int, ...]
     conv_groups: int
-    transposed: bool
+    in_axis: int
     positions: int
     applied: int
     norm: str | None
     calls: int = 1
+    computed: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is [in, out, ...]: a transposed convolution's, or that of x @ W."""
+        return self.in_axis == 0
 
     @property
     def dense(self) -> bool:
@@ -69,7 +76,9 @@ class ChannelGroup:
 
     `width` counts its units in the original network, `units` are those alive now, in the
     original numbers 0 .. width-1 (the order of the first producer's channels). `first` is where
-    its units start in the numbering of the whole graph.
+    its units start in the numbering of the whole graph. Methods leave it `min_width` units or
+    more, and a multiple of `step`. `inexact`: a LayerNorm spans it, so that a cut network is not
+    quite the masked one.
     """
 
     name: str
@@ -80,6 +89,9 @@ class ChannelGroup:
     why: str
     first: int
     residual: bool
+    min_width: int = 1
+    step: int = 1
+    inexact: bool = False
 
     @property
     def prunable(self) -> bool:
@@ -98,6 +110,10 @@ class ChannelGraph:
 
     `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position;
     `couplings` are the meetings that made the groups what they are.
+    `unseen` are the layers that never ran. `norms` are weight norms: a direction, its length, and
+    the axis along which there is one length each; `bare` gives the unit of each channel that a
+    normalisation module without parameters reads. Widths are best kept at multiples of
+    `round_to`.
     `graph[name]` finds a group by its name or by any of its producers'.
     """
 
@@ -108,6 +124,9 @@ class ChannelGraph:
     input_shapes: tuple[tuple[int, ...], ...] = ()
     activation_itemsize: int = 4
     sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
+    norms: tuple[tuple[str, str, int], ...] = ()
+    bare: Mapping[str, np.ndarray] = field(default_factory=dict)
+    round_to: int = 1
     network: Callable[[], nn.Module | None] = lambda: None
     couplings: tuple[Coupling, ...] = ()
     _names: dict[str, int] = field(init=False, repr=False)
@@ -155,6 +174,22 @@ class ChannelGraph:
             kept[group.first + np.asarray(plan.kept[group.name], dtype=np.int64)] = True
         return kept
 
+    def gone(self, drop: Mapping[str, Iterable[int]]) -> np.ndarray:
+        """Per graph-wide unit number, whether it is one of these units [units + 1].
+
+        Raises `UnknownName` for a group, `IllegalPlan` for a unit that it does not have.
+        """
+        found = np.zeros(self.units + 1, dtype=bool)  # the last is FIXED
+        for name, given in drop.items():
+            group, units = self[name], units_of(given)
+            if missing := set(units) - set(group.units):
+                raise IllegalPlan(
+                    f"{group.name} does not have the units {sorted(missing)[:8]}; it has "
+                    f"{len(group.units)} of its {group.width}, numbered from 0."
+                )
+            found[group.first + np.asarray(units, dtype=np.int64)] = True
+        return found
+
     def after(self, plan: WidthPlan) -> ChannelGraph:
         """The graph of the network that is cut to `plan`: same names, same unit numbers."""
         alive = self.alive(plan)
@@ -168,11 +203,14 @@ class ChannelGraph:
                 conv_groups = conv_groups * len(ins) // len(layer.in_units)
             layers.append(replace(layer, out_units=outs, in_units=ins, conv_groups=conv_groups))
         slots = {key: units[alive[units]] for key, units in self.slots.items()}
+        bare = {name: units[alive[units]] for name, units in self.bare.items()}
         sizes = dict(self.sizes)
         for (name, axis), units in self.slots.items():
             if name in sizes:
                 sizes[name] = sizes[name] * len(slots[name, axis]) // len(units)
-        return replace(self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes)
+        return replace(
+            self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes, bare=bare
+        )
 
     def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """The same graph with these groups frozen, name to reason."""
@@ -180,6 +218,29 @@ class ChannelGraph:
             replace(group, why=group.why or reasons.get(group.name, "")) for group in self.groups
         )
         return replace(self, groups=groups)
+
+    def rounded(
+        self,
+        plan: WidthPlan,
+        drop: Mapping[str, Iterable[int]],
+        order: Mapping[tuple[str, int], float] | None = None,
+    ) -> dict[str, Units]:
+        """As much of `drop` as leaves every group a width that `round_to` and `min_width` allow.
+
+        The units with the lowest `order` go first (without one: the lowest numbers). A group's
+        present width is allowed, whatever it is. A plan's own `drop` stays literal.
+        """
+        result = {}
+        for given, units in drop.items():
+            group, asked = self[given], units_of(units)
+            have = len(plan.kept[group.name])
+            least = max(have - len(asked), min(group.min_width, have))
+            left = -(-least // group.step) * group.step
+            if order is not None:
+                asked = tuple(sorted(asked, key=lambda unit: order[given, unit]))
+            if left < have:
+                result[given] = units_of(asked[: have - left])
+        return result
 
     def explain(self, a: str, b: str | None = None) -> Explanation:
         """Why the layers `a` and `b` are coupled, or why not; of `a` alone, its place in the graph.
@@ -218,53 +279,39 @@ def build_graph(
 ) -> ChannelGraph:
     """Groups from what running on labels found: components of labels, then sets of producers."""
     component = _components(trace)
-    reasons: dict[int, str] = {}
-    for labels, why in trace.frozen:
-        for label in labels.tolist():
-            reasons.setdefault(int(component[label]), why)
-
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
-    made_by: dict[int, list[str]] = {}
-    residual: dict[int, int] = {}
-    for layer in layers:
-        name = layer.name.removesuffix(".weight")
-        dense = layer.conv is None or layer.conv.groups == 1
-        for root in dict.fromkeys(component[layer.out.numpy()].tolist()):
-            made_by.setdefault(root, []).append(name)
-            residual[root] = residual.get(root, 0) + dense
-
-    # Components come up in the order of the layers and of their channels.
-    members: dict[tuple[str, ...], list[int]] = {}
-    for root, makers in made_by.items():
-        members.setdefault(tuple(makers), []).append(root)
-    readers = _readers(trace, component, layers)
+    reasons = _reasons(trace, component)
+    bent = set(np.unique(component[_joined(trace.inexact)]).tolist())
+    makers, maker, dense = _makers(component, layers)
+    readers = _readers(component, maker, layers)
 
     number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     first = 0
-    for names, roots in members.items():
+    # Roots come up in the order of the layers and of their channels.
+    order, starts = np.unique(maker, return_index=True)
+    for made in order[np.argsort(starts)].tolist():
+        if not makers[made]:
+            continue
+        names, roots = makers[made], np.flatnonzero(maker == made)
         taken[names[0]] = taken.get(names[0], 0) + 1
         suffix = f"#{taken[names[0]]}" if taken[names[0]] > 1 else ""
         number[roots] = np.arange(first, first + len(roots))
-        why = next((reasons[root] for root in roots if root in reasons), "")
+        why = next((reasons[root] for root in roots.tolist() if root in reasons), "")
         if not why and len(roots) == 1:
             why = "it is one unit, and one must stay"
-        consumers = [
-            layer.name.removesuffix(".weight")
-            for layer in layers
-            if not readers[layer.name].isdisjoint(roots)
-        ]
         groups.append(
             ChannelGroup(
                 name=names[0] + suffix,
                 width=len(roots),
                 units=tuple(range(len(roots))),
                 producers=names,
-                consumers=tuple(consumers),
+                consumers=tuple(readers.get(made, ())),
                 why=why,
                 first=first,
-                residual=residual[roots[0]] > 1,
+                residual=int(dense[roots[0]]) > 1,
+                inexact=not bent.isdisjoint(roots.tolist()),
             )
         )
         first += len(roots)
@@ -273,33 +320,28 @@ def build_graph(
     unit[FROZEN] = FIXED
     group_of = np.searchsorted([group.first for group in groups], unit, side="right") - 1
     slots = {key: unit[labels.numpy()] for key, labels in trace.slots.items()}
-    parameters = dict(model.named_parameters())
-    built = []
-    for layer in layers:
-        shape = parameters[layer.name].shape
-        built.append(
-            Layer(
-                name=layer.name.removesuffix(".weight"),
-                weight=layer.name,
-                out_units=unit[layer.out.numpy()],
-                in_units=unit[layer.into.numpy()],
-                kernel=tuple(shape[2:]),
-                conv_groups=1 if layer.conv is None else layer.conv.groups,
-                transposed=layer.conv is not None and layer.conv.transposed,
-                positions=layer.positions,
-                applied=layer.applied,
-                norm=layer.norm,
-                calls=layer.calls,
-            )
+    built = [
+        Layer(
+            name=layer_name(layer.name),
+            weight=layer.name,
+            out_units=unit[layer.out.numpy()],
+            in_units=unit[layer.into.numpy()],
+            kernel=layer.kernel,
+            conv_groups=layer.groups,
+            in_axis=layer.in_axis,
+            positions=layer.positions,
+            applied=layer.applied,
+            norm=layer.norm,
+            calls=layer.calls,
+            computed=layer.computed,
         )
+        for layer in layers
+    ]
+    seen = {layer.name for layer in built}
     unseen = tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-        and not any(
-            key == f"{name}.weight" or key.startswith(f"{name}.parametrizations")
-            for key in trace.layers
-        )
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and name not in seen
     )
     return ChannelGraph(
         tuple(groups),
@@ -308,9 +350,11 @@ def build_graph(
         unseen,
         input_shapes,
         itemsize,
-        {name: parameter.numel() for name, parameter in parameters.items()},
-        weakref.ref(model),
-        find_couplings(trace, group_of, tuple(group.name for group in groups)),
+        {name: parameter.numel() for name, parameter in model.named_parameters()},
+        tuple(sorted(trace.norms)),
+        {name: unit[labels.numpy()] for name, labels in trace.bare.items()},
+        network=weakref.ref(model),
+        couplings=find_couplings(trace, group_of, tuple(group.name for group in groups)),
     )
 
 
@@ -327,11 +371,44 @@ def _components(trace: Trace) -> np.ndarray:
     return smallest[raw]
 
 
-def _readers(trace: Trace, component: np.ndarray, layers: list) -> dict[str, set[int]]:  # type: ignore[type-arg]
-    """Per layer, the components that it consumes: dense layers only."""
-    read: dict[str, set[int]] = {}
+def _joined(labels: Sequence[Tensor]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.int64), *(some.numpy() for some in labels)])
+
+
+def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
+    """Per component that must stay, the first reason found."""
+    which = np.repeat(np.arange(len(trace.frozen)), [len(some) for some, _ in trace.frozen])
+    roots, first = np.unique(
+        component[_joined([some for some, _ in trace.frozen])], return_index=True
+    )
+    said = which[first].tolist()
+    return {root: trace.frozen[at][1] for root, at in zip(roots.tolist(), said, strict=True)}
+
+
+def _makers(
+    component: np.ndarray, layers: Sequence[LayerTrace]
+) -> tuple[list[tuple[str, ...]], np.ndarray, np.ndarray]:
+    """The sets of layers that make the same components; the set and the dense makers of each."""
+    sets: list[tuple[str, ...]] = [()]
+    maker = np.zeros(len(component), dtype=np.int64)
+    dense = np.zeros(len(component), dtype=np.int64)
     for layer in layers:
-        dense = layer.conv is None or layer.conv.groups == 1
-        roots = component[layer.into.numpy()[layer.into.numpy() != FROZEN]]
-        read[layer.name] = set(roots.tolist()) if dense else set()
+        roots = np.unique(component[layer.out[layer.out != FROZEN].numpy()])
+        dense[roots] += layer.groups == 1
+        before, which = np.unique(maker[roots], return_inverse=True)
+        maker[roots] = len(sets) + which
+        sets += [(*sets[old], layer_name(layer.name)) for old in before.tolist()]
+    return sets, maker, dense
+
+
+def _readers(
+    component: np.ndarray, maker: np.ndarray, layers: Sequence[LayerTrace]
+) -> dict[int, list[str]]:
+    """Per set of makers, the dense layers that read what it makes."""
+    read: dict[int, list[str]] = {}
+    for layer in layers:
+        if layer.groups == 1:
+            roots = component[layer.into[layer.into != FROZEN].numpy()]
+            for made in np.unique(maker[roots]).tolist():
+                read.setdefault(made, []).append(layer_name(layer.name))
     return read

@@ -1,6 +1,6 @@
 """Which operations coupled which layers, and how to say it.
 
-May import labels.
+May import labels, coupling.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunelab.labels import Trace
+from prunelab.coupling.rearrange import PARTS
+from prunelab.labels import Trace, layer_name
 
 OPERATIONS = {"add": "the add", "sub": "the subtraction", "mul": "the multiplication"}
 DEPTHWISE = "the depth-wise convolution "
@@ -51,11 +52,17 @@ class Coupling:
             return (
                 f"{a} and {b} pass through the same {why.removeprefix(SHARED_NORM)}, {self.where}"
             )
+        if why == PARTS:
+            both = f"the channels of {a}" if a == b else f"{a} and {b}"
+            return f"{self._place} splits {both} into equal parts"
         at = OPERATIONS.get(why.removeprefix("the "), why)
-        place = f"in {self.where}" if self.where else "in the network's own forward"
         if a == b:
-            return f"channels of {a} meet each other at {at} {place}"
-        return f"{b} meets {a} at {at} {place}"
+            return f"channels of {a} meet each other at {at} in {self._place}"
+        return f"{b} meets {a} at {at} in {self._place}"
+
+    @property
+    def _place(self) -> str:
+        return self.where or "the network's own forward"
 
     @property
     def kind(self) -> str:
@@ -65,6 +72,8 @@ class Coupling:
                 return kind
         if self.why.startswith(SHARED_NORM):
             return "shared"
+        if self.why == PARTS:
+            return "equal parts"
         word = self.why.removeprefix("the ")
         return OPERATIONS.get(word, word).removeprefix("the ")
 
@@ -89,6 +98,11 @@ class Coupling:
             )
         if why.startswith(SHARED_NORM):
             return "One scale and one shift serve both, so both channels i stay or both go."
+        if why == PARTS:
+            return (
+                "The code will split into equal parts again, however few channels are left: the "
+                "i-th channels of all parts stay or go together."
+            )
         if why == "the mul":
             return (
                 "A multiplication scales channel i of one by channel i of the other (a gate, as in "
@@ -108,7 +122,7 @@ def find_couplings(
     `group_of` [labels] is the index into `groups` of the group that each label ended up in.
     """
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
-    names = [layer.name.removesuffix(".weight") for layer in layers]
+    names = [layer_name(layer.name) for layer in layers]
     owner = np.zeros(trace.count, dtype=np.int64)
     for index, layer in enumerate(layers):
         owner[layer.out.numpy()] = index

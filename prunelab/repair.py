@@ -172,7 +172,8 @@ def chained(source_graph: ChannelGraph, graph: ChannelGraph) -> bool:
 def _task(small: Traced, watched: Layer, target: Layer) -> _Task | None:
     """What is to be solved of a layer; None where least squares does not apply."""
     now = small.graph.layer(watched.name)
-    if not now.dense or now.transposed or len(now.in_units) * prod(now.kernel) > WIDEST:
+    entries = len(now.in_units) * prod(now.kernel)
+    if not now.dense or now.transposed or now.computed or entries > WIDEST:
         return None
     has_bias = _bias_of(now) in dict(small.network.named_parameters())
     return _Task(

@@ -1,6 +1,7 @@
-"""Editing networks: `masked`, `cut` and `rebuild`, the only code that does.
+"""Editing networks: `masked`, `cut` and `rebuild`; nothing else edits one.
 
-All three return a new module and leave the given one as it is. May import values, channels.
+All three return a new module and leave the given one as it is. May import values, channels,
+truth.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadModel, IllegalPlan
-from prunelab.values import WidthPlan, units_of
+from prunelab.truth import tell_the_truth, tell_width
+from prunelab.values import WidthPlan
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
@@ -22,21 +24,24 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
 
     `graph` describes `model` (after earlier cuts: `graph.after(...)`); hooks, buffers, dtype,
     device, memory format, flags and tied parameters survive. Raises `BadModel` when the network
-    does not fit the graph, `IllegalPlan` when the plan keeps units that it no longer has.
+    does not fit the graph or cannot be copied, `IllegalPlan` when the plan keeps units that it no
+    longer has.
     """
     _check(model, graph, plan)
-    alive = graph.alive(plan)
-    small = copy.deepcopy(model)
-    state = dict(_tensors(small))
-    cuts: dict[str, Tensor] = {}
-    for (name, axis), units in graph.slots.items():
-        stays = alive[units]
-        if stays.all():
-            continue
-        positions = torch.from_numpy(np.flatnonzero(stays))
-        tensor = cuts.get(name, state[name])
-        cuts[name] = tensor.detach().index_select(axis, positions.to(tensor.device))
-    replace_tensors(small, cuts)
+    return cut_to(model, graph, graph.alive(plan))
+
+
+def cut_to(
+    model: nn.Module, graph: ChannelGraph, alive: np.ndarray, *, share: bool = False
+) -> nn.Module:
+    """A copy of `model` with the units that are `alive`, as `ChannelGraph.alive` gives it.
+
+    With `share` it shares with `model` what it does not lose, and is to be read only.
+    """
+    small = copy_with(model, cut_tensors(model, graph, alive), share=share)
+    for name, units in graph.bare.items():
+        if not alive[units].all():
+            tell_width(small.get_submodule(name), int(alive[units].sum()))
     return small
 
 
@@ -47,41 +52,41 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     behind its BatchNorm and activation, which zeroing its own weights would not.
     """
     _check(model, graph, plan)
-    same = copy.deepcopy(model)
-    silence(same, graph, {g.name: set(g.units) - set(plan.kept[g.name]) for g in graph.groups})
-    return same
+    return copy_with(model, masked_tensors(model, graph, ~graph.alive(plan)))
 
 
 def silence(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[int]]) -> None:
-    """Mask these units in `model` itself: zero the columns through which consumers read them."""
-    parameters = dict(model.named_parameters())
+    """Mask these units in `model` itself; the columns through which they are read become zero."""
+    state = dict(_tensors(model))
     with torch.no_grad():
-        for name, (axis, columns) in columns_read(graph, drop).items():
-            weight = parameters[name]
-            weight.index_fill_(axis, columns.to(weight.device), 0.0)
+        for name, tensor in masked_tensors(model, graph, graph.gone(drop)).items():
+            state[name].copy_(tensor)
 
 
-def columns_read(
-    graph: ChannelGraph, drop: Mapping[str, Iterable[int]]
-) -> dict[str, tuple[int, Tensor]]:
-    """Where consumers read these units: (axis, positions) of the weights that do.
+def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> dict[str, Tensor]:
+    """The parameters that read units which are `gone`, reading nothing from them any more.
 
-    Raises `UnknownName` for a group, `IllegalPlan` for a unit that `graph` does not have.
+    `gone` is as `ChannelGraph.gone` gives it.
     """
-    gone = np.zeros(graph.units + 1, dtype=bool)  # the last is FIXED
-    for name, given in drop.items():
-        group, units = graph[name], units_of(given)
-        if missing := set(units) - set(group.units):
-            raise IllegalPlan(
-                f"{group.name} does not have the units {sorted(missing)[:8]}; it has "
-                f"{len(group.units)} of its {group.width}, numbered from 0."
-            )
-        gone[group.first + np.asarray(units, dtype=np.int64)] = True
-    return {
-        layer.weight: (0 if layer.transposed else 1, torch.from_numpy(columns))
-        for layer in graph.layers
-        if layer.dense and len(columns := np.flatnonzero(gone[layer.in_units]))
-    }
+    state = dict(_tensors(model))
+    lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
+    changed: dict[str, Tensor] = {}
+    for layer in graph.layers:
+        read = gone[layer.in_units]
+        if not layer.dense or not read.any():
+            continue
+        name, axis = layer.weight, layer.in_axis
+        columns = torch.from_numpy(np.flatnonzero(read))
+        if name in lengths:
+            length, own = lengths[name]
+            if own == axis:  # zero lengths, for a direction of zero is no direction
+                name = length
+            else:
+                before = state[name].detach()
+                after = _without(before, axis, columns)
+                changed[length] = state[length].detach() * _norm(after, own) / _norm(before, own)
+        changed[name] = _without(state[name].detach(), axis, columns)
+    return changed
 
 
 def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
@@ -95,6 +100,89 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     return cut(model, graph, plan)
 
 
+def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dict[str, Tensor]:
+    """The parameters and buffers that lose something, without the units that are not `alive`.
+
+    `alive` is as `ChannelGraph.alive` gives it.
+    """
+    state = dict(_tensors(model))
+    taken: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, axis), units in graph.slots.items():
+        stays = alive[units]
+        if not stays.all():
+            taken.setdefault(name, []).append((axis, torch.from_numpy(np.flatnonzero(stays))))
+    cuts = {name: _only(state[name].detach(), axes) for name, axes in taken.items()}
+    for direction, length, own in graph.norms:  # what is left of a direction keeps its scale
+        others = [(axis, at) for axis, at in taken.get(direction, []) if axis != own]
+        if others:
+            before = state[direction].detach()
+            ratio = _norm(_only(before, others), own) / _norm(before, own)
+            kept = [(axis, at) for axis, at in taken[direction] if axis == own]
+            cuts[length] = _only(state[length].detach() * ratio, kept)
+    return cuts
+
+
+def _only(tensor: Tensor, axes: list[tuple[int, Tensor]]) -> Tensor:
+    """`tensor` at the given positions of some axes; the sharpest cut first."""
+    for axis, positions in sorted(axes, key=lambda pair: len(pair[1]) / tensor.shape[pair[0]]):
+        run = _run(positions, tensor.shape[axis]) if tensor.ndim == 2 else 1
+        if run > 1:  # a linear layer behind a flatten reads many features of a channel
+            blocks = tensor.unflatten(axis, (-1, run))
+            kept = (positions[::run] // run).to(tensor.device)
+            tensor = blocks.index_select(axis, kept).flatten(axis, axis + 1)
+        else:
+            tensor = tensor.index_select(axis, positions.to(tensor.device))
+    return tensor
+
+
+def _run(positions: Tensor, size: int) -> int:
+    """The length of the blocks, side by side, of which `positions` along an axis are made."""
+    at = positions.numpy()
+    breaks = np.flatnonzero(np.diff(at) != 1) + 1
+    starts = at[np.concatenate([[0], breaks])]
+    return int(np.gcd.reduce([size, len(at), *starts, *np.diff([0, *breaks])]))
+
+
+def _without(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+    return tensor.index_fill(axis, positions.to(tensor.device), 0.0)
+
+
+def _norm(direction: Tensor, axis: int) -> Tensor:
+    """The norm of `direction` over every axis but one."""
+    others = [other for other in range(direction.ndim) if other != axis]
+    return torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+
+
+# ---------------------------------------------------------------- copies
+
+
+def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
+    """A copy of `model` with `tensors` in the place of the parameters and buffers of these names.
+
+    What is replaced is never copied; with `share` the rest is not either, so the copy is to be
+    read only. Raises `BadModel` when the network cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    for name, old in _tensors(model):
+        if name in tensors:
+            memo[id(old)] = _like(old, tensors[name])
+        elif share:
+            memo[id(old)] = old
+    for module in model.modules():
+        for value in vars(module).values():  # a weight that an old weight norm left behind
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        made: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise BadModel(
+            f"The network cannot be copied ({type(error).__name__}: {error}); prunelab works on "
+            "copies so that yours stays as it is. Remove what deepcopy cannot take."
+        ) from error
+    _settle(made, tensors)
+    return made
+
+
 def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put `tensors` in the place of the parameters and buffers of these names, in `model`.
 
@@ -106,45 +194,35 @@ def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if value is not None:
                 owners.setdefault(id(value), []).append((module, key))
     state = dict(_tensors(model))
-    touched: dict[nn.Module, dict[str, torch.Size]] = {}
     for name, tensor in tensors.items():
-        old = state[name]
-        if tensor.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last):
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
-        new: Tensor = tensor
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(tensor, requires_grad=old.requires_grad)
-        for module, key in owners[id(old)]:
+        new = _like(state[name], tensor)
+        for module, key in owners[id(state[name])]:
             if key in module._parameters:
                 module._parameters[key] = new  # type: ignore[assignment]
             else:
                 module._buffers[key] = new
-            touched.setdefault(module, {})[key] = old.shape
-    for module, shapes in touched.items():
-        _tell_the_truth(module, shapes)
+    _settle(model, tensors)
 
 
-def _tell_the_truth(module: nn.Module, old: Mapping[str, torch.Size]) -> None:
-    """Make a module's own account of its widths follow the shapes of its tensors."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        assert isinstance(weight, Tensor)
-        if module.groups > 1:
-            axis = 0
-            before = old["weight"][axis] if "weight" in old else weight.shape[axis]
-            module.groups = module.groups * weight.shape[axis] // before
-        out_axis, in_axis = (1, 0) if module.transposed else (0, 1)
-        outs, ins = weight.shape[out_axis], weight.shape[in_axis]
-        module.out_channels = outs * (module.groups if module.transposed else 1)
-        module.in_channels = ins * (1 if module.transposed else module.groups)
-    elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sized = weight if isinstance(weight, Tensor) else module.running_mean
-        if isinstance(sized, Tensor):
-            module.num_features = sized.shape[0]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
+def _like(old: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` with the memory format and the flags of `old`."""
+    for rank, memory in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.ndim == rank and old.is_contiguous(memory_format=memory):
+            tensor = tensor.contiguous(memory_format=memory)
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad=old.requires_grad)
+    return tensor
+
+
+def _settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
+    """Make the modules whose tensors changed tell the truth about their widths."""
+    ids = {id(tensor) for name, tensor in _tensors(model) if name in changed}
+    for module in model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for part in getattr(module, "parametrizations", {}).values():
+            own += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        if any(id(tensor) in ids for tensor in own):
+            tell_the_truth(module)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

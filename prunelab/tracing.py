@@ -1,25 +1,30 @@
 """`trace`: the channel graph of a network, checked by a probe cut.
 
-May import labels, channels, surgery, values.
+May import labels, modes, channels, probe, surgery, values.
 """
 
 from __future__ import annotations
 
-import copy
+import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from math import gcd
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from prunelab.channels import ChannelGraph, build_graph
-from prunelab.errors import BadModel, TraceError
-from prunelab.labels import run_on_labels
-from prunelab.surgery import cut, masked
-from prunelab.values import WidthPlan
+from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
+from prunelab.labels import LabelMode, run_on_labels
+from prunelab.modes import branches_on_its_mode
+from prunelab.probe import probed
+from prunelab.surgery import copy_with
+
+Run = Callable[[nn.Module], Any]
+OUTPUT = "it is an output of the network"
 
 
 def trace(
@@ -27,19 +32,36 @@ def trace(
     example_inputs: Any,
     *,
     forward: Callable[[nn.Module, Any], Any] | None = None,
+    train_inputs: Any = None,
     freeze: Sequence[str] = (),
+    round_to: int = 1,
+    min_width: int = 1,
+    inexact: bool = False,
+    time_limit: float | None = None,
 ) -> ChannelGraph:
     """Find the channels of `model` that live and die together, by running it on labels.
 
     `example_inputs` is what the network takes: a tensor, a tuple of arguments, or a dict of
-    keyword arguments; with `forward`, whatever `forward(model, example_inputs)` takes. `freeze`
-    names layers, or parts of the network, whose channels must all stay. The network runs in
-    evaluation mode and is left bitwise as it was.
+    keyword arguments; with `forward`, whatever `forward(model, example_inputs)` takes. The
+    network runs in evaluation mode and, where its code takes another way there, in training mode
+    (auxiliary heads), on `train_inputs` if they are other ones (images and targets of a
+    detector); both traces are joined. It is left bitwise as it was.
+
+    `freeze` names layers, or parts of the network, whose channels must all stay. Methods keep
+    widths at multiples of `round_to` channels and at `min_width` units or more; a plan's own
+    `drop` is literal. A LayerNorm over channels freezes them, for its statistics depend on their
+    number; with `inexact` they are prunable, and marked `group.inexact`.
 
     At the end a copy is cut and compared with the masked network; groups where the two differ
-    are frozen, because forward code hard-codes their width. Raises `TraceError` when the network
-    does not run on these inputs, `BadModel` for one on the meta device.
+    are frozen, because forward code hard-codes their width. Layers that never ran stand in
+    `graph.unseen`. Raises `TraceError` when the network does not run on these inputs or takes
+    longer than `time_limit` seconds, `BadModel` for one on the meta device.
     """
+    if round_to < 1 or min_width < 1:
+        raise InvalidValue(
+            f"round_to and min_width count channels and units, 1 or more; not {round_to} and "
+            f"{min_width}."
+        )
     meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if meta:
         raise BadModel(
@@ -50,20 +72,80 @@ def trace(
     tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    train: Run | None = None
     with undisturbed(model):
+        mode = LabelMode(model, batch, inexact=inexact, deadline=deadline)
         model.eval()
         try:
-            found = run_on_labels(model, run, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            shapes = [tuple(tensor.shape) for tensor in tensors]
+            run_on_labels(mode, model, run, OUTPUT)
+        except PruneLabError:
+            raise
+        except Exception as error:
+            given = [tuple(tensor.shape) for tensor in tensors]
             raise TraceError(
-                f"The network does not run on the example inputs (shapes {shapes}): "
+                f"The network does not run on the example inputs (shapes {given}): "
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
-        graph = build_graph(model, found, tuple(tuple(t.shape) for t in tensors), itemsize)
-        graph = graph.freeze(_asked(graph, freeze))
-        return _probe(model, graph, run)
+        if train_inputs is not None or branches_on_its_mode(model) or (_untouched(model, mode)):
+            train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
+            mode.counting = False
+            try:
+                run_on_labels(mode, model, train, "it is an output of the network in training")
+            except PruneLabError:
+                raise
+            except Exception as error:
+                if train_inputs is not None:
+                    raise TraceError(
+                        "The network does not run in training mode on train_inputs: "
+                        f"{type(error).__name__}: {error}."
+                    ) from error
+                train = None  # it cannot be trained on these inputs, cut or whole
+            model.eval()
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        graph = build_graph(model, mode.book.close(), shapes, itemsize)
+        graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
+        return probed(model, graph, run, train, deadline)
+
+
+def _untouched(model: nn.Module, mode: LabelMode) -> bool:
+    """Whether a parameter of more than one axis has met no channel so far: a head, perhaps."""
+    touched = {name for name, _ in mode.book.trace.slots} | set(mode.book.trace.layers)
+    return any(
+        parameter.ndim > 1 and name not in touched for name, parameter in model.named_parameters()
+    )
+
+
+def _in_training(run: Run) -> Run:
+    """`run` in training mode, but for normalisation by batch statistics.
+
+    Those want more than one value a channel, and write buffers; they couple channels alike.
+    """
+
+    def train(model: nn.Module) -> Any:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+        return run(model)
+
+    return train
+
+
+def _with_widths(graph: ChannelGraph, round_to: int, min_width: int) -> ChannelGraph:
+    """The graph with the widths that methods keep to."""
+    groups = []
+    for group in graph.groups:
+        channels = -(-len(graph.layer(group.producers[0]).out_units) // group.width)
+        groups.append(
+            replace(
+                group,
+                min_width=min(min_width, group.width),
+                step=round_to // gcd(round_to, max(1, channels)),
+            )
+        )
+    return replace(graph, groups=tuple(groups), round_to=round_to)
 
 
 def runner(
@@ -110,85 +192,6 @@ def undisturbed(model: nn.Module) -> Any:
                         buffer.copy_(value)
 
 
-# ---------------------------------------------------------------- the probe
-
-
-def _probe(model: nn.Module, graph: ChannelGraph, run: Callable[..., Any]) -> ChannelGraph:
-    """Cut a copy, run it, compare with masked; freeze the groups where that fails."""
-    names = [group.name for group in graph.groups if group.prunable]
-    reasons: dict[str, str] = {}
-    pending = [names]
-    while pending:
-        some = pending.pop()
-        if not some or _survives(model, graph, some, run):
-            continue
-        if len(some) == 1:
-            reasons[some[0]] = "the network's code hard-codes its width"
-        else:
-            half = len(some) // 2
-            pending += [some[:half], some[half:]]
-    return graph.freeze(reasons)
-
-
-def _survives(
-    model: nn.Module, graph: ChannelGraph, names: list[str], run: Callable[..., Any]
-) -> bool:
-    rng = np.random.default_rng(0)
-    drop = {}
-    for name in names:
-        width = graph[name].width
-        drop[name] = rng.choice(width, size=min(width - 1, width // 4 | 1), replace=False).tolist()
-    plan = WidthPlan.full(graph).drop(drop)
-    for double in (False, True):
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                small, same = cut(model, graph, plan), masked(model, graph, plan)
-                if double:
-                    small, same = small.double(), same.double()
-                got, want = [
-                    [x for x in tree_leaves(_in_double(run, net, double)) if isinstance(x, Tensor)]
-                    for net in (small, same)
-                ]
-        except Exception:  # whatever its forward raises, it is the cut that made it
-            return False
-        if [x.shape for x in got] != [x.shape for x in want]:
-            return False
-        # float32 rounding is amplified by deep random networks: doubt is settled in float64
-        close = 1e-6 if double else 1e-4
-        if all(_close(a, b, close) for a, b in zip(got, want, strict=True)):
-            return True
-    return False
-
-
-def _in_double(run: Callable[..., Any], net: nn.Module, double: bool) -> Any:
-    if not double:
-        return run(net)
-    hook = net.register_forward_pre_hook(
-        lambda _, args, kwargs: tree_map(
-            lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x,
-            (args, kwargs),
-        ),
-        with_kwargs=True,
-    )
-    try:
-        return run(net)
-    finally:
-        hook.remove()
-
-
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    if not a.is_floating_point():
-        return True
-    a, b = torch.nan_to_num(a.double()), torch.nan_to_num(b.double())
-    return bool((a - b).norm() <= tolerance * max(1e-12, float(b.norm())))
-
-
 def copy_of(model: nn.Module) -> nn.Module:
     """A private copy of `model`; raises `BadModel` when it cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise BadModel(
-            f"The network cannot be copied ({type(error).__name__}: {error}); prunelab works on "
-            "copies so that yours stays as it is. Remove what deepcopy cannot take."
-        ) from error
+    return copy_with(model, {})

@@ -17,10 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prunelab as pl
 
-# A cut that takes as many channels from both halves hides that they belong together.
-HALVES = {"chunked", "shuffled"}
-KINDS = sorted(BLOCKS.keys() - HALVES)
-WHOLE = {"gated", "pixel shuffle", "shuffled grouped", "sliced"}  # must stay, or is one unit
+KINDS = sorted(BLOCKS)
+WHOLE = {"gated", "shuffled grouped", "sliced"}  # must stay, or is one unit
 
 recipes = st.builds(
     Recipe,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from toys import assert_exact
 
 import prunelab as pl
 
@@ -152,3 +155,175 @@ def test_macs_agree_with_torch() -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x)
         assert pl.cost(model, x).macs * 2 == counter.get_total_flops()
+
+
+# ---------------------------------------------------------------- what a cut network is
+
+
+class Parts(nn.Module):
+    """Normalisations of all kinds, a tied convolution, and buffers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.groups = nn.GroupNorm(4, 16)
+        self.bare = nn.GroupNorm(4, 16, affine=False)
+        self.one = nn.Conv2d(16, 16, 3, padding=1)
+        self.two = nn.Conv2d(16, 16, 3, padding=1)
+        self.two.weight = self.one.weight
+        self.instance = nn.InstanceNorm2d(16)
+        self.up = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.act = nn.PReLU(8)
+        self.fc = nn.Linear(8, 4)
+        self.register_buffer("shift", torch.randn(8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bare(self.groups(self.stem(x)))
+        x = self.instance(self.two(torch.relu(self.one(x))))
+        x = self.act(self.up(x)) + self.shift
+        return self.fc(x.mean((2, 3)))
+
+
+def parts() -> tuple[Parts, pl.ChannelGraph, torch.Tensor, pl.WidthPlan]:
+    model, x = Parts().eval(), torch.randn(2, 3, 8, 8)
+    graph = pl.trace(model, x)
+    plan = pl.WidthPlan.full(graph).drop({"stem": [1], "up": [0, 3, 4]})
+    return model, graph, x, plan
+
+
+def test_every_kind_of_layer_tells_the_truth() -> None:
+    model, graph, x, plan = parts()
+    assert graph["stem"].width == 4  # the norm groups
+    small = pl.cut(model, graph, plan)
+    assert (small.groups.num_groups, small.groups.num_channels) == (3, 12)
+    assert (small.bare.num_groups, small.bare.num_channels) == (3, 12)
+    assert small.instance.num_features == 12
+    assert (small.up.in_channels, small.up.out_channels) == (12, 5)
+    assert (small.act.num_parameters, small.fc.in_features) == (5, 5)
+    assert tuple(small.shift.shape) == (5, 1, 1)
+    assert small.two.weight is small.one.weight
+    assert_exact(model, graph, x)
+
+
+def test_hooks_dtype_and_formats_survive_and_so_does_the_random_state() -> None:
+    model, graph, x, plan = parts()
+    model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    calls: list[int] = []
+    model.fc.register_forward_hook(lambda *_: calls.append(1))
+    state = torch.get_rng_state()
+    small = pl.cut(model, graph, plan)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {tensor.dtype for tensor in small.state_dict().values()} == {torch.bfloat16}
+    assert small.one.weight.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        small(x.to(torch.bfloat16))
+    assert calls == [1]
+    assert not any(
+        a.data_ptr() == b.data_ptr()
+        for a, b in zip(small.parameters(), model.parameters(), strict=True)
+    )
+
+
+def test_a_cut_network_scripts_exports_and_loads() -> None:
+    model, graph, x, plan = parts()
+    small = pl.cut(model, graph, plan)
+    with torch.no_grad():
+        want = small(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, and people use it
+            assert torch.allclose(torch.jit.script(small)(x), want, atol=1e-5)
+        exported = torch.export.export(small, (x,)).module()
+        assert torch.allclose(exported(x), want, atol=1e-5)
+    again = pl.rebuild(Parts().eval(), plan)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again(x), want)
+
+
+def test_an_old_weight_norm_is_cut_and_keeps_its_scale() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        convs = [nn.utils.weight_norm(nn.Conv2d(a, b, 3)) for a, b in ((3, 8), (8, 6), (6, 2))]
+    model, x = nn.Sequential(*convs), torch.randn(2, 3, 9, 9)
+    model(x).sum().backward()  # leaves weights that cannot be copied as they are
+    graph = pl.trace(model, x)
+    assert [group.width for group in graph.groups if group.prunable] == [8, 6]
+    small = pl.cut(model, graph, pl.WidthPlan.full(graph).drop({"0": [1, 2], "1": [0]}))
+    kept = [0, 3, 4, 5, 6, 7]
+    assert torch.allclose(small[1].weight, model[1].weight[1:][:, kept], atol=1e-6)
+    assert (small[1].in_channels, small[1].out_channels) == (6, 5)
+    assert_exact(model, graph, x)
+
+
+def test_a_pruning_mask_of_pytorch_is_cut_along() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    x = torch.randn(2, 3, 9, 9)
+    graph = pl.trace(model, x)
+    assert graph["0"].prunable
+    small = pl.cut(model, graph, pl.WidthPlan.full(graph).drop({"0": [0, 5]}))
+    assert small[2].weight_mask.shape == small[2].weight_orig.shape == (2, 6, 3, 3)
+    assert_exact(model, graph, x)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        spread = self.weight.std((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, (self.weight - mean) / (spread + 1e-5), self.bias)
+
+
+def test_a_standardised_weight_gives_outputs_and_keeps_its_inputs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Standardised(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    x = torch.randn(2, 3, 9, 9)
+    graph = pl.trace(model, x)
+    assert "computed from all of its inputs" in graph["0"].why
+    assert graph["1"].prunable
+    assert_exact(model, graph, x)
+
+
+class Tied(nn.Module):
+    """An auto-encoder whose decoder is its encoder, turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.code = nn.Linear(6, 12), nn.Linear(12, 4, bias=False)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.code(self.stem(x)) @ self.code.weight))
+
+
+def test_a_weight_used_in_two_ways_is_left_alone() -> None:
+    model, x = Tied(), torch.randn(3, 6)
+    graph = pl.trace(model, x)
+    assert "two ways" in graph["code"].why
+    assert_exact(model, graph, x)
+
+
+class Regions(nn.Module):
+    """Deformable convolution, and regions of interest, even none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.ops import DeformConv2d
+
+        self.stem, self.offset = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 18, 3, padding=1)
+        self.deform, self.box = DeformConv2d(8, 6, 3, padding=1), nn.Linear(6 * 4, 5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        from torchvision.ops import roi_align
+
+        x = self.deform(self.stem(x), self.offset(x)).relu()
+        return self.head(self.box(roi_align(x, [boxes], 2).flatten(1)).relu())
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_deformed_images_and_regions_of_interest(count: int) -> None:
+    model, x = Regions(), torch.randn(1, 3, 8, 8)
+    boxes = torch.tensor([[0.0, 0, 4, 4], [1, 1, 6, 7], [2, 0, 7, 3]])[:count]
+    graph = pl.trace(model, (x, boxes))
+    assert graph["box"].prunable
+    assert graph["deform"].prunable
+    assert "deform" in graph["stem"].why
+    assert_exact(model, graph, x, boxes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,3 +262,129 @@ def test_bad_input_is_told_what_to_do() -> None:
     graph = pl.trace(model, torch.randn(1, 1, 28, 28))
     with pytest.raises(pl.UnknownName, match=r"Did you mean 'layer1\.0\.conv1'"):
         graph["layer1.0.conv"]
+
+
+# ---------------------------------------------------------------- training mode
+
+
+class Head(nn.Module):
+    """An auxiliary head that runs in training mode only, as GoogLeNet's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.aux = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1))
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.body(x)
+        out = {"out": self.fc(x.mean((2, 3)))}
+        if self.training:
+            out["aux"] = self.aux(x).mean((2, 3))
+        return out
+
+
+def test_heads_that_run_in_training_only_are_joined() -> None:
+    model, x = Head(), torch.randn(1, 3, 3, 3)  # one value a channel: BatchNorm cannot train on it
+    graph = pl.trace(model, x)
+    assert graph.unseen == ()
+    assert graph["body.0"].consumers == ("fc", "aux.0")
+    assert graph["aux.0"].prunable
+    assert "in training" in graph["aux.2"].why
+    small = pl.cut(model, graph, pl.WidthPlan.full(graph).drop({"body.0": [1, 4], "aux.0": [0]}))
+    assert small.train()(torch.randn(2, 3, 5, 5))["aux"].shape == (2, 2)
+
+
+class Detector(nn.Module):
+    """Takes images, and targets too when it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.extra = nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: list[Tensor], targets: list[Tensor] | None = None) -> dict[str, Any]:
+        x = self.body(torch.stack(images))
+        if not self.training:
+            return {"boxes": list(self.head(x))}
+        assert targets is not None
+        return {"loss": (self.extra(x) - torch.stack(targets)[:, :, None, None]).square().mean()}
+
+
+def test_detectors_take_other_inputs_in_training() -> None:
+    model, image = Detector(), torch.randn(3, 6, 6)
+    graph = pl.trace(model, ([image],))
+    assert graph.unseen == ("extra",)
+    graph = pl.trace(model, ([image],), train_inputs=([image, image], [torch.zeros(4)] * 2))
+    assert graph.unseen == ()
+    assert graph["body"].consumers == ("head", "extra")
+    with pytest.raises(pl.TraceError, match="train_inputs"):
+        pl.trace(model, ([image],), train_inputs=([image],))
+
+
+# ---------------------------------------------------------------- the user's word
+
+
+def test_widths_are_rounded_for_methods_and_plans_are_literal() -> None:
+    model, x = pl.zoo.load("mobilenet", pretrained=False), torch.randn(1, 1, 28, 28)
+    graph = pl.trace(model, x, round_to=8, min_width=24)
+    full = pl.WidthPlan.full(graph)
+    assert len(graph.rounded(full, {"head": range(50)})["head"]) == 48  # 192 to 144
+    assert graph.rounded(full, {"head": range(7)}) == {}
+    assert len(graph.rounded(full, {"head": range(190)})["head"]) == 168  # 24 stay
+    order = {("head", unit): -unit for unit in range(192)}
+    assert graph.rounded(full, {"head": range(192)}, order)["head"] == tuple(range(24, 192))
+    assert len(full.drop({"head": range(50)}).kept["head"]) == 142
+
+
+def test_a_rounded_width_counts_channels_where_a_unit_is_several() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=8), nn.Conv2d(32, 4, 1))
+    graph = pl.trace(model, torch.randn(1, 3, 8, 8), round_to=8)
+    assert graph["0"].width == 8
+    assert graph.rounded(pl.WidthPlan.full(graph), {"0": [1, 2, 5]}) == {"0": (1, 2)}
+
+
+def test_moves_leave_widths_that_are_asked_for(trained: nn.Module, data: pl.Data) -> None:
+    graph = pl.trace(trained, torch.randn(1, 1, 12, 12), round_to=4)
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.5, images=64), graph=graph)
+    move = session.propose()
+    assert move is not None
+    session.approve()
+    assert all(width % 4 == 0 for width in session.plan.widths.values())
+
+
+def test_a_time_limit_ends_a_long_trace() -> None:
+    model = pl.zoo.load("resnet20", pretrained=False)
+    with pytest.raises(pl.TraceError, match="time limit"):
+        pl.trace(model, torch.randn(1, 1, 28, 28), time_limit=0.0)
+    with pytest.raises(pl.InvalidValue, match="round_to"):
+        pl.trace(model, torch.randn(1, 1, 28, 28), round_to=0)
+
+
+class Normed(nn.Module):
+    """A stream of channels-last LayerNorms, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 2, 2), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.down(self.up(self.norm(x)).relu())
+        return self.fc(x.mean((1, 2)))
+
+
+def test_layer_norm_freezes_its_stream_unless_inexact_is_asked_for() -> None:
+    model, x = Normed(), torch.randn(2, 3, 8, 8)
+    graph = pl.trace(model, x)
+    assert "LayerNorm" in graph["stem"].why
+    assert graph["up"].prunable
+    graph = pl.trace(model, x, inexact=True)
+    assert graph["stem"].prunable
+    assert graph["stem"].inexact
+    assert not graph["up"].inexact
+    small = pl.cut(model, graph, pl.WidthPlan.full(graph).drop({"stem": [1, 2], "up": [3]}))
+    assert small.norm.normalized_shape == (6,)
+    assert small.train()(x).shape == (2, 3)

@@ -1,10 +1,18 @@
-"""A network that trains in seconds, and images for it."""
+"""A network that trains in seconds and images for it; networks in a function; exactness."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+import prunelab as pl
 
 
 class Tiny(nn.Module):
@@ -86,3 +94,56 @@ class Couplings(nn.Module):
         fine = F.avg_pool2d(F.relu(self.conv("head", fine, 1)), 2)
         coarse = F.relu(self.conv("head", coarse, 1))
         return F.linear(self.see("fc", (fine + coarse).flatten(1)), self.fc.weight, self.fc.bias)
+
+
+def random_plan(graph: pl.ChannelGraph, seed: int) -> pl.WidthPlan:
+    rng = np.random.default_rng(seed)
+    drop = {
+        group.name: rng.choice(group.width, int(rng.integers(1, group.width)), replace=False)
+        for group in graph.groups
+        if group.prunable
+    }
+    return pl.WidthPlan.full(graph).drop(drop)
+
+
+def assert_exact(model: nn.Module, graph: pl.ChannelGraph, *inputs: Any, seeds: int = 4) -> None:
+    model = model.double().eval()
+    inputs = tuple(x.double() if torch.is_tensor(x) else x for x in inputs)
+    for seed in range(seeds):
+        plan = random_plan(graph, seed)
+        small, same = pl.cut(model, graph, plan), pl.masked(model, graph, plan)
+        with torch.no_grad():
+            got, want = tree_leaves(small(*inputs)), tree_leaves(same(*inputs))
+        for a, b in zip(got, want, strict=True):
+            assert a.shape == b.shape
+            assert float((a - b).norm()) <= 1e-10 * float(b.norm())
+        assert list(small.state_dict()) == list(model.state_dict())
+        small.train()
+        for out in tree_leaves(small(*inputs)):
+            assert torch.isfinite(out).all()
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A network in a function: modules by name, and a forward pass that uses them.
+
+    `groups` maps a layer to its units, or to a text that stands in the reason why it is frozen.
+    """
+
+    parts: Callable[[], dict[str, Any]]
+    forward: Callable[[Any, Tensor], Any]
+    groups: dict[str, int | str]
+    shape: tuple[int, ...] = (2, 3, 8, 8)
+
+
+class Net(nn.Module):
+    def __init__(self, toy: Toy) -> None:
+        super().__init__()
+        self.toy = toy
+        for name, part in toy.parts().items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:  # so that it is traced in training mode as well
+            return self.toy.forward(self, x)
+        return self.toy.forward(self, x)

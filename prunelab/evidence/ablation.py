@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.errors import BadData, NotFinite
 from prunelab.evidence.batch import Loss, batch_size, checked, cross_entropy, finish, guarded
-from prunelab.surgery import columns_read
+from prunelab.surgery import masked_tensors
 from prunelab.tracing import copy_of, undisturbed
 from prunelab.values import Progress, Units, many
 
@@ -66,19 +66,17 @@ class Ablator:
         self._graph = graph
         self._loss = loss
         self._tape = tape
-        self._order = {layer.weight: place for place, layer in enumerate(graph.layers)}
 
     def measure(self, batch: Any, drops: Sequence[Drop]) -> Iterator[tuple[int, float]]:
         """The loss on `batch` with each of `drops` masked, as (place in drops, loss).
 
         They come in the order of the first layer that reads them: a tape can grow, not shrink.
         """
-        columns = [columns_read(self._graph, drop) for drop in drops]
-        last = len(self._order)
-        first = [min((self._order[name] for name in read), default=last) for read in columns]
+        gone = [self._graph.gone(drop) for drop in drops]
+        first = [self._first_reader(units) for units in gone]
         tape = Tape()
         for index in np.argsort(first, kind="stable").tolist():
-            loss = self._run(batch, columns[index], tape)
+            loss = self._run(batch, gone[index], tape)
             if not np.isfinite(loss):
                 raise NotFinite(
                     f"The loss is {loss} without {dict(drops[index])}. Look for NaN in the weights "
@@ -86,35 +84,42 @@ class Ablator:
                 )
             yield index, loss
 
-    def _run(self, batch: Any, columns: Mapping[str, tuple[int, Tensor]], tape: Tape) -> float:
+    def _first_reader(self, gone: Array) -> int:
+        """The place, in execution order, of the first layer that reads what is gone."""
+        layers = self._graph.layers
+        reads = (
+            place for place, one in enumerate(layers) if one.dense and gone[one.in_units].any()
+        )
+        return next(reads, len(layers))
+
+    def _run(self, batch: Any, gone: Array, tape: Tape) -> float:
         network = self._network
         parameters = dict(network.named_parameters())
-        with torch.inference_mode(), undisturbed(network), _without(parameters, columns):
+        changed = masked_tensors(network, self._graph, gone)
+        read = {id(parameters[name]) for name in changed}
+        with torch.inference_mode(), undisturbed(network), _instead(parameters, changed):
             if not self._tape:
                 return float(checked(self._loss, network, batch))
             try:
-                with tape.until({id(parameters[name]) for name in columns}):
+                with tape.until(read):
                     return float(checked(self._loss, network, batch))
             except _OutOfStep:
                 tape.clear()
-            with tape.until({id(parameters[name]) for name in columns}):
+            with tape.until(read):
                 return float(checked(self._loss, network, batch))
 
 
 @contextmanager
-def _without(parameters: Mapping[str, Tensor], columns: Mapping[str, tuple[int, Tensor]]) -> Any:
-    """Columns of weights are zero inside."""
-    saved = [
-        (parameters[name], axis, index, parameters[name].index_select(axis, index))
-        for name, (axis, index) in columns.items()
-    ]
-    for weight, axis, index, _ in saved:
-        weight.index_fill_(axis, index, 0.0)
+def _instead(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Any:
+    """Parameters have other `values` inside."""
+    saved = {name: parameters[name].clone() for name in values}
+    for name, value in values.items():
+        parameters[name].copy_(value)
     try:
         yield
     finally:
-        for weight, axis, index, values in saved:
-            weight.index_copy_(axis, index, values)
+        for name, value in saved.items():
+            parameters[name].copy_(value)
 
 
 class _OutOfStep(Exception):

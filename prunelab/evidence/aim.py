@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.calls import Call, Watch, aten
+from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
+from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.errors import BadData
 from prunelab.evidence.batch import batch_size, checked, guarded, run_batch
 from prunelab.evidence.contribution import call_gram, call_sums, contributions
 from prunelab.evidence.meter import columns_of, distinct_units
 from prunelab.evidence.moments import cross_moment
-from prunelab.labels import NORMALISES_BATCH
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
 

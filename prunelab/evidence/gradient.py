@@ -91,7 +91,7 @@ class MaskWatch(Watch):
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
             self._hook()
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Remember a reader's call; autograd has not yet given its output a node."""

@@ -37,6 +37,7 @@ MARKS = {
     "depth-wise": "↓",
     "grouped": "≡",
     "shared": "=",
+    "equal parts": "÷",
 }
 OTHER = "∘"
 

@@ -123,9 +123,9 @@ class AOFP:
                 drop[gram.group] = climbed[-1].candidates
                 alone = zip(gram.units, gram.alone().tolist(), strict=True)
                 order |= {(gram.group, unit): damage for unit, damage in alone}
+        drop = context.trimmed(drop, order)
         if not drop:
             return None
-        drop = context.trimmed(drop, order)
         damage = {gram.group: gram.damage(drop.get(gram.group, ())) for gram in grams}
         return context.move(self, drop, damage)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.calls import Call, Watch, aten
+from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.evidence.aim import batch_norm_scale
-from prunelab.labels import NORMALISES_BATCH
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.halving import judge
 from prunelab.surgery import silence
@@ -234,8 +234,8 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         goal = context.target_macs
         if drop and goal is not None and context.cost(context.plan.drop(drop)).macs <= goal:
             break
+    drop = context.trimmed(drop, order)
     if not drop:
         return None
-    drop = context.trimmed(drop, order)
     context.weights = network.eval()
     return context.move(method, drop, damage, {"batches": step})

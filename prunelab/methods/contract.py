@@ -15,7 +15,7 @@ from torch import nn
 from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.evidence import AimedGram, Evidence
 from prunelab.training import Training
-from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, units_of
+from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan
 
 Search = Generator[Any, None, Move | None]
 
@@ -72,11 +72,12 @@ class Context:
     ) -> Move:
         """The move that drops these units, with its costs before and after.
 
+        Units that would leave a width which the graph's `round_to` or `min_width` forbids stay.
         `damage` is for methods that measure it (share of the consumers' signal); a method with
         another score leaves it out and yields an Importance, so that neither passes for the other.
         """
         damage = damage or {}
-        drop = {name: units_of(units) for name, units in drop.items() if units}
+        drop = self.graph.rounded(self.plan, drop)
         return Move(
             drop=FrozenMap(drop),
             method=method.name,
@@ -95,17 +96,17 @@ class Context:
         """As much of `drop` as the MAC target needs, the units with the lowest `order` first.
 
         All of it when the target is not reached even then, or when there is none; the result
-        meets the target within one unit.
+        meets the target within one unit, or one step where the graph rounds widths.
         """
         if self.target_macs is None:
-            return dict(drop)
+            return self.graph.rounded(self.plan, drop, order)
         units = sorted(((g, u) for g, us in drop.items() for u in us), key=lambda gu: order[gu])
 
         def first(count: int) -> dict[str, Units]:
             chosen: dict[str, list[int]] = {}
             for group, unit in units[:count]:
                 chosen.setdefault(group, []).append(unit)
-            return {group: units_of(us) for group, us in chosen.items()}
+            return self.graph.rounded(self.plan, chosen, order)
 
         low, high = 0, len(units)  # costs fall with every unit, so halve the interval
         while low < high:

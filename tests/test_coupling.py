@@ -1,0 +1,372 @@
+"""One small network for each mechanism: what is coupled, what is frozen and why, and exactness.
+
+Every network is cut at several random plans and compared, in float64, with the masked one; then
+it runs in training mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from toys import Net, Toy, assert_exact
+
+import prunelab as pl
+
+
+def conv(into: int, out: int, k: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(into, out, k, padding=options.pop("padding", k // 2), **options)
+
+
+def ab(middle: Callable[[Any, Tensor], Tensor], into: int = 8, **parts: Any) -> dict[str, Any]:
+    """The parts and the forward pass of: convolution a, something, convolution b."""
+    return {
+        "parts": lambda: (
+            {"a": conv(3, 8), "b": conv(into, 5)} | {name: make() for name, make in parts.items()}
+        ),
+        "forward": lambda net, x: net.b(middle(net, net.a(x))),
+    }
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def write_halves(net: Any, x: Tensor) -> Tensor:
+    first, second = net.c(x), net.d(x)
+    out = x.new_zeros(x.shape[0], first.shape[1] + second.shape[1], *x.shape[2:])
+    out[:, : first.shape[1]] = first
+    out[:, first.shape[1] :] = second
+    return net.b(out)
+
+
+def written(mask: Tensor) -> Tensor:
+    mask[3:5] = 0.5
+    return mask
+
+
+def attention(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).flatten(2).transpose(1, 2)
+    q, k, v = (net.qkv(x).view(x.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4)).unbind(0)
+    x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    return net.b(x.transpose(1, 2).flatten(2))
+
+
+def patches(net: Any, x: Tensor) -> Tensor:
+    x = F.unfold(net.a(x), 3, padding=1)
+    return net.b(x.transpose(1, 2))
+
+
+def detokenised(net: Any, x: Tensor) -> Tensor:
+    x = net.norm(net.a(x).permute(0, 2, 3, 1))
+    return net.b(net.c(x).relu())
+
+
+TOYS = {
+    "batch norm": Toy(
+        **ab(lambda net, x: net.n(x).relu(), n=lambda: nn.BatchNorm2d(8)), groups={"a": 8}
+    ),
+    "prelu": Toy(**ab(lambda net, x: net.p(x), p=lambda: nn.PReLU(8)), groups={"a": 8}),
+    "one slope for all": Toy(**ab(lambda net, x: net.p(x), p=nn.PReLU), groups={"a": 8}),
+    "group norm": Toy(**ab(lambda net, x: net.n(x), n=lambda: nn.GroupNorm(4, 8)), groups={"a": 4}),
+    "group norm of one": Toy(
+        **ab(lambda net, x: net.n(x), n=lambda: nn.GroupNorm(1, 8)), groups={"a": "one unit"}
+    ),
+    "group norm per channel": Toy(
+        **ab(lambda net, x: net.n(x), n=lambda: nn.GroupNorm(8, 8)), groups={"a": 8}
+    ),
+    "group norm without parameters": Toy(
+        **ab(lambda net, x: net.n(x), n=lambda: nn.GroupNorm(4, 8, affine=False)), groups={"a": 4}
+    ),
+    "instance norm": Toy(
+        **ab(lambda net, x: net.n(x), n=lambda: nn.InstanceNorm2d(8, affine=True)), groups={"a": 8}
+    ),
+    "instance norm with statistics": Toy(
+        **ab(
+            lambda net, x: net.n(x),
+            n=lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+        ),
+        groups={"a": 8},
+    ),
+    "instance norm without parameters": Toy(
+        **ab(lambda net, x: net.n(x), n=lambda: nn.InstanceNorm2d(8)), groups={"a": 8}
+    ),
+    "layer norm, channels last": Toy(
+        lambda: {
+            "a": conv(3, 8),
+            "norm": nn.LayerNorm(8),
+            "c": nn.Linear(8, 12),
+            "b": nn.Linear(12, 5),
+        },
+        detokenised,
+        {"a": "LayerNorm", "c": 12},
+    ),
+    "squeeze and excitation": Toy(
+        **ab(
+            lambda net, x: x * net.e(net.s(x.mean((2, 3), keepdim=True)).relu()).sigmoid(),
+            s=lambda: conv(8, 4, 1),
+            e=lambda: conv(4, 8, 1),
+        ),
+        groups={"a": 8, "s": 4, "e": 8},
+    ),
+    "a gate over space": Toy(
+        **ab(lambda net, x: x * net.g(x).sigmoid(), g=lambda: conv(8, 1)),
+        groups={"a": 8, "g": "broadcast"},
+    ),
+    "attention over channels": Toy(
+        **ab(lambda net, x: x * x.mean((2, 3), keepdim=True).softmax(1)), groups={"a": "softmax"}
+    ),
+    "mean over channels": Toy(
+        **ab(lambda net, x: x * x.mean(1, keepdim=True)), groups={"a": "mean"}
+    ),
+    "convolution over channels": Toy(
+        **ab(
+            lambda net, x: x * net.e(x.mean((2, 3))[:, None])[:, 0, :, None, None],
+            e=lambda: nn.Conv1d(1, 1, 3, padding=1),
+        ),
+        groups={"a": "over space"},
+    ),
+    "channel shuffle": Toy(**ab(lambda net, x: shuffle(x, 2)), groups={"a": 4}),
+    "channel shuffle of PyTorch": Toy(
+        **ab(lambda net, x: F.channel_shuffle(x, 2)), groups={"a": 4}
+    ),
+    "pixel shuffle": Toy(**ab(lambda net, x: F.pixel_shuffle(x, 2), into=2), groups={"a": 2}),
+    "pixel unshuffle": Toy(**ab(lambda net, x: F.pixel_unshuffle(x, 2), into=32), groups={"a": 8}),
+    "focus": Toy(
+        **ab(lambda net, x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2]], 1), into=16),
+        groups={"a": 8},
+    ),
+    "chunk": Toy(
+        **ab(lambda net, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(), into=4), groups={"a": 4}
+    ),
+    "glu": Toy(**ab(lambda net, x: F.glu(x, 1), into=4), groups={"a": 4}),
+    "parts joined again": Toy(
+        **ab(lambda net, x: torch.cat([part.relu() for part in x.chunk(4, 1)][::-1], 1)),
+        groups={"a": 2},
+    ),
+    "even and odd channels": Toy(
+        **ab(lambda net, x: x[:, ::2] + x[:, 1::2], into=4), groups={"a": 4}
+    ),
+    "a sum over parts": Toy(
+        **ab(lambda net, x: x.view(x.shape[0], 2, -1, *x.shape[2:]).sum(1), into=4), groups={"a": 4}
+    ),
+    "a stack of two": Toy(
+        **ab(lambda net, x: torch.stack([x, net.c(x)], 1).amax(1), c=lambda: conv(8, 8)),
+        groups={"a": 8, "c": 8},
+    ),
+    "split by fixed numbers": Toy(
+        **ab(lambda net, x: torch.cat(x.split([3, 5], 1)[::-1], 1)), groups={"a": "unequal parts"}
+    ),
+    "a slice by fixed numbers": Toy(
+        **ab(lambda net, x: x[:, :3], into=3), groups={"a": "fixed numbers"}
+    ),
+    "one channel by number": Toy(**ab(lambda net, x: x * x[:, 7:8]), groups={"a": "broadcast"}),
+    "channels by number": Toy(
+        **ab(lambda net, x: x[:, [0, 2, 1]], into=3), groups={"a": "by number"}
+    ),
+    "rolled channels": Toy(**ab(lambda net, x: x.roll(1, 1)), groups={"a": "rolled"}),
+    "a stored width": Toy(
+        **ab(lambda net, x: x.reshape(x.shape[0], 8, -1).reshape(x.shape[0], 8, *x.shape[2:])),
+        groups={"a": "hard-codes"},
+    ),
+    "a scale by the stored width": Toy(
+        **ab(lambda net, x: x / net.a.weight.new_tensor(x.shape[1])), groups={"a": "hard-codes"}
+    ),
+    "flipped channels": Toy(**ab(lambda net, x: x.flip(1)), groups={"a": 8}),
+    "padding": Toy(**ab(lambda net, x: F.pad(x, (0, 1, 0, 1))), groups={"a": 8}),
+    "padding by channels": Toy(
+        **ab(lambda net, x: F.pad(x, (0, 0, 0, 0, 2, 2)), into=12), groups={"a": 8}
+    ),
+    "a shortcut of padded channels": Toy(
+        **ab(
+            lambda net, x: F.pad(x, (0, 0, 0, 0, 2, 2)) + net.c(x), into=12, c=lambda: conv(8, 12)
+        ),
+        groups={"a": 8, "c": "fixed width"},
+    ),
+    "written halves": Toy(
+        lambda: {"b": conv(14, 5), "c": conv(3, 8), "d": conv(3, 6)}, write_halves, {"c": 8, "d": 6}
+    ),
+    "layer scale": Toy(
+        **ab(
+            lambda net, x: x + net.gamma * net.c(x),
+            gamma=lambda: nn.Parameter(torch.rand(8, 1, 1)),
+            c=lambda: conv(8, 8),
+        ),
+        groups={"a": 8},
+    ),
+    "layer scale in a view": Toy(
+        **ab(
+            lambda net, x: x * net.gamma.view(1, -1, 1, 1),
+            gamma=lambda: nn.Parameter(torch.rand(8)),
+        ),
+        groups={"a": 8},
+    ),
+    "a map over space": Toy(
+        **ab(lambda net, x: x + net.pos, pos=lambda: nn.Parameter(torch.rand(1, 8, 8, 8))),
+        groups={"a": 8},
+    ),
+    "half of a parameter": Toy(
+        **ab(
+            lambda net, x: x * net.gamma[:8, None, None], gamma=lambda: nn.Parameter(torch.rand(16))
+        ),
+        groups={"a": "a part of gamma"},
+    ),
+    "a constant for each channel": Toy(
+        **ab(lambda net, x: x + torch.arange(8.0).to(x).view(8, 1, 1)), groups={"a": "fixed width"}
+    ),
+    "a mask by number": Toy(
+        **ab(lambda net, x: x * written(torch.ones(x.shape[1]).to(x)).view(-1, 1, 1)),
+        groups={"a": "fixed width"},
+    ),
+    "a dynamic weight": Toy(
+        **ab(
+            lambda net, x: F.conv2d(x[:1], net.w(x[:1].mean((2, 3))).view(8, 8, 1, 1)),
+            w=lambda: nn.Linear(8, 64),
+        ),
+        groups={"a": "from data", "w": "from data"},
+    ),
+    "noise": Toy(
+        **ab(lambda net, x: x + 0 * torch.randn((*x.shape[:2], 1, 1)).to(x)), groups={"a": 8}
+    ),
+    "dropout of channels": Toy(
+        **ab(lambda net, x: F.dropout2d(x, 0.5, net.training)), groups={"a": 8}
+    ),
+    "transposed convolution": Toy(
+        **ab(lambda net, x: net.t(x), into=6, t=lambda: nn.ConvTranspose2d(8, 6, 2, 2)),
+        groups={"a": 8, "t": 6},
+    ),
+    "grouped transposed convolution": Toy(
+        **ab(lambda net, x: net.t(x), into=12, t=lambda: nn.ConvTranspose2d(8, 12, 2, 2, groups=4)),
+        groups={"a": 4, "t": 4},
+    ),
+    "depthwise convolution": Toy(
+        **ab(lambda net, x: net.d(x), into=16, d=lambda: conv(8, 16, groups=8)), groups={"a": 8}
+    ),
+    "grouped convolution": Toy(
+        **ab(lambda net, x: net.d(x), into=12, d=lambda: conv(8, 12, groups=4)), groups={"a": 4}
+    ),
+    "dilated and strided": Toy(
+        **ab(
+            lambda net, x: net.d(x), into=6, d=lambda: conv(8, 6, dilation=2, stride=2, padding=2)
+        ),
+        groups={"a": 8, "d": 6},
+    ),
+    "x @ W": Toy(
+        **ab(
+            lambda net, x: (x.movedim(1, -1) @ net.w).movedim(-1, 1),
+            into=6,
+            w=lambda: nn.Parameter(torch.randn(8, 6)),
+        ),
+        groups={"a": 8, "w": 6},
+    ),
+    "einsum": Toy(
+        **ab(
+            lambda net, x: torch.einsum("nchw,cd->ndhw", x, net.w),
+            into=6,
+            w=lambda: nn.Parameter(torch.randn(8, 6)),
+        ),
+        groups={"a": 8, "w": 6},
+    ),
+    "a product of two maps": Toy(
+        **ab(
+            lambda net, x: torch.einsum("nchw,ncvw->nhv", x, net.c(x))[:, None],
+            into=1,
+            c=lambda: conv(8, 8),
+        ),
+        groups={"a": "summed up in a product", "c": "summed up in a product"},
+    ),
+    "attention": Toy(
+        lambda: {"a": conv(3, 8), "qkv": nn.Linear(8, 24), "b": nn.Linear(8, 5)},
+        attention,
+        {"a": 8, "qkv": "product"},
+    ),
+    "tokens mixed": Toy(
+        **ab(lambda net, x: net.m(x.flatten(2)).view_as(x), m=lambda: nn.Linear(64, 64)),
+        groups={"a": 8},
+    ),
+    "unfold": Toy(lambda: {"a": conv(3, 8), "b": nn.Linear(72, 5)}, patches, {"a": 8}),
+    "grid sample": Toy(
+        **ab(
+            lambda net, x: F.grid_sample(x, net.g(x).movedim(1, -1).tanh(), align_corners=False),
+            g=lambda: conv(8, 2),
+        ),
+        groups={"a": 8, "g": "sampled"},
+    ),
+    "shared convolution": Toy(
+        **ab(lambda net, x: net.s(net.s(x).relu()), s=lambda: conv(8, 8)), groups={"a": 8, "s": 8}
+    ),
+    "a linear layer behind a flatten": Toy(
+        lambda: {"a": conv(3, 8), "b": nn.Linear(8 * 64, 5)},
+        lambda net, x: net.b(net.a(x).flatten(1)),
+        {"a": 8},
+    ),
+    "mean over space in a sequence": Toy(
+        lambda: {
+            "s": nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 6), nn.Flatten()),
+            "b": nn.Linear(6, 5),
+        },
+        lambda net, x: net.b(net.s[:-1](x).mean((2, 3))),
+        {"s.0": 8, "s.2": 6},
+    ),
+    "one dimension": Toy(
+        lambda: {"a": nn.Conv1d(3, 8, 3), "n": nn.BatchNorm1d(8), "b": nn.Conv1d(8, 5, 3)},
+        lambda net, x: net.b(F.max_pool1d(net.n(net.a(x)), 2)),
+        {"a": 8},
+        (2, 3, 16),
+    ),
+    "three dimensions": Toy(
+        lambda: {
+            "a": nn.Conv3d(3, 8, 3, padding=1),
+            "n": nn.BatchNorm3d(8),
+            "b": nn.Conv3d(8, 5, 1),
+        },
+        lambda net, x: net.b(
+            F.interpolate(F.max_pool3d(net.n(net.a(x)), 2), scale_factor=2, mode="trilinear")
+        ),
+        {"a": 8},
+        (1, 3, 4, 4, 4),
+    ),
+    "weight norm": Toy(
+        lambda: {
+            "a": parametrizations.weight_norm(conv(3, 8)),
+            "b": parametrizations.weight_norm(conv(8, 5)),
+        },
+        lambda net, x: net.b(net.a(x).relu()),
+        {"a": 8},
+    ),
+    "weight norm of a transposed convolution": Toy(
+        lambda: {
+            "a": conv(3, 8),
+            "t": parametrizations.weight_norm(nn.ConvTranspose2d(8, 6, 2, 2)),
+            "b": conv(6, 5),
+        },
+        lambda net, x: net.b(net.t(net.a(x)).relu()),
+        {"a": 8, "t": 6},
+    ),
+    "spectral norm": Toy(
+        lambda: {"a": parametrizations.spectral_norm(conv(3, 8)), "c": conv(8, 6), "b": conv(6, 5)},
+        lambda net, x: net.b(net.c(net.a(x)).relu()),
+        {"a": "depend on each other", "c": 6},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_toy(name: str) -> None:
+    toy = TOYS[name]
+    model, x = Net(toy), torch.randn(*toy.shape)
+    graph = pl.trace(model, x)
+    for layer, expected in toy.groups.items():
+        group = graph[layer]
+        if isinstance(expected, int):
+            assert group.prunable, group.why
+            assert group.width == expected
+        else:
+            assert expected in group.why
+    assert_exact(model, graph, x)
