@@ -110,11 +110,8 @@ def trace(
 
 
 def _untouched(model: nn.Module, mode: LabelMode) -> bool:
-    """Whether a parameter of more than one axis has met no channel so far: a head, perhaps."""
-    touched = {name for name, _ in mode.book.trace.slots} | set(mode.book.trace.layers)
-    return any(
-        parameter.ndim > 1 and name not in touched for name, parameter in model.named_parameters()
-    )
+    """Whether a parameter was not used so far: that of a head, perhaps."""
+    return any(name not in mode.used for name, _ in model.named_parameters())
 
 
 def _in_training(run: Run) -> Run:
