@@ -1,6 +1,6 @@
 """`trace`: the channel graph of a network, checked by a probe cut.
 
-May import labels, modes, channels, probe, surgery, values.
+May import coupling, modes, channels, grouping, probe, surgery, values.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.channels import ChannelGraph, build_graph
+from prunelab.channels import ChannelGraph
+from prunelab.coupling.labels import LabelMode, run_on_labels
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
-from prunelab.labels import LabelMode, run_on_labels
+from prunelab.grouping import build_graph
 from prunelab.modes import branches_on_its_mode
 from prunelab.probe import probed
 from prunelab.surgery import copy_with

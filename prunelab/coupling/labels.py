@@ -4,7 +4,7 @@ Every output channel of every convolution and linear layer gets a number, its la
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
 channel it came from; operations that only move data are run on the labels themselves. Where
 elementwise operations make labels meet, the two channels are coupled. An operation without a
-rule freezes what it touches: unknown fails safe. May import calls, places, coupling, truth and
+rule freezes what it touches: unknown fails safe. May import calls, coupling, truth and
 errors.
 """
 
@@ -38,10 +38,10 @@ from prunelab.coupling.operations import (
     VIEWS,
     aten,
 )
+from prunelab.coupling.places import Places
 from prunelab.coupling.rearrange import REGIONS, rearrange
 from prunelab.coupling.views import Views, index_put
 from prunelab.errors import TraceError
-from prunelab.places import Places
 from prunelab.truth import is_bare_norm
 
 __all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
