@@ -89,7 +89,7 @@ def trace(
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
-        if train_inputs is not None or branches_on_its_mode(model) or (_untouched(model, mode)):
+        if train_inputs is not None or branches_on_its_mode(model) or _unused(model, mode):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
             mode.counting = False
             try:
@@ -110,7 +110,7 @@ def trace(
         return probed(model, graph, run, train, deadline)
 
 
-def _untouched(model: nn.Module, mode: LabelMode) -> bool:
+def _unused(model: nn.Module, mode: LabelMode) -> bool:
     """Whether a parameter was not used so far: that of a head, perhaps."""
     return any(name not in mode.used for name, _ in model.named_parameters())
 
