@@ -8,9 +8,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from prunelab.errors import InvalidValue
 from prunelab.figures import (
     board,
     board_info,
@@ -18,6 +20,7 @@ from prunelab.figures import (
     importance_info,
     ladder,
     ladder_info,
+    tiles,
     trajectory,
     trajectory_info,
     widths,
@@ -385,3 +388,41 @@ def test_long_names_keep_their_end() -> None:
     assert shorten("layer1.0.conv1") == "layer1.0.conv1"
     assert shorten("features.denseblock1.denselayer2.conv1", 18) == "…denselayer2.conv1"
     assert all(len(line) <= 38 for line in wrap("a word " * 30).split("<br>"))
+
+
+# ---------------------------------------------------------------- tiles
+
+
+def test_tiles_stand_in_rows_on_one_scale_or_each_on_its_own() -> None:
+    pictures = np.stack([np.full((2, 3), value) for value in (1.0, 2.0, 4.0)])
+    shared = tiles(pictures, ["a", "b", "c<br>d"], columns=2)
+    assert [int(trace.z.max()) for trace in shared.data] == [32, 64, 127]
+    assert [int(trace.z.max()) for trace in tiles(pictures, alike=True).data] == [127] * 3
+    corners = [(shape.x0, shape.y0) for shape in shared.layout.shapes]
+    assert corners[0][1] == corners[1][1] < corners[2][1], "two in a row"
+    assert corners[0][0] == corners[2][0] < corners[1][0]
+    assert [note.text for note in shared.layout.annotations] == ["a", "b", "c<br>d"]
+
+
+def test_tiles_with_negative_values_are_white_at_zero() -> None:
+    (trace,) = tiles([np.array([[-1.0, 0.0], [0.5, 1.0]])]).data
+    assert trace.z.tolist() == [[-127, 0], [64, 127]]
+    assert (trace.zmin, trace.zmax) == (-127, 127)
+    assert trace.colorscale[1] == (0.5, "#ffffff")
+    assert not tiles(np.zeros((1, 2, 2))).data[0].z.any(), "nothing is divided by zero"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "columns", "told"),
+    [
+        (np.zeros((4, 4)), (), 8, r"\[n, height, width\].*\[4, 4\]"),
+        (np.zeros((0, 4, 4)), (), 8, r"given \[0, 4, 4\]"),
+        (np.zeros((2, 4, 4)), ["a"], 8, "1 labels for 2 pictures"),
+        (np.zeros((2, 4, 4)), (), 0, "columns"),
+    ],
+)
+def test_tiles_say_what_they_take(
+    pictures: np.ndarray, labels: list[str], columns: int, told: str
+) -> None:
+    with pytest.raises(InvalidValue, match=told):
+        tiles(pictures, labels, columns=columns)

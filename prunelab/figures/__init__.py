@@ -12,6 +12,7 @@ from prunelab.figures.ladder import ladder, ladder_info
 from prunelab.figures.layers import coupling_info
 from prunelab.figures.path import path, path_info
 from prunelab.figures.report import report
+from prunelab.figures.tiles import tiles
 from prunelab.figures.trajectory import trajectory, trajectory_info
 from prunelab.figures.widths import widths, widths_info
 
@@ -28,6 +29,7 @@ __all__ = [
     "path",
     "path_info",
     "report",
+    "tiles",
     "trajectory",
     "trajectory_info",
     "widths",
