@@ -10,6 +10,7 @@ from prunelab import data, zoo
 from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.cost import Latency, cost, latency
+from prunelab.coupling.explain import Explanation
 from prunelab.data import Data
 from prunelab.errors import (
     BadData,
@@ -29,7 +30,6 @@ from prunelab.errors import (
     WrongState,
 )
 from prunelab.evidence import Evidence, ablate, measure
-from prunelab.explain import Explanation
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
 from prunelab.ledger import Ledger, State

@@ -219,7 +219,7 @@ class Bench:
         if isinstance(self.train, Training):
             loss = self.loss
             if self.classifies and self.train.imitate:
-                loss = imitating(copy_of(self.base).eval())
+                loss = imitating(copy_of(self.base).eval(), seed)
             yield from training(
                 network, lambda epoch: self.shuffled(seed + epoch), steps, loss, self.train
             )

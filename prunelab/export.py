@@ -38,6 +38,7 @@ from prunelab.ledger import (
     Undone,
 )
 from prunelab.surgery import replace_tensors
+from prunelab.truth import tell_width
 from prunelab.values import thaw
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
         if tensor.shape != own[name].shape:
             smaller[name] = tensor.to(own[name].device, own[name].dtype)
     replace_tensors(model, smaller)
+    modules = dict(model.named_modules())
+    for name, width in json.loads(metadata.get("norms", "{}")).items():
+        if name in modules:
+            tell_width(modules[name], int(width))
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -122,6 +127,7 @@ def _write_network(session: Session, path: Path) -> None:
         "plan": session.plan.to_json(),
         "network": session.state.began.network,
         "fingerprint": session.state.now.event.fingerprint,
+        "norms": json.dumps({name: len(units) for name, units in session.graph.bare.items()}),
     }
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     data = save_tensors(tensors, metadata)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -94,7 +95,8 @@ class _Probe:
         if found is not None and found.rounding:
             # float32 rounding is amplified by deep random networks: doubt is settled in float64
             whole, doubled = copy_with(self.model, {}), cut_to(self.model, graph, alive)
-            found = self._difference(whole.double(), doubled.double(), alive, exact, True)
+            with suppress(_Unable):
+                found = self._difference(whole.double(), doubled.double(), alive, exact, True)
         if found is not None:
             return found.place, self._suspects(found)
         if self.train is not None:
@@ -160,7 +162,10 @@ class _Probe:
             try:
                 with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
                     out = in_double(self.evaluate, net) if double else self.evaluate(net)
-            except Exception as error:  # whatever its forward raises, it is the cut that made it
+            except Exception as error:
+                if double and net is whole:
+                    raise _Unable from error
+                # whatever the forward of a cut network raises, it is the cut that made it
                 rounding = isinstance(error, _Differs)
                 return _Difference(len(watch.seen), [name for name, _ in wanted.seen], rounding)
             outputs.append([x for x in tree_leaves(out) if isinstance(x, Tensor)])
@@ -194,6 +199,10 @@ class _Difference:
     place: int
     calls: list[str]
     rounding: bool
+
+
+class _Unable(Exception):
+    """The network does not run in float64."""
 
 
 class _Differs(Exception):

@@ -1,6 +1,6 @@
 """`trace`: the channel graph of a network, checked by a probe cut.
 
-May import labels, modes, channels, probe, surgery, values.
+May import coupling, modes, channels, grouping, probe, surgery, values.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.channels import ChannelGraph, build_graph
+from prunelab.channels import ChannelGraph
+from prunelab.coupling.labels import LabelMode, run_on_labels
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
-from prunelab.labels import LabelMode, run_on_labels
+from prunelab.grouping import build_graph
 from prunelab.modes import branches_on_its_mode
 from prunelab.probe import probed
 from prunelab.surgery import copy_with
@@ -88,7 +89,7 @@ def trace(
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
-        if train_inputs is not None or branches_on_its_mode(model) or (_untouched(model, mode)):
+        if train_inputs is not None or branches_on_its_mode(model) or _unused(model, mode):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
             mode.counting = False
             try:
@@ -109,12 +110,9 @@ def trace(
         return probed(model, graph, run, train, deadline)
 
 
-def _untouched(model: nn.Module, mode: LabelMode) -> bool:
-    """Whether a parameter of more than one axis has met no channel so far: a head, perhaps."""
-    touched = {name for name, _ in mode.book.trace.slots} | set(mode.book.trace.layers)
-    return any(
-        parameter.ndim > 1 and name not in touched for name, parameter in model.named_parameters()
-    )
+def _unused(model: nn.Module, mode: LabelMode) -> bool:
+    """Whether a parameter was not used so far: that of a head, perhaps."""
+    return any(name not in mode.used for name, _ in model.named_parameters())
 
 
 def _in_training(run: Run) -> Run:

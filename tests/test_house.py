@@ -20,11 +20,8 @@ PACKAGE = ROOT / "prunelab"
 # A module imports from its own layer and from those above it in this list, never from below.
 LAYERS = [
     {"errors"},
-    {"values", "fashion", "places", "coupling", "calls", "truth"},
-    {"labels"},
-    {"meetings"},
-    {"explain", "summary"},
-    {"ledger", "tracing", "channels", "surgery", "probe", "modes"},
+    {"values", "fashion", "coupling", "calls", "truth"},
+    {"ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import BLOCKS, HEADS, Block, Network, Recipe, build
+from recipes import BLOCKS, HEADS, Block, Network, Recipe, build
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode

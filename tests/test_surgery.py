@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -327,3 +328,29 @@ def test_deformed_images_and_regions_of_interest(count: int) -> None:
     assert graph["deform"].prunable
     assert "deform" in graph["stem"].why
     assert_exact(model, graph, x, boxes)
+
+
+class Bare(nn.Module):
+    """A normalisation that has no tensor to tell its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16, affine=False)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(self.stem(x)).relu().mean((2, 3)))
+
+
+def test_an_exported_network_knows_the_widths_of_its_bare_norms(
+    data: pl.Data, tmp_path: Path
+) -> None:
+    session = pl.Session(Bare(), data, method=pl.AOFP(theta=10.0, max_theta=10.0), repair=None)
+    assert session.propose() is not None
+    session.approve()
+    session.export(tmp_path / "small.safetensors")
+    small = pl.load_pruned(Bare, tmp_path / "small.safetensors")
+    assert small.norm.num_channels == small.stem.out_channels < 16
+    x = torch.randn(2, 1, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(small(x), session.model(x))

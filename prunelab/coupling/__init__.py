@@ -1,1 +1,1 @@
-"""How channel labels move through a network: which operations carry, couple or freeze them."""
+"""How channels are coupled: labels that move through a network, and where and why they meet."""

@@ -2,7 +2,7 @@
 
 Holds the labels of tensors while a network runs, and writes down what is found out: channels
 that live and die together, channels that must stay, and the axes of parameters that they index.
-May import places, coupling.layout and coupling.origins.
+May import coupling.layout, .origins and .places.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.coupling.layout import along, varying
 from prunelab.coupling.origins import Key, Origin
-from prunelab.places import Places
+from prunelab.coupling.places import Places
 
 FROZEN = 0  # the label of everything that is no layer's output: inputs and constants
 

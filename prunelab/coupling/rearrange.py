@@ -164,7 +164,8 @@ def _place(book: Book, labels: Tensor, x: Tensor, indices: Sequence[Any], made: 
     """Where an advanced index leaves the channel axis, by sending its numbers along."""
     for axis in varying(labels):
         marks = along(labels, axis, x.shape[axis])
-        result = torch.ops.aten.index(spread(marks, x.shape), indices)
+        places = [None if index is None else index.to(marks.device) for index in indices]
+        result = aten.index(spread(marks, x.shape), places)
         if not result.numel():
             book.freeze(labels, "its channels are picked by number")
             return

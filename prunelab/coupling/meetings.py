@@ -1,6 +1,6 @@
 """Which operations coupled which layers, and how to say it.
 
-May import labels, coupling.
+May import coupling.labels and coupling.rearrange.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunelab.coupling.labels import Trace, layer_name
 from prunelab.coupling.rearrange import PARTS
-from prunelab.labels import Trace, layer_name
 
 OPERATIONS = {"add": "the add", "sub": "the subtraction", "mul": "the multiplication"}
 DEPTHWISE = "the depth-wise convolution "

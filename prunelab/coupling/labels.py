@@ -4,7 +4,7 @@ Every output channel of every convolution and linear layer gets a number, its la
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
 channel it came from; operations that only move data are run on the labels themselves. Where
 elementwise operations make labels meet, the two channels are coupled. An operation without a
-rule freezes what it touches: unknown fails safe. May import calls, places, coupling, truth and
+rule freezes what it touches: unknown fails safe. May import calls, coupling, truth and
 errors.
 """
 
@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunelab.calls import Call, Conv, Watch
 from prunelab.coupling import arithmetic
 from prunelab.coupling.book import FROZEN, Book, Edge, LayerTrace, Trace
-from prunelab.coupling.layout import compact, spread, tensors_in, varying, widened
+from prunelab.coupling.layout import tensors_in, varying, widened
 from prunelab.coupling.operations import (
     ALONG,
     ATTENTION,
@@ -38,22 +38,21 @@ from prunelab.coupling.operations import (
     VIEWS,
     aten,
 )
+from prunelab.coupling.places import Places
 from prunelab.coupling.rearrange import REGIONS, rearrange
+from prunelab.coupling.views import Views, index_put
 from prunelab.errors import TraceError
-from prunelab.places import Places
 from prunelab.truth import is_bare_norm
 
-__all__ = [
-    "FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name",
-    "run_on_labels",
-]  # fmt: skip
+__all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
 
 
 class LabelMode(Watch):
     """Runs a network and fills a `Trace`. Use under `torch.no_grad()`.
 
     `batch` is how many inputs it takes at once; `counting` says whether calls and positions of
-    layers are counted. Past `deadline` (of `time.monotonic`) it raises `TraceError`.
+    layers are counted; `used` names the parameters and buffers that took part. Past `deadline`
+    (of `time.monotonic`) it raises `TraceError`.
     """
 
     def __init__(
@@ -68,11 +67,20 @@ class LabelMode(Watch):
         self.places = Places(model)
         self.book = Book(self.places)
         self.counting = True
+        self.used: set[str] = set()
         self._batch = max(1, batch)
         self._inexact = inexact
         self._deadline = deadline
-        self._bases = WeakTensorKeyDictionary()  # of a view: (base tensor, func, args, kwargs)
+        self._views = Views(self.book)
         self._from_layer = WeakTensorKeyDictionary()  # a layer's very output -> its name
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operation, and note which parameters and buffers it uses."""
+        for tensor in tensors_in(*args, kwargs):
+            origin = self.origin(tensor)
+            if origin is not None:
+                self.used.add(origin.name)
+        return super().run(func, args, kwargs)
 
     # ------------------------------------------------------------ layers
 
@@ -172,7 +180,7 @@ class LabelMode(Watch):
         tensors = tensors_in(*args, kwargs)
         if packet in VIEWS:
             for made in tree_leaves(out):
-                self._bases[made] = (args[0], func, args[1:], kwargs)
+                self._views.note(made, func, args, kwargs)
         if packet in UNIFORM:
             book.make_uniform(out)
         elif any(x in book for x in tensors):
@@ -181,14 +189,14 @@ class LabelMode(Watch):
             before = book.labels(out) if written else None
             self._rule(func, args, kwargs, out, tensors)
             if written and before is not None:
-                self._write(out, before)
+                self._views.written(out, before)
         elif isinstance(out, Tensor) and self._is_uniform(packet, tensors):
-            if out not in self._bases or not func._schema.is_mutable:
+            if out not in self._views or not func._schema.is_mutable:
                 book.make_uniform(out)
             else:  # a part of a tensor is not what the rest of it is
-                self._write_fixed(out)
+                self._views.written_fixed(out)
         elif isinstance(out, Tensor) and func._schema.is_mutable:
-            self._write_fixed(out)
+            self._views.written_fixed(out)
 
     def _is_uniform(self, packet: Any, tensors: list[Tensor]) -> bool:
         """Whether what an operation gives is alike for every channel, as what it takes."""
@@ -204,7 +212,7 @@ class LabelMode(Watch):
         if packet is aten.copy_:
             self._copy(args[0], args[1])
         elif packet in (aten.index_put_, aten.index_put, aten._unsafe_index_put):
-            self._index_put(args, out)
+            index_put(book, args, out)
         elif rearrange(book, func, args, kwargs, out):
             pass
         elif packet in KEEPS:
@@ -291,8 +299,6 @@ class LabelMode(Watch):
                 "input, or a larger time_limit."
             )
 
-    # ------------------------------------------------------------ writing in place
-
     def _copy(self, target: Tensor, source: Tensor) -> None:
         """`target` takes over what `source` holds, broadcast."""
         labels = widened(self.book.labels(source), target.ndim)
@@ -300,58 +306,6 @@ class LabelMode(Watch):
         origin = self.origin(target)
         if origin is not None:
             self.book.index(origin, labels, "a write into a buffer")
-
-    def _write_fixed(self, target: Tensor) -> None:
-        """Numbers without a channel were written into a tensor without one."""
-        self.book.forget_uniform(target)
-        while target in self._bases:
-            target = self._bases[target][0]
-            self.book.forget_uniform(target)
-
-    def _index_put(self, args: tuple[Any, ...], out: Tensor) -> None:
-        """Rows are written at given places: along them there are no channels, or they freeze."""
-        book, (target, indices, values) = self.book, args[:3]
-        for index in tensors_in(indices):
-            book.freeze(book.labels(index), "it says where something is written")
-        axes = [axis for axis, index in enumerate(indices) if index is not None]
-        labels = book.labels(values)
-        labels = labels.reshape((1,) * max(0, target.ndim - labels.ndim) + tuple(labels.shape))
-        have = book.labels(target)
-        if labels.ndim != target.ndim or any(
-            found.shape[axis] > 1 for axis in axes for found in (labels, have)
-        ):
-            book.freeze(labels, "it is written at places given by number")
-            book.freeze(have, "it is written at places given by number")
-            return
-        if target in book:
-            book.unite(have, labels, "a write into rows")
-        book.put(out, labels if varying(labels) else have)
-
-    def _write(self, target: Tensor, before: Tensor) -> None:
-        """Data was written into `target`: what it is a view of changes too."""
-        book, chain, base = self.book, [], target
-        labels = book.labels(target)
-        if labels.shape == before.shape and torch.equal(labels, before):
-            return
-        while base in self._bases:
-            parent, func, args, kwargs = self._bases[base]
-            chain.append((func, args, kwargs))
-            base = parent
-        if not chain:
-            return
-        whole = spread(book.labels(base), base.shape).clone()
-        window: Any = whole
-        for func, args, kwargs in reversed(chain):
-            window = func(window, *args, **kwargs)
-            if not isinstance(window, Tensor):
-                book.freeze(labels, "a write into a part of a split tensor")
-                book.freeze(whole, "a write into a part of a split tensor")
-                return
-        if base.numel():
-            window.copy_(labels)
-        else:
-            window.copy_(labels.expand(window.shape))
-        book.put(base, compact(whole))
 
 
 def layer_name(weight: str) -> str:

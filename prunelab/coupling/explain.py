@@ -1,6 +1,6 @@
 """Why channels are coupled, or why they are not, in words.
 
-May import meetings, errors, values.
+May import coupling.meetings, errors, values.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
+from prunelab.coupling.meetings import Coupling
 from prunelab.errors import UnknownName
-from prunelab.meetings import Coupling
 from prunelab.values import listed, many
 
 if TYPE_CHECKING:
