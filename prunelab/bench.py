@@ -20,7 +20,7 @@ from prunelab.evidence.batch import batch_size, cross_entropy, run_batch
 from prunelab.evidence.gradient import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.recalibration import Traced, recalibrating
-from prunelab.repair import KINDS, chained, repairing
+from prunelab.repair import chained, repairing
 from prunelab.rescale import rescaling
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
@@ -33,7 +33,7 @@ from prunelab.training import (
 )
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
-REPAIRS = (*KINDS, "rescale")
+REPAIRS = ("lstsq", "rescale", "bn")
 REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
 Judgement = tuple[dict[str, float], Tensor | None]  # metrics, and which images are right
 
@@ -58,9 +58,8 @@ class Bench:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
-        if repair is not None and repair not in REPAIRS:
-            names = ", ".join(map(repr, REPAIRS))
-            raise InvalidValue(f"repair is {names} or None, not {repair!r}.")
+        if repair is not None:
+            _check_repair(repair)
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -187,9 +186,7 @@ class Bench:
         In one pass when it was just cut from `source` and no repair builds on another, else front
         to back; `kind` is one of `REPAIRS`.
         """
-        if kind not in REPAIRS:
-            names = ", ".join(map(repr, REPAIRS))
-            raise InvalidValue(f"repair is {names} or None, not {kind!r}.")
+        _check_repair(kind)
 
         def images() -> Iterator[Any]:
             return self.images(REPAIR_IMAGES)
@@ -198,17 +195,14 @@ class Bench:
             return Traced(network, self.graph.after(plan))
 
         now, aim = traced(small, plan), traced(*target)
-        if kind == "rescale":
-            yield from rescaling(
-                now, traced(*source) if source else aim, aim, images, self.forward, REPAIR_IMAGES
-            )
-        if kind in ("rescale", "bn"):
-            yield from recalibrating(now, aim, images, self.forward, REPAIR_IMAGES)
-        else:
-            before = traced(*source) if source else None
-            if before and chained(before.graph, now.graph):
-                before = None
-            yield from repairing(now, aim, images, self.forward, REPAIR_IMAGES, before)
+        before = traced(*source) if source else None
+        how = (images, self.forward, REPAIR_IMAGES)
+        if kind == "lstsq":
+            together = before if before and not chained(before.graph, now.graph) else None
+            yield from repairing(now, aim, *how, together)
+        elif kind == "rescale":
+            yield from rescaling(now, before or aim, aim, *how)
+        yield from recalibrating(now, aim, *how)
         check_finite(small, "the repair")
 
     def tuned(
@@ -244,6 +238,12 @@ def _sound(model: nn.Module, device: Any) -> nn.Module:
                 "anything. Load sound weights first."
             )
     return model
+
+
+def _check_repair(kind: str) -> None:
+    if kind not in REPAIRS:
+        names = ", ".join(map(repr, REPAIRS))
+        raise InvalidValue(f"repair is {names} or None, not {kind!r}.")
 
 
 def check_finite(network: nn.Module, by: str) -> None:

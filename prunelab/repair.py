@@ -1,9 +1,9 @@
-"""Repair without training: least squares for the layers that lost inputs, then BatchNorm.
+"""Repair without training: least squares for the layers that lost inputs.
 
 A layer that lost input channels gets the weights that best give, from the channels it still has,
-what it gave before (the reconstruction of Channel Pruning, He et al., ICCV 2017, section 3.1,
-solved from second moments instead of samples). Labels are not needed. May import recalibration,
-evidence, channels, calls, values.
+what it gave before (the reconstruction of Channel Pruning, He et al., ICCV 2017, solved from second
+moments instead of samples). Labels are not needed. May import recalibration, evidence, channels,
+calls, values.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from prunelab.channels import ChannelGraph, Layer
 from prunelab.errors import BadData
 from prunelab.evidence.batch import batch_size, checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
-from prunelab.recalibration import Traced, places, recalibrating, shift_norm
+from prunelab.recalibration import Traced, places, shift_norm
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
 
-KINDS = ("lstsq", "bn")
 WIDEST = 8192  # patch entries whose second moment is kept: 0.5 GB in float64
 MOMENTS = 2**27  # entries of all second moments kept at once: 1 GB in float64
 RIDGE = 1e-6  # of the mean second moment
@@ -53,7 +52,7 @@ def repairing(
     solved front to back, each reading what the ones before it give since their own repair; a pass
     a layer, so slower, and better where one repair builds on another (see `chained`).
 
-    BatchNorm is recalibrated at the end.
+    BatchNorm should be recalibrated afterwards.
     """
     watched = small if source is None else source
     before = (source or target).graph.layers
@@ -67,7 +66,6 @@ def repairing(
         yield from _solved(
             portion, small.network, watched.network, target.network, batches, forward, expected
         )
-    yield from recalibrating(small, target, batches, forward, expected)
 
 
 def _portions(tasks: Iterable[_Task], most: int) -> Iterator[list[_Task]]:

@@ -17,12 +17,11 @@ from prunelab.figures.style import (
     HATCH,
     INVISIBLE,
     KEEP,
-    TARGET,
-    TEXT_PX,
     Panel,
     Theme,
     axis,
     figure,
+    level,
     shorten,
     stride,
     wrap,
@@ -115,7 +114,8 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             hoverinfo="skip",
         )
 
-    line = [] if info.threshold is None else [-0.5, count - 0.5]
+    threshold = info.threshold
+    label = "" if threshold is None else f"theta {threshold:g}"
     every = stride(count, 16)
     return Panel(
         title=f"Importance in {shorten(info.group, 22)}",
@@ -123,17 +123,7 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             bars("keep", "keep", {"color": KEEP}),
             bars("drop", "drop", {"color": DROP, "pattern": HATCH}),
             bars("gone", "gone", {"color": GHOST}),
-            go.Scatter(
-                x=line,
-                y=[info.threshold] * len(line),
-                mode="lines+text",
-                text=[f"theta {info.threshold:g}", ""] if line else [],
-                textposition="top right",
-                textfont={"size": TEXT_PX},
-                line={"color": TARGET, "dash": "dash", "width": 2},
-                name="threshold",
-                hoverinfo="skip",
-            ),
+            level(threshold, label, (-0.5, count - 0.5), "threshold"),
             go.Bar(
                 x=list(range(count)),
                 y=[_unscaled(high, info.log)] * count,

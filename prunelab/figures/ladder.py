@@ -19,6 +19,7 @@ from prunelab.figures.style import (
     Theme,
     axis,
     figure,
+    level,
     shorten,
 )
 from prunelab.ledger import State
@@ -132,7 +133,7 @@ def draw_ladder(info: LadderInfo) -> Panel:
     for xs, ys in info.others:
         faint_x += [*xs, None]
         faint_y += [*(max(y, floor) for y in ys), None]
-    line = [10**left, 10**right] if info.theta else []
+    ends = 10**left, 10**right
     return Panel(
         title=f"Binary search in {shorten(info.group, 20)}",
         traces=(
@@ -144,17 +145,7 @@ def draw_ladder(info: LadderInfo) -> Panel:
                 name="other groups",
                 hoverinfo="skip",
             ),
-            go.Scatter(
-                x=line,
-                y=[info.theta] * len(line),
-                mode="lines+text",
-                text=[f"theta {info.theta:g}", ""] if info.theta else [],
-                textposition="top right",
-                textfont={"size": TEXT_PX},
-                line={"color": TARGET, "dash": "dash", "width": 2},
-                name="theta",
-                hoverinfo="skip",
-            ),
+            level(info.theta or None, f"theta {info.theta:g}" if info.theta else "", ends, "theta"),
             go.Scatter(
                 x=list(info.sizes),
                 y=[max(value, floor) for value in info.worst],

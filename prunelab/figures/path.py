@@ -12,12 +12,11 @@ import plotly.graph_objects as go
 from prunelab.figures.style import (
     DROP,
     KEEP,
-    TARGET,
-    TEXT_PX,
     Panel,
     Theme,
     axis,
     figure,
+    level,
     shorten,
 )
 from prunelab.ledger import State
@@ -67,23 +66,12 @@ def draw_path(info: PathInfo) -> Panel:
     decades = [math.log10(penalty) for penalty in info.penalties] or [-3.0, 0.0]
     pad = max(0.05 * (max(decades) - min(decades)), 0.1)
     left, right = max(decades) + pad, min(decades) - pad
-    line = [10**left, 10**right] if info.wanted is not None else []
     star = [] if info.found is None else [info.found]
     top = max([*info.kept, info.wanted or 1])
     return Panel(
         title=f"LASSO path in {shorten(info.group, 24)}",
         traces=(
-            go.Scatter(
-                x=line,
-                y=[info.wanted] * len(line),
-                mode="lines+text",
-                text=[f"keep {info.wanted}", ""] if line else [],
-                textposition="top right",
-                textfont={"size": TEXT_PX},
-                line={"color": TARGET, "dash": "dash", "width": 2},
-                name="wanted",
-                hoverinfo="skip",
-            ),
+            level(info.wanted, f"keep {info.wanted}", (10**left, 10**right), "wanted"),
             go.Scatter(
                 x=list(info.penalties),
                 y=list(info.kept),

@@ -53,6 +53,22 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def level(value: float | None, label: str, ends: tuple[float, float], name: str) -> go.Scatter:
+    """A dashed line at the height `value` from one end to the other; none without a value."""
+    shown = value is not None
+    return go.Scatter(
+        x=list(ends) if shown else [],
+        y=[value, value] if shown else [],
+        mode="lines+text",
+        text=[label, ""] if shown else [],
+        textposition="top right",
+        textfont={"size": TEXT_PX},
+        line={"color": TARGET, "dash": "dash", "width": 2},
+        name=name,
+        hoverinfo="skip",
+    )
+
+
 def wrap(text: str, width: int = 38) -> str:
     """`text` broken into lines of at most `width` characters, as plotly breaks them."""
     return "<br>".join(textwrap.wrap(text, width))

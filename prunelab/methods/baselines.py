@@ -22,7 +22,7 @@ from prunelab.methods.ranking import Array, OneShot, Scope, Scores
 
 @dataclass(frozen=True, slots=True)
 class Magnitude(OneShot):
-    """The norm of the weights that make a unit: L1 (Li et al., ICLR 2017, section 3.1) or L2."""
+    """The norm of the weights that make a unit: L1 (Li et al., ICLR 2017) or L2."""
 
     name: ClassVar[str] = "magnitude"
 
@@ -83,7 +83,7 @@ class BatchNormScale(OneShot):
 class Taylor(OneShot):
     """The mean of |dL/dm| over images, m a mask on the unit: how steeply the loss answers.
 
-    First-order Taylor expansion (Molchanov et al., ICLR 2017, section 2.2), one ranking over the
+    First-order Taylor expansion (Molchanov et al., ICLR 2017), one ranking over the
     network; `normalise` divides by the L2 norm over the group, as there. `images` training images
     are measured.
     """
@@ -129,7 +129,7 @@ class Random(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class FirstK(OneShot):
-    """Keeps the first channels (He et al., ICCV 2017, section 4.1.1)."""
+    """Keeps the first channels (He et al., ICCV 2017)."""
 
     name: ClassVar[str] = "first_k"
 
@@ -145,7 +145,7 @@ class FirstK(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class MaxResponse(OneShot):
-    """Keeps the channels with the largest sums of absolute weights (He et al., ICCV 2017, 4.1.1).
+    """Keeps the channels with the largest sums of absolute weights (He et al., ICCV 2017).
 
     Of the filters that make the channel ("producers"), or of the weights that read it, which the
     authors' released code sums (`lib/decompose.py`: "consumers").
