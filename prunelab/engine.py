@@ -6,7 +6,7 @@ ledger and network as they were. May import desk, bench, methods, ledger, verbs.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -169,7 +169,9 @@ class Engine(Desk):
         self.commit(Adjusted(**self.header(), drop=move.drop, move=move))
         return move
 
-    def approve(self, floor: float | None = None) -> Generator[Any, None, bool]:
+    def approve(
+        self, floor: float | None = None, *, repair: bool = True
+    ) -> Generator[Any, None, bool]:
         """Cut, and repair if the bench says so; False where that would break the floor."""
         move, bench = self._fresh("approve"), self.bench
         source = self.brought if self.brought is not None else self.network
@@ -177,7 +179,7 @@ class Engine(Desk):
         small = cut(source, self.graph, plan)
         steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
         steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
-        if bench.repair is not None:
+        if repair and bench.repair is not None:
             fixed = copy_of(small)
             target = (source, before) if self.brought is not None else self.trained()
             yield from bench.mended(fixed, plan, bench.repair, target, (source, before))
@@ -219,29 +221,32 @@ class Engine(Desk):
         yield from self.bench.mended(small, self.plan, kind, self.trained())
         yield from self.step(Repaired, small, self.plan, {"kind": kind, "automatic": False})
 
-    def tune(self, steps: int) -> Generator[Any, None, None]:
-        """Train a copy of the network, and commit that."""
+    def tune(self, steps: int, enough: Callable[[], bool]) -> Generator[Any, None, None]:
+        """Train a copy of the network until it is `enough`, and commit that."""
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InvalidValue(f"steps must be a whole number of at least 1, not {steps!r}.")
         network = copy_of(self.network)
         seed = self.bench.seed_of(len(self.ledger))
-        by, replayable = yield from self.bench.tuned(network, steps, seed)
-        extra = {"steps": steps, "by": by, "replayable": replayable}
+        done, by, replayable = yield from self.bench.tuned(network, steps, seed, enough)
+        extra = {"steps": done, "by": by, "replayable": replayable}
         yield from self.step(Tuned, network, self.plan, extra)
 
-    def run(self, target: float, floor: float | None) -> Work:
-        """Propose and approve until the target is met or a move breaks the floor."""
+    def run(self, target: float, floor: float | None, moves: int | None, repair: bool) -> Work:
+        """Propose and approve until the target is met, or a move breaks the floor."""
         goal = self._goal(target)
         if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
             name = next(iter(self.bench.metrics))
             raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
-        while self.state.now.cost.macs > goal:
+        if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
+            raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
+        last = None if moves is None else self.state.moves + moves
+        while self.state.now.cost.macs > goal and self.state.moves != last:
             if self.state.pending is None or self.state.stale:
                 move = yield from self.propose(target)
                 if move is None:
                     self._relax(goal)
                     continue
-            if not (yield from self.approve(floor)):
+            if not (yield from self.approve(floor, repair=repair)):
                 return
 
     def _relax(self, goal: int) -> None:

@@ -223,13 +223,13 @@ class Session(Verbs):
         """
         return self._drive("adjust", self._engine.adjust(drop))
 
-    def approve(self) -> State:
-        """Carry out the pending move: cut, then repair unless the session says `repair=None`.
+    def approve(self, repair: bool = True) -> State:
+        """Carry out the pending move: cut, then repair as the session's `repair` says, or not.
 
         Raises `WrongState` when nothing is pending, `StaleEvidence` when the network has changed
         since it was measured.
         """
-        self._drive("approve", self._engine.approve())
+        self._drive("approve", self._engine.approve(repair=repair))
         return self.state
 
     def reject(self, reason: str = "") -> State:
@@ -261,9 +261,10 @@ class Session(Verbs):
         """Train the network for `steps` batches; committed when they are done, or nothing is.
 
         The session's `train` says how; `Training` imitates the original network by default.
-        Raises `NotFinite` when the loss is, naming the layer; `Stopped` on Stop.
+        Raises `NotFinite` when the loss is, naming the layer; `Stopped` on `stop()`. After
+        `stop(keep=True)` the steps done so far are committed, as a tune that no script repeats.
         """
-        self._drive("tune", self._engine.tune(steps))
+        self._drive("tune", self._engine.tune(steps, self._enough.is_set))
         return self.state
 
     @contextmanager
@@ -299,8 +300,15 @@ class Session(Verbs):
         judged = self._bench.judged(self._engine.network if network is None else network, loader)
         return self._drive("evaluate", judged)[0]
 
-    def run(self, target_macs: float = 0.5, min_accuracy: float | None = None) -> State:
-        """Propose and approve until the network has `target_macs`.
+    def run(
+        self,
+        target_macs: float = 0.5,
+        min_accuracy: float | None = None,
+        *,
+        moves: int | None = None,
+        repair: bool = True,
+    ) -> State:
+        """Propose and approve until the network has `target_macs`, or `moves` are made.
 
         That is a share of the original when at most 1, else a number. Where the method finds
         nothing it is relaxed (AOFP doubles theta).
@@ -309,7 +317,7 @@ class Session(Verbs):
         it is left pending and the run ends. Raises `BudgetUnreachable`, with the best plan so
         far, when nothing is left to propose.
         """
-        self._drive("run", self._engine.run(target_macs, min_accuracy))
+        self._drive("run", self._engine.run(target_macs, min_accuracy, moves, repair))
         return self.state
 
     def note(self, text: str) -> State:

@@ -26,6 +26,7 @@ class Verbs:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._enough = threading.Event()
         self._busy: str | None = None
         self._listeners: list[Callable[[Any], None]] = []
 
@@ -48,9 +49,14 @@ class Verbs:
 
         return end
 
-    def stop(self) -> None:
-        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing."""
-        if self._busy is not None:
+    def stop(self, keep: bool = False) -> None:
+        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing.
+
+        With `keep` a tune ends there and then, and commits what it has learnt.
+        """
+        if keep and self._busy == "tune":
+            self._enough.set()
+        elif self._busy is not None:
             self._stop.set()
 
     @contextmanager
@@ -59,6 +65,7 @@ class Verbs:
             raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
         self._busy = name
         self._stop.clear()
+        self._enough.clear()
         try:
             yield
         finally:

@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
 
 from prunelab.errors import PruneLabError, Stopped, UnknownName
-from prunelab.figures.board import Arrange, BoardInfo, board_info
-from prunelab.ledger import Event, State
+from prunelab.figures.board import Arrange, BoardInfo
+from prunelab.ledger import Event
 from prunelab.notebook import text
-from prunelab.notebook.controls import Controls, enabled, said
-from prunelab.notebook.draft import Draft
-from prunelab.notebook.keys import SCREEN, Keys
-from prunelab.notebook.live import Live
+from prunelab.notebook.choice import Choice
+from prunelab.notebook.folds import FIGURE, NAMES, folds
+from prunelab.notebook.form import form, line, warnings
 from prunelab.notebook.pace import Pace
-from prunelab.notebook.parameters import Parameters, foreseen
-from prunelab.notebook.static import svg
+from prunelab.notebook.panel import Panel
+from prunelab.notebook.static import picture, svg
+from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Ended, Importance, Progress, Rung
-from prunelab.words import history
+from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
 
 Look = Literal["auto", "light", "dark"]
+SCREEN = "prunelab-screen"
+
+_open: list[Screen] = []  # what `show` made and nobody closed
 
 
 class Screen(ipw.VBox):
     """A session as Jupyter shows it. `press` is what its buttons do.
 
     Verbs called from code run at once in the caller; a click only queues its verb for the
-    session's worker thread, so a screen never makes the kernel wait.
+    session's worker thread, so a screen never makes the kernel wait. The parts are HTML, made
+    anew from the state and sent where they differ; the figure, which is large, is made when a
+    page says that it shows the rest.
     """
 
-    def __init__(
-        self,
-        session: Any,
-        arrange: Arrange = "grid",
-        theme: Look = "auto",
-    ) -> None:
+    def __init__(self, session: Any, arrange: Arrange = "grid", theme: Look = "auto") -> None:
         self._endings: list[Callable[[], object]] = []  # first: a widget half made is closed too
         for name, given, known in (
             ("arrange", arrange, get_args(Arrange)),
@@ -49,32 +47,24 @@ class Screen(ipw.VBox):
             if given not in known:
                 raise UnknownName(name, given, known)
         self.session = session
+        self.live: Any = None  # a Live, once a page shows the screen
+        self.look = arrange, theme
         self._arrange: Arrange = arrange
+        self._drawn = False  # whether a page has drawn the figure
         self._ui = threading.RLock()  # verbs, clicks and the browser speak on several threads
         self._worker = worker_of(session)
         self._at_work: list[str] = []
-        self._seen: list[Importance | Rung] = []  # of the search under way
+        self._busy: Busy | None = None
+        self._error = ""
         self._pace = Pace()
-        self._quiet = False  # whether the boxes change because the screen sets them
-        self._last: Event | None = next(reversed(list(session.ledger)), None)
-        self.draft = Draft(session)
-        self.draft.follow(session.state.pending)
-        groups = [group for group in session.graph.groups if group.prunable]
-        self._layers = {group.name: tuple(group.producers) for group in groups}
-        self.group = next(iter(self._layers))
-        self.controls = Controls()
-        self.parameters = Parameters(self._asked)
-        self.live = Live(self._info(), arrange, "dark" if theme == "dark" else "light")
-        self._endings.append(self.live.widget.close)
-        narrow = Keys()
-        above = (*self.controls.rows, self.parameters.fold)
-        super().__init__([*above, self.live.widget, *self.controls.below, narrow])
-        self.layout.width = "100%"
-        self.add_class(SCREEN)
-        self.add_class(f"prunelab-{theme}")
-        self.add_class(f"prunelab-{arrange}")
-        self._connect(narrow)
-        self._choose_group(session.state)
+        self._opened: set[str] = set()
+        self.choice = Choice(session)
+        self.head = Panel(("warnings", "form", "picture"), self._told, first=True)
+        self.below = Panel((*NAMES, "state"), self._told)
+        self._endings += [self.head.close, self.below.close]
+        super().__init__([self.head, self.below])
+        for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
+            self.add_class(name)
         self._refresh()
         self._endings.append(session.listen(self._receive))
 
@@ -94,21 +84,24 @@ class Screen(ipw.VBox):
         """What a real click does: queue the verb and return; Stop passes the queue."""
         if verb == "stop":
             self._stop()
-        else:
-            self._begin(verb)
+        elif verb in text.VERBS:
+            with self._ui:
+                if self._at_work:
+                    return  # a second click that was on its way when the first had begun
+                self._begin(verb)
             self._worker.submit(partial(self._perform, verb))
 
     def _begin(self, verb: str) -> None:
         with self._ui:
             self._at_work.append(verb)
-            self.controls.error.value = ""
+            self._error = ""
             self._refresh()
 
     def _perform(self, verb: str, stopped: bool = False) -> None:
         trouble = ""
         try:
             if not stopped:
-                self.controls.call(verb, self.session, self.draft.drop)
+                self.choice.call(verb)
         except Stopped:
             pass
         except Exception as error:
@@ -116,15 +109,16 @@ class Screen(ipw.VBox):
         finally:
             with self._ui:
                 self._at_work.remove(verb)
-                self.controls.error.value = said(trouble, "error", "alert")
+                self._error = trouble
                 self._rest()
 
-    def _stop(self) -> None:
+    def _stop(self, keep: bool = False) -> None:
         self._worker.stop()
-        self.session.stop()
+        self.session.stop(keep=keep)
         with self._ui:
-            if self._at_work:
-                self.controls.work.value = said(text.STOPPING, "work")
+            if self._busy:
+                self._busy = Busy(self._busy.done, text.STOPPING)
+                self._refresh()
 
     # ------------------------------------------------------------ what the session tells
 
@@ -134,150 +128,148 @@ class Screen(ipw.VBox):
             with self._ui:
                 match told:
                     case Event():
-                        self._happened(told)
-                    case Importance() | Rung():
-                        self._saw(told)
+                        self.choice.follow(told)
+                        self._rest()
+                    case Importance() | Rung() | PathPoint():
+                        self.choice.seen.append(told)
+                        if self._pace.due() and told.group in self.choice.layers:
+                            self._draw(self.choice.info(told.group))
                     case Progress():
                         self._progress(told)
-                    case Ended():
-                        self._ended()
+                    case Ended() if self._outdated():
+                        self._rest()
         except Exception as error:
-            self.controls.error.value = said(text.trouble(error, False), "error", "alert")
+            self._error = text.BROKEN.format(text.trouble(error, False))
+            self.head.show(form=form(self._view()))
 
-    def _happened(self, event: Event) -> None:
-        state = self.session.state
-        self._last = event
-        self.draft.follow(state.pending)
-        self._choose_group(state)
-        self._rest()
+    def _outdated(self) -> bool:
+        """Whether work shows as under way that has ended, or another method than there is."""
+        return bool(self.choice.seen or self._busy or self._method != self.session.method)
 
     def _rest(self) -> None:
         """Show the state as it is: nothing is under way any more."""
-        self._seen.clear()
-        self.controls.working.layout.display = "none"
+        self.choice.seen.clear()
+        self._busy = None
         self._refresh()
-        self.live.settle()
-
-    def _ended(self) -> None:
-        """Nothing is under way any more, even if no event has told what became of it."""
-        under_way = self._seen or self.controls.working.layout.display != "none"
-        if under_way or self.parameters.shown != self.session.method:
-            self._rest()
-
-    def _saw(self, evidence: Importance | Rung) -> None:
-        self._seen.append(evidence)
-        if evidence.group in self._layers and self._pace.due():
-            self.live.draw(self._info(evidence.group))
+        if self.live:
+            self.live.settle()
 
     def _progress(self, progress: Progress) -> None:
         elapsed = self._pace.elapsed(progress)
         if self._pace.due():
             rest = text.remaining(progress.done, progress.total, elapsed)
-            self.controls.bar.value = progress.done / max(progress.total, 1)
-            self.controls.work.value = said(f"{progress.what}: {rest}", "work")
-            self.controls.working.layout.display = "flex"
+            self._busy = Busy(progress.done / max(progress.total, 1), f"{progress.what}: {rest}")
+            self.head.show(form=form(self._view()))
 
-    # ------------------------------------------------------------ what the person chooses
+    # ------------------------------------------------------------ what the page tells
 
-    def _connect(self, narrow: Keys) -> None:
-        controls = self.controls
-        for verb, button in controls.buttons.items():
-            button.on_click(lambda _, verb=verb: self._click(verb))
-        controls.group.observe(lambda change: self._picked(change["new"]), "value")
-        controls.count.observe(lambda change: self._counted(change["new"]), "value")
-        controls.units.observe(lambda change: self._typed(change["new"]), "value")
-        narrow.observe(self._resized, "narrow")
-        self.live.on_click("importance", self._flipped)
-        self.live.on_click("widths", self._picked)
+    def _told(self, do: str, arg: Any, value: Any, live: bool) -> None:
+        """Deal with what a person does on the page, or with what the page does."""
+        match do:
+            case "press":
+                self._click(str(arg))
+            case "keep":
+                self._stop(keep=True)
+            case "here":
+                self._shown()
+            case "figure":
+                self._drawn = True
+            case "narrow":
+                self._resize(bool(value))
+            case "unfold":
+                self._unfold(str(arg), bool(value))
+            case _:
+                self._choose(lambda: self.choice.change(do, arg, value, live))
 
-    def _resized(self, change: Any) -> None:
+    def _unfold(self, name: str, opened: bool) -> None:
         with self._ui:
-            self.remove_class(f"prunelab-{self.live.arrange}")
-            self.live.rearrange("stack" if change["new"] else self._arrange)
-            self.add_class(f"prunelab-{self.live.arrange}")
-            self.live.settle()
-
-    def _picked(self, group: str) -> None:
-        with self._ui:
-            if not self._quiet and group in self._layers:
-                self.group = group
-                self._refresh()
-                self.live.settle()
-
-    def _flipped(self, unit: int) -> None:
-        self._choose(lambda: self.draft.flip(self.group, int(unit)))
-
-    def _counted(self, count: int) -> None:
-        self._choose(lambda: self.draft.lowest(self.live.drawn.importance, count))
-
-    def _typed(self, words: str) -> None:
-        self._choose(lambda: self.draft.choose(self.group, text.parse_units(words)))
+            (self._opened.add if opened else self._opened.discard)(name)
+            if name == FIGURE:
+                (self.add_class if opened else self.remove_class)("prunelab-whole")
+            self._refresh()
 
     def _choose(self, change: Callable[[], None]) -> None:
-        """Change the draft; show what it would do, or why it cannot be."""
+        """Change what is chosen; show what it would do, or why it cannot be."""
         with self._ui:
-            if not self._quiet and not self._at_work and self.session.state.pending is not None:
-                self._attempt(change)
+            self._error = ""
+            try:
+                change()
+            except Exception as error:
+                self._error = text.trouble(error, isinstance(error, PruneLabError))
+            self._refresh()
 
-    def _asked(self, make: Callable[[], Any]) -> None:
-        """Let the session propose with the method that `make` gives, or say why it cannot."""
+    def _shown(self) -> None:
+        """A page shows the screen: it wants a picture until it has the figure, and the figure."""
         with self._ui:
-            self._attempt(lambda: setattr(self.session, "method", make()))
-            self.live.settle()
+            self._drawn = False
+            self.head.show(picture=picture(self._info()))
+            if self.live is None:
+                threading.Thread(target=self._animate, name="prunelab-figure", daemon=True).start()
 
-    def _attempt(self, change: Callable[[], None]) -> None:
-        trouble = ""
-        try:
-            change()
-        except Exception as error:
-            trouble = text.trouble(error, isinstance(error, PruneLabError))
-        self.controls.error.value = said(trouble, "error", "alert")
-        self._refresh()
+    def _animate(self) -> None:
+        """Make the figure, or say why it cannot be."""
+        with self._ui:
+            if self.live is None and self._endings:
+                try:
+                    self.make_figure()
+                except Exception as error:
+                    self._error = text.NO_FIGURE.format(text.trouble(error, False))
+                    self._refresh()
+
+    def make_figure(self) -> None:
+        """Put the interactive figure in its place; plotly is imported only now."""
+        from prunelab.notebook.live import Live
+
+        self.live = Live(self._info(), self._arrange, "dark" if self.look[1] == "dark" else "light")
+        self.live.on_click("importance", lambda unit: self._told("flip", None, unit, False))
+        self.live.on_click("widths", lambda name: self._told("group", name, None, False))
+        self._endings.append(self.live.leave)
+        self.children = (self.head, self.live.widget, self.below)
+
+    def _resize(self, narrow: bool) -> None:
+        with self._ui:
+            self.remove_class(f"prunelab-{self._arrange}")
+            self._arrange = "stack" if narrow else self.look[0]
+            self.add_class(f"prunelab-{self._arrange}")
+            if self.live:
+                self.live.rearrange(self._arrange)
+                self.live.settle()
 
     # ------------------------------------------------------------ showing
 
-    def _choose_group(self, state: State) -> None:
-        """Show a group that the proposal touches: the one that loses most, if it is free."""
-        touched = state.pending.drop if state.pending else {}
-        if touched and self.group not in touched:
-            self.group = max(touched, key=lambda name: len(touched[name]))
+    def _info(self) -> BoardInfo:
+        return self._view().info
 
-    def _info(self, group: str | None = None) -> BoardInfo:
-        """What to draw of `group` (None: the chosen one), as if the draft were the proposal."""
-        state = self.session.state
-        if self.draft.move:
-            state = replace(state, pending=self.draft.move)
-        seen = self._seen or foreseen(state, self.session.method)
-        return board_info(state, group or self.group, layers=self._layers, seen=seen)
-
-    def _sentence(self) -> str:
-        group = self.session.graph[self.group]
-        return text.sentence(self.session.state, self._last, self.draft.move, group)
+    def _view(self) -> View:
+        at_work = tuple(self._at_work) or ((self.session.busy,) if self._busy else ())
+        return self.choice.view(
+            at_work=tuple(filter(None, at_work)),
+            busy=self._busy,
+            error=self._error,
+            opened=frozenset(self._opened),
+        )
 
     def _refresh(self) -> None:
-        """Set every widget from the state; what does not change is not sent."""
-        state = self.session.state
-        controls = self.controls
-        for verb, can in enabled(state, bool(self._at_work)).items():
-            controls.buttons[verb].disabled = not can
-        controls.line.value = said(state.line(), "line", "status")
-        controls.sentence.value = said(self._sentence(), "sentence")
-        controls.history.value = history(state, list(self.session.ledger))
-        controls.adjusting.layout.display = "flex" if state.pending else "none"
-        self.parameters.follow(self.session.method, state, bool(self._at_work))
-        info = self._info()
-        self._quiet = True
-        try:
-            controls.fill(info, self.draft.drop.get(self.group, ()))
-        finally:
-            self._quiet = False
-        self.live.draw(info)
+        """Make every part from the state; what does not change is not sent."""
+        view = self._view()
+        self._method = view.method
+        self.head.show(warnings=warnings(), form=form(view))
+        self.below.show(**folds(view, list(self.session.ledger)), state=line(view))
+        self._draw(view.info)
+
+    def _draw(self, info: BoardInfo) -> None:
+        if self.live:
+            self.live.draw(info)
+        if not self._drawn:
+            self.head.show(picture=picture(info))
 
     def close(self) -> None:
         """Take the screen off the page and off the session."""
         for end in self._endings:
             end()
         self._endings.clear()
+        if self in _open:
+            _open.remove(self)
         super().close()
 
     def __repr__(self) -> str:
@@ -286,19 +278,21 @@ class Screen(ipw.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The widget, and for pages that run none the same line and picture every time."""
         bundle = dict(super()._repr_mimebundle_(**kwargs))
+        view = self._view()
         bundle["text/plain"] = repr(self)
-        bundle["image/svg+xml"] = svg(self._info(), self.session.state.line(), self._sentence())
+        bundle["image/svg+xml"] = svg(view.info, view.state.line(), self.choice.reason())
         return bundle
 
 
-def show(
-    session: Any,
-    arrange: Arrange = "grid",
-    theme: Look = "auto",
-) -> Screen:
+def show(session: Any, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 
     `arrange` "stack" puts the panels under each other, as a screen below 700 px always does.
-    `theme` "auto" takes the text colour from JupyterLab.
+    `theme` "auto" follows JupyterLab's. A cell that is run again shows the screen that is there.
     """
-    return Screen(session, arrange, theme)
+    for screen in _open:
+        if screen.session is session and screen.look == (arrange, theme):
+            return screen
+    made = Screen(session, arrange, theme)
+    _open.append(made)
+    return made
