@@ -32,6 +32,7 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
+from prunelab.foresight import Foresight
 from prunelab.ledger import Ledger, State
 from prunelab.methods import (
     AOFP,
@@ -54,6 +55,7 @@ from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
+from prunelab.trial import Trial
 from prunelab.values import (
     Cost,
     Ended,
@@ -87,6 +89,7 @@ __all__ = [
     "Explanation",
     "Fidelity",
     "FirstK",
+    "Foresight",
     "GroupFisher",
     "IllegalPlan",
     "Importance",
@@ -118,6 +121,7 @@ __all__ = [
     "ThiNet",
     "TraceError",
     "Training",
+    "Trial",
     "UnknownName",
     "WidthPlan",
     "WrongState",

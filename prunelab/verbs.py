@@ -28,6 +28,8 @@ class Verbs:
         self._stop = threading.Event()
         self._enough = threading.Event()
         self._busy: str | None = None
+        self._aside = False  # whether it is one that gives way to others
+        self._wanted = threading.Event()
         self._listeners: list[Callable[[Any], None]] = []
 
     @property
@@ -59,23 +61,32 @@ class Verbs:
         elif self._busy is not None:
             self._stop.set()
 
+    def make_way(self) -> None:
+        """End what is done aside, if anything is: it raises `Stopped` at its next step."""
+        if self._aside:
+            self._wanted.set()
+
     @contextmanager
-    def _verb(self, name: str) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
-        self._busy = name
+    def _verb(self, name: str, aside: bool = False) -> Iterator[None]:
+        """Hold the session for the verb `name`; done `aside`, it stops where another verb comes."""
+        while not self._lock.acquire(timeout=0.02 if self._aside and not aside else 0):
+            if aside or not self._aside:
+                raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
+            self.make_way()
+        self._busy, self._aside = name, aside
+        self._wanted.clear()
         self._stop.clear()
         self._enough.clear()
         try:
             yield
         finally:
-            self._busy = None
+            self._busy, self._aside = None, False
             self._lock.release()
             self._tell(Ended(name))
 
-    def _drive(self, name: str, work: Work) -> Any:
+    def _drive(self, name: str, work: Work, aside: bool = False) -> Any:
         """Do all of `work` as the verb `name`."""
-        with self._verb(name):
+        with self._verb(name, aside):
             return finish(self._telling(work))
 
     def _telling(self, work: Work) -> Work:
@@ -86,7 +97,7 @@ class Verbs:
             except StopIteration as end:
                 return end.value
             self._tell(item)
-            if self._stop.is_set():
+            if self._stop.is_set() or (self._aside and self._wanted.is_set()):
                 work.close()
                 raise Stopped(f"{self._busy} was stopped; what it had not finished is discarded.")
             yield item

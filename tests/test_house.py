@@ -22,20 +22,32 @@ LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "truth"},
     {"ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
+    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
-    | {"pricing", "allocate"}
+    | {"pricing", "allocate", "timing"}
     | {"terminal", "doctor", "verbs", "figures"},
     {"bench"},
     {"desk"},
+    {"foresight"},
     {"engine"},
     {"session", "prune", "export"},
     {"notebook", "cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words"}
+FIGURES = {"errors", "values", "ledger", "trial", "words"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
-LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
+LIGHT = {
+    "errors",
+    "values",
+    "ledger",
+    "words",
+    "trial",
+    "fashion",
+    "store",
+    "terminal",
+    "doctor",
+} | {
+    "doctor",
     "figures",
     "cli",
 }
