@@ -20,6 +20,7 @@ from plotly.callbacks import Points
 
 import prunelab as pl
 from prunelab.errors import SessionBusy, Stopped, UnknownName, WrongState
+from prunelab.foresight import AtHand, Foresight, Selection
 from prunelab.ledger import (
     Adjusted,
     Approved,
@@ -37,7 +38,8 @@ from prunelab.ledger import (
 from prunelab.notebook import Screen, show, text
 from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan
+from prunelab.trial import Trial
+from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan, units_of
 
 WIDTH = 16
 
@@ -150,10 +152,44 @@ class FakeSession:
             fingerprint=str(self.state.head),
         )
 
-    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        return self._move(drop, "person")
+    def foresee(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        *,
+        theta: float | None = None,
+        target_macs: float | None = None,
+    ) -> Foresight:
+        seen: tuple[Rung, ...] = ()
+        if drop is None:
+            theta = 0.01 if theta is None else theta
+            rungs = {group.name: self._rungs(group.name, theta) for group in self.graph.groups}
+            drop = {name: r[-1].candidates for name, r in rungs.items() if r[-1].verdict == "take"}
+            seen = tuple(rung for each in rungs.values() for rung in each)
+        move = self._move(drop, "person")
+        best = {name: self._best(name, len(units)) for name, units in move.drop.items()}
+        plan = self.plan.drop(move.drop)
+        return Foresight(move, plan, move.before, move.after, seen, FrozenMap(best), (0.002, 0.001))
 
-    def _rungs(self, group: str) -> list[Rung]:
+    def _best(self, group: str, count: int) -> Selection:
+        damages = self.damages(group)
+        units = sorted(self.plan.kept[group], key=lambda unit: damages[unit])[:count]
+        return Selection(units_of(units), float(damages[units].sum()))
+
+    @property
+    def evidence(self) -> AtHand | None:
+        return None
+
+    def measure(self, aside: bool = False) -> None:
+        self.calls.append(("measure",))
+
+    def trial(self, drop: Mapping[str, Iterable[int]], aside: bool = False) -> Trial:
+        self.calls.append(("trial", drop))
+        return Trial("accuracy", 0.921, 0.914, 0.006, 1000)
+
+    def make_way(self) -> None:
+        pass
+
+    def _rungs(self, group: str, theta: float = 0.01) -> list[Rung]:
         damages = self.damages(group)
         search = self.plan.kept[group]
         rungs = []
@@ -161,7 +197,7 @@ class FakeSession:
             ranked = sorted(search, key=lambda unit: damages[unit])
             half = tuple(sorted(ranked[: len(search) // 2]))
             worst = float(damages[list(half)].max() * len(half))
-            verdict = "take" if worst < 0.01 else "halve" if len(half) > 1 else "fail"
+            verdict = "take" if worst < theta else "halve" if len(half) > 1 else "fail"
             rungs.append(
                 Rung(
                     group,
@@ -170,7 +206,7 @@ class FakeSession:
                     tuple(float(damages[u] * len(half)) for u in search),
                     half,
                     worst,
-                    0.01,
+                    theta,
                     verdict,
                 )
             )
@@ -555,7 +591,7 @@ def test_the_draft_starts_over_with_every_proposal(screen: Screen) -> None:
     screen.choice.keep(screen.choice.group, 15)
     screen.press("reject")
     assert screen.choice.drop == {}
-    assert screen.choice.move is None
+    assert screen.choice.made is None
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from prunelab.errors import BudgetUnreachable, WrongState
 from prunelab.figures.board import BoardInfo, board_info
-from prunelab.figures.importance import ImportanceInfo, importance_info
+from prunelab.figures.importance import importance_info
 from prunelab.ledger import Event
 from prunelab.methods import METHODS, make_method
 from prunelab.notebook import text
 from prunelab.notebook.parameters import THETA, foreseen, slid, with_parameter
-from prunelab.notebook.view import Aims, Busy, View
+from prunelab.notebook.view import Aims, Chosen, View
 from prunelab.values import Importance, Move, PathPoint, Rung, Units, units_of
 
 
 class Choice:
-    """The layer looked at, the channels chosen, the aims; the session only predicts.
+    """The layer and channel looked at, what is chosen, the aims; the session only predicts.
 
-    `seen` is the evidence of a search under way.
+    `seen` is the evidence of a search under way; `made` is what was chosen, None where that is
+    the proposal itself.
     """
 
     def __init__(self, session: Any) -> None:
@@ -30,8 +32,9 @@ class Choice:
         groups = [group for group in session.graph.groups if group.prunable]
         self.layers = {group.name: tuple(group.producers) for group in groups}
         self.group = next(iter(self.layers))
+        self.unit: int | None = None  # the channel looked at, of that group
         self._drop: dict[str, Units] = {}
-        self.move: Move | None = None
+        self.made: Chosen | None = None
         self._known: dict[str, Any] = {}  # the methods there were, with their parameters
         self._start(session.state.pending)
 
@@ -39,6 +42,11 @@ class Choice:
     def drop(self) -> dict[str, Units]:
         """The units to drop of each group."""
         return dict(self._drop)
+
+    @property
+    def move(self) -> Move | None:
+        """What is chosen, or else the proposal."""
+        return self.made.move if self.made else self._session.state.pending
 
     # ------------------------------------------------------------ what the session tells
 
@@ -49,9 +57,12 @@ class Choice:
 
     def _start(self, pending: Move | None) -> None:
         self._drop = dict(pending.drop) if pending else {}
-        self.move = None
-        if self._drop and self.group not in self._drop:  # look at the one that loses most
-            self.group = max(self._drop, key=lambda name: len(self._drop[name]))
+        self.made = None
+        self._look_where_it_matters()
+
+    def _look_where_it_matters(self) -> None:
+        if self._drop and self.group not in self._drop:  # at the group that loses most
+            self.look(max(self._drop, key=lambda name: len(self._drop[name])))
 
     # ------------------------------------------------------------ what the person does
 
@@ -60,34 +71,45 @@ class Choice:
         match do:
             case "group":
                 self.look(str(arg or value))
+            case "unit":
+                self.unit = int(value)
             case "flip":
+                self.unit = int(value)
                 self.flip(self.group, int(value))
             case "width":
                 self.keep(str(arg), int(value))
+            case "best":
+                assert self.made is not None
+                self.choose(str(arg), self.made.best[str(arg)].units)
             case "units":
                 self.choose(self.group, text.parse_units(str(value)))
+            case "back":
+                self._start(self._session.state.pending)
             case "aim":
                 self.aims = self.aims.with_typed(str(arg), value)
+                if arg == "macs" and live:
+                    self.spread(self.aims.macs / 100)
             case "method":
                 self._session.method = self._known.get(value) or make_method(value)
+                self._start(self._session.state.pending)
             case "parameter":
                 self._session.method = with_parameter(self._session.method, str(arg), value)
+                self._start(self._session.state.pending)
             case "theta":
-                theta = slid(value)
-                if not live:
-                    self._session.method = replace(self._session.method, **{THETA: theta})
+                self.theta(slid(value), live)
 
     def look(self, group: str) -> None:
         """Look at `group`."""
-        if group in self.layers:
-            self.group = group
+        if group in self.layers and group != self.group:
+            self.group, self.unit = group, None
 
     def choose(self, group: str, units: Iterable[int]) -> None:
         """Drop just these units of `group`; on an illegal choice raises and changes nothing."""
         chosen = {**self._drop, group: units_of(units)}
         chosen = {name: gone for name, gone in chosen.items() if gone}
-        self.move = self._session.what_if(chosen)
+        self.made = self._imagined(chosen)
         self._drop = chosen
+        self.look(group)
 
     def flip(self, group: str, unit: int) -> None:
         """Keep `unit` where it would be dropped, drop it where it would be kept."""
@@ -95,15 +117,59 @@ class Choice:
 
     def keep(self, group: str, width: int) -> None:
         """Keep `width` channels of `group`: the least important ones go."""
-        self.look(group)
-        shown = self._importance(group)
-        pairs = zip(shown.units, shown.fates, strict=True)
-        alive = [unit for unit, fate in pairs if fate != "gone"]
-        self.choose(group, alive[: max(len(alive) - width, 0)])
+        alive = self._ranked(group)
+        count = max(len(alive) - width, 0)
+        drop = alive[:count]
+        if count and not self._scored(group):  # no scores: the best selection that is known
+            drop = list(self._imagined({group: tuple(drop)}).best[group].units)
+        self.choose(group, drop)
 
-    def _importance(self, group: str) -> ImportanceInfo:
-        state = self._session.state
-        return importance_info(state, group, self.seen or None)
+    def _scored(self, group: str) -> bool:
+        return bool(importance_info(self._session.state, group, self.seen or None).units)
+
+    def _ranked(self, group: str) -> list[int]:
+        """The units of `group` that are left, least important first where that is known."""
+        shown = importance_info(self._session.state, group, self.seen or None)
+        alive = set(self._session.plan.kept[group])
+        ranked = [unit for unit in shown.units if unit in alive]
+        return ranked + sorted(alive.difference(ranked))
+
+    def _imagined(self, drop: dict[str, Units]) -> Chosen:
+        """What `drop` would do, by the evidence at hand, or measured if there is none."""
+        try:
+            found = self._session.foresee(drop)
+        except WrongState:
+            self._session.measure()
+            found = self._session.foresee(drop)
+        return Chosen("person", found.move, (), found.best, found.seconds)
+
+    def spread(self, target: float) -> None:
+        """Choose the widths that spread a budget over the layers."""
+        try:
+            found = self._session.foresee(target_macs=target)
+        except (WrongState, BudgetUnreachable):
+            return  # the box says what is aimed at; Run will say whether it can be met
+        self._drop = dict(found.move.drop) if found.move else {}
+        self.made = None
+        if found.move is not None and found.move.drop:
+            self.made = Chosen("budget", found.move, (), found.best, found.seconds)
+        self._look_where_it_matters()
+
+    def theta(self, theta: float, live: bool) -> None:
+        """Show what the method would propose with this theta; at rest it is the session's."""
+        session = self._session
+        if not live:
+            session.method = replace(session.method, **{THETA: theta})
+        try:
+            found = session.foresee(theta=theta)
+        except WrongState:
+            self._start(session.state.pending)
+            return
+        if not live and session.state.pending is not None:
+            self._start(session.state.pending)  # the proposal is what it was made with
+            return
+        self.made = Chosen("theta", found.move, found.seen, found.best, found.seconds, theta)
+        self._drop = dict(found.move.drop) if found.move else {}
 
     # ------------------------------------------------------------ verbs
 
@@ -112,7 +178,10 @@ class Choice:
         session, aims = self._session, self.aims
         match verb:
             case "adjust":
-                session.adjust(drop=self.drop)
+                drop = self.drop
+                if session.state.pending is None:
+                    session.propose()
+                session.adjust(drop=drop)
             case "approve":
                 session.approve(repair=aims.repair)
             case "reject":
@@ -135,35 +204,28 @@ class Choice:
 
     def info(self, group: str | None = None) -> BoardInfo:
         """What to draw of `group` (None: the one looked at), as if the choice were proposed."""
-        state = self._session.state
-        if self.move:
-            state = replace(state, pending=self.move)
-        seen = self.seen or foreseen(state, self._session.method)
-        return board_info(state, group or self.group, layers=self.layers, seen=seen)
+        state, made = self._session.state, self.made
+        if made is not None:
+            state = replace(state, pending=made.move)
+        seen = self.seen or (made.seen if made else ()) or foreseen(state, self._session.method)
+        return board_info(state, group or self.group, layers=self.layers, seen=seen or None)
 
-    def view(self, *, at_work: tuple[str, ...] = (), busy: Busy | None = None, error: str = "",
-             opened: frozenset[str] = frozenset()) -> View:  # fmt: skip
-        """The moment as plain values."""
+    def view(self, **more: Any) -> View:
+        """The moment as plain values; `more` is what the screen knows of it."""
         session = self._session
         self._known[session.method.name] = session.method
         return View(
             state=session.state,
             group=session.graph[self.group],
+            unit=self.unit,
             layers=self.layers,
             info=self.info(),
             aims=self.aims,
             method=session.method,
             known=tuple(sorted({*METHODS, *self._known})),
             last=self.last,
-            chosen=self.move,
+            chosen=self.made,
             drop=self.drop,
-            at_work=at_work,
-            busy=busy,
-            error=error,
-            opened=opened,
+            at_hand=session.evidence,
+            **more,
         )
-
-    def reason(self) -> str:
-        """Why, and at what price, in a sentence."""
-        group = self._session.graph[self.group]
-        return text.reason(self._session.state, self.last, self.move, group)

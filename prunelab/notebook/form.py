@@ -17,14 +17,42 @@ def form(view: View) -> str:
     question = text.question(view.state, view.group, view.chosen)
     return tag("div", tiles(view), kind="pl-tiles") + "".join((
         say(question, "question", "h2"),
-        say(text.reason(view.state, view.last, view.chosen, view.group), "reason",
+        say(reason(view), "reason",
             title=text.LOSS_TIP if view.move else None),
+        otherwise(view),
+        tried(view),
         buttons(view),
         working(view),
         say(view.error, "error", role="alert"),
         aims(view),
         looking(view),
     ))  # fmt: skip
+
+
+def reason(view: View) -> str:
+    """Why, and at what price, in a sentence."""
+    return text.reason(view.state, view.last, view.chosen, view.group)
+
+
+def otherwise(view: View) -> str:
+    """What the person's choice could be instead."""
+    if view.chosen is None:
+        return ""
+    back = text.BACK if view.state.pending else text.CLEAR
+    inside = button("back", back, text.BACK_TIP, kind="pl-small", data_do="back", data_arg=None)
+    better = text.better(view.chosen, view.group.name)
+    if better:
+        best = button("best", text.TAKE_BEST, text.BEST_TIP, kind="pl-small", data_do="best",
+                      data_arg=view.group.name)  # fmt: skip
+        inside = say(better, "hint", "span", title=text.BEST_TIP) + best + inside
+    return tag("div", inside, kind="pl-line")
+
+
+def tried(view: View) -> str:
+    """How the move does on validation images, as soon as that is known."""
+    if view.trial is not None:
+        return say(text.trial(view.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
+    return say(text.TRYING, "trial pl-hint") if view.trying else ""
 
 
 def looking(view: View) -> str:
@@ -68,6 +96,10 @@ def tiles(view: View) -> str:
         beside = text.points(name, by) if now.parent is not None else ""
         tip = text.metric_tip(name, state)
         parts.append(_tile(text.metric(name), show(name, value), beside, tip))
+    seconds = view.chosen.seconds if view.chosen else None
+    if seconds is not None:
+        before, after = (f"{1000 * each:.3g}" for each in seconds)
+        parts.append(_tile(text.LATENCY, f"{before} ms", f"→ {after} ms", text.LATENCY_TIP))
     parts.append(_tile(text.MOVE, str(state.moves), "", text.MOVE_TIP))
     return "".join(parts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
@@ -13,9 +14,10 @@ from prunelab.errors import PruneLabError, Stopped, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
 from prunelab.ledger import Event
 from prunelab.notebook import text
+from prunelab.notebook.aside import Aside
 from prunelab.notebook.choice import Choice
 from prunelab.notebook.folds import FIGURE, NAMES, folds
-from prunelab.notebook.form import form, line, warnings
+from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.pace import Pace
 from prunelab.notebook.panel import Panel
 from prunelab.notebook.static import picture, svg
@@ -53,9 +55,16 @@ class Screen(ipw.VBox):
         self._drawn = False  # whether a page has drawn the figure
         self._ui = threading.RLock()  # verbs, clicks and the browser speak on several threads
         self._worker = worker_of(session)
+        self._aside = Aside(session, self._worker)
+        self._endings.append(self._aside.cancel)
         self._at_work: list[str] = []
         self._busy: Busy | None = None
         self._error = ""
+        self._here = False  # whether a page shows the screen: only then is anything done aside
+        self._trial: tuple[Any, Any] | None = (
+            None  # what was tried, how it does
+        )
+        self._trying = False
         self._pace = Pace()
         self._opened: set[str] = set()
         self.choice = Choice(session)
@@ -94,6 +103,7 @@ class Screen(ipw.VBox):
     def _begin(self, verb: str) -> None:
         with self._ui:
             self._at_work.append(verb)
+            self._aside.cancel()
             self._error = ""
             self._refresh()
 
@@ -124,6 +134,8 @@ class Screen(ipw.VBox):
 
     def _receive(self, told: object) -> None:
         """Show an Event, evidence or Progress; a screen that fails must not fail the verb."""
+        if isinstance(told, Progress) and self._trying:
+            return  # of what is done aside; whoever waits for it to give way may hold the lock
         try:
             with self._ui:
                 match told:
@@ -153,6 +165,47 @@ class Screen(ipw.VBox):
         self._refresh()
         if self.live:
             self.live.settle()
+        self._go_on()
+
+    # ------------------------------------------------------------ what is done aside
+
+    def _go_on(self) -> None:
+        """Let the worker measure, or try what is chosen, once the person has rested."""
+        if not self._here or self._at_work or self.session.busy:
+            return
+        move, at_hand = self.choice.move, self.session.evidence
+        if at_hand is None or at_hand.stale:
+            job, done = partial(self.session.measure, aside=True), self._measured
+        elif move is not None and self._tried_before(move) is None:
+            job = partial(self.session.trial, dict(move.drop), aside=True)
+            done = partial(self._tried, (move.fingerprint, move.drop))
+        else:
+            return
+        self._aside.after_rest(job, done, self._try)
+
+    def _try(self) -> None:
+        with self._ui:
+            self._trying = True
+            self._refresh()
+
+    def _measured(self, result: Any) -> None:
+        with self._ui:
+            self._trying = False
+            self._refresh()
+            if not isinstance(result, (Exception, NoneType)):
+                self._go_on()
+
+    def _tried_before(self, move: Any) -> Any:
+        """How `move` does, if it was tried last; else None."""
+        same = move is not None and self._trial and self._trial[0] == (move.fingerprint, move.drop)
+        return self._trial[1] if same else None
+
+    def _tried(self, what: Any, result: Any) -> None:
+        with self._ui:
+            self._trying = False
+            if not isinstance(result, (Exception, NoneType)):
+                self._trial = what, result
+            self._refresh()
 
     def _progress(self, progress: Progress) -> None:
         elapsed = self._pace.elapsed(progress)
@@ -197,11 +250,12 @@ class Screen(ipw.VBox):
             except Exception as error:
                 self._error = text.trouble(error, isinstance(error, PruneLabError))
             self._refresh()
+            self._go_on()
 
     def _shown(self) -> None:
         """A page shows the screen: it wants a picture until it has the figure, and the figure."""
         with self._ui:
-            self._drawn = False
+            self._here, self._drawn = True, False
             self.head.show(picture=picture(self._info()))
             if self.live is None:
                 threading.Thread(target=self._animate, name="prunelab-figure", daemon=True).start()
@@ -225,6 +279,7 @@ class Screen(ipw.VBox):
         self.live.on_click("widths", lambda name: self._told("group", name, None, False))
         self._endings.append(self.live.leave)
         self.children = (self.head, self.live.widget, self.below)
+        self._go_on()
 
     def _resize(self, narrow: bool) -> None:
         with self._ui:
@@ -242,11 +297,14 @@ class Screen(ipw.VBox):
 
     def _view(self) -> View:
         at_work = tuple(self._at_work) or ((self.session.busy,) if self._busy else ())
+        move = self.choice.move
         return self.choice.view(
             at_work=tuple(filter(None, at_work)),
             busy=self._busy,
             error=self._error,
             opened=frozenset(self._opened),
+            trial=self._tried_before(move),
+            trying=self._trying and move is not None,
         )
 
     def _refresh(self) -> None:
@@ -280,7 +338,7 @@ class Screen(ipw.VBox):
         bundle = dict(super()._repr_mimebundle_(**kwargs))
         view = self._view()
         bundle["text/plain"] = repr(self)
-        bundle["image/svg+xml"] = svg(view.info, view.state.line(), self.choice.reason())
+        bundle["image/svg+xml"] = svg(view.info, view.state.line(), reason(view))
         return bundle
 
 

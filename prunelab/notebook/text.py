@@ -1,6 +1,6 @@
 """All that the screen says of itself; what it says of the session stands in words.py.
 
-May import values, ledger, words and figures only.
+May import values, ledger, words and view only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 from prunelab import words
 from prunelab.errors import InvalidValue
 from prunelab.ledger import Event, State
-from prunelab.values import Move, Units, units_of
+from prunelab.notebook.view import Chosen
+from prunelab.values import Units, units_of
 
 VERBS: dict[str, str] = {
     "propose": "Ask the method what to drop next; nothing is changed yet (key p)",
@@ -94,6 +95,11 @@ MACS_TIP = (
 )
 PARAMS = "Parameters"
 PARAMS_TIP = "Weights of the network now, as a share of the original's. Low is good."
+LATENCY = "Latency"
+LATENCY_TIP = (
+    "One run of one input on this machine, now and (→) as chosen: estimated from the time that "
+    "every layer took when evidence was measured. Low is good."
+)
 MOVE = "Moves"
 MOVE_TIP = "Approved moves in effect; undone ones do not count."
 
@@ -127,28 +133,67 @@ def lose_unit(name: str) -> str:
 # ---------------------------------------------------------------- the question
 
 
-def question(state: State, group: words.Group, chosen: Move | None) -> str:
+def question(state: State, group: words.Group, chosen: Chosen | None) -> str:
     """The one sentence that the screen asks."""
-    move = chosen or state.pending
+    move = chosen.move if chosen else state.pending
     if move is None:
+        if chosen is not None:
+            return f"With theta {two_digits(chosen.theta or 0)}, nothing goes"
         return START if state.now.parent is None else NEXT
     here = move.drop.get(group.name, ())
     rest = {name: units for name, units in move.drop.items() if name != group.name}
-    elsewhere = sum(map(len, rest.values()))
-    more = f"{words.plural(elsewhere, 'channel')} in {words.plural(len(rest), 'other layer')}"
-    instead = " instead" if chosen is not None and state.pending is not None else ""
+    elsewhere = words.plural(sum(map(len, rest.values())), "channel")
     if not here:
-        return f"Remove {more.replace(' other', '')}{instead}?" if rest else "Remove nothing?"
-    alive = state.widths()[group.name]
-    text = f"Remove {len(here)} of {words.plural(alive, 'channel')} in {group.name}"
-    return f"{text}, and {more}{instead}?" if rest else f"{text}{instead}?"
+        text = f"Remove {elsewhere} in {words.plural(len(rest), 'layer')}" if rest else NOTHING
+    else:
+        alive = words.plural(state.widths()[group.name], "channel")
+        text = f"Remove {len(here)} of {alive} in {group.name}"
+        text += f", and {elsewhere} in {words.plural(len(rest), 'other layer')}" if rest else ""
+    return text + (" instead?" if chosen is not None and state.pending is not None else "?")
 
 
-def reason(state: State, last: Event | None, chosen: Move | None, group: words.Group) -> str:
+def reason(state: State, last: Event | None, chosen: Chosen | None, group: words.Group) -> str:
     """Why, and at what price: of the person's choice, the proposal, or what happened last."""
-    if chosen is not None:
-        return f"Your choice: {words.loss(chosen, group, state)}. {words.macs(state, chosen)}"
-    return words.sentence(state, last, group) or WELCOME
+    if chosen is None or chosen.move is None:
+        return words.sentence(state, last, group) or WELCOME
+    who = {
+        "person": "Your choice: ",
+        "budget": "Widths that spread your aim over the layers: ",
+        "theta": f"With theta {two_digits(chosen.theta or 0)} the method would ",
+    }[chosen.by]
+    return f"{who}{words.loss(chosen.move, group, state)}. {words.macs(state, chosen.move)}"
+
+
+def better(chosen: Chosen | None, group: str) -> str:
+    """What the best selection of the same size would lose, where the chosen one is not it."""
+    if chosen is None or chosen.move is None or group not in chosen.best:
+        return ""
+    best, lost = chosen.best[group], chosen.move.damage[group]
+    if not best.damage < 0.995 * lost:
+        return ""
+    return f"The best {len(best.units)} would remove {words.share(best.damage)}."
+
+
+TAKE_BEST = "Take the best"
+BEST_TIP = "The best selection of this size that is known: greedy, as ThiNet chooses"
+BACK = "Back to the proposal"
+CLEAR = "Choose nothing"
+BACK_TIP = "Forget what was chosen here; nothing has been changed"
+NOTHING = "Remove nothing"
+
+
+def trial(found: Any) -> str:
+    """How the move does on validation images."""
+    told = str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
+    return f"On {words.plural(found.images, 'validation image')}: {told}"
+
+
+TRYING = "Trying it on validation images ..."
+TRIAL_TIP = (
+    "The network with these channels masked, before any repair, against the network as it is now, "
+    "on the same validation images. ± holds 95%: a difference smaller than that may be chance. "
+    "High is good; lost and gained are images that only the one or the other classifies right."
+)
 
 
 LOSS_TIP = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from prunelab.errors import InvalidValue
 from prunelab.figures.board import BoardInfo
@@ -55,6 +55,23 @@ class Aims:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the person chose, or only looks at, instead of the proposal: it changes nothing.
+
+    `by` says how: channel by channel, as the spread of a budget, or by a theta that the method
+    has not searched with yet (then `seen` is what it would show). `best` holds, of each group,
+    the best selection of that size; `seconds` are before and after, where layers were timed.
+    """
+
+    by: Literal["person", "budget", "theta"]
+    move: Move | None
+    seen: tuple[Any, ...]
+    best: Mapping[str, Any]
+    seconds: tuple[float, float] | None
+    theta: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Busy:
     """Work under way: how much of it is done (0 .. 1), and what it is in words."""
 
@@ -64,11 +81,12 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The moment. `chosen` is the move of the person's own choice, not yet the proposal.
+    """The moment. `chosen` is what the person chose, which is not yet the proposal.
 
-    `group` is the group that is looked at, `layers` the producers of every prunable group,
-    `known` the names of the methods there are, `at_work` the verbs under way or queued, `opened`
-    the names of the unfolded folds.
+    `group` and `unit` are the group and the channel looked at, `layers` the producers of every
+    prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
+    queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
+    `trial` how the move does on validation images, `trying` whether it is being tried.
     """
 
     state: State
@@ -77,19 +95,23 @@ class View:
     info: BoardInfo
     aims: Aims
     method: Any
+    unit: int | None = None
     known: tuple[str, ...] = ()
     last: Event | None = None
-    chosen: Move | None = None
+    chosen: Chosen | None = None
     drop: Mapping[str, Units] = field(default_factory=dict)
     at_work: tuple[str, ...] = ()
     busy: Busy | None = None
     error: str = ""
     opened: frozenset[str] = frozenset()
+    at_hand: Any = None
+    trial: Any = None
+    trying: bool = False
 
     @property
     def move(self) -> Move | None:
         """What Approve, or Adjust and then Approve, would carry out."""
-        return self.chosen or self.state.pending
+        return self.chosen.move if self.chosen else self.state.pending
 
 
 def enabled(state: State, busy: bool, chosen: bool = False) -> dict[str, bool]:
@@ -98,7 +120,7 @@ def enabled(state: State, busy: bool, chosen: bool = False) -> dict[str, bool]:
     free = not pending or state.stale
     can = {
         "propose": free,
-        "approve": pending and not state.stale,
+        "approve": pending and not state.stale and not chosen,  # only what is shown is approved
         "adjust": pending or chosen,
         "reject": pending,
         "undo": state.undoable,
