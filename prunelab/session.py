@@ -371,21 +371,30 @@ class Session(Verbs):
             made = replace(self.method, theta=theta)  # type: ignore[type-var]
         return self._engine.foresee(drop, made, target_macs)
 
-    def trial(self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000) -> Trial:
+    def trial(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        images: int = 1000,
+        repair: bool = False,
+    ) -> Trial:
         """How the network without these units does on the first `images` validation images.
 
-        Against the network now, image by image; `drop` defaults to the pending move's. Before any
-        repair, and nothing is changed. Raises `WrongState` or `StaleEvidence` where nothing is
-        pending, what `adjust` raises for a `drop`, `Stopped`.
+        Against the network now, image by image; `drop` defaults to the pending move's. With
+        `repair` as the session would repair it on approve, which takes longer. Nothing is changed.
+        Raises `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what
+        `adjust` raises for a `drop`, `Stopped`.
         """
-        return self._drive("trial", self._engine.trying(drop, images))
+        return self._drive("trial", self._engine.trying(drop, images, repair))
 
     def trying(
-        self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        images: int = 1000,
+        repair: bool = False,
     ) -> Generator[Any, None, Trial]:
         """`trial` as a generator that yields Progress after every batch."""
         with self._verb("trial"):
-            return (yield from self._telling(self._engine.trying(drop, images)))
+            return (yield from self._telling(self._engine.trying(drop, images, repair)))
 
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """The move that would drop these units: `foresee(drop).move`, measured first if need be."""
