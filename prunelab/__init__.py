@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 from prunelab import data, zoo
 from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.compare import compare
+from prunelab.comparison import Comparison
 from prunelab.cost import Latency, cost, latency
 from prunelab.coupling.explain import Explanation
 from prunelab.data import Data
@@ -79,6 +81,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "ChannelPruning",
+    "Comparison",
     "Cost",
     "Data",
     "Elimination",
@@ -123,6 +126,7 @@ __all__ = [
     "WrongState",
     "ablate",
     "allocate",
+    "compare",
     "cost",
     "cut",
     "data",

@@ -25,17 +25,18 @@ LAYERS = [
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}
-    | {"terminal", "doctor", "verbs", "figures"},
+    | {"terminal", "comparison", "doctor", "verbs", "figures"},
     {"bench"},
     {"desk"},
     {"engine"},
-    {"session", "prune", "export"},
+    {"session", "prune", "compare", "export"},
     {"notebook", "cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words"}
+FIGURES = {"errors", "values", "ledger", "words", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
+    "comparison",
     "figures",
     "cli",
 }
