@@ -52,6 +52,7 @@ from prunelab.methods import (
     make_method,
 )
 from prunelab.prune import Pruned, prune
+from prunelab.redesign import Redesign, redesign
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
 from prunelab.tracing import trace
@@ -66,6 +67,7 @@ from prunelab.values import (
     Rung,
     WidthPlan,
 )
+from prunelab.widening import widened
 
 if TYPE_CHECKING:
     from prunelab.notebook import Screen, show
@@ -109,6 +111,7 @@ __all__ = [
     "PruneLabError",
     "Pruned",
     "Random",
+    "Redesign",
     "Rung",
     "Screen",
     "Session",
@@ -138,8 +141,10 @@ __all__ = [
     "measure",
     "prune",
     "rebuild",
+    "redesign",
     "show",
     "trace",
+    "widened",
     "zoo",
 ]
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "prunelab"
 LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "truth"},
-    {"ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
+    {"ledger", "channels", "grouping", "surgery", "widening", "probe", "modes", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}
@@ -29,7 +29,7 @@ LAYERS = [
     {"bench"},
     {"desk"},
     {"engine"},
-    {"session", "prune", "compare", "export"},
+    {"session", "prune", "compare", "redesign", "export"},
     {"notebook", "cli"},
     {"__init__", "__main__"},
 ]
