@@ -54,7 +54,7 @@ from prunelab.methods import (
 from prunelab.prune import Pruned, prune
 from prunelab.redesign import Redesign, redesign
 from prunelab.session import Session
-from prunelab.surgery import cut, masked, rebuild
+from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
 from prunelab.values import (
@@ -142,6 +142,7 @@ __all__ = [
     "prune",
     "rebuild",
     "redesign",
+    "sampled",
     "show",
     "trace",
     "widened",

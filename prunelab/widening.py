@@ -112,6 +112,8 @@ def _stirred(
         if not noise or layer.weight not in tensors or not moved[units != FIXED].any():
             continue
         weight = tensors[layer.weight]
+        if not weight.is_floating_point():
+            continue  # a sampler
         axis = (1 if layer.dense else 0) if layer.transposed else 0
         if weight.shape[axis] != int(copies[units].sum()):
             continue  # a grouped transposed convolution has its filters along two axes

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "prunelab"
 # A module imports from its own layer and from those above it in this list, never from below.
 LAYERS = [
     {"errors"},
-    {"values", "fashion", "coupling", "calls", "truth"},
+    {"values", "fashion", "coupling", "calls", "sampler", "truth"},
     {"ledger", "channels", "grouping", "surgery", "widening", "probe", "modes", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
