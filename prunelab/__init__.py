@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 from prunelab import data, zoo
 from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.compare import compare
+from prunelab.comparison import Comparison
 from prunelab.cost import Latency, cost, latency
 from prunelab.coupling.explain import Explanation
 from prunelab.data import Data
@@ -50,8 +52,9 @@ from prunelab.methods import (
     make_method,
 )
 from prunelab.prune import Pruned, prune
+from prunelab.redesign import Redesign, redesign
 from prunelab.session import Session
-from prunelab.surgery import cut, masked, rebuild
+from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
 from prunelab.values import (
@@ -64,6 +67,7 @@ from prunelab.values import (
     Rung,
     WidthPlan,
 )
+from prunelab.widening import widened
 
 if TYPE_CHECKING:
     from prunelab.notebook import Screen, show
@@ -79,6 +83,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "ChannelPruning",
+    "Comparison",
     "Cost",
     "Data",
     "Elimination",
@@ -106,6 +111,7 @@ __all__ = [
     "PruneLabError",
     "Pruned",
     "Random",
+    "Redesign",
     "Rung",
     "Screen",
     "Session",
@@ -123,6 +129,7 @@ __all__ = [
     "WrongState",
     "ablate",
     "allocate",
+    "compare",
     "cost",
     "cut",
     "data",
@@ -134,8 +141,11 @@ __all__ = [
     "measure",
     "prune",
     "rebuild",
+    "redesign",
+    "sampled",
     "show",
     "trace",
+    "widened",
     "zoo",
 ]
 

@@ -1,6 +1,6 @@
 """What a network costs: multiply-adds, parameters, activation memory, and measured latency.
 
-May import values, channels, calls.
+May import values, channels, calls, sampler.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.errors import InvalidValue
+from prunelab.sampler import samplers
 from prunelab.tracing import runner, undisturbed
 from prunelab.values import Cost, WidthPlan
 
@@ -116,6 +117,7 @@ class _Counter(Watch):
     def __init__(self, model: nn.Module, batch: int) -> None:
         super().__init__(model)
         self.batch = batch
+        self.samplers = set(samplers(model))
         self.macs: dict[str, int] = {}
         self.positions: dict[str, int] = {}
         self.applied: dict[str, int] = {}
@@ -128,6 +130,16 @@ class _Counter(Watch):
         seen = out.numel() // (out.shape[1] * self.batch)
         self.positions[call.name] = self.positions.get(call.name, 0) + seen
         self.bytes += out.numel() // self.batch * out.element_size()
+
+    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """A sampler copies what it picks."""
+        if func.overloadpacket is torch.ops.aten.index_select:
+            origin = self.origin(args[2])
+            if origin is not None and origin.name in self.samplers:
+                seen = out.numel() // (out.shape[1] * self.batch)
+                self.positions[origin.name] = self.positions.get(origin.name, 0) + seen
+                self.applied[origin.name] = 0
+                self.bytes += out.numel() // self.batch * out.element_size()
 
 
 def _counted(model: nn.Module, inputs: Any) -> _Counter:

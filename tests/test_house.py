@@ -20,22 +20,23 @@ PACKAGE = ROOT / "prunelab"
 # A module imports from its own layer and from those above it in this list, never from below.
 LAYERS = [
     {"errors"},
-    {"values", "fashion", "coupling", "calls", "truth"},
-    {"ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
+    {"values", "fashion", "coupling", "calls", "sampler", "truth"},
+    {"ledger", "channels", "grouping", "surgery", "widening", "probe", "modes", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}
-    | {"terminal", "doctor", "verbs", "figures"},
+    | {"terminal", "comparison", "doctor", "verbs", "figures"},
     {"bench"},
     {"desk"},
     {"engine"},
-    {"session", "prune", "export"},
+    {"session", "prune", "compare", "redesign", "export"},
     {"notebook", "cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words"}
+FIGURES = {"errors", "values", "ledger", "words", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
+    "comparison",
     "figures",
     "cli",
 }
