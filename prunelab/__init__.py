@@ -49,6 +49,7 @@ from prunelab.methods import (
     ThiNet,
     make_method,
 )
+from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
@@ -102,6 +103,7 @@ __all__ = [
     "OneShot",
     "Oracle",
     "PathPoint",
+    "Prediction",
     "Progress",
     "PruneLabError",
     "Pruned",

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "prunelab"
 LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "truth"},
-    {"ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
+    {"predictions", "ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
+    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"} | {"notes"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}
     | {"terminal", "doctor", "verbs", "figures"},
@@ -35,7 +35,9 @@ LAYERS = [
 ]
 FIGURES = {"errors", "values", "ledger", "words"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
-LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
+LIGHT = {"errors", "values", "predictions", "ledger", "words", "notes", "fashion", "store"} | {
+    "terminal",
+    "doctor",
     "figures",
     "cli",
 }
