@@ -16,6 +16,7 @@ from prunelab.errors import (
     BadData,
     BadModel,
     BudgetUnreachable,
+    HandInError,
     IllegalPlan,
     InvalidValue,
     MissingPackage,
@@ -32,7 +33,10 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
+from prunelab.grading import Grade, grade
+from prunelab.handin import submit
 from prunelab.ledger import Ledger, State
+from prunelab.marking import Mark
 from prunelab.methods import (
     AOFP,
     BatchNormScale,
@@ -51,6 +55,7 @@ from prunelab.methods import (
 )
 from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
+from prunelab.rubric import Rubric
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild
 from prunelab.tracing import trace
@@ -88,13 +93,16 @@ __all__ = [
     "Explanation",
     "Fidelity",
     "FirstK",
+    "Grade",
     "GroupFisher",
+    "HandInError",
     "IllegalPlan",
     "Importance",
     "InvalidValue",
     "Latency",
     "Ledger",
     "Magnitude",
+    "Mark",
     "MaxResponse",
     "Metric",
     "MissingPackage",
@@ -108,6 +116,7 @@ __all__ = [
     "PruneLabError",
     "Pruned",
     "Random",
+    "Rubric",
     "Rung",
     "Screen",
     "Session",
@@ -129,6 +138,7 @@ __all__ = [
     "cut",
     "data",
     "fidelity",
+    "grade",
     "latency",
     "load_pruned",
     "make_method",
@@ -137,6 +147,7 @@ __all__ = [
     "prune",
     "rebuild",
     "show",
+    "submit",
     "trace",
     "zoo",
 ]

@@ -263,8 +263,13 @@ def fold(events: Iterable[Event]) -> State:
     """The state after `events`."""
     state = State()
     for event in events:
-        state = replace(_next(state, event), events=state.events + 1)
+        state = advance(state, event)
     return state
+
+
+def advance(state: State, event: Event) -> State:
+    """The state once `event` has come after those of `state`."""
+    return replace(_next(state, event), events=state.events + 1)
 
 
 def _next(state: State, event: Event) -> State:
@@ -363,7 +368,7 @@ class Ledger:
 
     def append(self, event: Event, blobs: dict[str, bytes] | None = None) -> Event:
         """Store `event` with the weights in `blobs`; the state follows."""
-        state = replace(_next(self._state, event), events=self._state.events + 1)
+        state = advance(self._state, event)
         self._store.append(event, blobs or {})
         self._events.append(event)
         self._state = state

@@ -25,21 +25,19 @@ LAYERS = [
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"} | {"notes"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}
-    | {"terminal", "doctor", "verbs", "figures"},
+    | {"terminal", "doctor", "verbs", "figures", "handin", "audit", "marking"},
     {"bench"},
     {"desk"},
     {"engine"},
-    {"session", "prune", "export"},
-    {"notebook", "cli"},
+    {"session", "prune", "export", "grading"},
+    {"notebook", "classroom"},
+    {"cli"},
     {"__init__", "__main__"},
 ]
 FIGURES = {"errors", "values", "ledger", "words"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {"errors", "values", "predictions", "ledger", "words", "notes", "fashion", "store"} | {
-    "terminal",
-    "doctor",
-    "figures",
-    "cli",
+    *("terminal", "doctor", "figures", "named", "rubric", "marking", "handin", "classroom", "cli"),
 }
 
 
