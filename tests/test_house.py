@@ -22,7 +22,8 @@ LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "truth"},
     {"predictions", "ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"} | {"notes"},
+    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"}
+    | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}
     | {"terminal", "doctor", "verbs", "figures", "handin", "audit", "marking"},
