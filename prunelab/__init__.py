@@ -18,6 +18,7 @@ from prunelab.errors import (
     BadData,
     BadModel,
     BudgetUnreachable,
+    HandInError,
     IllegalPlan,
     InvalidValue,
     MissingPackage,
@@ -34,7 +35,10 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
+from prunelab.grading import Grade, grade
+from prunelab.handin import submit
 from prunelab.ledger import Ledger, State
+from prunelab.marking import Mark
 from prunelab.methods import (
     AOFP,
     BatchNormScale,
@@ -52,8 +56,10 @@ from prunelab.methods import (
     ThiNet,
     make_method,
 )
+from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
 from prunelab.redesign import Redesign, redesign
+from prunelab.rubric import Rubric
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace
@@ -93,13 +99,16 @@ __all__ = [
     "Explanation",
     "Fidelity",
     "FirstK",
+    "Grade",
     "GroupFisher",
+    "HandInError",
     "IllegalPlan",
     "Importance",
     "InvalidValue",
     "Latency",
     "Ledger",
     "Magnitude",
+    "Mark",
     "MaxResponse",
     "Metric",
     "MissingPackage",
@@ -108,11 +117,13 @@ __all__ = [
     "OneShot",
     "Oracle",
     "PathPoint",
+    "Prediction",
     "Progress",
     "PruneLabError",
     "Pruned",
     "Random",
     "Redesign",
+    "Rubric",
     "Rung",
     "Screen",
     "Session",
@@ -136,6 +147,7 @@ __all__ = [
     "cut",
     "data",
     "fidelity",
+    "grade",
     "latency",
     "load_pruned",
     "make_method",
@@ -146,6 +158,7 @@ __all__ = [
     "redesign",
     "sampled",
     "show",
+    "submit",
     "trace",
     "widened",
     "zoo",
