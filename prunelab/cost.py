@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, overload
@@ -170,14 +171,22 @@ class Latency:
         )
 
 
-def latency(model: nn.Module, example_inputs: Any, runs: int = 30) -> Latency:
+def latency(
+    model: nn.Module,
+    example_inputs: Any,
+    runs: int = 30,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> Latency:
     """Measured seconds of `model(example_inputs)` in evaluation mode, median and spread.
+
+    Or of `forward(model, example_inputs)`, where that is how the network is run.
 
     Compare networks in one process on an idle machine: a busy one shows in the spread.
     """
     if runs < 1:
         raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
-    run = runner(example_inputs)
+    run = runner(example_inputs, forward)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seconds = []
     with undisturbed(model), torch.inference_mode():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunelab import notes
 from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
+from prunelab.cost import Latency, latency
 from prunelab.engine import Engine
 from prunelab.errors import (
     BadModel,
@@ -198,6 +199,10 @@ class Session(Verbs):
         with undisturbed(network), torch.no_grad():
             network.eval()
             return self._bench.forward(network, self._bench.sample())
+
+    def latency(self, network: nn.Module) -> Latency:
+        """Measured seconds of `network` on one training input, run as the session runs it."""
+        return latency(network, self._bench.sample(), forward=self._bench.forward)
 
     # ------------------------------------------------------------ verbs
 
