@@ -37,6 +37,7 @@ from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
 from prunelab.grading import Grade, grade
 from prunelab.handin import submit
+from prunelab.foresight import Foresight
 from prunelab.ledger import Ledger, State
 from prunelab.marking import Mark
 from prunelab.methods import (
@@ -64,6 +65,7 @@ from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
+from prunelab.trial import Trial
 from prunelab.values import (
     Cost,
     Ended,
@@ -100,6 +102,7 @@ __all__ = [
     "Fidelity",
     "FirstK",
     "Grade",
+    "Foresight",
     "GroupFisher",
     "HandInError",
     "IllegalPlan",
@@ -137,6 +140,7 @@ __all__ = [
     "ThiNet",
     "TraceError",
     "Training",
+    "Trial",
     "UnknownName",
     "WidthPlan",
     "WrongState",

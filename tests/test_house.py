@@ -23,30 +23,26 @@ LAYERS = [
     {"values", "fashion", "coupling", "calls", "sampler", "truth"},
     {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
     | {"tracing"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"}
+    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
     | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
-    | {"pricing", "allocate"}
+    | {"pricing", "allocate", "timing"}
     | {"terminal", "comparison", "doctor", "verbs", "figures", "handin", "audit", "marking"},
     {"bench"},
     {"desk"},
+    {"foresight"},
     {"engine"},
     {"session", "prune", "compare", "redesign", "export", "grading"},
     {"notebook", "classroom"},
     {"cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words", "comparison"}
+FIGURES = {"errors", "values", "ledger", "words", "trial", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
-<<<<<<< HEAD
-LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
-    "comparison",
-    "figures",
-    "cli",
-=======
-LIGHT = {"errors", "values", "predictions", "ledger", "words", "notes", "fashion", "store"} | {
-    *("terminal", "doctor", "figures", "named", "rubric", "marking", "handin", "classroom", "cli"),
->>>>>>> grade
+LIGHT = {
+    *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),
+    *("fashion", "store", "terminal", "doctor", "figures", "named", "rubric", "marking"),
+    *("handin", "classroom", "cli"),
 }
 
 

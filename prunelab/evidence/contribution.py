@@ -39,7 +39,7 @@ class ConsumerGram:
         return _share(lost, self.energy)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ContributionGram:
     """What a channel group contributes to all of its consumers, the sum over them.
 
