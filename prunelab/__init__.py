@@ -35,9 +35,9 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
+from prunelab.foresight import Foresight
 from prunelab.grading import Grade, grade
 from prunelab.handin import submit
-from prunelab.foresight import Foresight
 from prunelab.ledger import Ledger, State
 from prunelab.marking import Mark
 from prunelab.methods import (
@@ -101,8 +101,8 @@ __all__ = [
     "Explanation",
     "Fidelity",
     "FirstK",
-    "Grade",
     "Foresight",
+    "Grade",
     "GroupFisher",
     "HandInError",
     "IllegalPlan",
