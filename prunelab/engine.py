@@ -163,9 +163,9 @@ class Engine(Foresees):
         self._pending("reject")
         self.commit(Rejected(**self.header(), reason=reason))
 
-    def note(self, text: str) -> None:
+    def note(self, fields: Mapping[str, Any]) -> None:
         """Write something down."""
-        self.commit(Noted(**self.header(), text=text))
+        self.commit(Noted(**self.header(), **fields))
 
     def undo(self) -> Generator[Any, None, None]:
         """Drop the pending move and take back the latest step."""
