@@ -1,13 +1,13 @@
 """What a network costs: multiply-adds, parameters, activation memory, and measured latency.
 
-May import values, channels, calls.
+May import values, channels, calls, sampler.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, overload
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.errors import InvalidValue
+from prunelab.sampler import samplers
 from prunelab.tracing import runner, undisturbed
 from prunelab.values import Cost, WidthPlan
 
@@ -155,6 +156,7 @@ class _Counter(Watch):
     def __init__(self, model: nn.Module, batch: int) -> None:
         super().__init__(model)
         self.batch = batch
+        self.samplers = set(samplers(model))
         self.macs: dict[str, int] = {}
         self.positions: dict[str, int] = {}
         self.applied: dict[str, int] = {}
@@ -167,6 +169,16 @@ class _Counter(Watch):
         seen = out.numel() // (out.shape[1] * self.batch)
         self.positions[call.name] = self.positions.get(call.name, 0) + seen
         self.bytes += out.numel() // self.batch * out.element_size()
+
+    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """A sampler copies what it picks."""
+        if func.overloadpacket is torch.ops.aten.index_select:
+            origin = self.origin(args[2])
+            if origin is not None and origin.name in self.samplers:
+                seen = out.numel() // (out.shape[1] * self.batch)
+                self.positions[origin.name] = self.positions.get(origin.name, 0) + seen
+                self.applied[origin.name] = 0
+                self.bytes += out.numel() // self.batch * out.element_size()
 
 
 def _counted(model: nn.Module, inputs: Any) -> _Counter:
@@ -197,14 +209,22 @@ class Latency:
         )
 
 
-def latency(model: nn.Module, example_inputs: Any, runs: int = 30) -> Latency:
+def latency(
+    model: nn.Module,
+    example_inputs: Any,
+    runs: int = 30,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> Latency:
     """Measured seconds of `model(example_inputs)` in evaluation mode, median and spread.
+
+    Or of `forward(model, example_inputs)`, where that is how the network is run.
 
     Compare networks in one process on an idle machine: a busy one shows in the spread.
     """
     if runs < 1:
         raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
-    run = runner(example_inputs)
+    run = runner(example_inputs, forward)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seconds = []
     with undisturbed(model), torch.inference_mode():

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from prunelab import notes
 from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
+from prunelab.cost import Latency, latency
 from prunelab.engine import Engine
 from prunelab.errors import (
     BadModel,
@@ -209,6 +211,10 @@ class Session(Verbs):
             network.eval()
             return self._bench.forward(network, self._bench.sample())
 
+    def latency(self, network: nn.Module) -> Latency:
+        """Measured seconds of `network` on one training input, run as the session runs it."""
+        return latency(network, self._bench.sample(), forward=self._bench.forward)
+
     # ------------------------------------------------------------ verbs
 
     def propose(self, target_macs: float | None = None) -> Move | None:
@@ -331,10 +337,36 @@ class Session(Verbs):
         self._drive("run", self._engine.run(target_macs, min_accuracy, moves, repair))
         return self.state
 
-    def note(self, text: str) -> State:
-        """Write something down in the ledger."""
+    def note(self, text: str, kind: str = "note") -> State:
+        """Write a note, or with `kind="reason"` the reason for something, in the ledger."""
         with self._verb("note"):
-            self._engine.note(str(text))
+            self._engine.note(notes.note(text, kind))
+        return self.state
+
+    def predict(self, **guess: float) -> State:
+        """Lock a guess before it comes out: `predict(accuracy=0.91)`; changes nothing else.
+
+        A metric on the validation images comes out with the next approve (and the repair that
+        comes with it), repair or tune. With the next proposal come `units`, how many it drops,
+        and `macs` and `params`, the shares of the original that it would leave. Until then a
+        second guess takes the place of the first; then it stays, beside its result, in
+        `state.predictions`. Declining or undoing the move withdraws what is still open.
+
+        Raises `UnknownName` for what cannot be predicted, `InvalidValue` for what is no number or
+        share, `WrongState` for what a pending move says already.
+        """
+        with self._verb("predict"):
+            self._engine.note(notes.prediction(self.state, guess))
+        return self.state
+
+    def answer(self, exercise: str, value: Any) -> State:
+        """Hand in `value` as the answer to an exercise; the latest one counts.
+
+        A number, a text, True or False, or a list or dict of such; raises `InvalidValue` for
+        anything else.
+        """
+        with self._verb("answer"):
+            self._engine.note(notes.answer(exercise, value))
         return self.state
 
     def measure(self, *, aside: bool = False) -> AtHand:
@@ -384,24 +416,29 @@ class Session(Verbs):
         self,
         drop: Mapping[str, Iterable[int]] | None = None,
         images: int = 1000,
+        repair: bool = False,
         *,
         aside: bool = False,
     ) -> Trial:
         """How the network without these units does on the first `images` validation images.
 
-        Against the network now, image by image; `drop` defaults to the pending move's. Before any
-        repair, and nothing is changed. Done `aside`, it raises `Stopped` as soon as another verb
-        wants the session. Raises `WrongState` or `StaleEvidence` where nothing is
-        pending, what `adjust` raises for a `drop`, `Stopped`.
+        Against the network now, image by image; `drop` defaults to the pending move's. With
+        `repair` as the session would repair it on approve, which takes longer. Nothing is changed.
+        Done `aside`, it raises `Stopped` as soon as another verb wants the session. Raises
+        `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what `adjust`
+        raises for a `drop`, `Stopped`.
         """
-        return self._drive("trial", self._engine.trying(drop, images), aside)
+        return self._drive("trial", self._engine.trying(drop, images, repair), aside)
 
     def trying(
-        self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        images: int = 1000,
+        repair: bool = False,
     ) -> Generator[Any, None, Trial]:
         """`trial` as a generator that yields Progress after every batch."""
         with self._verb("trial"):
-            return (yield from self._telling(self._engine.trying(drop, images)))
+            return (yield from self._telling(self._engine.trying(drop, images, repair)))
 
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """The move that would drop these units: `foresee(drop).move`, measured first if need be."""
