@@ -23,7 +23,8 @@ from prunelab.evidence.batch import (
 from prunelab.evidence.curvature import CurvatureWatch, own_answers
 from prunelab.evidence.evidence import KINDS, Evidence
 from prunelab.evidence.gradient import BatchNorm, Masks, MaskWatch, differentiable
-from prunelab.evidence.meter import Meter
+from prunelab.evidence.meter import Meter, Sums
+from prunelab.evidence.sampling import Sample
 from prunelab.fingerprint import fingerprint
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
@@ -40,6 +41,7 @@ def measure(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     positions: int | None = None,
+    scalars: int | None = None,
     seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: Loss = cross_entropy,
@@ -53,9 +55,11 @@ def measure(
     without each unit: a run of the network for every one) and "curvature" (the second moment of
     the loss's gradients by the outputs of `layers`). `at="bn"` measures contributions
     behind an evaluation-mode BatchNorm where one follows the consumer. A batch is an input, or a
-    tuple whose first entry is; or whatever `forward(model, batch)` takes. `positions` samples the
-    contributions as ThiNet does: that many scalars of each consumer's output an image, drawn from
-    `seed`; None takes all of them, exactly.
+    tuple whose first entry is; or whatever `forward(model, batch)` takes.
+
+    All of every consumer's output is looked at, exactly, unless `positions` says at how many
+    positions of it an image, with all outputs there: quicker, and its damages are estimates.
+    `scalars` draws as ThiNet does, that many single outputs an image. Both draw from `seed`.
 
     The last three kinds need `loss(model, batch)`, a mean over the batch; with the default loss,
     curvature is that of the network's own answers, drawn from `seed`, and needs no labels.
@@ -69,8 +73,8 @@ def measure(
     """
     return finish(
         measuring(
-            model, graph, batches, kinds, at=at, layers=layers, positions=positions, seed=seed,
-            forward=forward, loss=loss, masks=masks, bn=bn,
+            model, graph, batches, kinds, at=at, layers=layers, positions=positions,
+            scalars=scalars, seed=seed, forward=forward, loss=loss, masks=masks, bn=bn,
         )
     )  # fmt: skip
 
@@ -84,6 +88,7 @@ def measuring(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     positions: int | None = None,
+    scalars: int | None = None,
     seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: Loss = cross_entropy,
@@ -101,8 +106,12 @@ def measuring(
             "bn is 'running', or 'batch' where kinds=('gradient',) alone is measured; not "
             f"{bn!r} with kinds={tuple(kinds)}."
         )
-    if positions is not None and positions < 1:
-        raise InvalidValue(f"positions is a number of scalars from 1 up, or None; not {positions}.")
+    drawn = positions if scalars is None else scalars
+    if (drawn is not None and drawn < 1) or (positions is not None and scalars is not None):
+        raise InvalidValue(
+            "positions, or scalars, is a number to draw of each image, from 1 up, and the other is "
+            f"None; not positions={positions!r}, scalars={scalars!r}."
+        )
     read = {name for group in graph.groups if group.prunable for name in group.consumers}
     targets = {
         layer.weight: layer
@@ -110,7 +119,9 @@ def measuring(
         if layer.dense and (layer.name in read if layers is None else layer.name in layers)
     }
     forward = forward or run_batch
-    sample = None if positions is None else (positions, torch.Generator().manual_seed(seed))
+    sample = None
+    if drawn is not None:
+        sample = Sample(drawn, torch.Generator().manual_seed(seed), scalars is not None)
     meter = Meter(model, targets, kinds, at, sample)
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
@@ -146,9 +157,9 @@ def measuring(
         mark,
         images,
         at,
-        {names[key]: value.cpu().numpy() for key, value in meter.grams.items()},
+        {names[key]: found.gram for key, found in meter.accounts.items()},
         {names[key]: value for key, value in meter.moments.items()},
-        {names[key]: value for key, value in meter.sums.items()},
+        {names[key]: Sums(found.sums, found.rows) for key, found in meter.accounts.items()},
         watch.sums.numpy() if watch is not None else None,
         losses.sums if losses is not None else None,
         masks,
