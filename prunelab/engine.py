@@ -26,6 +26,7 @@ from prunelab.ledger import (
     Proposed,
     Rejected,
     Repaired,
+    Returned,
     Tuned,
     Undone,
 )
@@ -182,6 +183,19 @@ class Engine(Foresees):
         network = self.network_at(state.point(head))
         _, answers = yield from self.bench.judged(network)
         self.commit(event, network, answers=answers)
+
+    def go(self, seq: int) -> Generator[Any, None, None]:
+        """Take up the network as it was after event `seq`."""
+        state = self.state
+        known = [point.seq for point in state.points if point.seq != state.head]
+        if seq not in known:
+            raise InvalidValue(
+                f"There is no other network at event {seq!r} to go to; there is one at "
+                f"{', '.join(map(str, known)) or 'none yet'}."
+            )
+        network = self.network_at(state.point(seq))
+        _, answers = yield from self.bench.judged(network)
+        self.commit(Returned(**self.header(), to=seq), network, answers=answers)
 
     def repair(self, kind: str) -> Generator[Any, None, None]:
         """Repair the network front to back, and commit that."""

@@ -33,6 +33,7 @@ from prunelab.ledger import (
     Proposed,
     Rejected,
     Repaired,
+    Returned,
     Tuned,
     Undone,
 )
@@ -267,6 +268,8 @@ def _lines(event: Any) -> list[str]:
             return [f"    session.reject({event.reason!r})"]
         case Undone():
             return ["    session.undo()"]
+        case Returned():
+            return [f"    session.go({event.to})"]
         case Repaired(automatic=False):
             return [f"    session.repair({event.kind!r})"]
         case Tuned(replayable=True):

@@ -264,6 +264,15 @@ class Session(Verbs):
         self._drive("undo", self._engine.undo())
         return self.state
 
+    def go(self, seq: int) -> State:
+        """Go to the point of the trajectory that event `seq` made, on whatever branch it lies.
+
+        A pending proposal is dropped; nothing is lost, and the next step opens a branch there.
+        Raises `InvalidValue` where no other network is.
+        """
+        self._drive("go", self._engine.go(seq))
+        return self.state
+
     def repair(self, kind: str = "lstsq") -> State:
         """Repair without training, front to back.
 

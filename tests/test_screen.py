@@ -357,7 +357,7 @@ def on(screen: Screen) -> set[str]:
 
 
 def trace(screen: Screen, name: str) -> Any:
-    return next(trace for trace in screen.live.widget.data if trace.name == name)
+    return next(trace for trace in screen.stage.live.widget.data if trace.name == name)
 
 
 # ---------------------------------------------------------------- buttons
@@ -466,7 +466,7 @@ def test_stop_passes_the_queue(screen: Screen, session: FakeSession) -> None:
     page = Page(screen)
     page.put("aim", "steps", 500)
     page.click("press", "tune")
-    screen._worker.submit(partial(screen._perform, "propose"))
+    screen._worker.submit(partial(screen._perform, "propose", None))
     screen._at_work.append("propose")
     wait_until(lambda: session.busy == "tune")
     Page(screen).click("press", "stop")
@@ -493,7 +493,7 @@ def test_trouble_is_a_red_line_and_the_session_is_intact(
 def test_a_screen_that_fails_does_not_fail_the_verb(
     screen: Screen, session: FakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screen, "_draw", lambda info: 1 / 0)
+    monkeypatch.setattr(screen.stage, "show", lambda info: 1 / 0)
     session.propose()
     assert session.state.pending is not None
     assert "ZeroDivisionError" in Page(screen).said("error")
@@ -687,8 +687,10 @@ def test_redraws_are_at_most_five_a_second(
     session: FakeSession, screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[float] = []
-    draw = screen._draw
-    monkeypatch.setattr(screen, "_draw", lambda info: (drawn.append(time.monotonic()), draw(info)))
+    draw = screen.stage.show
+    monkeypatch.setattr(
+        screen.stage, "show", lambda info: (drawn.append(time.monotonic()), draw(info))
+    )
     session.pause = 0.01
     started = time.monotonic()
     session.propose()
@@ -703,44 +705,47 @@ def test_the_network_without_a_proposal_shows_a_hint(screen: Screen) -> None:
 
 
 def test_redraws_reuse_the_one_figure(figured: Screen) -> None:
-    figure, uids = figured.live.widget, [trace.uid for trace in figured.live.widget.data]
+    figure, uids = (
+        figured.stage.live.widget,
+        [trace.uid for trace in figured.stage.live.widget.data],
+    )
     for verb in ("propose", "approve", "propose", "undo"):
         figured.press(verb)
-    assert figured.live.widget is figure
+    assert figured.stage.live.widget is figure
     assert [trace.uid for trace in figure.data] == uids
 
 
 def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(figured: Screen) -> None:
     sent: list[str] = []
-    figured.live.widget.observe(
+    figured.stage.live.widget.observe(
         lambda change: change["new"] and sent.append(change["name"]),
         ["_py2js_update", "_py2js_restyle", "_py2js_relayout"],
     )
     figured.press("propose")
     assert 1 <= len(sent) <= 4
     sent.clear()
-    figured.live.draw(figured.live.drawn)
+    figured.stage.live.draw(figured.stage.live.drawn)
     assert sent == []
 
 
 def test_a_page_loaded_anew_starts_from_what_is_shown(figured: Screen) -> None:
     figured.press("propose")
-    synced = {trace["name"]: trace for trace in figured.live.widget._widget_data}
+    synced = {trace["name"]: trace for trace in figured.stage.live.widget._widget_data}
     assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
     assert synced["search"]["x"]
 
 
 def test_plotlys_private_names_are_there(figured: Screen) -> None:
     """If this fails, plotly has moved: look at `live.py`."""
-    assert figured.live.widget._config["responsive"] is True
-    assert "widget-view" in next(iter(figured.live.widget._repr_mimebundle_()))
+    assert figured.stage.live.widget._config["responsive"] is True
+    assert "widget-view" in next(iter(figured.stage.live.widget._repr_mimebundle_()))
     for name in ("_handler_js2py_traceDeltas", "_handler_js2py_layoutDelta"):
         assert hasattr(go.FigureWidget, name)
 
 
 def test_what_the_browser_reports_changes_no_data(figured: Screen) -> None:
     figured.press("propose")
-    figure = figured.live.widget
+    figure = figured.stage.live.widget
     before = list(trace(figured, "channel").x)
     figure._js2py_traceDeltas = {
         "trace_deltas": [{"uid": trace(figured, "channel").uid, "x": [1], "y": [1]}],
@@ -751,26 +756,26 @@ def test_what_the_browser_reports_changes_no_data(figured: Screen) -> None:
 
 def test_a_narrow_screen_stacks_its_panels(figured: Screen) -> None:
     figured._told("narrow", None, True, False)
-    assert figured.live.arrange == "stack"
-    assert list(figured.live.widget.layout.xaxis.domain) == [0, 1]
+    assert figured.stage.live.arrange == "stack"
+    assert list(figured.stage.live.widget.layout.xaxis.domain) == [0, 1]
     assert "prunelab-stack" in figured._dom_classes
     assert "prunelab-grid" not in figured._dom_classes
     figured._told("narrow", None, False, False)
-    assert figured.live.arrange == "grid"
+    assert figured.stage.live.arrange == "grid"
 
 
 def test_the_browser_alone_knows_the_size_of_the_figure(figured: Screen) -> None:
     """plotly.js that is told a height later on keeps the width of that moment for ever."""
     sent: list[str] = []
     for name in ("_py2js_update", "_py2js_relayout"):
-        figured.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
+        figured.stage.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
     figured._told("narrow", None, True, False)
     figured.press("propose")
     figured._told("narrow", None, False, False)
     told = " ".join(sent)
     assert "domain" in told
     assert "'height'" not in told
-    assert figured.live.widget.layout.width is None
+    assert figured.stage.live.widget.layout.width is None
 
 
 # ---------------------------------------------------------------- pages without widgets

@@ -1,41 +1,62 @@
-"""What a screen lets the worker do while nothing else is asked: measure, and try what is chosen."""
+"""What a screen lets the worker do while nothing else is asked: measure, try, look closer."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from prunelab.errors import PruneLabError, SessionBusy, Stopped
+from prunelab.errors import PruneLabError
+from prunelab.notebook.choice import Choice
+from prunelab.notebook.closer import Channel, Tried, channel, tried
 from prunelab.notebook.worker import Worker
+from prunelab.values import Move
 
 REST = 0.7  # seconds that a selection must rest before it is tried
-Job = Callable[[], Any]
-Done = Callable[[Any], None]
 
 
 class Aside:
     """One job at a time, begun once the person has rested; a verb, or another choice, ends it.
 
-    `begun` and `done` are called around a job on the worker's thread; `done` gets its result.
-    What goes wrong aside is nobody's trouble but the job's: it is told as the result.
+    `changed` is called when a job begins and when it is over. A job that goes wrong is nobody's
+    trouble: the screen then shows nothing of it, and does not begin it again.
     """
 
-    def __init__(self, session: Any, worker: Worker) -> None:
+    def __init__(self, session: Any, worker: Worker, changed: Callable[[], None]) -> None:
         self._session = session
         self._worker = worker
+        self._changed = changed
         self._timer: threading.Timer | None = None
         self._turn = 0  # only the latest job counts
+        self._found: dict[str, tuple[Any, Any]] = {}  # of each kind of job: of what, and the result
+        self.at_work = False
 
-    def after_rest(self, job: Job, done: Done, begun: Callable[[], None]) -> None:
-        """Do `job` when the person has rested."""
+    def go_on(self, choice: Choice, look: bool) -> None:
+        """Begin what is missing, after a rest; `look` is whether one channel is looked at."""
         self.cancel()
-        turn = self._turn
-        self._timer = threading.Timer(
-            REST, lambda: self._worker.submit(lambda stopped: self._do(turn, job, done, begun))
-        )
-        self._timer.daemon = True
-        self._timer.start()
+        for kind, of, job in self._wanted(choice, look):
+            if self._found.get(kind, (None, None))[0] != of:
+                submit = partial(self._worker.submit, partial(self._do, self._turn, kind, of, job))
+                self._timer = threading.Timer(REST, submit)
+                self._timer.daemon = True
+                self._timer.start()
+                return
+
+    def _wanted(self, choice: Choice, look: bool) -> list[tuple[str, Any, Callable[[], Any]]]:
+        session, move = self._session, choice.move
+        mark = session.state.now.event.fingerprint
+        at_hand = session.evidence
+        jobs: list[tuple[str, Any, Callable[[], Any]]] = []
+        if at_hand is None or at_hand.stale:
+            jobs.append(("measured", mark, partial(session.measure, aside=True)))
+        if look and choice.unit is not None:
+            group = session.graph[choice.group]
+            job = partial(channel, session, group, choice.unit)
+            jobs.append(("channel", (mark, group.name, choice.unit), job))
+        if move is not None and move.drop and move.fingerprint == mark:
+            jobs.append(("tried", (mark, move.drop), partial(tried, session, dict(move.drop))))
+        return jobs
 
     def cancel(self) -> None:
         """Do not begin what waits, and end what was begun."""
@@ -44,15 +65,33 @@ class Aside:
             self._timer.cancel()
         self._session.make_way()
 
-    def _do(self, turn: int, job: Job, done: Done, begun: Callable[[], None]) -> None:
-        if turn != self._turn:
+    def _do(self, turn: int, kind: str, of: Any, job: Callable[[], Any], stopped: bool) -> None:
+        if turn != self._turn or stopped:
             return
-        begun()
+        self.at_work = True
+        self._changed()
         try:
             result = job()
-        except (Stopped, SessionBusy):
-            result = None
         except PruneLabError as error:
             result = error
+        finally:
+            self.at_work = False
         if turn == self._turn:
-            done(result)
+            self._found[kind] = of, result
+        self._changed()
+
+    def tried(self, move: Move | None) -> Tried | None:
+        """How `move` does, if it was tried last."""
+        return self._result("tried", move and (move.fingerprint, move.drop))
+
+    def channel(self, group: str, unit: int | None) -> Channel | None:
+        """The look at a channel of the network as it is now."""
+        return self._result("channel", (self._session.state.now.event.fingerprint, group, unit))
+
+    def _result(self, kind: str, of: Any) -> Any:
+        known, result = self._found.get(kind, (None, None))
+        return result if known is not None and known == of and not _failed(result) else None
+
+
+def _failed(result: Any) -> bool:
+    return isinstance(result, Exception)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from prunelab.errors import BudgetUnreachable, WrongState
+from prunelab.errors import BudgetUnreachable, PruneLabError, WrongState
 from prunelab.figures.board import BoardInfo, board_info
 from prunelab.figures.importance import importance_info
-from prunelab.ledger import Event
+from prunelab.ledger import Event, Returned, Step, Undone
 from prunelab.methods import METHODS, make_method
 from prunelab.notebook import text
 from prunelab.notebook.parameters import THETA, foreseen, slid, with_parameter
@@ -33,6 +33,7 @@ class Choice:
         self.layers = {group.name: tuple(group.producers) for group in groups}
         self.group = next(iter(self.layers))
         self.unit: int | None = None  # the channel looked at, of that group
+        self.compared: tuple[int, int] | None = None  # two points, where others than first and now
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
         self._known: dict[str, Any] = {}  # the methods there were, with their parameters
@@ -54,6 +55,8 @@ class Choice:
         """Start over from what is proposed now."""
         self.last = event
         self._start(self._session.state.pending)
+        if isinstance(event, Step | Undone | Returned):
+            self.compared = None
 
     def _start(self, pending: Move | None) -> None:
         self._drop = dict(pending.drop) if pending else {}
@@ -68,11 +71,18 @@ class Choice:
 
     def change(self, do: str, arg: Any, value: Any, live: bool) -> None:
         """One change by the person; raises what is wrong with it, and then changes nothing."""
+        state = self._session.state
         match do:
             case "group":
                 self.look(str(arg or value))
             case "unit":
-                self.unit = int(value)
+                self.unit = int(value) if value else None
+            case "compare":
+                ends = list(self.compared or (state.base.seq, state.head))
+                ends[int(arg)] = int(value)
+                self.compared = ends[0], ends[1]
+            case "point":
+                self.compared = state.head, int(value)
             case "flip":
                 self.unit = int(value)
                 self.flip(self.group, int(value))
@@ -173,8 +183,8 @@ class Choice:
 
     # ------------------------------------------------------------ verbs
 
-    def call(self, verb: str) -> None:
-        """Say `verb` to the session with what is chosen and aimed at."""
+    def call(self, verb: str, arg: Any = None) -> None:
+        """Say `verb` to the session with what is chosen and aimed at, or with `arg`."""
         session, aims = self._session, self.aims
         match verb:
             case "adjust":
@@ -198,7 +208,7 @@ class Choice:
                     repair=aims.repair,
                 )
             case _:
-                getattr(session, verb)()
+                getattr(session, verb)(*([] if arg is None else [arg]))
 
     # ------------------------------------------------------------ what is shown
 
@@ -227,5 +237,17 @@ class Choice:
             chosen=self.made,
             drop=self.drop,
             at_hand=session.evidence,
+            alone=self._alone(),
+            compared=self.compared,
+            classes=tuple(map(str, getattr(getattr(session, "data", None), "classes", None) or ())),
             **more,
         )
+
+    def _alone(self) -> float | None:
+        """The share of the signal that the channel looked at carries by itself, if it is known."""
+        if self.unit is None:
+            return None
+        try:
+            return float(self._session.foresee({self.group: [self.unit]}).damage[self.group])
+        except PruneLabError:
+            return None

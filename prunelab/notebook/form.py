@@ -50,8 +50,8 @@ def otherwise(view: View) -> str:
 
 def tried(view: View) -> str:
     """How the move does on validation images, as soon as that is known."""
-    if view.trial is not None:
-        return say(text.trial(view.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
+    if view.tried is not None:
+        return say(text.trial(view.tried.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
     return say(text.TRYING, "trial pl-hint") if view.trying else ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from types import NoneType
 from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
@@ -16,11 +15,12 @@ from prunelab.ledger import Event
 from prunelab.notebook import text
 from prunelab.notebook.aside import Aside
 from prunelab.notebook.choice import Choice
-from prunelab.notebook.folds import FIGURE, NAMES, folds
+from prunelab.notebook.folds import CHANNEL, FIGURE, NAMES, folds
 from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.pace import Pace
 from prunelab.notebook.panel import Panel
-from prunelab.notebook.static import picture, svg
+from prunelab.notebook.stage import Stage
+from prunelab.notebook.static import svg
 from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
 from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
@@ -49,28 +49,23 @@ class Screen(ipw.VBox):
             if given not in known:
                 raise UnknownName(name, given, known)
         self.session = session
-        self.live: Any = None  # a Live, once a page shows the screen
         self.look = arrange, theme
-        self._arrange: Arrange = arrange
-        self._drawn = False  # whether a page has drawn the figure
+        self.choice = Choice(session)
         self._ui = threading.RLock()  # verbs, clicks and the browser speak on several threads
         self._worker = worker_of(session)
-        self._aside = Aside(session, self._worker)
-        self._endings.append(self._aside.cancel)
+        self._aside = Aside(session, self._worker, self._changed)
+        self._here = False  # whether a page shows the screen: only then is anything done aside
         self._at_work: list[str] = []
         self._busy: Busy | None = None
         self._error = ""
-        self._here = False  # whether a page shows the screen: only then is anything done aside
-        self._trial: tuple[Any, Any] | None = (
-            None  # what was tried, how it does
-        )
-        self._trying = False
         self._pace = Pace()
         self._opened: set[str] = set()
-        self.choice = Choice(session)
         self.head = Panel(("warnings", "form", "picture"), self._told, first=True)
         self.below = Panel((*NAMES, "state"), self._told)
-        self._endings += [self.head.close, self.below.close]
+        self.stage = Stage(
+            self.head, arrange, theme == "dark", lambda *what: self._told(*what, False)
+        )
+        self._endings += [self._aside.cancel, self.stage.leave, self.head.close, self.below.close]
         super().__init__([self.head, self.below])
         for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
             self.add_class(name)
@@ -89,16 +84,16 @@ class Screen(ipw.VBox):
             self._begin(verb)
             self._perform(verb)
 
-    def _click(self, verb: str) -> None:
+    def _click(self, verb: str, arg: Any = None) -> None:
         """What a real click does: queue the verb and return; Stop passes the queue."""
         if verb == "stop":
             self._stop()
-        elif verb in text.VERBS:
-            with self._ui:
-                if self._at_work:
-                    return  # a second click that was on its way when the first had begun
-                self._begin(verb)
-            self._worker.submit(partial(self._perform, verb))
+            return
+        with self._ui:
+            if self._at_work:
+                return  # a second click, on its way when the first had begun
+            self._begin(verb)
+        self._worker.submit(partial(self._perform, verb, arg))
 
     def _begin(self, verb: str) -> None:
         with self._ui:
@@ -107,11 +102,11 @@ class Screen(ipw.VBox):
             self._error = ""
             self._refresh()
 
-    def _perform(self, verb: str, stopped: bool = False) -> None:
+    def _perform(self, verb: str, arg: Any = None, stopped: bool = False) -> None:
         trouble = ""
         try:
             if not stopped:
-                self.choice.call(verb)
+                self.choice.call(verb, arg)
         except Stopped:
             pass
         except Exception as error:
@@ -134,8 +129,8 @@ class Screen(ipw.VBox):
 
     def _receive(self, told: object) -> None:
         """Show an Event, evidence or Progress; a screen that fails must not fail the verb."""
-        if isinstance(told, Progress) and self._trying:
-            return  # of what is done aside; whoever waits for it to give way may hold the lock
+        if isinstance(told, Progress) and self._aside.at_work:
+            return  # whoever waits for what is done aside to give way may hold the lock
         try:
             with self._ui:
                 match told:
@@ -145,13 +140,20 @@ class Screen(ipw.VBox):
                     case Importance() | Rung() | PathPoint():
                         self.choice.seen.append(told)
                         if self._pace.due() and told.group in self.choice.layers:
-                            self._draw(self.choice.info(told.group))
+                            self.stage.show(self.choice.info(told.group))
                     case Progress():
                         self._progress(told)
                     case Ended() if self._outdated():
                         self._rest()
         except Exception as error:
             self._error = text.BROKEN.format(text.trouble(error, False))
+            self.head.show(form=form(self._view()))
+
+    def _progress(self, progress: Progress) -> None:
+        elapsed = self._pace.elapsed(progress)
+        if self._pace.due():
+            rest = text.remaining(progress.done, progress.total, elapsed)
+            self._busy = Busy(progress.done / max(progress.total, 1), f"{progress.what}: {rest}")
             self.head.show(form=form(self._view()))
 
     def _outdated(self) -> bool:
@@ -163,83 +165,42 @@ class Screen(ipw.VBox):
         self.choice.seen.clear()
         self._busy = None
         self._refresh()
-        if self.live:
-            self.live.settle()
+        self.stage.settle()
         self._go_on()
 
-    # ------------------------------------------------------------ what is done aside
-
     def _go_on(self) -> None:
-        """Let the worker measure, or try what is chosen, once the person has rested."""
-        if not self._here or self._at_work or self.session.busy:
-            return
-        move, at_hand = self.choice.move, self.session.evidence
-        if at_hand is None or at_hand.stale:
-            job, done = partial(self.session.measure, aside=True), self._measured
-        elif move is not None and self._tried_before(move) is None:
-            job = partial(self.session.trial, dict(move.drop), aside=True)
-            done = partial(self._tried, (move.fingerprint, move.drop))
-        else:
-            return
-        self._aside.after_rest(job, done, self._try)
+        """Let the worker measure, try or look closer, once the person has rested."""
+        if self._here and not self._at_work and not self.session.busy:
+            self._aside.go_on(self.choice, CHANNEL in self._opened)
 
-    def _try(self) -> None:
+    def _changed(self) -> None:
+        """Something has begun or ended aside."""
         with self._ui:
-            self._trying = True
             self._refresh()
-
-    def _measured(self, result: Any) -> None:
-        with self._ui:
-            self._trying = False
-            self._refresh()
-            if not isinstance(result, (Exception, NoneType)):
+            if not self._aside.at_work:
                 self._go_on()
-
-    def _tried_before(self, move: Any) -> Any:
-        """How `move` does, if it was tried last; else None."""
-        same = move is not None and self._trial and self._trial[0] == (move.fingerprint, move.drop)
-        return self._trial[1] if same else None
-
-    def _tried(self, what: Any, result: Any) -> None:
-        with self._ui:
-            self._trying = False
-            if not isinstance(result, (Exception, NoneType)):
-                self._trial = what, result
-            self._refresh()
-
-    def _progress(self, progress: Progress) -> None:
-        elapsed = self._pace.elapsed(progress)
-        if self._pace.due():
-            rest = text.remaining(progress.done, progress.total, elapsed)
-            self._busy = Busy(progress.done / max(progress.total, 1), f"{progress.what}: {rest}")
-            self.head.show(form=form(self._view()))
 
     # ------------------------------------------------------------ what the page tells
 
     def _told(self, do: str, arg: Any, value: Any, live: bool) -> None:
         """Deal with what a person does on the page, or with what the page does."""
         match do:
-            case "press":
-                self._click(str(arg))
+            case "press" if arg in text.VERBS:
+                self._click(arg)
+            case "go":
+                self._click("go", int(arg))
             case "keep":
                 self._stop(keep=True)
             case "here":
                 self._shown()
             case "figure":
-                self._drawn = True
+                self.stage.drawn()
             case "narrow":
-                self._resize(bool(value))
+                self._fit(bool(value))
             case "unfold":
                 self._unfold(str(arg), bool(value))
             case _:
                 self._choose(lambda: self.choice.change(do, arg, value, live))
-
-    def _unfold(self, name: str, opened: bool) -> None:
-        with self._ui:
-            (self._opened.add if opened else self._opened.discard)(name)
-            if name == FIGURE:
-                (self.add_class if opened else self.remove_class)("prunelab-whole")
-            self._refresh()
 
     def _choose(self, change: Callable[[], None]) -> None:
         """Change what is chosen; show what it would do, or why it cannot be."""
@@ -252,43 +213,42 @@ class Screen(ipw.VBox):
             self._refresh()
             self._go_on()
 
-    def _shown(self) -> None:
-        """A page shows the screen: it wants a picture until it has the figure, and the figure."""
+    def _unfold(self, name: str, opened: bool) -> None:
         with self._ui:
-            self._here, self._drawn = True, False
-            self.head.show(picture=picture(self._info()))
-            if self.live is None:
+            (self._opened.add if opened else self._opened.discard)(name)
+            if name == FIGURE:
+                (self.add_class if opened else self.remove_class)("prunelab-whole")
+            self._refresh()
+            self._go_on()
+
+    def _shown(self) -> None:
+        """A page shows the screen: it wants a picture at once, and then the figure."""
+        with self._ui:
+            self._here = True
+            self.stage.appear(self._info())
+            if self.stage.live is None:
                 threading.Thread(target=self._animate, name="prunelab-figure", daemon=True).start()
 
     def _animate(self) -> None:
         """Make the figure, or say why it cannot be."""
         with self._ui:
-            if self.live is None and self._endings:
+            if self.stage.live is None and self._endings:
                 try:
                     self.make_figure()
                 except Exception as error:
                     self._error = text.NO_FIGURE.format(text.trouble(error, False))
                     self._refresh()
+            self._go_on()
 
     def make_figure(self) -> None:
-        """Put the interactive figure in its place; plotly is imported only now."""
-        from prunelab.notebook.live import Live
+        """Put the interactive figure in its place."""
+        self.stage.make(self._info())
+        self.children = (self.head, self.stage.live.widget, self.below)
 
-        self.live = Live(self._info(), self._arrange, "dark" if self.look[1] == "dark" else "light")
-        self.live.on_click("importance", lambda unit: self._told("flip", None, unit, False))
-        self.live.on_click("widths", lambda name: self._told("group", name, None, False))
-        self._endings.append(self.live.leave)
-        self.children = (self.head, self.live.widget, self.below)
-        self._go_on()
-
-    def _resize(self, narrow: bool) -> None:
+    def _fit(self, narrow: bool) -> None:
         with self._ui:
-            self.remove_class(f"prunelab-{self._arrange}")
-            self._arrange = "stack" if narrow else self.look[0]
-            self.add_class(f"prunelab-{self._arrange}")
-            if self.live:
-                self.live.rearrange(self._arrange)
-                self.live.settle()
+            self.remove_class(f"prunelab-{self.stage.arrange}")
+            self.add_class(f"prunelab-{self.stage.fit(narrow)}")
 
     # ------------------------------------------------------------ showing
 
@@ -296,15 +256,16 @@ class Screen(ipw.VBox):
         return self._view().info
 
     def _view(self) -> View:
-        at_work = tuple(self._at_work) or ((self.session.busy,) if self._busy else ())
-        move = self.choice.move
-        return self.choice.view(
+        at_work = self._at_work or ([self.session.busy] if self._busy else [])
+        choice = self.choice
+        return choice.view(
             at_work=tuple(filter(None, at_work)),
             busy=self._busy,
             error=self._error,
             opened=frozenset(self._opened),
-            trial=self._tried_before(move),
-            trying=self._trying and move is not None,
+            tried=self._aside.tried(choice.move),
+            channel=self._aside.channel(choice.group, choice.unit),
+            trying=self._aside.at_work and choice.move is not None,
         )
 
     def _refresh(self) -> None:
@@ -313,13 +274,7 @@ class Screen(ipw.VBox):
         self._method = view.method
         self.head.show(warnings=warnings(), form=form(view))
         self.below.show(**folds(view, list(self.session.ledger)), state=line(view))
-        self._draw(view.info)
-
-    def _draw(self, info: BoardInfo) -> None:
-        if self.live:
-            self.live.draw(info)
-        if not self._drawn:
-            self.head.show(picture=picture(info))
+        self.stage.show(view.info)
 
     def close(self) -> None:
         """Take the screen off the page and off the session."""

@@ -6,12 +6,12 @@ May import values, ledger, words and view only.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunelab import words
 from prunelab.errors import InvalidValue
-from prunelab.ledger import Event, State
+from prunelab.ledger import Event, Point, State
 from prunelab.notebook.view import Chosen
 from prunelab.values import Units, units_of
 
@@ -183,7 +183,7 @@ NOTHING = "Remove nothing"
 
 
 def trial(found: Any) -> str:
-    """How the move does on validation images."""
+    """How the move does on validation images, `found` being a Trial."""
     told = str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
     return f"On {words.plural(found.images, 'validation image')}: {told}"
 
@@ -250,6 +250,11 @@ def two_digits(value: float) -> str:
     return short if float(short) == value and "e" not in short else f"{value:.6g}"
 
 
+def evidence(at_hand: Any) -> str:
+    """What evidence there is, and when it was measured."""
+    return f"What-if answers from evidence {at_hand}."
+
+
 # ---------------------------------------------------------------- the layers
 
 LAYERS = "Layers: choose widths by hand"
@@ -267,6 +272,108 @@ HEADS = (
     ("keep", COUNT_TIP),
     ("loses", LOSS_TIP),
 )
+
+# ---------------------------------------------------------------- what would change
+
+CHANGES = "What would change"
+CHANGES_TIP = "Recall of every class, and validation images whose answer changes"
+UNTRIED = "Propose, or choose channels: after a moment it is tried on validation images."
+RECALL_TIP = "Percentage points of recall, after minus before. High is good."
+RECALL_HEADS = (
+    ("class", "The right answer of the images"),
+    ("images", "Validation images of this class that were tried"),
+    (
+        "recall now",
+        "The share of them that the network classifies right as it is. High is good",
+    ),
+    ("after", "The same with the channels masked, before any repair. High is good"),
+    ("change", RECALL_TIP),
+)
+FLIPPED = "Images lost (dashed) and gained (solid):"
+FLIPPED_TIP = "The first validation images that only one of the two networks classifies right"
+
+
+def flip(label: str, before: str, after: str) -> str:
+    """What became of an image."""
+    return f"{label}: {before} → {after}"
+
+
+# ---------------------------------------------------------------- one channel
+
+ONE = "One channel"
+ONE_TIP = "Its kernels, its feature maps on a few images, and what it is coupled to"
+CHANNEL = "channel"
+CHANNEL_OF = "Channel of {}"
+CHANNEL_TIP = "A channel by its number in the original network; clicking a bar does the same"
+NO_CHANNEL = "Choose a channel, or click a bar of the importance."
+LOOKING = "Looking ..."
+KERNELS = "Heaviest kernels"
+KERNELS_TIP = "Weights that read the layer's inputs: blue is positive, orange negative, white zero"
+INPUTS = "Validation images"
+INPUTS_TIP = "The first images of the validation set"
+MAPS = "Its map on each"
+MAPS_TIP = "What the channel gives, before normalisation: black is the least, white the most"
+NORM = "length of its weights"
+NORM_TIP = "The L2 norm of the channel's weights in the network as it is now, without a unit"
+ZEROS = "map at or below zero"
+ZEROS_TIP = "The share of its feature map's pixels that are not positive, on the images shown"
+ALONE = "alone it carries"
+
+
+def coupled(producers: Sequence[str], consumers: Sequence[str]) -> str:
+    """With which layers a channel goes, and who reads it."""
+    text = f"Read by {words.listed(consumers) or 'no layer that is known'}."
+    if len(producers) > 1:
+        text = f"It goes together with the same channel of {words.listed(producers[1:])}. {text}"
+    return text
+
+
+# ---------------------------------------------------------------- costs, two points
+
+COST = "Costs"
+COST_TIP = "MACs, parameters, activation memory and latency"
+COSTS = (
+    (
+        "MACs",
+        "Multiply-adds of one input; some papers count two FLOPs for each. Low is good",
+        "macs",
+    ),
+    ("Parameters", "Numbers that the network's file holds. Low is good", "params"),
+    (
+        "Activations, bytes",
+        "What all convolutions and linear layers give for one input. Low is good",
+        "activation_bytes",
+    ),
+)
+COST_HEADS = (
+    ("", ""),
+    ("original", "The network that the session began with"),
+    ("now", "The network as it is now"),
+    ("then", "If what is proposed or chosen is approved"),
+)
+COMPARE = "Compare"
+COMPARE_TIP = "Any two points of the trajectory, on any branch"
+COMPARE_HEADS = (
+    ("", "Metrics on validation images, costs of one input, and the widths that differ"),
+    ("first", "The network at the first point"),
+    ("second", "The network at the second point"),
+    ("difference", "Second minus first; points are percentage points"),
+)
+ENDS = ("Compare", "with")
+GO = "Go to the second"
+GO_TIP = "Make the network again what it was there; nothing is lost, the next step opens a branch"
+
+
+def at(size: str) -> str:
+    """At which input costs are counted."""
+    return f"For one input of {size}." if size else ""
+
+
+def point(point: Point, state: State) -> str:
+    """A point of the trajectory in a list."""
+    share = f"{point.cost.macs / state.base.cost.macs:.0%} of the MACs"
+    return f"{point.seq}: {type(point.event).__name__.lower()}, {share}"
+
 
 # ---------------------------------------------------------------- the other folds
 

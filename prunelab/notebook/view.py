@@ -9,6 +9,7 @@ from typing import Any, Literal
 from prunelab.errors import InvalidValue
 from prunelab.figures.board import BoardInfo
 from prunelab.ledger import Event, State
+from prunelab.notebook.closer import Channel, Tried
 from prunelab.training import STEPS
 from prunelab.values import Move, Units
 
@@ -86,7 +87,9 @@ class View:
     `group` and `unit` are the group and the channel looked at, `layers` the producers of every
     prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
     queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
-    `trial` how the move does on validation images, `trying` whether it is being tried.
+    `tried` how the move does on validation images, `trying` whether it is being tried. `channel`
+    is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
+    two points, by the events that made them.
     """
 
     state: State
@@ -105,8 +108,12 @@ class View:
     error: str = ""
     opened: frozenset[str] = frozenset()
     at_hand: Any = None
-    trial: Any = None
+    tried: Tried | None = None
     trying: bool = False
+    channel: Channel | None = None
+    alone: float | None = None
+    compared: tuple[int, int] | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def move(self) -> Move | None:
