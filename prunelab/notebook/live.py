@@ -48,6 +48,20 @@ class _Figure(go.FigureWidget):
     _packed = Bytes().tag(sync=True)
     _sorry = Unicode(text.NO_FIGURE).tag(sync=True)
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        self._whole = False
+        super().__init__(*args, **more)
+        # the widget has no public way to plotly.js's config; without it the figure stays 700 px
+        self._config = {**self._config, "responsive": True, "displayModeBar": False}
+        self.add_class("prunelab-figure")
+        self._whole = True
+        self.open()
+
+    def open(self) -> None:
+        """Tell the page, once there is all to tell: a page that asks meanwhile gets no half."""
+        if self._whole:
+            super().open()
+
     @default("_packed")
     def _pack(self) -> bytes:
         return packed()
@@ -78,11 +92,7 @@ class Live:
         self.widget = self._taken(info, theme) if _left else self._made(info, theme)
 
     def _made(self, info: BoardInfo, theme: Theme) -> _Figure:
-        widget = _Figure(board(info, arrange=self.arrange, theme=theme))
-        widget.add_class("prunelab-figure")
-        # the widget has no public way to plotly.js's config; without it the figure stays 700 px
-        widget._config = {**widget._config, "responsive": True, "displayModeBar": False}
-        return widget
+        return _Figure(board(info, arrange=self.arrange, theme=theme))
 
     def _taken(self, info: BoardInfo, theme: Theme) -> _Figure:
         widget, drawn = _left.pop(), panels(info)
