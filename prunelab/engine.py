@@ -6,6 +6,8 @@ ledger and network as they were. May import foresight, desk, bench, methods, led
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -33,6 +35,7 @@ from prunelab.ledger import (
 from prunelab.methods.contract import parameters
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of
+from prunelab.training import Training
 from prunelab.trial import Trial
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan
 from prunelab.verbs import Work, uninterrupted
@@ -212,6 +215,17 @@ class Engine(Foresees):
         done, by, replayable = yield from self.bench.tuned(network, steps, seed, enough)
         extra = {"steps": done, "by": by, "replayable": replayable}
         yield from self.step(Tuned, network, self.plan, extra)
+
+    def pace(self) -> Generator[Any, None, float | None]:
+        """Seconds that one step of tuning takes, tried on a copy; None of a trainer of your own."""
+        if not isinstance(self.bench.train, Training):
+            return None
+        work = self.bench.tuned(copy_of(self.network), 3, self.bench.seed, lambda: False)
+        times = [time.perf_counter()]
+        for progress in work:
+            times.append(time.perf_counter())
+            yield progress
+        return min(after - before for before, after in itertools.pairwise(times))
 
     def run(self, target: float, floor: float | None, moves: int | None, repair: bool) -> Work:
         """Propose and approve until the target is met, or a move breaks the floor."""

@@ -293,6 +293,14 @@ class Session(Verbs):
         self._drive("tune", self._engine.tune(steps, self._enough.is_set))
         return self.state
 
+    def pace(self, *, aside: bool = False) -> float | None:
+        """Seconds that one step of `tune` takes here, tried on a copy: nothing is changed.
+
+        None where the session's trainer is your own. Done `aside`, it raises `Stopped` as soon as
+        another verb wants the session.
+        """
+        return self._drive("pace", self._engine.pace(), aside)
+
     @contextmanager
     def tuning(self, by: str) -> Iterator[nn.Module]:
         """Hand over a copy of the plain small network to a trainer of your own, named `by`.

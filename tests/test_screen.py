@@ -186,6 +186,9 @@ class FakeSession:
         self.calls.append(("trial", drop))
         return Trial("accuracy", 0.921, 0.914, 0.006, 1000)
 
+    def pace(self, aside: bool = False) -> float:
+        return 0.1
+
     def make_way(self) -> None:
         pass
 

@@ -15,6 +15,7 @@ from prunelab.figures.style import (
     COUPLED,
     DROP,
     GHOST,
+    INVISIBLE,
     KEEP,
     TARGET,
     TEXT_PX,
@@ -76,6 +77,7 @@ class BoardInfo:
     path: PathInfo
     widths: WidthsInfo
     trajectory: TrajectoryInfo
+    stale: str = ""  # when the evidence was measured, if the network has changed since
 
 
 def board_info(
@@ -92,7 +94,33 @@ def board_info(
         path=path_info(state, group, seen),
         widths=widths_info(state, layers, group),
         trajectory=trajectory_info(state),
+        stale=measured(state) if seen is None else "",
     )
+
+
+def measured(state: State) -> str:
+    """When the latest proposal's evidence was measured, if the network has changed since."""
+    latest = state.proposed
+    if latest is None or latest.move is None:
+        return ""
+    mark = latest.move.fingerprint
+    if mark == state.now.event.fingerprint:
+        return ""
+    of = next((point.seq for point in state.points if point.event.fingerprint == mark), None)
+    if of is None:
+        return ""
+    moves = state.moves_at(of)
+    return f"measured after move {moves}" if moves else "measured before the first move"
+
+
+def faded(panel: Panel, when: str) -> Panel:
+    """`panel` in grey, with `when` its evidence was measured behind its title; "" leaves it."""
+    if when:
+        for trace in panel.traces:
+            for part in ("marker", "line"):
+                if part in trace and "color" in trace[part] and trace[part]["color"] != INVISIBLE:
+                    trace[part]["color"] = GHOST
+    return replace(panel, title=panel.title + f" · {when}" * bool(when))
 
 
 def draw_search(ladder: LadderInfo, path: PathInfo) -> Panel:
@@ -108,8 +136,8 @@ def draw_search(ladder: LadderInfo, path: PathInfo) -> Panel:
 def panels(info: BoardInfo) -> dict[str, Panel]:
     """The four panels, in the order of `NAMES`."""
     return {
-        "importance": draw_importance(info.importance),
-        "search": draw_search(info.ladder, info.path),
+        "importance": faded(draw_importance(info.importance), info.stale),
+        "search": faded(draw_search(info.ladder, info.path), info.stale),
         "widths": draw_widths(info.widths),
         "trajectory": draw_trajectory(info.trajectory),
     }

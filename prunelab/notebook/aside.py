@@ -56,6 +56,7 @@ class Aside:
             jobs.append(("channel", (mark, group.name, choice.unit), job))
         if move is not None and move.drop and move.fingerprint == mark:
             jobs.append(("tried", (mark, move.drop), partial(tried, session, dict(move.drop))))
+        jobs.append(("pace", mark, partial(session.pace, aside=True)))
         return jobs
 
     def cancel(self) -> None:
@@ -87,6 +88,11 @@ class Aside:
     def channel(self, group: str, unit: int | None) -> Channel | None:
         """The look at a channel of the network as it is now."""
         return self._result("channel", (self._session.state.now.event.fingerprint, group, unit))
+
+    def pace(self) -> float | None:
+        """Seconds that a step of tuning takes, of the network as it is now or as it was."""
+        result = self._found.get("pace", (None, None))[1]
+        return None if _failed(result) else result
 
     def _result(self, kind: str, of: Any) -> Any:
         known, result = self._found.get(kind, (None, None))

@@ -115,11 +115,17 @@ def buttons(view: View) -> str:
     rows = []
     for verbs in GROUPS:
         made = [
-            button(verb, text.label(verb), text.VERBS[verb], on=can[verb], kind=LOUD.get(verb, ""))
+            button(verb, text.label(verb), _tip(verb, view), on=can[verb], kind=LOUD.get(verb, ""))
             for verb in verbs
         ]
         rows.append(tag("div", *made, kind="pl-verbs"))
     return tag("div", *rows, kind="pl-buttons")
+
+
+def _tip(verb: str, view: View) -> str:
+    if verb != "tune" or view.pace is None:
+        return text.VERBS[verb]
+    return text.TUNE_TIP.format(view.aims.steps, text.duration(view.pace * view.aims.steps))
 
 
 def working(view: View) -> str:
@@ -164,4 +170,7 @@ def settings(view: View) -> str:
         box("aim", text.REASON, text.REASON_TIP, data_arg="reason", type="text",
             value=wanted.reason),
     ))  # fmt: skip
-    return fold("settings", text.SETTINGS, inside)
+    estimate = ""
+    if view.pace is not None:
+        estimate = text.ESTIMATE.format(wanted.steps, text.duration(view.pace * wanted.steps))
+    return fold("settings", text.SETTINGS.format(estimate), inside)

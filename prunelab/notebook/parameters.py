@@ -36,7 +36,8 @@ def parameters_form(view: View) -> str:
     values = values_of(method)
     parts = [tag("div", head, say(about, "hint", "span"), kind="pl-line")]
     if THETA in values:
-        parts.append(_theta(values[THETA], off))
+        shown = view.chosen.theta if view.chosen else None
+        parts.append(_theta(values[THETA] if shown is None else shown, off))
     hints = hints_of(type(method))
     boxes = (_box(n, hints.get(n), v, off) for n, v in values.items() if n != THETA)
     parts.append(tag("div", *boxes, kind="pl-line"))

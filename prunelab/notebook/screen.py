@@ -265,6 +265,7 @@ class Screen(ipw.VBox):
             opened=frozenset(self._opened),
             tried=self._aside.tried(choice.move),
             channel=self._aside.channel(choice.group, choice.unit),
+            pace=self._aside.pace(),
             trying=self._aside.at_work and choice.move is not None,
         )
 

@@ -53,13 +53,15 @@ LOSE_TIP = (
     "How far the validation metric may fall below the original network's. Run does not carry out "
     "a move that would break it: it leaves that one for you to decide."
 )
-SETTINGS = "Settings: moves, tuning, repair"
+SETTINGS = "Settings: moves, tuning{}, repair"
+ESTIMATE = " ({} steps, about {})"
 MOVES = "Run at most"
 MOVES_UNIT = "moves"
 MOVES_TIP = "Run ends after as many moves, even if the aim is not met; empty: no limit"
 STEPS = "Tune for"
 STEPS_UNIT = "steps"
 STEPS_TIP = "Batches of training images that Tune trains on"
+TUNE_TIP = "Train the network: {} steps, about {} on this machine"
 REASON = "Reject because"
 REASON_TIP = "Why you decline; Reject writes it into the history"
 REPAIR = "Repair after every Approve"
@@ -161,7 +163,13 @@ def reason(state: State, last: Event | None, chosen: Chosen | None, group: words
         "budget": "Widths that spread your aim over the layers: ",
         "theta": f"With theta {two_digits(chosen.theta or 0)} the method would ",
     }[chosen.by]
-    return f"{who}{words.loss(chosen.move, group, state)}. {words.macs(state, chosen.move)}"
+    move = chosen.move
+    if group.name in move.drop:
+        what = words.loss(move, group, state)
+    else:
+        layers = words.plural(len(move.drop), "layer")
+        what = f"drop {words.plural(move.units, 'channel')} in {layers}, none in {group.name}"
+    return f"{who}{what}. {words.macs(state, move)}"
 
 
 def better(chosen: Chosen | None, group: str) -> str:

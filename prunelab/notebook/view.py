@@ -89,7 +89,7 @@ class View:
     queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
     `tried` how the move does on validation images, `trying` whether it is being tried. `channel`
     is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
-    two points, by the events that made them.
+    two points, by the events that made them, `pace` the seconds that a step of tuning takes.
     """
 
     state: State
@@ -113,6 +113,7 @@ class View:
     channel: Channel | None = None
     alone: float | None = None
     compared: tuple[int, int] | None = None
+    pace: float | None = None
     classes: tuple[str, ...] = ()
 
     @property
