@@ -27,7 +27,6 @@ from prunelab.figures.style import (
 from prunelab.ledger import State, show
 from prunelab.trial import Trial
 from prunelab.values import Cost, FrozenMap, WidthPlan, si
-from prunelab.words import done
 
 COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
 
@@ -59,7 +58,7 @@ def point_side(state: State, seq: int) -> Side:
     point = state.point(seq)
     full = state.began.widths
     widths = full if point.kept is None else {name: len(point.kept[name]) for name in full}
-    name = "the original" if point.parent is None else f"{done(point).lower()} (event {seq})"
+    name = "original" if point.parent is None else f"event {seq}"
     return Side(name, FrozenMap(widths), point.cost, point.metrics)
 
 
@@ -189,7 +188,7 @@ def compare(a: Side, b: Side, trial: Trial | None = None, *, theme: Theme = "lig
         [*panel.traces, table],
         {
             **paper(theme),
-            "height": row_height(len(info.rows)),
+            "height": max(row_height(len(info.rows)), 90 + 38 * len(info.table)),
             "xaxis": {**panel.xaxis, "domain": [0, 0.52]},
             "yaxis": panel.yaxis,
             "title": {"text": panel.title, "font": {"size": TITLE_PX}},

@@ -129,7 +129,7 @@ def draw_recall(info: LossesInfo) -> Panel:
         ("fell", {"color": DROP, "pattern": HATCH}, True),
         ("rose", {"color": KEEP}, False),
     ):
-        chosen = [i for i in rows if (pairs[i][1] < pairs[i][0]) is falls]
+        chosen = [i for i in rows if bool(pairs[i][1] < pairs[i][0]) is falls]
         bars.append(
             go.Bar(
                 y=chosen,
@@ -182,7 +182,7 @@ def draw_confused(info: LossesInfo) -> Panel:
     # an answer that is right is good news, any other is bad
     good = [(row == column) == (value > 0) for row, column, value in cells]
     return Panel(
-        title="Answers: ■ better, ◆ worse, by how many images",
+        title="Answers, images: ■ better, ◆ worse",
         traces=(
             go.Scatter(
                 x=[column for _, column, _ in cells],
@@ -190,12 +190,12 @@ def draw_confused(info: LossesInfo) -> Panel:
                 mode="markers+text",
                 marker={
                     "symbol": ["square" if fine else "diamond" for fine in good],
-                    "size": [10 + 12 * (abs(value) / most) ** 0.5 for _, _, value in cells],
+                    "size": [7 + 7 * (abs(value) / most) ** 0.5 for _, _, value in cells],
                     "color": [KEEP if fine else DROP for fine in good],
                     "opacity": 1,
                 },
                 text=[f"{value:+d}" for _, _, value in cells],
-                textposition="middle right",
+                textposition="bottom center",
                 textfont={"size": TEXT_PX},
                 name="difference",
                 hovertext=[
@@ -208,10 +208,10 @@ def draw_confused(info: LossesInfo) -> Panel:
         ),
         xaxis=axis(
             "answer",
-            range=[-0.6, count - 0.1],
+            range=[-0.6, count - 0.4],
             tickmode="array",
             tickvals=list(range(count)),
-            ticktext=[shorten(name, 10) for name in info.classes],
+            ticktext=[shorten(name, 12) for name in info.classes],
         ),
         yaxis=_classes(info),
         note="" if cells else "no answer changes",
@@ -288,9 +288,10 @@ def losses(
         return figure(draw_batches(info), theme)
     found = losses_info(before, after, classes)
     recall, confused = draw_recall(found), draw_confused(found)
-    shown = [flip for flip in found.flips if flip.image in (pictures or {})][:PICTURES]
+    seen = pictures or {}
+    shown = [flip for flip in found.flips if flip.image in seen][:PICTURES]
     rows = -(-len(shown) // 6)
-    tall, tile = 130 + 22 * len(found.classes), 128
+    tall, tile = 150 + 32 * len(found.classes), 128
     height = tall + rows * tile + (40 if rows else 0)
     floor = 1 - (tall - 60) / height  # where the two panels end
     place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
@@ -313,7 +314,7 @@ def losses(
     for index, flip in enumerate(shown):
         x, y = (index % 6) / 6, (rows - index // 6) * tile / height
         made.add_layout_image(
-            source=data_uri((pictures or {})[flip.image]), xref="paper", yref="paper",
+            source=data_uri(seen[flip.image]), xref="paper", yref="paper",
             x=x, y=y - 40 / height, sizex=0.14, sizey=80 / height, xanchor="left", yanchor="top",
         )  # fmt: skip
         words = f"<b>{flip.kind}</b>: {shorten(flip.label, 12)}<br>{flip.before} → {flip.after}"
