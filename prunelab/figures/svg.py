@@ -187,7 +187,7 @@ def _scatter(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:
     mode, marker = given["mode"], given.get("marker", {})
     xs, ys = list(given["x"]), list(given["y"])
     count = len(xs)
-    whole = [a is not None and b is not None for a, b in zip(xs, ys, strict=True)]
+    whole = [_real(a) and _real(b) for a, b in zip(xs, ys, strict=True)]
     if "lines" in mode:
         line = given.get("line", {})
         dash = {"dash": "6 4", "dot": "2 3"}.get(line.get("dash", ""), "none")
@@ -217,6 +217,11 @@ def _scatter(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:
         if "text" in mode and texts[i]:
             ink = _each(font.get("color"), count)[i]
             yield _label(texts[i], px, py, places[i], sizes[i] / 2, font.get("size"), ink)
+
+
+def _real(value: float | None) -> bool:
+    """Whether a value can be drawn; a gap in a line, or a metric that is no number, cannot."""
+    return value is not None and math.isfinite(value)
 
 
 def _runs(whole: Sequence[bool]) -> Iterator[list[int]]:
