@@ -117,3 +117,55 @@ def test_layers_that_lost_nothing_and_the_network_before_stay_as_they_are(net: n
     assert torch.equal(after.network.a.weight, net.a.weight)
     assert torch.equal(after.network.b.weight, net.b.weight[[0, 1, 3, 4]])
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+class Residual(nn.Module):
+    """A branch with BatchNorm beside a shortcut; the stem feeds both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 5, 3, padding=1)
+        self.a = nn.Conv2d(5, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.side = nn.Conv2d(5, 4, 1)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.norm(self.branch(x)) + self.side(x)
+
+
+def test_the_end_of_a_branch_makes_good_what_its_shortcut_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repair, "RIDGE", 0.0)
+    torch.manual_seed(3)
+    net = Residual().double().eval()
+    with torch.no_grad():
+        net.norm.weight.uniform_(0.5, 1.5)
+        net.norm.bias.uniform_(-1, 1)
+        net.norm.running_mean.uniform_(-0.5, 0.5)
+        net.norm.running_var.uniform_(0.5, 1.5)
+    before, after = cut_of(net, stem=[1], a=[0, 3])
+    solved = finish(repairing(after, before, images, run_batch))
+    small = after.network
+    assert set(solved) == {"a", "b", "side"}
+    assert torch.equal(small.norm.running_var, net.norm.running_var)
+
+    rows, aims = [], []
+    scale = net.norm.weight / torch.sqrt(net.norm.running_var + net.norm.eps)
+    with torch.no_grad():
+        for x in images():
+            full, less = torch.relu(net.stem(x)), torch.relu(small.stem(x))
+            hidden = torch.relu(small.a(less))
+            aim = net.branch(full) + (net.side(full) - small.side(less)) / scale.view(1, -1, 1, 1)
+            patches = nn.functional.unfold(hidden, 3, padding=1)
+            rows.append(patches.transpose(1, 2).reshape(-1, 36))
+            aims.append(aim.flatten(2).transpose(1, 2).reshape(-1, 4))
+    patches = torch.cat([torch.cat(rows), torch.ones(sum(map(len, rows)), 1)], 1)
+    best, *_ = np.linalg.lstsq(patches.numpy(), torch.cat(aims).numpy())
+    assert np.allclose(small.b.weight.detach().reshape(4, -1).T, best[:-1], atol=1e-7)
+    assert np.allclose(net.norm.running_mean - small.norm.running_mean, best[-1], atol=1e-7)
