@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, Layer
 from prunelab.errors import BadData
+from prunelab.evidence.aim import Outputs, aim
 from prunelab.evidence.batch import batch_size, checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
 from prunelab.recalibration import Traced, places, shift_norm
@@ -39,6 +40,8 @@ def repairing(
     forward: Callable[[nn.Module, Any], Any],
     expected: int = 0,
     source: Traced | None = None,
+    *,
+    sums: bool = False,
 ) -> Generator[Progress, None, None]:
     """Repair the network `small` in place; yields Progress.
 
@@ -50,7 +53,9 @@ def repairing(
     cut are solved together, in one pass over the batches: each reads what it reads in `source`,
     of the channels that are left. Without, all layers that have fewer inputs than in `target` are
     solved front to back, each reading what the ones before it give since their own repair; a pass
-    a layer, so slower, and better where one repair builds on another (see `chained`).
+    a layer, so slower, and better where one repair builds on another (see `chained`). With `sums`
+    the last layer of a residual branch then aims at Y2 + Y1 - Y1' (see `aim`), so that it makes
+    good what its shortcut has lost.
 
     BatchNorm should be recalibrated afterwards.
     """
@@ -64,8 +69,9 @@ def repairing(
     tasks = (_task(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost)
     for portion in _portions(filter(None, tasks), 0 if source is None else MOMENTS):
         yield from _solved(
-            portion, small.network, watched.network, target.network, batches, forward, expected
-        )
+            portion, small.network, watched.network, target.network, batches, forward, expected,
+            sums and source is None,
+        )  # fmt: skip
 
 
 def _portions(tasks: Iterable[_Task], most: int) -> Iterator[list[_Task]]:
@@ -103,12 +109,11 @@ class _Task:
         return len(self.layer.in_units) * prod(self.layer.kernel) + 1
 
     def add(self, call: Call, y: Tensor) -> None:
-        """Take in one batch: the layer's call, and the outputs of target."""
+        """Take in one batch: the layer's call, and what its outputs should be."""
         kernel = tuple(call.weight.shape[2:])
         x = call.x
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))
-        y = y.index_select(1, self.outputs.to(y.device))
         moment = patch_moments(x, kernel, call.conv).moment
         cross = cross_moment(x, y, kernel, call.conv)
         self.moment = moment if self.moment is None else self.moment + moment
@@ -213,32 +218,68 @@ def _solved(
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
     expected: int,
+    sums: bool,
 ) -> Generator[Progress, None, None]:
     """Run `watched` and `target` over the batches, then solve the tasks in `small`."""
     wanted = {task.layer.weight: task for task in tasks}
-    aims: dict[str, deque[Tensor]] = {name: deque() for name in wanted}
     what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
     count = 0
-
-    def compare(call: Call, out: Tensor) -> None:
-        aim = aims[call.name].popleft()
-        if out.numel():
-            wanted[call.name].add(call, aim)
-
     with undisturbed(watched), undisturbed(target), torch.no_grad():
         watched.eval()
         target.eval()
         for batch in guarded(batches()):
-            with (
-                suppress(_Enough),
-                _Listening(target, wanted, lambda call, out: aims[call.name].append(out)),
-            ):
-                checked(forward, target, batch)
-            with suppress(_Enough), _Listening(watched, wanted, compare):
-                checked(forward, watched, batch)
+            (_take_in_sums if sums else _take_in)(wanted, watched, target, forward, batch)
             count += batch_size(batch)
             yield Progress(count, max(expected, count), f"solving {what} by least squares")
     if not count:
         raise BadData("There are no batches to repair on; give at least one.")
     for task in tasks:
         task.solve(small, target)
+
+
+def _take_in(
+    wanted: Mapping[str, _Task],
+    watched: nn.Module,
+    target: nn.Module,
+    forward: Callable[[nn.Module, Any], Any],
+    batch: Any,
+) -> None:
+    """Let each task see its layer's calls in `watched`, and what the layer gives in `target`."""
+    aims: dict[str, deque[Tensor]] = {name: deque() for name in wanted}
+
+    def compare(call: Call, out: Tensor) -> None:
+        task, y = wanted[call.name], aims[call.name].popleft()
+        if out.numel():
+            task.add(call, y.index_select(1, task.outputs.to(y.device)))
+
+    with (
+        suppress(_Enough),
+        _Listening(target, wanted, lambda call, out: aims[call.name].append(out)),
+    ):
+        checked(forward, target, batch)
+    with suppress(_Enough), _Listening(watched, wanted, compare):
+        checked(forward, watched, batch)
+
+
+def _take_in_sums(
+    wanted: Mapping[str, _Task],
+    watched: nn.Module,
+    target: nn.Module,
+    forward: Callable[[nn.Module, Any], Any],
+    batch: Any,
+) -> None:
+    """The same with aims that make good what shortcuts have lost: whole runs, to the sums."""
+    there, here = Outputs(target, wanted), Outputs(watched, wanted)
+    with there:
+        checked(forward, target, batch)
+    with here:
+        checked(forward, watched, batch)
+    for name, task in wanted.items():
+        for given, asked in zip(here.found[name], there.found[name], strict=True):
+            if not given.y.numel():
+                continue
+            channels = task.outputs.to(given.y.device)
+            y = aim(asked, given, channels)
+            if asked.call.bias is not None:
+                y = y + asked.call.bias[channels].view(1, -1, *([1] * (y.ndim - 2)))
+            task.add(given.call, y)

@@ -117,3 +117,68 @@ def test_layers_that_lost_nothing_and_the_network_before_stay_as_they_are(net: n
     assert torch.equal(after.network.a.weight, net.a.weight)
     assert torch.equal(after.network.b.weight, net.b.weight[[0, 1, 3, 4]])
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+# ---------------------------------------------------------------- sums
+
+
+class Blocks(nn.Module):
+    """Two residual blocks, plain or with BatchNorm before the sum; `sums` keeps what they give."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        for block in "ab":
+            self.add_module(f"{block}1", nn.Conv2d(4, 6, 3, padding=1))
+            self.add_module(f"{block}2", nn.Conv2d(6, 4, 3, padding=1, bias=not norm))
+            self.add_module(f"{block}n", nn.BatchNorm2d(4) if norm else nn.Identity())
+        self.stem, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 1)
+        self.sums: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, self.sums = torch.relu(self.stem(x)), []
+        for block in "ab":
+            one, two, norm = (self.get_submodule(f"{block}{part}") for part in "12n")
+            x = x + norm(two(torch.relu(one(x))))
+            self.sums.append(x)
+        return self.head(x)
+
+
+def repaired(net: nn.Module, sums: bool, **drop: list[int]) -> nn.Module:
+    before, after = cut_of(net, **drop)
+    finish(repairing(after, before, lambda: iter(images()), run_batch, sums=sums))
+    return after.network
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "batchnorm"])
+def blocks(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    model = Blocks(request.param).double()
+    with torch.no_grad():
+        for x in images():
+            model(x)  # statistics of its own
+    return model.eval()
+
+
+def error_of_sum(net: nn.Module, small: nn.Module, place: int) -> float:
+    total = 0.0
+    with torch.no_grad():
+        for x in images():
+            net(x), small(x)
+            total += float((net.sums[place] - small.sums[place]).square().sum())
+    return total
+
+
+def test_aiming_at_the_sum_makes_good_what_the_shortcut_lost(blocks: nn.Module) -> None:
+    drop = {"a1": [0, 1, 2, 3], "b1": [4, 5]}
+    plain, summed = repaired(blocks, False, **drop), repaired(blocks, True, **drop)
+    first = [error_of_sum(blocks, small, 0) for small in (plain, summed)]
+    assert first[0] == pytest.approx(first[1])  # its shortcut lost nothing
+    second = [error_of_sum(blocks, small, 1) for small in (plain, summed)]
+    assert second[1] < 0.95 * second[0]
+
+
+def test_an_unpruned_shortcut_leaves_the_branch_its_own_output(blocks: nn.Module) -> None:
+    plain, summed = (repaired(blocks, sums, b1=[1, 4]) for sums in (False, True))
+    assert not torch.equal(plain.b2.weight, blocks.b2.weight[:, [0, 2, 3, 5]])
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(summed.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
