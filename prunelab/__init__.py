@@ -18,6 +18,7 @@ from prunelab.errors import (
     BadData,
     BadModel,
     BudgetUnreachable,
+    HandInError,
     IllegalPlan,
     InvalidValue,
     MissingPackage,
@@ -34,7 +35,11 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
+from prunelab.foresight import Foresight
+from prunelab.grading import Grade, grade
+from prunelab.handin import submit
 from prunelab.ledger import Ledger, State
+from prunelab.marking import Mark
 from prunelab.methods import (
     AOFP,
     BatchNormScale,
@@ -47,16 +52,20 @@ from prunelab.methods import (
     OneShot,
     Oracle,
     Random,
+    Surgeon,
     Taylor,
     ThiNet,
     make_method,
 )
+from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
 from prunelab.redesign import Redesign, redesign
+from prunelab.rubric import Rubric
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
+from prunelab.trial import Trial
 from prunelab.values import (
     Cost,
     Ended,
@@ -92,13 +101,17 @@ __all__ = [
     "Explanation",
     "Fidelity",
     "FirstK",
+    "Foresight",
+    "Grade",
     "GroupFisher",
+    "HandInError",
     "IllegalPlan",
     "Importance",
     "InvalidValue",
     "Latency",
     "Ledger",
     "Magnitude",
+    "Mark",
     "MaxResponse",
     "Metric",
     "MissingPackage",
@@ -107,11 +120,13 @@ __all__ = [
     "OneShot",
     "Oracle",
     "PathPoint",
+    "Prediction",
     "Progress",
     "PruneLabError",
     "Pruned",
     "Random",
     "Redesign",
+    "Rubric",
     "Rung",
     "Screen",
     "Session",
@@ -120,10 +135,12 @@ __all__ = [
     "StaleEvidence",
     "State",
     "Stopped",
+    "Surgeon",
     "Taylor",
     "ThiNet",
     "TraceError",
     "Training",
+    "Trial",
     "UnknownName",
     "WidthPlan",
     "WrongState",
@@ -134,6 +151,7 @@ __all__ = [
     "cut",
     "data",
     "fidelity",
+    "grade",
     "latency",
     "load_pruned",
     "make_method",
@@ -144,6 +162,7 @@ __all__ = [
     "redesign",
     "sampled",
     "show",
+    "submit",
     "trace",
     "widened",
     "zoo",

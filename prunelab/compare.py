@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from prunelab.comparison import Comparison, Trial
+from prunelab.comparison import Comparison, Outcome
 from prunelab.errors import BadModel, BudgetUnreachable, InvalidValue, NotFinite
 from prunelab.evidence.batch import finish
 from prunelab.methods import Method, Random, make_method
@@ -59,7 +59,7 @@ def compare(
     split
         What is judged on: "test", "val" or "train".
     listen
-        Called with Progress over the trials, with every Trial as it is done, and with what each
+        Called with Progress over the outcomes, with every Outcome as it is done, and with what each
         session tells.
     session
         Other keywords of `Session`.
@@ -88,7 +88,7 @@ def comparing(
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Generator[Any, None, Comparison]:
-    """`compare` as a generator: yields Progress and every Trial; gives the Comparison."""
+    """`compare` as a generator: yields Progress and every Outcome; gives the Comparison."""
     named, goals, numbers = _methods(methods), _targets(targets), seeds_of(seeds)
     if odd := sorted({"path", "seed"} & set(session)):
         raise InvalidValue(f"compare makes many sessions: it takes seeds=, and no {odd[0]}=.")
@@ -97,30 +97,30 @@ def comparing(
     first = Session(model, data, CONTROL, repair=repair, **session)
     session = {**session, "graph": first.graph}
     state, judged = first.state, FrozenMap(first.evaluate(split))
-    base = Trial(
+    base = Outcome(
         "original", 1.0, None, 0, cost=state.base.cost, metrics=judged, widths=state.began.widths
     )
     jobs = [(label, method, repair) for label, method in named.items()]
     if repair != "lstsq":
         jobs.append((CONTROL.name, CONTROL, "lstsq"))
     plan = [(*job, goal, seed) for goal in goals for job in jobs for seed in numbers]
-    trials: list[Trial] = []
+    outcomes: list[Outcome] = []
     for count, (label, method, how, goal, seed) in enumerate(plan):
         yield Progress(count, len(plan), f"{label} to {_goal(goal)}, seed {seed}")
         work = Session(model, data, method, **{**session, "repair": how, "seed": seed})
         if listen is not None:
             work.listen(listen)
-        trials.append(_trial(label, work, goal, tune, split, seed, how))
-        yield trials[-1]
+        outcomes.append(_outcome(label, work, goal, tune, split, seed, how))
+        yield outcomes[-1]
     yield Progress(len(plan), len(plan), "compared")
     network, metric = type(model).__name__, next(iter(base.metrics))
-    return Comparison(network, split, metric, base, tuple(trials), CONTROL.name)
+    return Comparison(network, split, metric, base, tuple(outcomes), CONTROL.name)
 
 
-def _trial(
+def _outcome(
     label: str, work: Session, goal: float, tune: int | None, split: str, seed: int,
     repair: str | None,
-) -> Trial:  # fmt: skip
+) -> Outcome:  # fmt: skip
     """Take a session to its goal, tune it, and judge it."""
     started, note = time.perf_counter(), ""
     try:
@@ -129,12 +129,12 @@ def _trial(
         reached = work.state.now.cost.macs / work.state.base.cost.macs
         note = str(error) if isinstance(error, BudgetUnreachable) else f"{label} failed: {error}"
         if not isinstance(error, BudgetUnreachable):
-            return Trial(label, goal, repair, seed, cost=work.state.now.cost, note=note)
+            return Outcome(label, goal, repair, seed, cost=work.state.now.cost, note=note)
         note = f"{label} ended at {reached:.0%} of the MACs: {note}"
     if tune != 0:
         work.tune(**({} if tune is None else {"steps": tune}))
     seconds = time.perf_counter() - started
-    return Trial(
+    return Outcome(
         label, goal, repair, seed, cost=work.state.now.cost, seconds=seconds, note=note,
         metrics=FrozenMap(work.evaluate(split)), widths=FrozenMap(work.plan.widths),
     )  # fmt: skip

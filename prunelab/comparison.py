@@ -1,4 +1,4 @@
-"""What a comparison found: trials of methods at targets, summed up as a table of rows.
+"""What a comparison found: outcomes of methods at targets, summed up as a table of rows.
 
 May import values, the ledger's wording and the terminal's tables; the figure is fetched when it is
 asked for.
@@ -20,7 +20,7 @@ from prunelab.values import Codec, Cost, FrozenMap, revive, si, thaw
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Outcome:
     """One network that was made and judged: by which method, to which target, from which seed.
 
     `metrics` are those of the comparison's split, `seconds` what it took to make the network
@@ -41,72 +41,72 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The trials of one method at one target: the same but for their seeds."""
+    """The outcomes of one method at one target: the same but for their seeds."""
 
     name: str
     target: float
     repair: str | None
-    trials: tuple[Trial, ...]
+    outcomes: tuple[Outcome, ...]
 
     def mean(self, metric: str) -> float:
-        """The mean of a metric over the seeds; NaN where no trial has it."""
-        return _mean([trial.metrics.get(metric, nan) for trial in self.trials])
+        """The mean of a metric over the seeds; NaN where no outcome has it."""
+        return _mean([outcome.metrics.get(metric, nan) for outcome in self.outcomes])
 
     def spread(self, metric: str) -> float:
         """The standard deviation of a metric over the seeds; NaN for fewer than two."""
-        values = [trial.metrics.get(metric, nan) for trial in self.trials]
+        values = [outcome.metrics.get(metric, nan) for outcome in self.outcomes]
         known = [value for value in values if not isnan(value)]
         return stdev(known) if len(known) > 1 else nan
 
     @property
     def macs(self) -> float:
         """Multiply-adds, the mean over the seeds."""
-        return fmean(trial.cost.macs for trial in self.trials)
+        return fmean(outcome.cost.macs for outcome in self.outcomes)
 
     @property
     def params(self) -> float:
         """Parameters, the mean over the seeds."""
-        return fmean(trial.cost.params for trial in self.trials)
+        return fmean(outcome.cost.params for outcome in self.outcomes)
 
     @property
     def seconds(self) -> float:
         """Seconds to make one network, the mean over the seeds."""
-        return fmean(trial.seconds for trial in self.trials)
+        return fmean(outcome.seconds for outcome in self.outcomes)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the trials have to say, each once."""
-        return tuple(dict.fromkeys(trial.note for trial in self.trials if trial.note))
+        """What the outcomes have to say, each once."""
+        return tuple(dict.fromkeys(outcome.note for outcome in self.outcomes if outcome.note))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
     """Networks side by side, with their costs; prints as a table, goes to JSON and back.
 
-    `base` is the original network, `trials` all that was made of it, `metric` the first metric,
+    `base` is the original network, `outcomes` all that was made of it, `metric` the first metric,
     on the images of `split`. `control` names the rows that every method has to beat.
     """
 
     network: str
     split: str
     metric: str
-    base: Trial
-    trials: tuple[Trial, ...]
+    base: Outcome
+    outcomes: tuple[Outcome, ...]
     control: str = "random"
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """One row for each method and target, in the order they were tried; targets together."""
-        found: dict[tuple[float, str, str | None], list[Trial]] = {}
-        for trial in sorted(self.trials, key=lambda trial: -trial.target):
-            found.setdefault((trial.target, trial.name, trial.repair), []).append(trial)
+        found: dict[tuple[float, str, str | None], list[Outcome]] = {}
+        for outcome in sorted(self.outcomes, key=lambda outcome: -outcome.target):
+            found.setdefault((outcome.target, outcome.name, outcome.repair), []).append(outcome)
         return tuple(Row(n, t, r, tuple(some)) for (t, n, r), some in found.items())
 
     def __getitem__(self, name: str) -> tuple[Row, ...]:
         """The rows of a method, one for each target; raises `UnknownName`."""
         rows = tuple(row for row in self.rows if row.name == name)
         if not rows:
-            raise UnknownName("compared method", name, dict.fromkeys(t.name for t in self.trials))
+            raise UnknownName("compared method", name, dict.fromkeys(t.name for t in self.outcomes))
         return rows
 
     def __repr__(self) -> str:
@@ -118,7 +118,7 @@ class Comparison:
             mark = f" [{len(notes) + 1}]" if row.notes else ""
             notes += [f"[{len(notes) + 1}] {'; '.join(row.notes)}"] if row.notes else []
             rows.append(self._cells(row, mark))
-        seeds = len({trial.seed for trial in self.trials})
+        seeds = len({outcome.seed for outcome in self.outcomes})
         said = f"{self.network}: mean and standard deviation over {seeds} seeds"
         text = table(rows, numbers=5)
         return "\n".join([said if seeds > 1 else f"{self.network}: one seed", text, *notes])
@@ -134,7 +134,7 @@ class Comparison:
         )  # fmt: skip
 
     def to_json(self) -> str:
-        """All trials as JSON text; `from_json` reads it back."""
+        """All outcomes as JSON text; `from_json` reads it back."""
         return json.dumps({"format": 1, "comparison": thaw(self)})
 
     @classmethod
@@ -169,4 +169,4 @@ def _mean(values: list[float]) -> float:
     return fmean(known) if known else nan
 
 
-Codec.register(Trial, Comparison)
+Codec.register(Outcome, Comparison)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from prunelab.compare import seeds_of
-from prunelab.comparison import Comparison, Trial
+from prunelab.comparison import Comparison, Outcome
 from prunelab.errors import BadModel, InvalidValue
 from prunelab.methods import Method, make_method
 from prunelab.session import Session
@@ -131,15 +131,15 @@ def redesign(
     macs = first.state.base.cost.macs
     work.run(target_macs=max(2, round(target_macs * macs)) if target_macs <= 1 else target_macs)
     plan, found, shape = work.plan, copy_of(work.model), rebuild(wide, work.plan)
-    trials = []
+    outcomes = []
     for seed in numbers:
         at_work = work if seed == numbers[0] else None
-        trials.append(seats.trial("redesigned, tuned", found, tune, seed, at_work))
-        trials.append(seats.trial("original, trained on", base, steps + tune, seed))
+        outcomes.append(seats.outcome("redesigned, tuned", found, tune, seed, at_work))
+        outcomes.append(seats.outcome("original, trained on", base, steps + tune, seed))
         for name, network in (("redesigned, fresh", shape), ("original, fresh", base)):
             if scratch:
-                trials.append(seats.trial(name, _fresh(network, init, seed), scratch, seed))
-    start = Trial(
+                outcomes.append(seats.outcome(name, _fresh(network, init, seed), scratch, seed))
+    start = Outcome(
         "original",
         1.0,
         None,
@@ -157,7 +157,7 @@ def redesign(
             if group.prunable
         }),
         comparison=Comparison(
-            first.state.began.network, split, next(iter(start.metrics)), start, tuple(trials),
+            first.state.began.network, split, next(iter(start.metrics)), start, tuple(outcomes),
             control="original, trained on",
         ),
         session=work,
@@ -167,7 +167,7 @@ def redesign(
 class _Seats:
     """Where the networks of a redesign are trained and judged: sessions that differ in a network.
 
-    `told` hears what they tell, and every Trial.
+    `told` hears what they tell, and every Outcome.
     """
 
     def __init__(
@@ -184,15 +184,15 @@ class _Seats:
             made.listen(self.told)
         return made
 
-    def trial(
+    def outcome(
         self, name: str, network: nn.Module, steps: int, seed: int, session: Session | None = None
-    ) -> Trial:
+    ) -> Outcome:
         """Train `network`, or the one in `session`, for `steps` batches, and judge it."""
         session = session or self.session(network, seed)
         started = time.perf_counter()
         if steps:
             session.tune(steps)
-        made = Trial(
+        made = Outcome(
             name, 1.0, None, seed, cost=session.state.now.cost,
             metrics=FrozenMap(session.evaluate(self.split)),
             seconds=time.perf_counter() - started, widths=FrozenMap(session.plan.widths),

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import prunelab as pl
-from prunelab.comparison import Trial
+from prunelab.comparison import Outcome
 from prunelab.figures import methods, methods_info
 from prunelab.values import Progress
 
@@ -28,30 +28,30 @@ def test_every_method_meets_every_target_and_random_stands_beside(
     keys = [(row.target, row.name) for row in comparison.rows]
     assert keys == [(t, n) for t in (0.6, 0.4) for n in ("thinet", "magnitude", "random")]
     for row in comparison.rows:
-        assert [trial.seed for trial in row.trials] == [3, 5]
+        assert [outcome.seed for outcome in row.outcomes] == [3, 5]
         assert row.macs <= row.target * comparison.base.cost.macs
         assert row.repair == "lstsq"
         assert not row.notes
 
 
-def test_a_trial_is_what_prune_gives(
+def test_an_outcome_is_what_prune_gives(
     comparison: pl.Comparison, trained: nn.Module, data: pl.Data
 ) -> None:
     result = pl.prune(trained, data, method="thinet", target_macs=0.4, seed=5)
-    trial = comparison["thinet"][1].trials[1]
-    assert dict(trial.widths) == result.plan.widths
+    outcome = comparison["thinet"][1].outcomes[1]
+    assert dict(outcome.widths) == result.plan.widths
     judged = pl.Session(trained, data).evaluate(network=result.model)
-    assert dict(trial.metrics) == judged
-    assert trial.cost == result.trajectory[-1].cost
+    assert dict(outcome.metrics) == judged
+    assert outcome.cost == result.trajectory[-1].cost
 
 
 def test_rows_are_means_and_standard_deviations_over_the_seeds(comparison: pl.Comparison) -> None:
     row = comparison["random"][0]
-    values = [trial.metrics["loss"] for trial in row.trials]
+    values = [outcome.metrics["loss"] for outcome in row.outcomes]
     assert values[0] != values[1]
     assert row.mean("loss") == fmean(values)
     assert row.spread("loss") == stdev(values)
-    assert isnan(replace(row, trials=row.trials[:1]).spread("loss"))
+    assert isnan(replace(row, outcomes=row.outcomes[:1]).spread("loss"))
 
 
 def test_it_prints_as_a_table_with_the_original_on_top(comparison: pl.Comparison) -> None:
@@ -89,7 +89,7 @@ def test_the_figure_has_a_line_for_each_method_and_a_level_for_the_original(
     assert [trace.name for trace in drawn.data] == ["original", "thinet", "magnitude", "random"]
     assert drawn.data[3].line.dash == "dash"
     assert list(drawn.data[3].error_y.array) == list(info.lines[2].spreads)
-    one_seed = replace(comparison, trials=comparison.trials[::2])
+    one_seed = replace(comparison, outcomes=comparison.outcomes[::2])
     assert not methods(one_seed).data[1].error_y.visible
 
 
@@ -126,21 +126,21 @@ def test_a_method_that_cannot_has_a_note_and_the_others_go_on(
     found = pl.compare(trained, data, {"mine": Fussy(), "shy": shy}, 0.05, seeds=1)
     mine, short, random = found.rows
     assert mine.notes == ("mine failed: not my kind of network",)
-    assert not mine.trials[0].metrics
+    assert not mine.outcomes[0].metrics
     assert short.notes[0].startswith("shy ended at ")
-    assert short.trials[0].metrics
+    assert short.outcomes[0].metrics
     assert "[1] mine failed" in repr(found)
     assert "[2] shy ended" in repr(found)
     assert [line.name for line in methods_info(found).lines] == ["shy", "random"]
     assert random.notes or random.macs <= 0.05 * found.base.cost.macs
 
 
-def test_listeners_hear_of_progress_and_every_trial(trained: nn.Module, data: pl.Data) -> None:
+def test_listeners_hear_of_progress_and_every_outcome(trained: nn.Module, data: pl.Data) -> None:
     heard: list[Any] = []
     found = pl.compare(
         trained, data, [pl.Magnitude(norm=2)], 0.5, seeds=1, tune=2, listen=heard.append
     )
-    assert [item for item in heard if isinstance(item, Trial)] == list(found.trials)
+    assert [item for item in heard if isinstance(item, Outcome)] == list(found.outcomes)
     steps = [item for item in heard if isinstance(item, Progress) and item.total == 2]
     assert "magnitude(norm=2) to 50% of the MACs, seed 0" in [step.what for step in steps]
     assert "tuning" in [step.what for step in steps]

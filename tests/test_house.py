@@ -21,24 +21,28 @@ PACKAGE = ROOT / "prunelab"
 LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "sampler", "truth"},
-    {"ledger", "channels", "grouping", "surgery", "widening", "probe", "modes", "tracing"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
+    {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
+    | {"tracing"},
+    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
+    | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
-    | {"pricing", "allocate"}
-    | {"terminal", "comparison", "doctor", "verbs", "figures"},
+    | {"pricing", "allocate", "timing"}
+    | {"terminal", "comparison", "doctor", "verbs", "figures", "handin", "audit", "marking"},
     {"bench"},
     {"desk"},
+    {"foresight"},
     {"engine"},
-    {"session", "prune", "compare", "redesign", "export"},
-    {"notebook", "cli"},
+    {"session", "prune", "compare", "redesign", "export", "grading"},
+    {"notebook", "classroom"},
+    {"cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words", "comparison"}
+FIGURES = {"errors", "values", "ledger", "words", "trial", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
-LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
-    "comparison",
-    "figures",
-    "cli",
+LIGHT = {
+    *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),
+    *("fashion", "store", "terminal", "doctor", "figures", "named", "rubric", "marking"),
+    *("handin", "classroom", "cli"),
 }
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toys import Tiny
 
 import prunelab as pl
-from prunelab.comparison import Trial
+from prunelab.comparison import Outcome
 
 X = torch.zeros(1, 1, 12, 12)
 
@@ -50,7 +50,7 @@ def test_the_same_steps_stand_side_by_side(redesigned: pl.Redesign) -> None:
         "redesigned, fresh",
         "original, fresh",
     ]
-    assert all([trial.seed for trial in row.trials] == [7, 8] for row in rows)
+    assert all([outcome.seed for outcome in row.outcomes] == [7, 8] for row in rows)
     for row in rows[2:]:
         assert row.spread("loss") > 0
     text = repr(redesigned)
@@ -60,7 +60,7 @@ def test_the_same_steps_stand_side_by_side(redesigned: pl.Redesign) -> None:
 
 def test_the_first_seed_is_the_network_handed_over(redesigned: pl.Redesign, data: pl.Data) -> None:
     (tuned,) = [row for row in redesigned.comparison.rows if row.name == "redesigned, tuned"]
-    assert dict(tuned.trials[0].metrics) == redesigned.session.evaluate()
+    assert dict(tuned.outcomes[0].metrics) == redesigned.session.evaluate()
     kinds = [type(event).__name__ for event in redesigned.session.ledger]
     assert kinds[:2] == ["Began", "Tuned"]
     assert kinds[-1] == "Tuned"
@@ -94,7 +94,7 @@ def test_another_method_target_groups_and_loader_of_ones_own(
         "redesigned, tuned",
         "original, trained on",
     ]
-    assert [item for item in heard if isinstance(item, Trial)] == list(found.comparison.trials)
+    assert [item for item in heard if isinstance(item, Outcome)] == list(found.comparison.outcomes)
     assert (tmp_path / "run.prunelab").is_file()
 
 
