@@ -35,7 +35,7 @@ from prunelab.training import (
 from prunelab.trial import Answers, Trial, by_batch, by_image
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
-REPAIRS = ("lstsq", "rescale", "bn")
+REPAIRS = ("lstsq", "residual", "rescale", "bn")
 REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
@@ -255,9 +255,10 @@ class Bench:
         now, aim = traced(small, plan), traced(*target)
         before = traced(*source) if source else None
         how = (images, self.forward, REPAIR_IMAGES)
-        if kind == "lstsq":
-            together = before if before and not chained(before.graph, now.graph) else None
-            yield from repairing(now, aim, *how, together)
+        if kind in ("lstsq", "residual"):
+            sums = kind == "residual"  # what a shortcut lost shows once those before are repaired
+            alone = before is not None and not sums and not chained(before.graph, now.graph)
+            yield from repairing(now, aim, *how, before if alone else None, sums=sums)
         elif kind == "rescale":
             yield from rescaling(now, before or aim, aim, *how)
         yield from recalibrating(now, aim, *how)

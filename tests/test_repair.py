@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import prunelab as pl
 from prunelab import repair
 from prunelab.evidence.batch import finish, run_batch
+from prunelab.ledger import Repaired
 from prunelab.recalibration import Traced
 from prunelab.repair import repairing
 
@@ -182,3 +183,20 @@ def test_an_unpruned_shortcut_leaves_the_branch_its_own_output(blocks: nn.Module
     assert not torch.equal(plain.b2.weight, blocks.b2.weight[:, [0, 2, 3, 5]])
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(summed.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_a_session_repairs_towards_sums_when_asked(blocks: nn.Module) -> None:
+    data = pl.Data(train=images(), val=images(1))
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    errors = []
+    for kind in ("lstsq", "residual"):
+        session = pl.Session(blocks, data, pl.FirstK(), repair=kind, loss=loss)
+        session.propose()
+        session.adjust({"a1": [0, 1, 2, 3], "b1": [4, 5]})
+        session.approve()
+        assert [e.kind for e in session.ledger if isinstance(e, Repaired)] == [kind]
+        errors.append(error_of_sum(blocks, session.model, 1))
+    assert errors[1] < errors[0]
