@@ -68,12 +68,14 @@ def _composite(func: Any) -> bool:
 class Watch(TorchDispatchMode):
     """Runs operations unchanged and reports each layer call to `on_call`.
 
-    Works below autograd: what `on_call` computes is never recorded for a backward pass. Fused
-    attention, which hides the layers inside, is switched off meanwhile.
+    `calls` names the layers in the order of their calls. Works below autograd: what `on_call`
+    computes is never recorded for a backward pass. Fused attention, which hides the layers
+    inside, is switched off meanwhile.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[str] = []
         self.origins = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.origins[tensor] = Origin.of(name, tensor)
@@ -119,6 +121,7 @@ class Watch(TorchDispatchMode):
         call = self.read(func, args)
         if call is not None:
             self.on_call(call, out)
+            self.calls.append(call.name)
         else:
             self.on_operation(func, args, kwargs, out)
         return out

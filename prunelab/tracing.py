@@ -74,12 +74,10 @@ def trace(
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    train: Run | None = None
     with undisturbed(model):
-        mode = LabelMode(model, batch, inexact=inexact, deadline=deadline)
         model.eval()
         try:
-            run_on_labels(mode, model, run, OUTPUT)
+            mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
         except PruneLabError:
             raise
         except Exception as error:
@@ -89,11 +87,12 @@ def trace(
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
+        calls = tuple(mode.calls)
+        train: Run | None = None
         if train_inputs is not None or branches_on_its_mode(model) or _unused(model, mode):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
-            mode.counting = False
             try:
-                run_on_labels(mode, model, train, "it is an output of the network in training")
+                _follow_in_training(model, mode, train)
             except PruneLabError:
                 raise
             except Exception as error:
@@ -103,11 +102,48 @@ def trace(
                         f"{type(error).__name__}: {error}."
                     ) from error
                 train = None  # it cannot be trained on these inputs, cut or whole
-            model.eval()
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         graph = build_graph(model, mode.book.close(), shapes, itemsize)
         graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
-        return probed(model, graph, run, train, deadline)
+        return probed(model, graph, run, calls, train, deadline)
+
+
+def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> LabelMode:
+    """What running `model` on labels finds, without its numbers where they do not matter."""
+    mode = fresh()
+    mode.numbers = False
+    try:
+        run_on_labels(mode, _stand_in(model), run, OUTPUT)
+    except TraceError:
+        raise
+    except Exception:  # zeros may lead code astray: its real numbers decide
+        mode = fresh()
+        run_on_labels(mode, _stand_in(model), run, OUTPUT)
+    return mode
+
+
+def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
+    """Add to `mode` what running `model` in training mode finds, as `_followed`."""
+    mode.counting, mode.numbers, mode.careful = False, False, False
+    outputs = "it is an output of the network in training"
+    try:
+        run_on_labels(mode, _stand_in(model), train, outputs)
+        missed = _unused(model, mode)
+    except TraceError:
+        raise
+    except Exception:
+        missed = True
+    if missed:
+        mode.numbers = True
+        run_on_labels(mode, _stand_in(model), train, outputs)
+
+
+def _stand_in(model: nn.Module) -> nn.Module:
+    """A network of the same tensors as `model`, to be run in its place.
+
+    Code may keep what it computes in an attribute, and zeros are not to be kept.
+    """
+    return copy_with(model, {}, share=True)
 
 
 def _unused(model: nn.Module, mode: LabelMode) -> bool:

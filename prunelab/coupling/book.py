@@ -145,13 +145,17 @@ class Book:
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Couple `a` and `b` element by element; one that meets FROZEN is frozen."""
+        if a.shape == b.shape and torch.equal(a, b):
+            return
         a, b = torch.broadcast_tensors(a, b)
         different = a != b
         a, b = a[different], b[different]
         if not len(a):
             return
         low, high = torch.minimum(a, b), torch.maximum(a, b)
-        pairs = torch.unique(low * self.trace.count + high)
+        pairs = low * self.trace.count + high
+        if not bool((pairs[1:] > pairs[:-1]).all()):
+            pairs = torch.unique(pairs)
         low, high = pairs // self.trace.count, pairs % self.trace.count
         fixed = low == FROZEN
         self.freeze(high[fixed], f"it meets a tensor of fixed width at {why}")

@@ -40,6 +40,7 @@ from prunelab.coupling.operations import (
 )
 from prunelab.coupling.places import Places
 from prunelab.coupling.rearrange import REGIONS, rearrange
+from prunelab.coupling.sketch import LooksAtNumbers, looks, sketched
 from prunelab.coupling.views import Views, index_put
 from prunelab.errors import TraceError
 from prunelab.truth import is_bare_norm
@@ -51,22 +52,23 @@ class LabelMode(Watch):
     """Runs a network and fills a `Trace`. Use under `torch.no_grad()`.
 
     `batch` is how many inputs it takes at once; `counting` says whether calls and positions of
-    layers are counted; `used` names the parameters and buffers that took part. Past `deadline`
-    (of `time.monotonic`) it raises `TraceError`.
+    layers are counted; `used` names the parameters and buffers that took part. Without `numbers`
+    heavy operations give zeros, and where it is `careful`, code that looks at them ends with
+    `LooksAtNumbers`. Past `deadline` (of `time.monotonic`) it
+    raises `TraceError`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         batch: int,
-        *,
         inexact: bool = False,
         deadline: float | None = None,
     ) -> None:
         super().__init__(model)
-        self.places = Places(model)
+        self.places = Places()
         self.book = Book(self.places)
-        self.counting = True
+        self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
         self._batch = max(1, batch)
         self._inexact = inexact
@@ -80,7 +82,11 @@ class LabelMode(Watch):
             origin = self.origin(tensor)
             if origin is not None:
                 self.used.add(origin.name)
-        return super().run(func, args, kwargs)
+        if self.numbers:
+            return func(*args, **kwargs)
+        if self.careful and looks(func, args):
+            raise LooksAtNumbers
+        return sketched(func, args, kwargs)
 
     # ------------------------------------------------------------ layers
 
@@ -340,7 +346,7 @@ def run_on_labels(
         if is_bare_norm(module)
     ]
     try:
-        with torch.no_grad(), mode.places, mode:
+        with torch.no_grad(), mode.places.of(model), mode:
             out = run(model)
     finally:
         for hook in hooks:
