@@ -6,6 +6,8 @@ computed from parameters are seen all the same. May import coupling.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -76,6 +78,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[str] = []
+        self._aside = False
         self.origins = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.origins[tensor] = Origin.of(name, tensor)
@@ -88,6 +91,15 @@ class Watch(TorchDispatchMode):
     def __exit__(self, *given: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self._fused)
         super().__exit__(*given)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, operations are none of the network's: for what a hook computes."""
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """A layer was called and gave `out`."""
@@ -107,6 +119,8 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._aside:
+            return func(*args, **kwargs)
         if _composite(func):  # inference mode hands these over whole
             with self:
                 out = func.decompose(*args, **kwargs)

@@ -20,7 +20,7 @@ from prunelab.channels import ChannelGraph
 from prunelab.coupling.labels import LabelMode, run_on_labels
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.grouping import build_graph
-from prunelab.modes import branches_on_its_mode
+from prunelab.modes import branching, idle
 from prunelab.probe import probed
 from prunelab.surgery import copy_with
 
@@ -87,23 +87,26 @@ def trace(
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
-        calls = tuple(mode.calls)
+        calls, untrained = tuple(mode.calls), ""
         train: Run | None = None
-        if train_inputs is not None or branches_on_its_mode(model) or _unused(model, mode):
+        if train_inputs is not None or branching(model) or _unused(model, mode):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
+            again = _Again(mode, model, run)
             try:
                 _follow_in_training(model, mode, train)
-            except PruneLabError:
+            except TraceError:
                 raise
             except Exception as error:
+                untrained = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
                 if train_inputs is not None:
                     raise TraceError(
-                        "The network does not run in training mode on train_inputs: "
-                        f"{type(error).__name__}: {error}."
+                        f"The network does not run in training mode on train_inputs: {untrained}."
                     ) from error
+                again.guard()
                 train = None  # it cannot be trained on these inputs, cut or whole
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         graph = build_graph(model, mode.book.close(), shapes, itemsize)
+        graph = replace(graph, untrained=untrained)
         graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
         return probed(model, graph, run, calls, train, deadline)
 
@@ -136,6 +139,35 @@ def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
     if missed:
         mode.numbers = True
         run_on_labels(mode, _stand_in(model), train, outputs)
+
+
+class _Again:
+    """A run in evaluation mode that can be made again, to guard what only training reads."""
+
+    def __init__(self, mode: LabelMode, model: nn.Module, run: Run) -> None:
+        self.mode, self.model, self.run = mode, model, run
+        self.numbers, self.known = mode.numbers, set(mode.book.trace.layers)
+
+    def guard(self) -> None:
+        """Freeze what code that runs in training only may read, for it could not be run.
+
+        Such code is in a module that asks for its mode, or that has an idle part. It can lay hands
+        on what the module is given, computes, or gets from its parts, but not inside of these.
+        """
+        mode, book = self.mode, self.mode.book
+        for layer in book.trace.layers.values():
+            if layer.name not in self.known:
+                book.freeze(layer.out, "training mode, where alone it ran, did not run to its end")
+        for name in branching(self.model):
+            book.guarded[name] = f"code of {name or 'the network'} for training may read it"
+        for part in idle(self.model, mode.used):
+            above = part.rpartition(".")[0]
+            while above and above not in mode.places.been:
+                above = above.rpartition(".")[0]
+            book.guarded[above] = f"{part}, which did not run, may read it in training"
+        mode.numbers, mode.careful = self.numbers, True
+        self.model.eval()
+        run_on_labels(mode, _stand_in(self.model), self.run, OUTPUT)
 
 
 def _stand_in(model: nn.Module) -> nn.Module:

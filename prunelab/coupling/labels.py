@@ -67,6 +67,7 @@ class LabelMode(Watch):
     ) -> None:
         super().__init__(model)
         self.places = Places()
+        self.places.passing = self._pass
         self.book = Book(self.places)
         self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
@@ -94,6 +95,8 @@ class LabelMode(Watch):
         """A layer consumes its input's labels and issues its own."""
         book, name = self.book, layer_name(call.name)
         self._in_time(name)
+        if book.uniform(call.x):
+            book.settle(call.x)
         labels, rows = book.labels(call.x), False
         if call.conv is not None and any(axis > 1 for axis in varying(labels)):
             book.freeze(labels, f"{name} convolves over channels laid out over space")
@@ -188,7 +191,7 @@ class LabelMode(Watch):
             for made in tree_leaves(out):
                 self._views.note(made, func, args, kwargs)
         if packet in UNIFORM:
-            book.make_uniform(out)
+            book.make_uniform(out, next(iter(tensors), None))
         elif any(x in book for x in tensors):
             self._in_time(packet.__name__)
             written = func._schema.is_mutable and args and out is args[0]
@@ -293,10 +296,16 @@ class LabelMode(Watch):
 
     def on_bare_norm(self, name: str, x: Tensor) -> None:
         """A normalisation module without parameters, which knows its width, reads `x`."""
-        labels = self.book.column(x, 1, name)
-        if name in self.book.trace.bare:
-            self.book.unite(self.book.trace.bare[name], labels, f"the shared {name}")
-        self.book.trace.bare[name] = labels
+        with self.aside():
+            labels = self.book.column(x, 1, name)
+            if name in self.book.trace.bare:
+                self.book.unite(self.book.trace.bare[name], labels, f"the shared {name}")
+            self.book.trace.bare[name] = labels
+
+    def _pass(self, given: Any) -> None:
+        if self.book.guarded:
+            with self.aside():
+                self.book.guard(given)
 
     def _in_time(self, where: str) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,15 @@ class Places:
     """While a network runs inside `of`, `now` names the innermost module that is running.
 
     "" stands for the network's own `forward`. A module registered under two names goes by the
-    first. The hooks that find out are on the modules, so other threads are left alone, and are
-    gone afterwards.
+    first. `been` are those that ran so far; `passing` is called with what the module that is `now`
+    running was given, and with what each of its parts gives back. The hooks that find out are on
+    the modules, so other threads are left alone, and are gone afterwards.
     """
 
     def __init__(self) -> None:
         self._running: list[str] = []
+        self.been: set[str] = set()
+        self.passing: Callable[[Any], None] = lambda given: None
 
     @property
     def now(self) -> str:
@@ -36,7 +39,9 @@ class Places:
                 if isinstance(module, torch.jit.ScriptModule):
                     continue  # takes no hooks: what runs inside counts to the module around it
                 hooks += [
-                    module.register_forward_pre_hook(self._entering(name), prepend=True),
+                    module.register_forward_pre_hook(
+                        self._entering(name), prepend=True, with_kwargs=True
+                    ),
                     module.register_forward_hook(self._leaving, always_call=True),
                 ]
             yield
@@ -46,7 +51,13 @@ class Places:
             self._running.clear()
 
     def _entering(self, name: str) -> Any:
-        return lambda module, args: self._running.append(name)
+        def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._running.append(name)
+            self.been.add(name)
+            self.passing((args, kwargs))
+
+        return entering
 
     def _leaving(self, module: nn.Module, args: Any, out: Any) -> None:
         self._running.pop()
+        self.passing(out)
