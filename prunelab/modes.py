@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterator, Set
-from functools import lru_cache
 from types import CodeType
 
 from torch import nn
@@ -13,12 +12,13 @@ PASSED_ON = ("CALL", "LOAD", "KW_NAMES", "PRECALL", "PUSH_NULL")
 
 
 def branching(model: nn.Module) -> tuple[str, ...]:
-    """The modules whose code, outside of PyTorch's own layers, does more with `self.training`
-    than hand it on.
+    """The modules whose own code does more with `self.training` than hand it on.
 
-    Dropout and its like, to which it is handed on, couple channels in either mode alike.
+    PyTorch's own layers are left out. Dropout and its like, to which it is handed on, couple
+    channels in either mode alike.
     """
-    return tuple(name for name, module in model.named_modules() if _does(type(module)))
+    kinds = {kind: _does(kind) for kind in {type(module) for module in model.modules()}}
+    return tuple(name for name, module in model.named_modules() if kinds[type(module)])
 
 
 def idle(model: nn.Module, used: Set[str]) -> list[str]:
@@ -40,8 +40,7 @@ def idle(model: nn.Module, used: Set[str]) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=1024)
-def _does(kind: type) -> bool:
+def _does(kind: type[nn.Module]) -> bool:
     kinds = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
     functions = [getattr(f, "fget", f) for base in kinds for f in vars(base).values()]
     codes = [code for f in functions if (code := getattr(f, "__code__", None)) is not None]
