@@ -47,7 +47,7 @@ def test_requirements_bring_nothing_but_the_installer() -> None:
 
 
 def test_the_script_installs_imports_and_settles_jupyterlab(tmp_path: Path) -> None:
-    """In a new environment that sees this one's packages; uv takes notes and finds no CPU builds."""
+    """In a new environment that sees this one's packages; uv only takes notes."""
     place = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     (site,) = place.glob("lib/python*/site-packages")
