@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 from prunelab import data, zoo
 from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.compare import compare
+from prunelab.comparison import Comparison
 from prunelab.cost import Latency, cost, latency
 from prunelab.coupling.explain import Explanation
 from prunelab.data import Data
@@ -33,6 +35,7 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
+from prunelab.foresight import Foresight
 from prunelab.grading import Grade, grade
 from prunelab.handin import submit
 from prunelab.ledger import Ledger, State
@@ -49,17 +52,20 @@ from prunelab.methods import (
     OneShot,
     Oracle,
     Random,
+    Surgeon,
     Taylor,
     ThiNet,
     make_method,
 )
 from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
+from prunelab.redesign import Redesign, redesign
 from prunelab.rubric import Rubric
 from prunelab.session import Session
-from prunelab.surgery import cut, masked, rebuild
+from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
+from prunelab.trial import Trial
 from prunelab.values import (
     Cost,
     Ended,
@@ -70,6 +76,7 @@ from prunelab.values import (
     Rung,
     WidthPlan,
 )
+from prunelab.widening import widened
 
 if TYPE_CHECKING:
     from prunelab.notebook import Screen, show
@@ -85,6 +92,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "ChannelPruning",
+    "Comparison",
     "Cost",
     "Data",
     "Elimination",
@@ -93,6 +101,7 @@ __all__ = [
     "Explanation",
     "Fidelity",
     "FirstK",
+    "Foresight",
     "Grade",
     "GroupFisher",
     "HandInError",
@@ -116,6 +125,7 @@ __all__ = [
     "PruneLabError",
     "Pruned",
     "Random",
+    "Redesign",
     "Rubric",
     "Rung",
     "Screen",
@@ -125,15 +135,18 @@ __all__ = [
     "StaleEvidence",
     "State",
     "Stopped",
+    "Surgeon",
     "Taylor",
     "ThiNet",
     "TraceError",
     "Training",
+    "Trial",
     "UnknownName",
     "WidthPlan",
     "WrongState",
     "ablate",
     "allocate",
+    "compare",
     "cost",
     "cut",
     "data",
@@ -146,9 +159,12 @@ __all__ = [
     "measure",
     "prune",
     "rebuild",
+    "redesign",
+    "sampled",
     "show",
     "submit",
     "trace",
+    "widened",
     "zoo",
 ]
 

@@ -18,7 +18,6 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.cost import cost, latency
 from prunelab.errors import (
     BadModel,
     InvalidValue,
@@ -160,7 +159,7 @@ def _same_outputs(session: Session, again: nn.Module) -> None:
 
 def _card(session: Session, data: bytes) -> dict[str, Any]:
     state = session.state
-    inputs, original = session.example, session.original()
+    original = session.original()
     return {
         "prunelab": FORMAT,
         "network": state.began.network,
@@ -178,11 +177,11 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
         },
         "cost": {
             "before": thaw(state.base.cost),
-            "after": thaw(cost(session.model, inputs)),
+            "after": thaw(state.now.cost),
         },
         "latency_seconds": {
-            "before": latency(original, inputs).median,
-            "after": latency(session.model, inputs).median,
+            "before": session.latency(original).median,
+            "after": session.latency(session.model).median,
             "batch": 1,
         },
         "versions": {

@@ -187,7 +187,11 @@ class State:
     @property
     def path(self) -> tuple[Point, ...]:
         """The points from the base to now, in order; every other point lies on a branch."""
-        line = [self.now]
+        return self.path_to(self.head)
+
+    def path_to(self, seq: int) -> tuple[Point, ...]:
+        """The points from the base to the one made by event `seq`."""
+        line = [self.point(seq)]
         while line[-1].parent is not None:
             line.append(self.point(line[-1].parent))
         return tuple(reversed(line))
@@ -200,7 +204,11 @@ class State:
     @property
     def moves(self) -> int:
         """Approved moves in effect."""
-        return sum(isinstance(point.event, Approved) for point in self.path)
+        return self.moves_at(self.head)
+
+    def moves_at(self, seq: int) -> int:
+        """Approved moves in effect at the point made by event `seq`."""
+        return sum(isinstance(point.event, Approved) for point in self.path_to(seq))
 
     @property
     def undoable(self) -> bool:

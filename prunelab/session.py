@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from prunelab import notes
 from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
+from prunelab.cost import Latency, latency
 from prunelab.engine import Engine
 from prunelab.errors import (
     BadModel,
@@ -25,6 +27,7 @@ from prunelab.errors import (
     SessionFileError,
 )
 from prunelab.evidence.batch import finish
+from prunelab.foresight import AtHand, Foresight
 from prunelab.ledger import (
     Ledger,
     MemoryStore,
@@ -36,6 +39,7 @@ from prunelab.methods import Method, make_method
 from prunelab.store import FileStore
 from prunelab.tracing import copy_of, undisturbed
 from prunelab.training import STEPS, Metric
+from prunelab.trial import Trial
 from prunelab.values import Move, WidthPlan
 from prunelab.verbs import Verbs
 
@@ -176,6 +180,14 @@ class Session(Verbs):
         return self._bench.inputs_of(self._bench.sample())
 
     @property
+    def evidence(self) -> AtHand | None:
+        """The evidence that `foresee` answers from: when it was measured, and whether it is stale.
+
+        None before anything was measured.
+        """
+        return self._engine.at_hand()
+
+    @property
     def method(self) -> Method:
         """The method that proposes; set it to an object or a name to change it."""
         return self._engine.method
@@ -198,6 +210,10 @@ class Session(Verbs):
         with undisturbed(network), torch.no_grad():
             network.eval()
             return self._bench.forward(network, self._bench.sample())
+
+    def latency(self, network: nn.Module) -> Latency:
+        """Measured seconds of `network` on one training input, run as the session runs it."""
+        return latency(network, self._bench.sample(), forward=self._bench.forward)
 
     # ------------------------------------------------------------ verbs
 
@@ -345,11 +361,66 @@ class Session(Verbs):
             self._engine.note(notes.answer(exercise, value))
         return self.state
 
-    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        """The move that would drop these units, with its predicted damage and costs; no event.
+    def measure(self) -> AtHand:
+        """Measure what `foresee` answers from, unless it is at hand; changes nothing.
 
-        Answers from the evidence at hand; measures only when there is none of this network.
+        Contributions, on as many training images as the method takes, and the time of every layer.
         """
+        self._drive("measure", self._engine.measure())
+        measured = self.evidence
+        assert measured is not None
+        return measured
+
+    def foresee(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        *,
+        theta: float | None = None,
+        method: Any = None,
+        target_macs: float | None = None,
+    ) -> Foresight:
+        """What would happen, from the evidence at hand: no run of the network, no event, no lock.
+
+        With `drop` what dropping these units does; with `theta` or `method` what the session's
+        method with this theta, or that method, would propose now; with `target_macs` (as in `run`)
+        the widths that spread such a budget over the layers, a sketch of what `allocate` finds;
+        with nothing what the session's method would propose. Answers while a verb is at work.
+
+        Raises `WrongState` where there is no evidence of the network as it is now (see `measure`)
+        or where the method has to run the network, `InvalidValue` for more than one question,
+        `BudgetUnreachable`, and what `adjust` raises for a `drop`.
+        """
+        asked = {"drop": drop, "theta": theta, "method": method, "target_macs": target_macs}
+        given = [name for name, value in asked.items() if value is not None]
+        if len(given) > 1:
+            raise InvalidValue(
+                f"foresee answers one question at a time, not {' and '.join(given)}."
+            )
+        made = None if method is None else make_method(method)
+        if theta is not None:
+            if not hasattr(self.method, "theta"):
+                raise InvalidValue(f"{self.method.name} has no theta; give method=, or drop=.")
+            made = replace(self.method, theta=theta)  # type: ignore[type-var]
+        return self._engine.foresee(drop, made, target_macs)
+
+    def trial(self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000) -> Trial:
+        """How the network without these units does on the first `images` validation images.
+
+        Against the network now, image by image; `drop` defaults to the pending move's. Before any
+        repair, and nothing is changed. Raises `WrongState` or `StaleEvidence` where nothing is
+        pending, what `adjust` raises for a `drop`, `Stopped`.
+        """
+        return self._drive("trial", self._engine.trying(drop, images))
+
+    def trying(
+        self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000
+    ) -> Generator[Any, None, Trial]:
+        """`trial` as a generator that yields Progress after every batch."""
+        with self._verb("trial"):
+            return (yield from self._telling(self._engine.trying(drop, images)))
+
+    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
+        """The move that would drop these units: `foresee(drop).move`, measured first if need be."""
         return self._drive("what_if", self._engine.imagined(drop))
 
     def export(self, path: str | Path) -> Path:

@@ -238,7 +238,7 @@ def test_a_trainer_of_ones_own(session: pl.Session) -> None:
     assert_unchanged(session, before)
 
 
-def test_metrics_and_losses_of_ones_own(trained: nn.Module) -> None:
+def test_metrics_losses_and_batches_of_ones_own(trained: nn.Module, tmp_path: Path) -> None:
     train = [{"x": x, "y": y} for x, y in batches(96, 1)]
 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -266,6 +266,7 @@ def test_metrics_and_losses_of_ones_own(trained: nn.Module) -> None:
     floor = own.state.now.metrics["error"] + 1e-3
     own.run(target_macs=0.2, min_accuracy=floor)
     assert own.state.now.metrics["error"] <= floor
+    assert own.export(tmp_path / "own.safetensors").is_file()
 
 
 def test_verbs_are_refused_while_one_is_at_work_and_stop_passes(session: pl.Session) -> None:

@@ -39,7 +39,7 @@ class Magnitude(OneShot):
         return f"L{self.norm} norm of a channel's own weights"
 
     def scores(self, context: Context, evidence: Any) -> Scores:
-        """Norms of filters, the mean over the producers."""
+        """Norms of filters, the mean over the producers; groups that no weights make stay whole."""
         return _by_producers(context, self.norm)
 
 
@@ -183,11 +183,15 @@ def _by_producers(context: Context, norm: int) -> Scores:
     parameters = dict(context.model.named_parameters())
     sums, counts = np.zeros(context.graph.units), np.zeros(context.graph.units)
     for layer in context.graph.layers:
+        if layer.weight not in parameters:
+            continue  # a sampler makes channels without weights
         powers = _filters(parameters[layer.weight].detach(), layer).abs().pow(norm).sum(1)
         of_units = _onto(context.graph, layer.out_units, powers)  # of all channels of a unit
         sums += of_units ** (1 / norm)
         counts += np.bincount(layer.out_units[layer.out_units != FIXED], minlength=len(sums)) > 0
-    return _by_group(context, sums / np.maximum(counts, 1))
+    scores = _by_group(context, sums / np.maximum(counts, 1))
+    made = _by_group(context, counts)
+    return {name: values for name, values in scores.items() if made[name].any()}
 
 
 def _filters(weight: Tensor, layer: Layer) -> Tensor:
