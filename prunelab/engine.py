@@ -16,7 +16,13 @@ import torch
 from torch import nn
 
 from prunelab.cost import cost
-from prunelab.errors import BudgetUnreachable, InvalidValue, StaleEvidence, WrongState
+from prunelab.errors import (
+    BudgetUnreachable,
+    InvalidValue,
+    StaleEvidence,
+    UnknownName,
+    WrongState,
+)
 from prunelab.evidence.batch import finish
 from prunelab.fingerprint import fingerprint
 from prunelab.foresight import Foresees
@@ -124,6 +130,27 @@ class Engine(Foresees):
             yield from self._mended(small, plan, self.bench.repair)
         mark = self.state.now.event.fingerprint
         return (yield from self.bench.tried(small, self.network, mark, self.answers, images))
+
+    def comparing(
+        self, a: int | WidthPlan, b: int | WidthPlan, images: int, repair: bool
+    ) -> Generator[Progress, None, Trial]:
+        """The network at `b` against that at `a`, each a point or a plan."""
+        first = yield from self._network_of(a, repair)
+        second = yield from self._network_of(b, repair)
+        return (yield from self.bench.tried(second, first, fingerprint(first), None, images))
+
+    def _network_of(self, which: int | WidthPlan, repair: bool) -> Generator[Any, None, nn.Module]:
+        bench = self.bench
+        if not isinstance(which, WidthPlan):
+            points = {point.seq: point for point in self.state.points}
+            if which not in points:
+                raise UnknownName("point of the trajectory", which, map(str, points))
+            return self.network_at(points[which])
+        network = cut(bench.base, bench.graph, which)
+        if repair and bench.repair is not None:
+            full = WidthPlan.full(bench.graph)
+            yield from bench.mended(network, which, bench.repair, (bench.base, full))
+        return network
 
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
         """Make the pending move drop exactly these units."""

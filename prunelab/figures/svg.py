@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from prunelab.figures.style import COUPLED, DROP, GRID, INVISIBLE, TEXT_PX, TITLE_PX, Panel
@@ -135,8 +136,7 @@ def _grid(box: _Box, across: _Axis, up: _Axis, x: Scale, y: Scale) -> Iterator[s
     yield f'<path d="{"".join(lines)}" stroke="{GRID}" fill="none"/>'
     yield f'<path d="M{box.x:.1f} {box.y}V{bottom:.1f}h{box.w:.1f}" stroke="{GRID}" fill="none"/>'
     for line, words in enumerate(across.title):
-        at = bottom + 32 + line * LINE_PX
-        yield _text(box.x + box.w / 2, at, words, anchor="middle")
+        yield _text(box.x + box.w / 2, bottom + 32 + line * LINE_PX, words, anchor="middle")
     for line, words in enumerate(up.title):
         at = f"rotate(-90) translate({-(box.y + box.h / 2):.1f} {12 + line * LINE_PX})"
         yield f'<text text-anchor="middle" transform="{at}">{escape(_plain(words))}</text>'
@@ -187,14 +187,14 @@ def _scatter(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:
     mode, marker = given["mode"], given.get("marker", {})
     xs, ys = list(given["x"]), list(given["y"])
     count = len(xs)
-    whole = [a is not None and b is not None for a, b in zip(xs, ys, strict=True)]
+    whole = [_real(a) and _real(b) for a, b in zip(xs, ys, strict=True)]
     if "lines" in mode:
         line = given.get("line", {})
         dash = {"dash": "6 4", "dot": "2 3"}.get(line.get("dash", ""), "none")
         for run in _runs(whole):
             points = [(x(xs[i]), y(ys[i])) for i in run]
             if line.get("shape") == "hv":
-                turns = zip(points, points[1:], strict=False)
+                turns = pairwise(points)
                 points = [points[0], *(p for a, b in turns for p in ((b[0], a[1]), b))]
             path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
             yield (
@@ -219,6 +219,11 @@ def _scatter(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:
             yield _label(texts[i], px, py, places[i], sizes[i] / 2, font.get("size"), ink)
 
 
+def _real(value: float | None) -> bool:
+    """Whether a value can be drawn; a gap in a line, or a metric that is no number, cannot."""
+    return value is not None and math.isfinite(value)
+
+
 def _runs(whole: Sequence[bool]) -> Iterator[list[int]]:
     """The stretches of a line that nothing interrupts."""
     run: list[int] = []
@@ -234,7 +239,7 @@ def _runs(whole: Sequence[bool]) -> Iterator[list[int]]:
 
 def _symbol(name: str, x: float, y: float, r: float) -> str:
     """A marker's outline."""
-    corners = {
+    shapes: dict[str, list[tuple[float, float]]] = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
         "triangle-up": [(0, -1.2), (1.1, 0.8), (-1.1, 0.8)],
@@ -246,7 +251,8 @@ def _symbol(name: str, x: float, y: float, r: float) -> str:
             *((-1, -0.4), (-0.4, -1), (0, -0.6), (0.4, -1), (1, -0.4), (0.6, 0)),
             *((1, 0.4), (0.4, 1), (0, 0.6), (-0.4, 1), (-1, 0.4), (-0.6, 0)),
         ],
-    }.get(name)
+    }
+    corners = shapes.get(name)
     if corners is None:
         return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
     return "M" + "L".join(f"{x + r * a:.1f} {y + r * b:.1f}" for a, b in corners) + "z"
