@@ -72,7 +72,6 @@ function render({ model, el }) {
   };
   const heard = () => {
     if (!flying || model.get("heard") !== flying.n) return;
-    if (flying.element) flying.element.editing = false;
     flying = null;
     clearTimeout(silence);
     root?.classList.remove("pl-silent");
@@ -114,10 +113,11 @@ function render({ model, el }) {
   };
   const changed = (event) => {
     const node = event.target;
-    if (!node.dataset.do) return;
+    if (!node.dataset?.do || !node.editing) return;
     node.editing = false;
     tell(told(node, false));
   };
+  const entered = (event) => { if (event.key === "Enter") changed(event); };
   const unfolded = (event) => {
     const node = event.target;
     if (node.dataset?.fold)
@@ -125,7 +125,8 @@ function render({ model, el }) {
   };
   sheet.addEventListener("click", clicked);
   sheet.addEventListener("input", typed);
-  sheet.addEventListener("change", changed);
+  for (const end of ["change", "focusout"]) sheet.addEventListener(end, changed);
+  sheet.addEventListener("keydown", entered);
   sheet.addEventListener("toggle", unfolded, true);
 
   for (const name of names) { show(name); model.on(`change:${name}`, () => show(name)); }

@@ -46,7 +46,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         folder / "poor.ipynb",
         (
             BEGIN + "session = pl.Session(model, data)",
-            "from IPython.display import Javascript\nJavascript('delete window.DecompressionStream')",
+            "from IPython.display import Javascript\n"
+            "Javascript('delete window.DecompressionStream')",
             SHOW,
         ),
     )
