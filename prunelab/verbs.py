@@ -24,7 +24,7 @@ class Verbs:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._gate = threading.Condition()  # held only to look and to change who is at work
         self._stop = threading.Event()
         self._enough = threading.Event()
         self._busy: str | None = None
@@ -69,19 +69,21 @@ class Verbs:
     @contextmanager
     def _verb(self, name: str, aside: bool = False) -> Iterator[None]:
         """Hold the session for the verb `name`; done `aside`, it stops where another verb comes."""
-        while not self._lock.acquire(timeout=0.02 if self._aside and not aside else 0):
-            if aside or not self._aside:
-                raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
-            self.make_way()
-        self._busy, self._aside = name, aside
-        self._wanted.clear()
-        self._stop.clear()
-        self._enough.clear()
+        with self._gate:
+            while self._busy is not None:
+                if aside or not self._aside:
+                    raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
+                self._wanted.set()
+                self._gate.wait()
+            self._busy, self._aside = name, aside
+            for flag in (self._wanted, self._stop, self._enough):
+                flag.clear()
         try:
             yield
         finally:
-            self._busy, self._aside = None, False
-            self._lock.release()
+            with self._gate:
+                self._busy, self._aside = None, False
+                self._gate.notify_all()
             self._tell(Ended(name))
 
     def _drive(self, name: str, work: Work, aside: bool = False) -> Any:

@@ -66,9 +66,9 @@ function render({ model, el }) {
     flying = queue.shift();
     flying.n = `${Date.now()}.${++count}`;
     sheet.classList.add("pl-waits");
-    model.send(flying);
     clearTimeout(silence);
     silence = setTimeout(() => root?.classList.add("pl-silent"), PATIENCE);
+    try { model.send(flying); } catch { /* a kernel that is gone: silence will tell */ }
   };
   const heard = () => {
     if (!flying || model.get("heard") !== flying.n) return;
@@ -90,6 +90,11 @@ function render({ model, el }) {
     const wanted = box.value.trim().toLowerCase();
     for (const row of regions[box.dataset.filter].querySelectorAll("[data-row]"))
       row.hidden = wanted !== "" && !row.dataset.row.toLowerCase().includes(wanted);
+    for (const module of regions[box.dataset.filter].querySelectorAll(".pl-module")) {
+      const some = module.querySelector("[data-row]:not([hidden])") !== null;
+      module.hidden = !some;
+      if (wanted && some) module.open = true;
+    }
   };
 
   // ---------------------------------------------------------------- what the person does

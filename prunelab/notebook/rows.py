@@ -7,12 +7,14 @@ from html import escape
 from itertools import groupby
 
 from prunelab import words
+from prunelab.figures.modules import modules
 from prunelab.figures.widths import DIAMOND, Row
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, number, say, tag
 from prunelab.notebook.view import View
 
-MANY = 30  # rows; above it they are gathered by module
+MANY = 30  # rows; above it they are gathered
+MODULES = 16  # into at most as many modules
 
 
 def layers(view: View) -> str:
@@ -27,9 +29,10 @@ def layers(view: View) -> str:
     if len(rows) <= MANY:
         body = "".join(_row(view, row, widest) for row in rows)
     else:
+        part = modules([row.name for row in rows], MODULES)
         body = "".join(
             _module(view, name, list(inside), widest)
-            for name, inside in groupby(rows, key=lambda row: module_of(row.name))
+            for name, inside in groupby(rows, key=lambda row: part[row.name])
         )
     chosen = ", ".join(map(str, view.drop.get(view.group.name, ())))
     typed = box("units", text.UNITS, text.UNITS_TIP, f"({view.group.name})", type="text",
@@ -37,18 +40,13 @@ def layers(view: View) -> str:
     return search + tag("div", head + body, kind="pl-rows", role="list") + typed
 
 
-def module_of(name: str) -> str:
-    """The part of the network that a layer is in: the first one or two words of its name."""
-    parts = name.split(".")
-    return ".".join(parts[: 2 if len(parts) > 2 and not parts[1].isdigit() else 1])
-
-
 def _module(view: View, name: str, rows: Sequence[Row], widest: int) -> str:
     now, proposed = sum(row.now for row in rows), sum(row.proposed for row in rows)
     label = f"{name}: {words.plural(len(rows), 'layer')}, {text.change(now, proposed)} channels"
     body = "".join(_row(view, row, widest) for row in rows)
+    opened = any(row.name == view.group.name for row in rows)
     return tag(
-        "details", tag("summary", escape(label)), body, kind="pl-module", data_key=name, open=True
+        "details", tag("summary", escape(label)), body, kind="pl-module", data_key=name, open=opened
     )
 
 

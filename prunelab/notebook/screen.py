@@ -284,6 +284,8 @@ class Screen(ipw.VBox):
         self._endings.clear()
         if self in _open:
             _open.remove(self)
+        for part in (self.head, self.below, self):
+            part.layout.close()
         super().close()
 
     def __repr__(self) -> str:
