@@ -578,7 +578,7 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     session.run(target_macs=0.3, moves=1, repair=False)
     assert [type(event).__name__ for event in session.ledger] == ["Began", "Proposed", "Approved"]
     assert "session.approve(repair=False)" in session.export(tmp_path / "run.py").read_text()
-    with pytest.raises(InvalidValue, match="moves is a whole number"):
+    with pytest.raises(pl.InvalidValue, match="moves is a whole number"):
         session.run(moves=1.5)
 
 
@@ -600,5 +600,5 @@ def test_go_takes_up_any_point_on_any_branch(
     assert f"session.go({far})" in session.export(tmp_path / "run.py").read_text()
     opened = pl.Session.open(tmp_path / "s", model=trained, data=data)
     assert opened.state == session.state
-    with pytest.raises(InvalidValue, match="no other network at event"):
+    with pytest.raises(pl.InvalidValue, match="no other network at event"):
         session.go(far)
