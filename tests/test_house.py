@@ -21,7 +21,7 @@ PACKAGE = ROOT / "prunelab"
 LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "truth"},
-    {"ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
+    {"ledger", "channels", "grouping", "surgery", "probe", "beside", "modes", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate"}
