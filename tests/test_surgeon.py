@@ -126,8 +126,8 @@ def test_a_run_meets_its_target_step_by_step(trained: nn.Module, data: pl.Data) 
     whole = session.state.base.cost.macs
     costs = [whole, *(e.cost.macs for e in session.ledger if isinstance(e, Approved))]
     assert len(costs) == 4
-    for cost, goal in zip(costs[1:], (0.8, 0.6, 0.5), strict=True):
-        assert 0.9 * goal * whole < cost <= goal * whole
+    for before, cost, goal in zip(costs, costs[1:], (0.8, 0.6, 0.5), strict=False):
+        assert cost <= goal * whole < before  # no step is left out, none is taken twice
 
 
 def test_widths_are_legal_and_residual_streams_may_be_left_alone(

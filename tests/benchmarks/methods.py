@@ -73,6 +73,7 @@ class Bench:
     official: bool
     keep: Path | None
     known: dict[str, Any] = field(default_factory=dict)
+    taken: dict[int, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = pl.zoo.load(self.network)
@@ -97,6 +98,15 @@ class Bench:
 
     def session(self, method: Any, seed: int, repair: str | None) -> pl.Session:
         return pl.Session(self.model, self.data, method, seed=seed, repair=repair, graph=self.graph)
+
+    def gradients(self, seed: int) -> list[torch.Tensor]:
+        """The gradients of the loss on 512 training images, for criteria that want them."""
+        if seed not in self.taken:
+            model = pl.zoo.load(self.network)
+            for x, y in pl.data.take(self.data.shuffled(seed), 512):
+                F.cross_entropy(model(x), y).backward()
+            self.taken[seed] = [parameter.grad for parameter in model.parameters()]
+        return self.taken[seed]
 
     def tested(self, model: nn.Module) -> dict[str, float]:
         """Accuracy on the images that are reported."""
@@ -174,8 +184,8 @@ def rival(bench: Bench, importance: Any, options: Any, ratio: float, seed: int) 
         model, inputs, importance, pruning_ratio=ratio, ignored_layers=[model.fc], **options
     )
     if isinstance(importance, tp.importance.GroupTaylorImportance):
-        for x, y in pl.data.take(bench.data.shuffled(seed), 512):
-            F.cross_entropy(model(x), y).backward()
+        for parameter, gradient in zip(model.parameters(), bench.gradients(seed), strict=True):
+            parameter.grad = gradient.clone()
     pruner.step()
     drop: dict[str, set[int]] = {}
     for layer, outputs, units in pruner.pruning_history():
@@ -199,7 +209,7 @@ def best_rival(bench: Bench, seed: int, share: float, treatment: str) -> dict[st
         plan = pl.WidthPlan.full(bench.graph).drop(drop)
         small = pl.cut(bench.model, bench.graph, plan)
         now, whole = Traced(small, bench.graph.after(plan)), Traced(bench.model, bench.graph)
-        images = list(pl.data.take(bench.data.train, 512))
+        images = list(pl.data.take(bench.data.train, 256))
         if treatment == "bn":
             finish(recalibrating(now, whole, lambda: images, run_batch))
         return accuracy(small, bench.data.val)
