@@ -39,6 +39,10 @@ def allocate(
 ) -> WidthPlan:
     """The plan that meets `budget` with the smallest sum of damages that was found.
 
+    The sum of damages compares plans of one network; it is no accuracy. Raises
+    `BudgetUnreachable`, with the narrowest plan, where even that costs more; `InvalidValue` for
+    a budget or a way that makes no sense.
+
     Parameters
     ----------
     graph
@@ -63,10 +67,6 @@ def allocate(
         The groups that may shrink (None: all that were measured).
     min_width, round_to
         Every group that shrinks keeps at least so many units, and a multiple of `round_to`.
-
-    The sum of damages compares plans of one network; it is no accuracy. Raises
-    `BudgetUnreachable`, with the narrowest plan, where even that costs more; `InvalidValue` for
-    a budget or a way that makes no sense.
     """
     _check(budget, of, by, min_width, round_to)
     start = WidthPlan.full(graph) if plan is None else plan

@@ -45,7 +45,7 @@ class Magnitude(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class BatchNormScale(OneShot):
-    """|gamma| of the BatchNorms that act on a unit (Liu et al., Network Slimming, ICCV 2017).
+    """`|gamma|` of the BatchNorms that act on a unit (Liu et al., Network Slimming, ICCV 2017).
 
     One ranking over the network, as published; it means most after training with an L1 penalty
     on gamma. Groups without BatchNorm stay whole.
@@ -61,7 +61,7 @@ class BatchNormScale(OneShot):
         return "absolute BatchNorm scale, |gamma|"
 
     def scores(self, context: Context, evidence: Any) -> Scores:
-        """|gamma|, the mean over the BatchNorms of a group."""
+        """`|gamma|`, the mean over the BatchNorms of a group."""
         sums, counts = np.zeros(context.graph.units), np.zeros(context.graph.units)
         for name, module in context.model.named_modules():
             units = context.graph.slots.get((f"{name}.weight", 0))
@@ -81,7 +81,7 @@ class BatchNormScale(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class Taylor(OneShot):
-    """The mean of |dL/dm| over images, m a mask on the unit: how steeply the loss answers.
+    """The mean of `|dL/dm|` over images, m a mask on the unit: how steeply the loss answers.
 
     First-order Taylor expansion (Molchanov et al., ICLR 2017), one ranking over the
     network; `normalise` divides by the L2 norm over the group, as there. `images` training images
