@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prunelab.channels import FIXED, ChannelGraph
+from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
 from prunelab.errors import StaleEvidence, UnknownName
 from prunelab.evidence.ablation import Ablation
 from prunelab.evidence.contribution import ConsumerGram, ContributionGram
@@ -42,25 +42,37 @@ class Evidence:
     ablated: np.ndarray | None = None
     masks: Masks = "readers"
     bn: BatchNorm = "running"
+    _asked: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
+    _totals: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, name: str) -> ContributionGram:
         group = self.graph[name]
+        if group.name not in self._asked:
+            self._asked[group.name] = self._contributions(group)
+        return self._asked[group.name]
+
+    def _contributions(self, group: ChannelGroup) -> ContributionGram:
+        """What a group contributes; the arrays are parts of the evidence, not copies."""
         wanted = group.first + np.asarray(group.units, dtype=np.int64)
         consumers = {}
         for layer in self.graph.consumers(group):
             if layer.name not in self.grams:
                 continue
             gram = self.grams[layer.name]
-            rows = np.searchsorted(distinct_units(layer), wanted)
+            if layer.name not in self._totals:
+                self._totals[layer.name] = gram.sum(1)  # <z_i, y>
+            total = self._totals[layer.name]
+            first = int(np.searchsorted(distinct_units(layer), wanted[0]))
+            rows = slice(first, first + len(wanted))  # units are numbered group by group
             consumers[layer.name] = ConsumerGram(
                 name=layer.name,
                 units=group.units,
-                gram=gram[np.ix_(rows, rows)],
-                cross=gram[rows].sum(1),
-                energy=float(gram.sum()),
+                gram=gram[rows, rows],
+                cross=total[rows],
+                energy=float(total.sum()),
             )
         if not consumers and group.consumers:
-            raise UnknownName("measured group", name, self.groups)
+            raise UnknownName("measured group", group.name, self.groups)
         return ContributionGram(group.name, group.units, consumers)
 
     def gradient(self, name: str) -> MaskGradients:

@@ -20,18 +20,19 @@ def ladder(gram: ContributionGram, theta: float) -> Iterator[Rung]:
 
     Any theta is answered from the same measurement: it decides where to stop, nothing else.
     """
-    shares = gram.gram / gram.energy if gram.energy > 0 else np.zeros_like(gram.gram)
-    place = {unit: index for index, unit in enumerate(gram.units)}
-    search = gram.units
+    energy = gram.energy
+    search, part = gram.units, gram.gram
     halving = 0
     while len(search) > 1:
-        rows = [place[unit] for unit in search]
-        damages = expected_damages(shares[np.ix_(rows, rows)])
+        damages = expected_damages(part)
+        damages = damages / energy if energy > 0 else np.zeros_like(damages)
         rung = judge(gram.group, halving, search, damages, theta)
         yield rung
         if rung.verdict != "halve":
             return
-        search, halving = rung.candidates, halving + 1
+        rows = np.searchsorted(search, rung.candidates)
+        search, part = rung.candidates, part[np.ix_(rows, rows)]
+        halving += 1
 
 
 def expected_damages(gram: Array) -> Array:
