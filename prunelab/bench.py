@@ -255,12 +255,15 @@ class Bench:
         now, aim = traced(small, plan), traced(*target)
         before = traced(*source) if source else None
         how = (images, self.forward, REPAIR_IMAGES)
+        settled: set[str] = set()
         if kind == "lstsq":
             together = before if before and not chained(before.graph, now.graph) else None
-            yield from repairing(now, aim, *how, together)
+            solved = yield from repairing(now, aim, *how, together)
+            if together is None:  # each layer saw what it now reads
+                settled = {norm for name in solved if (norm := now.graph.layer(name).norm)}
         elif kind == "rescale":
             yield from rescaling(now, before or aim, aim, *how)
-        yield from recalibrating(now, aim, *how)
+        yield from recalibrating(now, aim, *how, settled)
         check_finite(small, "the repair")
 
     def tuned(

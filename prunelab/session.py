@@ -53,7 +53,7 @@ class Session(Verbs):
     `loss(model, batch)` gives a scalar, `metrics` maps names to functions (model, loader) ->
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
-    "lstsq", "rescale" (ThiNet's refit), "bn" or None. `path` keeps the session in a file that
+    "lstsq", "rescale", "bn" or None (see `repair`). `path` keeps the session in a file that
     `Session.open` resumes.
     """
 
@@ -268,6 +268,7 @@ class Session(Verbs):
         """Repair without training, front to back.
 
         "lstsq" solves every layer that has lost inputs since the original, or the latest tune;
+        the last one of a residual branch makes good what its shortcut lost too (Channel Pruning);
         "rescale" gives each of their inputs one factor (ThiNet's refit), "bn" measures BatchNorm
         statistics anew.
         """

@@ -81,6 +81,8 @@ class Outputs(Watch):
                 ours.shortcut = b.clone()
             if theirs is not None:
                 theirs.shortcut = a - b if in_place else a.clone()
+        elif isinstance(out, Tensor) and out is args[0]:
+            self._followed.pop(out, None)  # written over: it enters no sum as it was
 
 
 def batch_norm_scale(args: tuple[Any, ...], out: Any) -> Tensor:

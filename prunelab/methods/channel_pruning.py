@@ -77,7 +77,7 @@ class ChannelPruning:
         path = bisect(gram, cross, keep, context.seed) if bisected else lars(gram, cross)
         for solution in path:
             yield _point(group.name, solution, gram, cross, energy, keep)
-        yield _importance(group, path)
+        yield _importance(group, path, bisected)
         order = [group.units[index] for index in ranked(gram, path, keep)]
         drop = {group.name: units_of(order[: len(order) - keep])}
         drop = context.trimmed(drop, {(group.name, unit): i for i, unit in enumerate(order)})
@@ -109,9 +109,11 @@ def _point(
     )
 
 
-def _importance(group: ChannelGroup, path: list[Solution]) -> Importance:
+def _importance(group: ChannelGroup, path: list[Solution], bisected: bool) -> Importance:
+    """The penalty below which each channel is kept; of a bisection, the largest tried that did."""
     largest = np.zeros(len(group.units))
-    for solution in path:
-        largest = np.maximum(largest, solution.penalty * (solution.coefficients != 0))
+    for before, solution in zip(path if bisected else [*path[:1], *path], path, strict=False):
+        # A channel comes in at a knot, and has its first coefficient at the next.
+        largest = np.maximum(largest, before.penalty * (solution.coefficients != 0))
     what = "largest penalty of the LASSO that keeps it, share of the one that keeps none"
     return Importance(group.name, group.units, tuple(largest.tolist()), what)
