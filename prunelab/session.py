@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from prunelab import notes
 from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
 from prunelab.cost import Latency, latency
@@ -25,6 +27,7 @@ from prunelab.errors import (
     SessionFileError,
 )
 from prunelab.evidence.batch import finish
+from prunelab.foresight import AtHand, Foresight
 from prunelab.ledger import (
     Ledger,
     MemoryStore,
@@ -36,6 +39,7 @@ from prunelab.methods import Method, make_method
 from prunelab.store import FileStore
 from prunelab.tracing import copy_of, undisturbed
 from prunelab.training import STEPS, Metric
+from prunelab.trial import Trial
 from prunelab.values import Move, WidthPlan
 from prunelab.verbs import Verbs
 
@@ -49,7 +53,7 @@ class Session(Verbs):
     `loss(model, batch)` gives a scalar, `metrics` maps names to functions (model, loader) ->
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
-    "lstsq", "rescale" (ThiNet's refit), "bn" or None. `path` keeps the session in a file that
+    "lstsq", "rescale", "bn" or None (see `repair`). `path` keeps the session in a file that
     `Session.open` resumes.
     """
 
@@ -176,6 +180,14 @@ class Session(Verbs):
         return self._bench.inputs_of(self._bench.sample())
 
     @property
+    def evidence(self) -> AtHand | None:
+        """The evidence that `foresee` answers from: when it was measured, and whether it is stale.
+
+        None before anything was measured.
+        """
+        return self._engine.at_hand()
+
+    @property
     def method(self) -> Method:
         """The method that proposes; set it to an object or a name to change it."""
         return self._engine.method
@@ -256,6 +268,7 @@ class Session(Verbs):
         """Repair without training, front to back.
 
         "lstsq" solves every layer that has lost inputs since the original, or the latest tune;
+        the last one of a residual branch makes good what its shortcut lost too (Channel Pruning);
         "rescale" gives each of their inputs one factor (ThiNet's refit), "bn" measures BatchNorm
         statistics anew.
         """
@@ -317,17 +330,98 @@ class Session(Verbs):
         self._drive("run", self._engine.run(target_macs, min_accuracy))
         return self.state
 
-    def note(self, text: str) -> State:
-        """Write something down in the ledger."""
+    def note(self, text: str, kind: str = "note") -> State:
+        """Write a note, or with `kind="reason"` the reason for something, in the ledger."""
         with self._verb("note"):
-            self._engine.note(str(text))
+            self._engine.note(notes.note(text, kind))
         return self.state
 
-    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        """The move that would drop these units, with its predicted damage and costs; no event.
+    def predict(self, **guess: float) -> State:
+        """Lock a guess before it comes out: `predict(accuracy=0.91)`; changes nothing else.
 
-        Answers from the evidence at hand; measures only when there is none of this network.
+        A metric on the validation images comes out with the next approve (and the repair that
+        comes with it), repair or tune. With the next proposal come `units`, how many it drops,
+        and `macs` and `params`, the shares of the original that it would leave. Until then a
+        second guess takes the place of the first; then it stays, beside its result, in
+        `state.predictions`. Declining or undoing the move withdraws what is still open.
+
+        Raises `UnknownName` for what cannot be predicted, `InvalidValue` for what is no number or
+        share, `WrongState` for what a pending move says already.
         """
+        with self._verb("predict"):
+            self._engine.note(notes.prediction(self.state, guess))
+        return self.state
+
+    def answer(self, exercise: str, value: Any) -> State:
+        """Hand in `value` as the answer to an exercise; the latest one counts.
+
+        A number, a text, True or False, or a list or dict of such; raises `InvalidValue` for
+        anything else.
+        """
+        with self._verb("answer"):
+            self._engine.note(notes.answer(exercise, value))
+        return self.state
+
+    def measure(self) -> AtHand:
+        """Measure what `foresee` answers from, unless it is at hand; changes nothing.
+
+        Contributions, on as many training images as the method takes, and the time of every layer.
+        """
+        self._drive("measure", self._engine.measure())
+        measured = self.evidence
+        assert measured is not None
+        return measured
+
+    def foresee(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        *,
+        theta: float | None = None,
+        method: Any = None,
+        target_macs: float | None = None,
+    ) -> Foresight:
+        """What would happen, from the evidence at hand: no run of the network, no event, no lock.
+
+        With `drop` what dropping these units does; with `theta` or `method` what the session's
+        method with this theta, or that method, would propose now; with `target_macs` (as in `run`)
+        the widths that spread such a budget over the layers, a sketch of what `allocate` finds;
+        with nothing what the session's method would propose. Answers while a verb is at work.
+
+        Raises `WrongState` where there is no evidence of the network as it is now (see `measure`)
+        or where the method has to run the network, `InvalidValue` for more than one question,
+        `BudgetUnreachable`, and what `adjust` raises for a `drop`.
+        """
+        asked = {"drop": drop, "theta": theta, "method": method, "target_macs": target_macs}
+        given = [name for name, value in asked.items() if value is not None]
+        if len(given) > 1:
+            raise InvalidValue(
+                f"foresee answers one question at a time, not {' and '.join(given)}."
+            )
+        made = None if method is None else make_method(method)
+        if theta is not None:
+            if not hasattr(self.method, "theta"):
+                raise InvalidValue(f"{self.method.name} has no theta; give method=, or drop=.")
+            made = replace(self.method, theta=theta)  # type: ignore[type-var]
+        return self._engine.foresee(drop, made, target_macs)
+
+    def trial(self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000) -> Trial:
+        """How the network without these units does on the first `images` validation images.
+
+        Against the network now, image by image; `drop` defaults to the pending move's. Before any
+        repair, and nothing is changed. Raises `WrongState` or `StaleEvidence` where nothing is
+        pending, what `adjust` raises for a `drop`, `Stopped`.
+        """
+        return self._drive("trial", self._engine.trying(drop, images))
+
+    def trying(
+        self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000
+    ) -> Generator[Any, None, Trial]:
+        """`trial` as a generator that yields Progress after every batch."""
+        with self._verb("trial"):
+            return (yield from self._telling(self._engine.trying(drop, images)))
+
+    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
+        """The move that would drop these units: `foresee(drop).move`, measured first if need be."""
         return self._drive("what_if", self._engine.imagined(drop))
 
     def export(self, path: str | Path) -> Path:

@@ -110,6 +110,8 @@ def proposal(state: State, move: Move, group: Group, who: str | None) -> str:
         text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'group')}, "
         text += f"none in {group.name}"
     text += f". {macs(state, move)}"
+    if state.proposed and (told := guessed(state, state.proposed.seq)):
+        text += told.removeprefix(".") + "."
     if len(group.producers) > 1 and group.name in move.drop:
         text += f" Coupled: {len(group.producers)} layers lose the same channels."
     return text
@@ -133,7 +135,22 @@ def outcome(state: State, last: Event | None) -> str:
         return f"Undone: the network is as it was at event {state.head}."
     if not isinstance(state.now.event, Step):
         return ""
-    return f"{done(state.now)}: {change(state)}"
+    return f"{done(state.now)}: {change(state)}{guessed(state, state.head)}"
+
+
+def guessed(state: State, seq: int) -> str:
+    """What event `seq` made of the predictions; nothing where there were none."""
+    text = ""
+    for p in state.predictions:
+        if p.settled == seq and p.error is not None:
+            off = quantity(p.name, abs(p.error)).replace("%", " points")
+            text += f". Predicted {p.name} {quantity(p.name, p.guess)}: off by {off}"
+    return text
+
+
+def quantity(name: str, value: float) -> str:
+    """A predicted quantity as a person reads it."""
+    return f"{value:.1%}" if name in ("macs", "params") else show(name, value)
 
 
 def done(point: Point) -> str:
@@ -208,7 +225,7 @@ def told(event: Event) -> str:
         case Tuned():
             return plural(event.steps, "step")
         case Noted():
-            return event.text
+            return event.text if event.kind == "note" else f"{event.kind}: {event.text}"
         case Undone():
             parts = ["the proposal"] * event.proposal
             parts += [f"event {event.step}"] * (event.step is not None)

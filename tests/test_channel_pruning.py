@@ -321,11 +321,6 @@ def test_the_lasso_aims_at_the_network_last_trained(trained: nn.Module, data: pl
     assert missed(asymmetric.drop["conv1"]) < missed(symmetric.drop["conv1"])
 
 
-def test_what_is_not_offered_says_why() -> None:
-    with pytest.raises(pl.InvalidValue, match="selecting layer"):
-        pl.ChannelPruning(sampler=True)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -310,7 +310,8 @@ def test_a_sampled_row_adds_up_to_the_output_it_was_drawn_from(
         def on_call(self, call: Call, out: torch.Tensor) -> None:
             if call.name != layer.weight:
                 return
-            rows = sampled_rows(call, columns_, count, None, 5, torch.Generator().manual_seed(1))
+            given = (call.x, call.weight.detach(), call.conv, columns_, count)
+            rows, _ = sampled_rows(*given, 5, torch.Generator().manual_seed(1))
             y = out if call.bias is None else out - call.bias.view(1, -1, *[1] * (out.ndim - 2))
             y = y.flatten(2).transpose(1, 2).flatten(1) if y.ndim > 2 else y
             image, scalar = _drawn(len(y), y.shape[1], 5, torch.Generator().manual_seed(1))
@@ -322,20 +323,24 @@ def test_a_sampled_row_adds_up_to_the_output_it_was_drawn_from(
     assert look.seen == 32 * 5
 
 
-def test_samples_agree_with_the_exact_gram_the_better_the_more(trained: nn.Module) -> None:
+@pytest.mark.parametrize("what", ["positions", "scalars"])
+def test_samples_agree_with_the_exact_gram_the_better_the_more(
+    trained: nn.Module, what: str
+) -> None:
     xs = [x for x, _ in batches(128, 9)]
     graph = pl.trace(trained, xs[0])
     exact = pl.measure(trained, graph, xs)["conv1"].alone()
 
-    def error(positions: int) -> float:
-        some = pl.measure(trained, graph, xs, positions=positions, seed=3)["conv1"].alone()
-        return float(np.abs(some - exact).sum() / exact.sum())
+    def sampled(number: int) -> ContributionGram:
+        return pl.measure(trained, graph, xs, **{what: number}, seed=3)["conv1"]
 
-    assert error(400) < error(4)
-    assert error(400) < 0.1
-    first = pl.measure(trained, graph, xs, positions=4, seed=3)["conv1"].gram
-    again = pl.measure(trained, graph, xs, positions=4, seed=3)["conv1"].gram
-    np.testing.assert_array_equal(first, again)
+    def error(number: int) -> float:
+        return float(np.abs(sampled(number).alone() - exact).sum() / exact.sum())
+
+    most = {"positions": 100, "scalars": 400}[what]
+    assert error(most) < error(4)
+    assert error(most) < 0.1
+    np.testing.assert_array_equal(sampled(4).gram, sampled(4).gram)
 
 
 def test_images_are_counted_by_class() -> None:

@@ -11,13 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from prunelab.calls import Call
 from prunelab.errors import IllegalPlan
-from prunelab.evidence.moments import patches, second_moment
 from prunelab.values import Units
 
 Array = np.ndarray
@@ -44,7 +39,7 @@ class ConsumerGram:
         return _share(lost, self.energy)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ContributionGram:
     """What a channel group contributes to all of its consumers, the sum over them.
 
@@ -99,91 +94,3 @@ def _index(name: str, have: Units, asked: Iterable[int]) -> list[int]:
             f"{list(have[:8])}{' ...' if len(have) > 8 else ''}."
         )
     return sorted({place[unit] for unit in units})
-
-
-# ---------------------------------------------------------------- measuring one call
-
-
-def call_gram(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
-    """G [count, count] in float64 of one call of a dense layer.
-
-    `columns` [in channels or features] gives for each the row of G that it adds to; `scale`
-    [out] multiplies the outputs (a BatchNorm's gamma / sigma).
-    """
-    weight = call.weight.detach()
-    if call.conv is not None and call.conv.transposed:
-        return _gram_by_contribution(call, columns, count, scale)
-    if scale is not None:
-        weight = weight * scale.view(-1, *([1] * (weight.ndim - 1)))
-    width = weight.shape[1]
-    if call.conv is None and count < width:
-        return _gram_of_flattened(call.x, weight, columns, count)
-    kernel = tuple(weight.shape[2:])
-    flat = weight.reshape(weight.shape[0], -1)
-    blocks = second_moment(call.x, kernel, call.conv) * (flat.T @ flat)
-    entries = flat.shape[1] // width
-    by_channel = blocks.view(width, entries, width, entries).sum((1, 3), dtype=torch.float64)
-    if count == width:
-        gram = torch.empty_like(by_channel)
-        gram[columns[:, None], columns[None, :]] = by_channel
-        return gram
-    half = torch.zeros(count, width, dtype=torch.float64, device=weight.device)
-    half.index_add_(0, columns, by_channel)
-    gram = torch.zeros(count, count, dtype=torch.float64, device=weight.device)
-    return gram.index_add_(1, columns, half)
-
-
-def call_sums(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, int]:
-    """The sums of the contributions over samples and positions [count, out], and how many."""
-    weight = call.weight.detach()
-    if call.conv is not None and call.conv.transposed:
-        z = contributions(call, columns, count, scale)
-        return z.double().sum((1, 3)), z.shape[1] * z.shape[3]
-    flat = weight.reshape(weight.shape[0], -1)
-    if scale is not None:
-        flat = flat * scale[:, None]
-    summed = patches(call.x.sum(0, keepdim=True), tuple(weight.shape[2:]), call.conv)
-    rows = len(summed) * len(call.x)  # patches are linear in x
-    by_entry = summed.sum(0, dtype=torch.float64)[:, None] * flat.T
-    by_channel = by_entry.view(len(columns), -1, len(flat)).sum(1)
-    sums = torch.zeros(count, len(flat), dtype=torch.float64, device=flat.device)
-    return sums.index_add_(0, columns, by_channel), rows
-
-
-def _gram_of_flattened(x: Tensor, weight: Tensor, columns: Tensor, count: int) -> Tensor:
-    """A linear layer behind a flatten: a channel has many columns, so contributions are small."""
-    order = torch.argsort(columns, stable=True)
-    sizes = torch.bincount(columns, minlength=count).tolist()
-    xs = x[:, order].split(sizes, dim=1)
-    ws = weight[:, order].split(sizes, dim=1)
-    gram = torch.zeros(count, count, dtype=torch.float64, device=x.device)
-    step = max(1, 2**24 // (count * weight.shape[0]))  # keep contributions under 64 MB
-    for start in range(0, len(x), step):
-        parts = [a[start : start + step] @ w.T for a, w in zip(xs, ws, strict=True)]
-        z = torch.stack(parts).reshape(count, -1)
-        gram += z @ z.T
-    return gram
-
-
-def _gram_by_contribution(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
-    z = contributions(call, columns, count, scale).reshape(count, -1)
-    return (z @ z.T).double()
-
-
-def contributions(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
-    """The definition, unit by unit, for transposed convolutions [count, N, out, positions]."""
-    conv = call.conv
-    assert conv is not None
-    deconvolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-    apply = deconvolve[call.weight.ndim - 2]
-    z = []
-    for unit in range(count):
-        of_unit = (columns == unit).to(call.x.dtype).view(1, -1, *([1] * (call.x.ndim - 2)))
-        out = apply(
-            call.x * of_unit, call.weight.detach(), None, conv.stride, conv.padding, 0,
-            conv.groups, conv.dilation,
-        )  # fmt: skip
-        if scale is not None:
-            out = out * scale.view(1, -1, *([1] * (out.ndim - 2)))
-        z.append(out.flatten(2))
-    return torch.stack(z)

@@ -7,18 +7,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prunelab.channels import FIXED, ChannelGraph
+from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
 from prunelab.errors import StaleEvidence, UnknownName
 from prunelab.evidence.ablation import Ablation
 from prunelab.evidence.contribution import ConsumerGram, ContributionGram
 from prunelab.evidence.gradient import BatchNorm, MaskGradients, Masks
 from prunelab.evidence.meter import Sums, distinct_units
 from prunelab.evidence.moments import PatchMoments
+from prunelab.evidence.once import once
 
-KINDS = ("contribution", "patches", "gradient", "ablation")
+KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Evidence:
     """What one pass measured; `evidence[group]` answers for a channel group.
 
@@ -26,7 +27,8 @@ class Evidence:
     stand for all that belongs to none), `sums` to what its contributions add up to. `gradients`
     [3, units + 1] holds the sums of mask gradients (signed, absolute, squared) over the graph's
     units, `ablated` [units + 1] those of the loss without each unit, and without none in the last
-    place. `images` is how many inputs were seen; `fingerprint` names the network that was
+    place. `curvature` maps a layer to the sum of g g' [out, out], g the gradients of its outputs.
+    `images` is how many inputs were seen; `fingerprint` names the network that was
     measured. `at`, `masks` and `bn` are what `measure` was asked for. Evidence of the same network
     adds up with +.
     """
@@ -42,9 +44,15 @@ class Evidence:
     ablated: np.ndarray | None = None
     masks: Masks = "readers"
     bn: BatchNorm = "running"
+    curvature: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ContributionGram:
-        group = self.graph[name]
+        group, known = self.graph[name], _known(self)
+        if group.name not in known:
+            known[group.name] = self._contributed(group)
+        return known[group.name]
+
+    def _contributed(self, group: ChannelGroup) -> ContributionGram:
         wanted = group.first + np.asarray(group.units, dtype=np.int64)
         consumers = {}
         for layer in self.graph.consumers(group):
@@ -52,15 +60,17 @@ class Evidence:
                 continue
             gram = self.grams[layer.name]
             rows = np.searchsorted(distinct_units(layer), wanted)
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            together = stop - start == len(rows)  # then a view will do
             consumers[layer.name] = ConsumerGram(
                 name=layer.name,
                 units=group.units,
-                gram=gram[np.ix_(rows, rows)],
-                cross=gram[rows].sum(1),
+                gram=gram[start:stop, start:stop] if together else gram[np.ix_(rows, rows)],
+                cross=gram[start:stop].sum(1) if together else gram[rows].sum(1),
                 energy=float(gram.sum()),
             )
         if not consumers and group.consumers:
-            raise UnknownName("measured group", name, self.groups)
+            raise UnknownName("measured group", group.name, self.groups)
         return ContributionGram(group.name, group.units, consumers)
 
     def gradient(self, name: str) -> MaskGradients:
@@ -124,13 +134,26 @@ class Evidence:
             None if self.ablated is None else self.ablated + other.ablated,
             self.masks,
             self.bn,
+            {name: self.curvature[name] + other.curvature[name] for name in self.curvature},
         )
 
     def _measured(self) -> tuple[object, ...]:
         """On which network, how, and of which kinds."""
-        kinds = (self.grams, self.moments, self.gradients is not None, self.ablated is not None)
+        kinds = (
+            self.grams,
+            self.moments,
+            self.gradients is not None,
+            self.ablated is not None,
+            self.curvature,
+        )
         found = [kind for kind, have in zip(KINDS, kinds, strict=True) if have]
         return (self.fingerprint, self.at, self.masks, self.bn, *found)
 
     def __repr__(self) -> str:
         return f"<Evidence on {self.images} images of network {self.fingerprint}, at {self.at!r}>"
+
+
+@once
+def _known(evidence: Evidence) -> dict[str, ContributionGram]:
+    """The groups that were asked for so far: the very same answer is given again."""
+    return {}

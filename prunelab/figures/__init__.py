@@ -10,6 +10,7 @@ from prunelab.figures.coupling import coupling
 from prunelab.figures.importance import importance, importance_info
 from prunelab.figures.ladder import ladder, ladder_info
 from prunelab.figures.layers import coupling_info
+from prunelab.figures.methods import methods, methods_info
 from prunelab.figures.path import path, path_info
 from prunelab.figures.report import report
 from prunelab.figures.tiles import tiles
@@ -26,6 +27,8 @@ __all__ = [
     "importance_info",
     "ladder",
     "ladder_info",
+    "methods",
+    "methods_info",
     "path",
     "path_info",
     "report",

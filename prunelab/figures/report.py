@@ -19,7 +19,7 @@ from plotly.utils import PlotlyJSONEncoder
 from prunelab.figures.board import HEIGHTS, LEGEND, NARROW, board_info, frame, panels, traces
 from prunelab.ledger import Approved, Event, Noted, Repaired, State, fold, show
 from prunelab.values import Cost, si
-from prunelab.words import history, sentence
+from prunelab.words import history, sentence, told
 
 START = "The network before the first move."
 COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
@@ -56,17 +56,17 @@ def report(events: Iterable[Event], layers: Mapping[str, Sequence[str]] | None =
 
     `layers` are the groups to show, name to producing layers; default: every group, one layer.
     """
-    told = list(events)
-    state = fold(told)
+    past = list(events)
+    state = fold(past)
     began = state.began
     share = state.now.cost.macs / state.base.cost.macs
     made = (began.at, f"seed {began.seed}", *(" ".join(item) for item in began.versions.items()))
-    steps = json.dumps([asdict(scene) for scene in scenes(told, layers)], cls=PlotlyJSONEncoder)
+    steps = json.dumps([asdict(scene) for scene in scenes(past, layers)], cls=PlotlyJSONEncoder)
     parts = {
         "title": escape(f"{began.network}, pruned to {share:.1%} of its MACs"),
         "from": escape(" · ".join(filter(None, made))),
         "legend": LEGEND,
-        "history": history(state, told),
+        "history": history(state, past),
         "narrow": str(NARROW),
         "grid": str(HEIGHTS["grid"]),
         "stack": str(HEIGHTS["stack"]),
@@ -104,7 +104,7 @@ def _scene(
     state: State, event: Event, group: str, layers: Mapping[str, Sequence[str]] | None
 ) -> Scene:
     about = _Group(group, (layers or {}).get(group, (group,)))
-    words = event.text if isinstance(event, Noted) else sentence(state, event, about)
+    words = told(event) if isinstance(event, Noted) else sentence(state, event, about)
     drawn = panels(board_info(state, group, layers=layers))
     return Scene(
         seq=event.seq,

@@ -93,7 +93,7 @@ class ThiNet:
             context.graph,
             stratified(images, self.per_class) if self.per_class else take(images, self.images),
             layers=group.consumers,
-            positions=self.positions,
+            scalars=self.positions,
             seed=context.seed,
             forward=context.loss,  # runs the network on whatever a batch is
         )
