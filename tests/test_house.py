@@ -22,7 +22,7 @@ LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "sampler", "truth"},
     {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
-    | {"tracing"},
+    | {"beside", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
     | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
