@@ -1,8 +1,8 @@
 """`redesign`: widen a network, prune it back to its cost, and read the widths off what is left.
 
-AOFP's destructive re-design (Ding, Ding, Guo, Han, Yan; ICML 2019). The paper's idea is that what
-a search removes from a network that is too wide everywhere says where width is worth its cost;
-the recipe here, and what is compared with what, are ours. May import the session and everything
+AOFP's destructive re-design (Ding, Ding, Guo, Han, Yan; ICML 2019): what a search removes from a
+network that is too wide everywhere says where width is worth its cost. The idea is the paper's;
+the recipe, and what is compared with what, are ours. May import the session and everything
 below it.
 """
 
