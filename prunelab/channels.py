@@ -108,10 +108,11 @@ class ChannelGraph:
 
     `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position;
     `couplings` are the meetings that made the groups what they are.
-    `unseen` are the layers that never ran. `norms` are weight norms: a direction, its length, and
-    the axis along which there is one length each; `bare` gives the unit of each channel that a
-    normalisation module without parameters reads. Widths are best kept at multiples of
-    `round_to`.
+    `unseen` are the layers that never ran; `untrained` says why the network could not be run in
+    training mode, where its code differs there. `norms` are weight norms: a direction, its
+    length, and the axis along which there is one length each; `bare` gives the unit of each
+    channel that a normalisation module without parameters reads. Widths are best kept at
+    multiples of `round_to`.
     `graph[name]` finds a group by its name or by any of its producers'.
     """
 
@@ -127,6 +128,7 @@ class ChannelGraph:
     round_to: int = 1
     network: Callable[[], nn.Module | None] = lambda: None
     couplings: tuple[Coupling, ...] = ()
+    untrained: str = ""
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -67,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--min-accuracy", type=float, help="stop before validation falls below, as in 0.9"
     )
-    prune.add_argument(
-        "--repair", choices=("lstsq", "residual", "rescale", "bn", "none"), default="lstsq"
-    )
+    prune.add_argument("--repair", choices=("lstsq", "rescale", "bn", "none"), default="lstsq")
     prune.add_argument(
         "--tune",
         type=int,

@@ -7,6 +7,7 @@ truth.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -213,9 +214,11 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
         elif share:
             memo[id(old)] = old
     for module in model.modules():
-        for value in vars(module).values():  # a weight that an old weight norm left behind
+        for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+                memo[id(value)] = value.detach().clone()  # left behind by an old weight norm
+            elif type(value) is OrderedDict and not value:
+                memo[id(value)] = OrderedDict()  # hooks: deepcopy would take most of its time here
     try:
         made: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
@@ -262,9 +265,8 @@ def _settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
     """Make the modules whose tensors changed tell the truth about their widths."""
     ids = {id(tensor) for name, tensor in _tensors(model) if name in changed}
     for module in model.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        for part in getattr(module, "parametrizations", {}).values():
-            own += [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        parts = [module, *getattr(module, "parametrizations", {}).values()]
+        own = [x for part in parts for x in (*part._parameters.values(), *part._buffers.values())]
         if any(id(tensor) in ids for tensor in own):
             tell_the_truth(module)
 

@@ -41,6 +41,7 @@ from prunelab.coupling.operations import (
 from prunelab.coupling.origins import Origin
 from prunelab.coupling.places import Places
 from prunelab.coupling.rearrange import REGIONS, rearrange
+from prunelab.coupling.sketch import LooksAtNumbers, looks, sketched
 from prunelab.coupling.views import Views, index_put
 from prunelab.errors import TraceError
 from prunelab.sampler import samplers
@@ -53,22 +54,24 @@ class LabelMode(Watch):
     """Runs a network and fills a `Trace`. Use under `torch.no_grad()`.
 
     `batch` is how many inputs it takes at once; `counting` says whether calls and positions of
-    layers are counted; `used` names the parameters and buffers that took part. Past `deadline`
-    (of `time.monotonic`) it raises `TraceError`.
+    layers are counted; `used` names the parameters and buffers that took part. Without `numbers`
+    heavy operations give zeros, and where it is `careful`, code that looks at them ends with
+    `LooksAtNumbers`. Past `deadline` (of `time.monotonic`) it
+    raises `TraceError`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         batch: int,
-        *,
         inexact: bool = False,
         deadline: float | None = None,
     ) -> None:
         super().__init__(model)
-        self.places = Places(model)
+        self.places = Places()
+        self.places.passing = self._pass
         self.book = Book(self.places)
-        self.counting = True
+        self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
         self._batch = max(1, batch)
         self._inexact = inexact
@@ -83,7 +86,11 @@ class LabelMode(Watch):
             origin = self.origin(tensor)
             if origin is not None:
                 self.used.add(origin.name)
-        return super().run(func, args, kwargs)
+        if self.numbers:
+            return func(*args, **kwargs)
+        if self.careful and looks(func, args):
+            raise LooksAtNumbers
+        return sketched(func, args, kwargs)
 
     # ------------------------------------------------------------ layers
 
@@ -91,6 +98,8 @@ class LabelMode(Watch):
         """A layer consumes its input's labels and issues its own."""
         book, name = self.book, layer_name(call.name)
         self._in_time(name)
+        if book.uniform(call.x):
+            book.settle(call.x)
         labels, rows = book.labels(call.x), False
         if call.conv is not None and any(axis > 1 for axis in varying(labels)):
             book.freeze(labels, f"{name} convolves over channels laid out over space")
@@ -187,7 +196,7 @@ class LabelMode(Watch):
             for made in tree_leaves(out):
                 self._views.note(made, func, args, kwargs)
         if packet in UNIFORM:
-            book.make_uniform(out)
+            book.make_uniform(out, next(iter(tensors), None))
         elif any(x in book for x in tensors):
             self._in_time(packet.__name__)
             written = func._schema.is_mutable and args and out is args[0]
@@ -312,10 +321,16 @@ class LabelMode(Watch):
 
     def on_bare_norm(self, name: str, x: Tensor) -> None:
         """A normalisation module without parameters, which knows its width, reads `x`."""
-        labels = self.book.column(x, 1, name)
-        if name in self.book.trace.bare:
-            self.book.unite(self.book.trace.bare[name], labels, f"the shared {name}")
-        self.book.trace.bare[name] = labels
+        with self.aside():
+            labels = self.book.column(x, 1, name)
+            if name in self.book.trace.bare:
+                self.book.unite(self.book.trace.bare[name], labels, f"the shared {name}")
+            self.book.trace.bare[name] = labels
+
+    def _pass(self, given: Any) -> None:
+        if self.book.guarded:
+            with self.aside():
+                self.book.guard(given)
 
     def _in_time(self, where: str) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -365,7 +380,7 @@ def run_on_labels(
         if is_bare_norm(module)
     ]
     try:
-        with torch.no_grad(), mode.places, mode:
+        with torch.no_grad(), mode.places.of(model), mode:
             out = run(model)
     finally:
         for hook in hooks:
