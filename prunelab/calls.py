@@ -6,6 +6,8 @@ computed from parameters are seen all the same. May import coupling.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -68,12 +70,15 @@ def _composite(func: Any) -> bool:
 class Watch(TorchDispatchMode):
     """Runs operations unchanged and reports each layer call to `on_call`.
 
-    Works below autograd: what `on_call` computes is never recorded for a backward pass. Fused
-    attention, which hides the layers inside, is switched off meanwhile.
+    `calls` names the layers in the order of their calls. Works below autograd: what `on_call`
+    computes is never recorded for a backward pass. Fused attention, which hides the layers
+    inside, is switched off meanwhile.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[str] = []
+        self._aside = False
         self.origins = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.origins[tensor] = Origin.of(name, tensor)
@@ -86,6 +91,15 @@ class Watch(TorchDispatchMode):
     def __exit__(self, *given: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self._fused)
         super().__exit__(*given)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, operations are none of the network's: for what a hook computes."""
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """A layer was called and gave `out`."""
@@ -105,6 +119,8 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._aside:
+            return func(*args, **kwargs)
         if _composite(func):  # inference mode hands these over whole
             with self:
                 out = func.decompose(*args, **kwargs)
@@ -119,6 +135,7 @@ class Watch(TorchDispatchMode):
         call = self.read(func, args)
         if call is not None:
             self.on_call(call, out)
+            self.calls.append(call.name)
         else:
             self.on_operation(func, args, kwargs, out)
         return out

@@ -33,7 +33,9 @@ class Layer:
     number of output positions of one input, summed over calls, `applied` how many times its kernel
     is applied to one (not the same for a transposed convolution); `norm` names the BatchNorm that
     follows it, if one does. `in_axis` is the weight's axis that reads channels. `computed` says
-    that the weight in use is made of its parameters (a weight norm, a mask), not one of them.
+    that the weight in use is made of its parameters (a weight norm, a mask), not one of them. A
+    sampler (`SampledConv2d`) is a layer too: it makes channels without multiplying, and no units
+    stand in its `in_units`; `weight` is its buffer.
     """
 
     name: str
@@ -106,10 +108,11 @@ class ChannelGraph:
 
     `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position;
     `couplings` are the meetings that made the groups what they are.
-    `unseen` are the layers that never ran. `norms` are weight norms: a direction, its length, and
-    the axis along which there is one length each; `bare` gives the unit of each channel that a
-    normalisation module without parameters reads. Widths are best kept at multiples of
-    `round_to`.
+    `unseen` are the layers that never ran; `untrained` says why the network could not be run in
+    training mode, where its code differs there. `norms` are weight norms: a direction, its
+    length, and the axis along which there is one length each; `bare` gives the unit of each
+    channel that a normalisation module without parameters reads. Widths are best kept at
+    multiples of `round_to`.
     `graph[name]` finds a group by its name or by any of its producers'.
     """
 
@@ -125,6 +128,7 @@ class ChannelGraph:
     round_to: int = 1
     network: Callable[[], nn.Module | None] = lambda: None
     couplings: tuple[Coupling, ...] = ()
+    untrained: str = ""
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

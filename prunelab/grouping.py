@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.coupling.labels import FROZEN, LayerTrace, Trace, layer_name
-from prunelab.coupling.meetings import find_couplings
+from prunelab.coupling.meetings import distinct, find_couplings
 
 
 def build_graph(
@@ -62,7 +62,6 @@ def build_graph(
 
     unit = number[component]  # label -> graph-wide unit
     unit[FROZEN] = FIXED
-    group_of = np.searchsorted([group.first for group in groups], unit, side="right") - 1
     slots = {key: unit[labels.numpy()] for key, labels in trace.slots.items()}
     built = [
         Layer(
@@ -98,7 +97,7 @@ def build_graph(
         tuple(sorted(trace.norms)),
         {name: unit[labels.numpy()] for name, labels in trace.bare.items()},
         network=weakref.ref(model),
-        couplings=find_couplings(trace, group_of, tuple(group.name for group in groups)),
+        couplings=find_couplings(trace, unit, [(group.name, group.first) for group in groups]),
     )
 
 
@@ -137,7 +136,7 @@ def _makers(
     maker = np.zeros(len(component), dtype=np.int64)
     dense = np.zeros(len(component), dtype=np.int64)
     for layer in layers:
-        roots = np.unique(component[layer.out[layer.out != FROZEN].numpy()])
+        roots = distinct(component[layer.out[layer.out != FROZEN].numpy()])
         dense[roots] += layer.groups == 1
         before, which = np.unique(maker[roots], return_inverse=True)
         maker[roots] = len(sets) + which
@@ -153,6 +152,6 @@ def _readers(
     for layer in layers:
         if layer.groups == 1:
             roots = component[layer.into[layer.into != FROZEN].numpy()]
-            for made in np.unique(maker[roots]).tolist():
+            for made in distinct(maker[roots]).tolist():
                 read.setdefault(made, []).append(layer_name(layer.name))
     return read

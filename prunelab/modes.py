@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from types import CodeType
 
 from torch import nn
@@ -11,18 +11,38 @@ from torch import nn
 PASSED_ON = ("CALL", "LOAD", "KW_NAMES", "PRECALL", "PUSH_NULL")
 
 
-def branches_on_its_mode(model: nn.Module) -> bool:
-    """Whether code outside of PyTorch's own layers does more with `self.training` than hand it on.
+def branching(model: nn.Module) -> tuple[str, ...]:
+    """The modules whose own code does more with `self.training` than hand it on.
 
-    Dropout and its like, to which it is handed on, couple channels in either mode alike.
+    PyTorch's own layers are left out. Dropout and its like, to which it is handed on, couple
+    channels in either mode alike.
     """
-    kinds = {
-        kind
-        for module in model.modules()
-        for kind in type(module).__mro__
-        if not kind.__module__.startswith("torch.")
-    }
-    functions = [getattr(f, "fget", f) for kind in kinds for f in vars(kind).values()]
+    kinds = {kind: _does(kind) for kind in {type(module) for module in model.modules()}}
+    return tuple(name for name, module in model.named_modules() if kinds[type(module)])
+
+
+def idle(model: nn.Module, used: Set[str]) -> list[str]:
+    """The outermost parts of `model`, modules or parameters, of which nothing is `used`."""
+    at_work = {id(parameter) for name, parameter in model.named_parameters() if name in used}
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if found and name.startswith(f"{found[-1]}."):
+            continue
+        own = [*module.parameters()]
+        if own and all(id(parameter) not in at_work for parameter in own):
+            found.append(name)
+        else:
+            found += [
+                f"{name}.{key}".removeprefix(".")
+                for key, parameter in module.named_parameters(recurse=False)
+                if id(parameter) not in at_work
+            ]
+    return found
+
+
+def _does(kind: type[nn.Module]) -> bool:
+    kinds = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
+    functions = [getattr(f, "fget", f) for base in kinds for f in vars(base).values()]
     codes = [code for f in functions if (code := getattr(f, "__code__", None)) is not None]
     return any(_branches(code) for code in codes)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -21,11 +22,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.operations import aten
+from prunelab.coupling.sketch import Sketch
 from prunelab.errors import TraceError
 from prunelab.surgery import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # a place before any other
+WIDE = 64  # units
 HARD_CODED = "the network's code hard-codes its width"
 
 
@@ -33,17 +36,18 @@ def probed(
     model: nn.Module,
     graph: ChannelGraph,
     run: Run,
+    calls: Sequence[str],
     train: Run | None = None,
     deadline: float | None = None,
 ) -> ChannelGraph:
     """`graph` with the groups frozen that cannot be cut as they should be.
 
-    `run` runs a network in evaluation mode, `train`, where given, in training mode: there the cut
-    network has only to run. The place where the cut network first differs says which groups to
-    suspect; where it does not, a failure is bisected. Raises `TraceError` past `deadline` (of
-    `time.monotonic`).
+    `run` runs a network in evaluation mode, where it makes these `calls` of layers; `train`, where
+    given, in training mode: there the cut network has only to run. The place where the cut
+    network first differs says which groups to suspect; where it does not, a failure is bisected.
+    Raises `TraceError` past `deadline` (of `time.monotonic`).
     """
-    probe = _Probe(model, graph, run, train, deadline)
+    probe = _Probe(model, graph, run, calls, train, deadline)
     good = [group.name for group in graph.groups if group.prunable]
     doubtful: list[str] = []
     last = -1
@@ -73,6 +77,7 @@ class _Probe:
     model: nn.Module
     graph: ChannelGraph
     evaluate: Run
+    calls: Sequence[str]
     train: Run | None
     deadline: float | None
 
@@ -98,14 +103,18 @@ class _Probe:
             with suppress(_Unable):
                 found = self._difference(whole.double(), doubled.double(), alive, exact, True)
         if found is not None:
-            return found.place, self._suspects(found)
-        if self.train is not None:
-            try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return found.place, self._suspects(found.place)
+        return None if self.train is None or self._trains(small) else (EVERYWHERE, set())
+
+    def _trains(self, small: nn.Module) -> bool:
+        """Whether a cut network runs in training mode; its numbers are not looked at."""
+        assert self.train is not None
+        for watch in (Sketch(), nullcontext()):  # zeros may lead code astray
+            with suppress(Exception):  # whatever its forward raises, it is the cut that made it
+                with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
                     self.train(small)
-            except Exception:  # whatever its forward raises, it is the cut that made it
-                return EVERYWHERE, set()
-        return None
+                return True
+        return False
 
     def bisected(self, names: list[str]) -> tuple[list[str], list[str]]:
         """Those of the groups that can be cut together, and the others."""
@@ -129,15 +138,17 @@ class _Probe:
         return good, bad
 
     def _thinned(self, names: Sequence[str]) -> np.ndarray:
-        """About a third of the units of these groups dropped, at random.
+        """About a third of the units of these groups dropped at random, and more of wide ones.
 
         What is left has no divisor in common with what there was: code that wants a multiple of
-        something (heads, groups) does not get it. As `ChannelGraph.alive` gives it.
+        something (heads, groups) does not get it. The cut copy of a large network, whose groups
+        are wide, is small and quick. As `ChannelGraph.alive` gives it.
         """
         rng = np.random.default_rng(0)
         alive = np.ones(self.graph.units + 1, dtype=bool)
         for group in (self.graph[name] for name in names):
-            most = max(1, int(group.width * rng.uniform(0.2, 0.45)))
+            share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
+            most = max(1, int(group.width * share))
             count = next(
                 n
                 for n in (*range(most, 0, -1), 1)
@@ -152,34 +163,33 @@ class _Probe:
         """Where the cut network first differs from the whole one, masked."""
         layers = {layer.weight: layer for layer in self.graph.layers}
         tolerance = 1e-7 if double else 1e-4
-        outputs = []
-        wanted = _Masked(whole, layers, alive)
-        watches: tuple[_Masked | _Compared, ...] = (
-            wanted,
-            _Compared(small, layers, wanted.seen, tolerance if exact else None),
-        )
-        for net, watch in zip((whole, small), watches, strict=True):
-            try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
-                    out = in_double(self.evaluate, net) if double else self.evaluate(net)
-            except Exception as error:
-                if double and net is whole:
-                    raise _Unable from error
-                # whatever the forward of a cut network raises, it is the cut that made it
-                rounding = isinstance(error, _Differs)
-                return _Difference(len(watch.seen), [name for name, _ in wanted.seen], rounding)
-            outputs.append([x for x in tree_leaves(out) if isinstance(x, Tensor)])
-        want, got = outputs
-        alike = [x.shape for x in want] == [x.shape for x in got]
-        if alike and (
-            not exact or all(close(a, b, tolerance) for a, b in zip(got, want, strict=True))
-        ):
+        run = partial(in_double, self.evaluate) if double else self.evaluate
+        got = _Noted(small)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), got:
+                made = run(small)
+        except Exception as error:
+            if double:
+                raise _Unable from error
+            return _Difference(len(got.calls))  # whatever a cut network raises, it is the cut
+        wanted = _Masked(whole, layers, alive, got.seen, tolerance if exact else None)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), wanted:
+                due = run(whole)
+        except _Differs as difference:
+            return _Difference(len(wanted.calls), difference.rounding)
+        except Exception as error:
+            raise _Unable from error
+        pairs = [[x for x in tree_leaves(out) if isinstance(x, Tensor)] for out in (made, due)]
+        alike = [x.shape for x in pairs[0]] == [x.shape for x in pairs[1]]
+        same = (close(a, b, tolerance) for a, b in zip(*pairs, strict=True))
+        if alike and (not exact or all(same)):
             return None
-        return _Difference(len(wanted.seen), [name for name, _ in wanted.seen], alike)
+        return _Difference(len(wanted.calls), alike)
 
-    def _suspects(self, found: _Difference) -> set[str]:
+    def _suspects(self, place: int) -> set[str]:
         """The groups that the call where it fails reads, or the one before it makes."""
-        calls, place = found.calls, found.place
+        calls = self.calls
         layers = {layer.weight: layer for layer in self.graph.layers}
         met = [layers[name].in_units for name in calls[place : place + 1] if name in layers]
         if place >= len(calls) or not (np.concatenate([[FIXED], *met]) != FIXED).any():
@@ -194,11 +204,10 @@ class _Probe:
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """The number of a layer call among all `calls`; `rounding` could be all there is to it."""
+    """The number of a layer call; `rounding` could be all there is to it."""
 
     place: int
-    calls: list[str]
-    rounding: bool
+    rounding: bool = False
 
 
 class _Unable(Exception):
@@ -206,19 +215,41 @@ class _Unable(Exception):
 
 
 class _Differs(Exception):
-    """A layer of the cut network gives other numbers than it should."""
+    """A layer of the cut network gives other numbers than it should, or another layer runs."""
+
+    def __init__(self, rounding: bool) -> None:
+        super().__init__()
+        self.rounding = rounding
+
+
+class _Noted(Watch):
+    """Notes what each layer of the cut network gives."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.seen: list[tuple[str, Tensor]] = []
+
+    def on_call(self, call: Call, out: Tensor) -> None:
+        """Note the sums of what comes out, for each channel."""
+        self.seen.append((call.name, _sums(out)))
 
 
 class _Masked(Watch):
-    """Zeroes what each layer reads of dropped units, and notes what it gives.
+    """Zeroes what each layer reads of dropped units, and ends where it gives not what is `seen`.
 
     Masking inputs as they are read, rather than columns of weights, is the definition itself.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Layer], alive: np.ndarray) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        alive: np.ndarray,
+        seen: list[tuple[str, Tensor]],
+        tolerance: float | None,
+    ) -> None:
         super().__init__(model)
-        self.layers, self.alive = layers, alive
-        self.seen: list[tuple[str, Tensor]] = []
+        self.layers, self.alive, self.seen, self.tolerance = layers, alive, seen, tolerance
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Zero the dropped inputs of a dense layer."""
@@ -234,41 +265,25 @@ class _Masked(Watch):
         return func(*args, **kwargs)
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        """Note the sums of what comes out, for each channel that stays."""
+        """Raise at a difference, in the channels that stay."""
+        name, sums = self.seen[len(self.calls)] if len(self.calls) < len(self.seen) else ("", out)
         layer = self.layers.get(call.name)
-        if layer is not None and out.shape[1] == len(layer.out_units):
-            stays = torch.from_numpy(np.flatnonzero(self.alive[layer.out_units]))
-            if len(stays) < out.shape[1]:
-                out = out.index_select(1, stays.to(out.device))
-        self.seen.append((call.name, _sums(out)))
-
-
-class _Compared(Watch):
-    """Compares what each layer gives with what is `wanted`, and ends at the first difference."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, Layer],
-        wanted: list[tuple[str, Tensor]],
-        tolerance: float | None,
-    ) -> None:
-        super().__init__(model)
-        self.layers, self.wanted, self.tolerance = layers, wanted, tolerance
-        self.seen: list[str] = []
-
-    def on_call(self, call: Call, out: Tensor) -> None:
-        """Raise at a difference."""
-        name, sums = self.wanted[len(self.seen)]
-        layer = self.layers.get(name)
         # a layer that works on the rows of channels gives fewer of them
         rows = layer is None or bool((layer.in_units == FIXED).all())
         rows = rows and bool(layer is None or (layer.out_units == FIXED).all())
-        if name != call.name or (not rows and out.shape[1] != sums.shape[1]):
-            raise LookupError(f"{call.name} is called instead of {name}, or in another width")
-        if self.tolerance is not None and not rows and not close(_sums(out), sums, self.tolerance):
-            raise _Differs
-        self.seen.append(name)
+        if name != call.name:
+            raise _Differs(rounding=False)
+        if rows or layer is None:
+            return
+        if out.shape[1] == len(layer.out_units):
+            stays = torch.from_numpy(np.flatnonzero(self.alive[layer.out_units]))
+            if len(stays) < out.shape[1]:
+                out = out.index_select(1, stays.to(out.device))
+        due = _sums(out)
+        if due.shape != sums.shape:
+            raise _Differs(rounding=False)
+        if self.tolerance is not None and not close(sums, due, self.tolerance):
+            raise _Differs(rounding=True)
 
 
 def _sums(out: Tensor) -> Tensor:

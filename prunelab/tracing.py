@@ -20,7 +20,7 @@ from prunelab.channels import ChannelGraph
 from prunelab.coupling.labels import LabelMode, run_on_labels
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.grouping import build_graph
-from prunelab.modes import branches_on_its_mode
+from prunelab.modes import branching, idle
 from prunelab.probe import probed
 from prunelab.surgery import copy_with
 
@@ -74,12 +74,10 @@ def trace(
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    train: Run | None = None
     with undisturbed(model):
-        mode = LabelMode(model, batch, inexact=inexact, deadline=deadline)
         model.eval()
         try:
-            run_on_labels(mode, model, run, OUTPUT)
+            mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
         except PruneLabError:
             raise
         except Exception as error:
@@ -89,25 +87,95 @@ def trace(
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
                 "or forward=."
             ) from error
-        if train_inputs is not None or branches_on_its_mode(model) or _unused(model, mode):
+        calls, untrained = tuple(mode.calls), ""
+        train: Run | None = None
+        if train_inputs is not None or branching(model) or _unused(model, mode):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
-            mode.counting = False
+            again = _Again(mode, model, run)
             try:
-                run_on_labels(mode, model, train, "it is an output of the network in training")
-            except PruneLabError:
+                _follow_in_training(model, mode, train)
+            except TraceError:
                 raise
             except Exception as error:
+                untrained = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
                 if train_inputs is not None:
                     raise TraceError(
-                        "The network does not run in training mode on train_inputs: "
-                        f"{type(error).__name__}: {error}."
+                        f"The network does not run in training mode on train_inputs: {untrained}."
                     ) from error
+                again.guard()
                 train = None  # it cannot be trained on these inputs, cut or whole
-            model.eval()
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         graph = build_graph(model, mode.book.close(), shapes, itemsize)
+        graph = replace(graph, untrained=untrained)
         graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
-        return probed(model, graph, run, train, deadline)
+        return probed(model, graph, run, calls, train, deadline)
+
+
+def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> LabelMode:
+    """What running `model` on labels finds, without its numbers where they do not matter."""
+    mode = fresh()
+    mode.numbers = False
+    try:
+        run_on_labels(mode, _stand_in(model), run, OUTPUT)
+    except TraceError:
+        raise
+    except Exception:  # zeros may lead code astray: its real numbers decide
+        mode = fresh()
+        run_on_labels(mode, _stand_in(model), run, OUTPUT)
+    return mode
+
+
+def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
+    """Add to `mode` what running `model` in training mode finds, as `_followed`."""
+    mode.counting, mode.numbers, mode.careful = False, False, False
+    outputs = "it is an output of the network in training"
+    try:
+        run_on_labels(mode, _stand_in(model), train, outputs)
+        missed = _unused(model, mode)
+    except TraceError:
+        raise
+    except Exception:
+        missed = True
+    if missed:
+        mode.numbers = True
+        run_on_labels(mode, _stand_in(model), train, outputs)
+
+
+class _Again:
+    """A run in evaluation mode that can be made again, to guard what only training reads."""
+
+    def __init__(self, mode: LabelMode, model: nn.Module, run: Run) -> None:
+        self.mode, self.model, self.run = mode, model, run
+        self.numbers, self.known = mode.numbers, set(mode.book.trace.layers)
+
+    def guard(self) -> None:
+        """Freeze what code that runs in training only may read, for it could not be run.
+
+        Such code is in a module that asks for its mode, or that has an idle part. It can lay hands
+        on what the module is given, computes, or gets from its parts, but not inside of these.
+        """
+        mode, book = self.mode, self.mode.book
+        for layer in book.trace.layers.values():
+            if layer.name not in self.known:
+                book.freeze(layer.out, "training mode, where alone it ran, did not run to its end")
+        for name in branching(self.model):
+            book.guarded[name] = f"code of {name or 'the network'} for training may read it"
+        for part in idle(self.model, mode.used):
+            above = part.rpartition(".")[0]
+            while above and above not in mode.places.been:
+                above = above.rpartition(".")[0]
+            book.guarded[above] = f"{part}, which did not run, may read it in training"
+        mode.numbers, mode.careful = self.numbers, True
+        self.model.eval()
+        run_on_labels(mode, _stand_in(self.model), self.run, OUTPUT)
+
+
+def _stand_in(model: nn.Module) -> nn.Module:
+    """A network of the same tensors as `model`, to be run in its place.
+
+    Code may keep what it computes in an attribute, and zeros are not to be kept.
+    """
+    return copy_with(model, {}, share=True)
 
 
 def _unused(model: nn.Module, mode: LabelMode) -> bool:

@@ -2,7 +2,7 @@
 
 Three families cover what pruning meets in practice: `vgg8` is plain, `resnet20` has residual
 shortcuts, `mobilenet` has inverted residuals with depth-wise convolutions. They are ordinary
-`nn.Module`s without a trace of prunelab in them; widths are what pruning makes them.
+instances of `nn.Module` without a trace of prunelab in them; widths are what pruning makes them.
 """
 
 from __future__ import annotations

@@ -20,24 +20,30 @@ PACKAGE = ROOT / "prunelab"
 # A module imports from its own layer and from those above it in this list, never from below.
 LAYERS = [
     {"errors"},
-    {"values", "fashion", "coupling", "calls", "truth"},
-    {"ledger", "channels", "grouping", "surgery", "probe", "modes", "tracing"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words"},
+    {"values", "fashion", "coupling", "calls", "sampler", "truth"},
+    {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
+    | {"tracing"},
+    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
+    | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
-    | {"pricing", "allocate"}
-    | {"terminal", "doctor", "verbs", "figures"},
+    | {"pricing", "allocate", "timing", "splits"}
+    | {"terminal", "comparison", "doctor", "verbs", "figures", "handin", "audit", "marking"},
     {"bench"},
     {"desk"},
+    {"foresight"},
     {"engine"},
-    {"session", "prune", "export"},
-    {"notebook", "cli"},
+    {"shown"},
+    {"session", "prune", "compare", "redesign", "export", "grading"},
+    {"notebook", "classroom"},
+    {"cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words"}
+FIGURES = {"errors", "values", "ledger", "words", "trial", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
-LIGHT = {"errors", "values", "ledger", "words", "fashion", "store", "terminal", "doctor"} | {
-    "figures",
-    "cli",
+LIGHT = {
+    *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),
+    *("fashion", "store", "terminal", "doctor", "figures", "named", "rubric", "marking"),
+    *("handin", "classroom", "cli"),
 }
 
 

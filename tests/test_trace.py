@@ -313,13 +313,101 @@ class Detector(nn.Module):
 
 def test_detectors_take_other_inputs_in_training() -> None:
     model, image = Detector(), torch.randn(3, 6, 6)
-    graph = pl.trace(model, ([image],))
-    assert graph.unseen == ("extra",)
     graph = pl.trace(model, ([image],), train_inputs=([image, image], [torch.zeros(4)] * 2))
     assert graph.unseen == ()
     assert graph["body"].consumers == ("head", "extra")
     with pytest.raises(pl.TraceError, match="train_inputs"):
         pl.trace(model, ([image],), train_inputs=([image],))
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.relu(self.a(x)))
+
+
+class Supervised(nn.Module):
+    """Wants targets in training, where a head and a loss read what evaluation reads otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3), Block(), Block()
+        self.tail, self.fc = nn.Conv2d(8, 16, 1), nn.Linear(16, 2)
+        self.early = nn.ModuleList([nn.Linear(8, 2)])
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        x = self.one(self.stem(x))
+        if self.training:
+            self.early[0](x.mean((2, 3)))
+            if targets is None:
+                raise ValueError("training takes targets.")
+        x = self.tail(self.two(x)).mean((2, 3))
+        if self.training:
+            return x.softmax(1).sum() - (self.fc(x) - targets).square().mean()
+        return self.fc(x)
+
+
+def test_what_only_training_reads_stays_when_training_does_not_run() -> None:
+    model, x, y = Supervised().double(), torch.randn(2, 3, 6, 6, dtype=torch.double), torch.ones(2)
+    graph = pl.trace(model, x)
+    assert graph.untrained == "ValueError: training takes targets"
+    assert "did not run in training mode (ValueError: training takes targets)" in str(graph)
+    assert {group.name for group in graph.groups if group.prunable} == {"one.a", "two.a"}
+    assert graph["stem"].why == graph["tail"].why == "code of the network for training may read it"
+    assert graph["early.0"].why == "training mode, where alone it ran, did not run to its end"
+    plan = pl.WidthPlan.full(graph).drop({"one.a": range(7), "two.a": range(5)})
+    pl.cut(model, graph, plan).train()(x, y).backward()
+
+    graph = pl.trace(model, x, train_inputs=(x, y))
+    assert graph.untrained == ""
+    assert graph["stem"].prunable
+    assert "softmax is taken over its channels" in graph["tail"].why
+
+
+class Apart(nn.Module):
+    """Its head for training is in a part that does not ask for its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.neck, self.inner.spare = Block(), nn.Conv2d(8, 2, 1)
+        self.stem, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, use: bool = False) -> Tensor:
+        if self.fc.training and not use:
+            raise RuntimeError("say use")
+        x = self.inner.neck(self.stem(x))
+        return self.fc(x.mean((2, 3))) + (self.inner.spare(x).mean() if use else 0)
+
+
+def test_what_an_idle_part_may_read_stays_when_training_does_not_run() -> None:
+    graph = pl.trace(Apart(), torch.randn(1, 3, 6, 6))
+    assert graph.untrained == "RuntimeError: say use"
+    assert graph.unseen == ("inner.spare",)
+    assert graph["stem"].why == "inner.spare, which did not run, may read it in training"
+    assert graph["inner.neck.a"].prunable
+
+
+def test_a_detector_without_inputs_for_training_can_be_cut_and_trained() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torchvision import models
+    model = models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, min_size=64, max_size=64
+    )
+    graph = pl.trace(model, ([torch.rand(3, 64, 64)],))
+    assert graph.untrained.startswith("AssertionError: targets should not be none")
+    assert graph["roi_heads.box_head.fc6"].prunable
+    assert not graph["backbone.fpn.layer_blocks.0.0"].prunable
+    drop = {group.name: range(group.width // 2) for group in graph.groups if group.prunable}
+    small = pl.cut(model, graph, pl.WidthPlan.full(graph).drop(drop)).train()
+    box = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.tensor([1])}
+    sum(small([torch.rand(3, 64, 64)], [box]).values()).backward()
 
 
 # ---------------------------------------------------------------- the user's word

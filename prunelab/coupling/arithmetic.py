@@ -44,7 +44,10 @@ def elementwise(book: Book, find: Finder, tensors: list[Tensor], out: Any, why: 
         origin = find(tensor)
         if origin is not None:
             _with_parameters(book, tensor, origin, result, why)
-        elif not book.uniform(tensor):
+        elif book.uniform(tensor):
+            book.settle(tensor, result)
+            result = meet(book, result, widened(book.labels(tensor), made.ndim), why)
+        else:
             shape = (1,) * (made.ndim - tensor.ndim) + tuple(tensor.shape)
             if any(shape[axis] > 1 for axis in varying(result)):
                 book.freeze(result, f"it meets a tensor of fixed width at {why}")

@@ -8,9 +8,11 @@ May import coupling.layout, .origins and .places.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.coupling.layout import along, varying
@@ -81,7 +83,11 @@ class Trace:
 
 
 class Book:
-    """The labels of all tensors of one run, and the `Trace` that comes of it."""
+    """The labels of all tensors of one run, and the `Trace` that comes of it.
+
+    What the code of a module can lay hands on while it is `guarded` must stay: what it is given,
+    what it computes, and what its parts give back. `guarded` maps its name to the reason.
+    """
 
     def __init__(self, places: Places) -> None:
         self.trace = Trace()
@@ -89,6 +95,7 @@ class Book:
         self._labels = WeakTensorKeyDictionary()
         self._uniform = WeakTensorKeyDictionary()
         self._rigid: dict[Key, str] = {}
+        self.guarded: dict[str, str] = {}
 
     # ------------------------------------------------------------ labels of tensors
 
@@ -108,13 +115,21 @@ class Book:
             self._labels.pop(tensor, None)
         else:
             self._labels[tensor] = labels
+            self.guard(tensor)
+
+    def guard(self, given: Any) -> None:
+        """Freeze what passes into the hands of code that is guarded."""
+        why = self.guarded.get(self._places.now)
+        for tensor in tree_leaves(given) if why else ():
+            if isinstance(tensor, Tensor) and tensor in self:
+                self.freeze(self.labels(tensor), str(why))
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
         """`tensor` holds, element by element, what `other` holds."""
         if other in self._labels:
             self.put(tensor, self.labels(other))
         if other in self._uniform:
-            self._uniform[tensor] = True
+            self._uniform[tensor] = self._uniform[other]
 
     def uniform(self, tensor: Tensor) -> bool:
         """Whether a tensor without labels is alike for every channel, however many there are."""
@@ -124,9 +139,32 @@ class Book:
         """Something was written into `tensor` that may know its place."""
         self._uniform.pop(tensor, None)
 
-    def make_uniform(self, tensor: Tensor) -> None:
-        """No element of `tensor` knows its channel: it fits any number of them."""
-        self._uniform[tensor] = True
+    def make_uniform(self, tensor: Tensor, like: Tensor | None = None) -> None:
+        """No element of `tensor` knows its channel: it fits any number of them.
+
+        Perhaps it was made for as many as `like` has, whose shape it has.
+        """
+        alike = like is not None and like.shape == tensor.shape and like in self
+        self._uniform[tensor] = self.labels(like) if alike and like is not None else None
+
+    def settle(self, tensor: Tensor, labels: Tensor | None = None, axis: int = 1) -> None:
+        """A uniform tensor has one width: from now on its channels go with what it meets first.
+
+        It meets `labels`, of its rank or a higher one; or, without any, it is read along `axis`,
+        where it gets labels that no layer issued.
+        """
+        found = self._uniform.get(tensor)
+        if found is None and labels is None:
+            shape = [1] * tensor.ndim
+            shape[axis] = -1
+            found = self.issue(tensor.shape[axis]).reshape(shape)
+        elif found is None and labels is not None:
+            more = labels.ndim - tensor.ndim
+            axes = varying(labels)
+            if all(axis >= more and tensor.shape[axis - more] > 1 for axis in axes):
+                found = labels.reshape(labels.shape[more:])
+        if found is not None:
+            self.put(tensor, found)
 
     # ------------------------------------------------------------ what is found out
 
@@ -145,13 +183,17 @@ class Book:
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Couple `a` and `b` element by element; one that meets FROZEN is frozen."""
+        if a.shape == b.shape and torch.equal(a, b):
+            return
         a, b = torch.broadcast_tensors(a, b)
         different = a != b
         a, b = a[different], b[different]
         if not len(a):
             return
         low, high = torch.minimum(a, b), torch.maximum(a, b)
-        pairs = torch.unique(low * self.trace.count + high)
+        pairs = low * self.trace.count + high
+        if not bool((pairs[1:] > pairs[:-1]).all()):
+            pairs = torch.unique(pairs)
         low, high = pairs // self.trace.count, pairs % self.trace.count
         fixed = low == FROZEN
         self.freeze(high[fixed], f"it meets a tensor of fixed width at {why}")

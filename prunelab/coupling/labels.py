@@ -4,7 +4,7 @@ Every output channel of every convolution and linear layer gets a number, its la
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
 channel it came from; operations that only move data are run on the labels themselves. Where
 elementwise operations make labels meet, the two channels are coupled. An operation without a
-rule freezes what it touches: unknown fails safe. May import calls, coupling, truth and
+rule freezes what it touches: unknown fails safe. May import calls, coupling, sampler, truth and
 errors.
 """
 
@@ -38,10 +38,13 @@ from prunelab.coupling.operations import (
     VIEWS,
     aten,
 )
+from prunelab.coupling.origins import Origin
 from prunelab.coupling.places import Places
 from prunelab.coupling.rearrange import REGIONS, rearrange
+from prunelab.coupling.sketch import LooksAtNumbers, looks, sketched
 from prunelab.coupling.views import Views, index_put
 from prunelab.errors import TraceError
+from prunelab.sampler import samplers
 from prunelab.truth import is_bare_norm
 
 __all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
@@ -51,27 +54,30 @@ class LabelMode(Watch):
     """Runs a network and fills a `Trace`. Use under `torch.no_grad()`.
 
     `batch` is how many inputs it takes at once; `counting` says whether calls and positions of
-    layers are counted; `used` names the parameters and buffers that took part. Past `deadline`
-    (of `time.monotonic`) it raises `TraceError`.
+    layers are counted; `used` names the parameters and buffers that took part. Without `numbers`
+    heavy operations give zeros, and where it is `careful`, code that looks at them ends with
+    `LooksAtNumbers`. Past `deadline` (of `time.monotonic`) it
+    raises `TraceError`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         batch: int,
-        *,
         inexact: bool = False,
         deadline: float | None = None,
     ) -> None:
         super().__init__(model)
-        self.places = Places(model)
+        self.places = Places()
+        self.places.passing = self._pass
         self.book = Book(self.places)
-        self.counting = True
+        self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
         self._batch = max(1, batch)
         self._inexact = inexact
         self._deadline = deadline
         self._views = Views(self.book)
+        self._samplers = set(samplers(model))
         self._from_layer = WeakTensorKeyDictionary()  # a layer's very output -> its name
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -80,7 +86,11 @@ class LabelMode(Watch):
             origin = self.origin(tensor)
             if origin is not None:
                 self.used.add(origin.name)
-        return super().run(func, args, kwargs)
+        if self.numbers:
+            return func(*args, **kwargs)
+        if self.careful and looks(func, args):
+            raise LooksAtNumbers
+        return sketched(func, args, kwargs)
 
     # ------------------------------------------------------------ layers
 
@@ -88,6 +98,8 @@ class LabelMode(Watch):
         """A layer consumes its input's labels and issues its own."""
         book, name = self.book, layer_name(call.name)
         self._in_time(name)
+        if book.uniform(call.x):
+            book.settle(call.x)
         labels, rows = book.labels(call.x), False
         if call.conv is not None and any(axis > 1 for axis in varying(labels)):
             book.freeze(labels, f"{name} convolves over channels laid out over space")
@@ -178,11 +190,13 @@ class LabelMode(Watch):
         """Labels of what any other operation gives."""
         packet, book = func.overloadpacket, self.book
         tensors = tensors_in(*args, kwargs)
+        if packet is aten.index_select and self._samples(args[0], self.origin(args[2]), out):
+            return
         if packet in VIEWS:
             for made in tree_leaves(out):
                 self._views.note(made, func, args, kwargs)
         if packet in UNIFORM:
-            book.make_uniform(out)
+            book.make_uniform(out, next(iter(tensors), None))
         elif any(x in book for x in tensors):
             self._in_time(packet.__name__)
             written = func._schema.is_mutable and args and out is args[0]
@@ -197,6 +211,26 @@ class LabelMode(Watch):
                 self._views.written_fixed(out)
         elif isinstance(out, Tensor) and func._schema.is_mutable:
             self._views.written_fixed(out)
+
+    def _samples(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
+        """Whether a convolution samples its input here: it then issues channels of its own."""
+        if origin is None or origin.name not in self._samplers:
+            return False
+        book, name, width = self.book, origin.name, out.shape[1]
+        book.freeze(book.labels(x), f"{name} picks from it by number")
+        layer = book.trace.layers.get(name)
+        if layer is None:
+            layer = book.trace.layers[name] = LayerTrace(
+                name=name, out=book.issue(width), into=torch.empty(0, dtype=torch.long),
+                kernel=(1,) * (out.ndim - 2), groups=1, transposed=False, in_axis=1,
+                order=len(book.trace.layers), computed=False, cuttable=True,
+            )  # fmt: skip
+            book.index(origin, layer.out, name)
+        if self.counting:
+            layer.calls += 1
+            layer.positions += out.numel() // max(1, width * self._batch)
+        book.put(out, layer.out.reshape([1, -1, *[1] * (out.ndim - 2)]))
+        return True
 
     def _is_uniform(self, packet: Any, tensors: list[Tensor]) -> bool:
         """Whether what an operation gives is alike for every channel, as what it takes."""
@@ -287,10 +321,16 @@ class LabelMode(Watch):
 
     def on_bare_norm(self, name: str, x: Tensor) -> None:
         """A normalisation module without parameters, which knows its width, reads `x`."""
-        labels = self.book.column(x, 1, name)
-        if name in self.book.trace.bare:
-            self.book.unite(self.book.trace.bare[name], labels, f"the shared {name}")
-        self.book.trace.bare[name] = labels
+        with self.aside():
+            labels = self.book.column(x, 1, name)
+            if name in self.book.trace.bare:
+                self.book.unite(self.book.trace.bare[name], labels, f"the shared {name}")
+            self.book.trace.bare[name] = labels
+
+    def _pass(self, given: Any) -> None:
+        if self.book.guarded:
+            with self.aside():
+                self.book.guard(given)
 
     def _in_time(self, where: str) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -340,7 +380,7 @@ def run_on_labels(
         if is_bare_norm(module)
     ]
     try:
-        with torch.no_grad(), mode.places, mode:
+        with torch.no_grad(), mode.places.of(model), mode:
             out = run(model)
     finally:
         for hook in hooks:

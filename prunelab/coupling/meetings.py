@@ -5,6 +5,7 @@ May import coupling.labels and coupling.rearrange.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ DEPTHWISE = "the depth-wise convolution "
 GROUPED = "the grouped convolution "
 SHARED = "the shared layer "
 SHARED_NORM = "a shared "
+NOBODY = -1  # the owner of a label that no layer issued
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,9 @@ class Coupling:
 
     `where` is the qualified name of the module that was running ("" is the network itself),
     `group` names the channel group that they are in. `channels` counts those of the one of the two
-    layers that brought more, in the traced network. `a` came first; where `a` is `b`, channels of
-    one layer met each other.
+    layers that brought more, in the traced network; `units` are those of the group that met, as
+    ranges (first, one past the last). `a` came first; where `a` is `b`, channels of one layer met
+    each other.
     """
 
     a: str
@@ -35,6 +38,7 @@ class Coupling:
     where: str
     group: str
     channels: int
+    units: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
         a, b, why = self.a, self.b, self.why
@@ -115,30 +119,87 @@ class Coupling:
 
 
 def find_couplings(
-    trace: Trace, group_of: np.ndarray, groups: tuple[str, ...]
+    trace: Trace, unit: np.ndarray, groups: Sequence[tuple[str, int]]
 ) -> tuple[Coupling, ...]:
     """Every coupling that `trace` met, in execution order of the layers.
 
-    `group_of` [labels] is the index into `groups` of the group that each label ended up in.
+    `unit` [labels] is the graph-wide number of each label's unit, `groups` the name and the first
+    unit of each group.
     """
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
     names = [layer_name(layer.name) for layer in layers]
-    owner = np.zeros(trace.count, dtype=np.int64)
+    owner = np.full(trace.count, NOBODY, dtype=np.int64)
     for index, layer in enumerate(layers):
         owner[layer.out.numpy()] = index
+    group_of = np.searchsorted([first for _, first in groups], unit, side="right") - 1
 
     places: dict[tuple[str, str], list[np.ndarray]] = {}
-    for edge in trace.edges:
-        pairs = np.stack([edge.a.numpy(), edge.b.numpy()])
-        places.setdefault((edge.why, edge.where), []).append(pairs)
+    for edge in _between_layers(trace, owner):
+        places.setdefault((edge.why, edge.where), []).append(edge.a * trace.count + edge.b)
 
     found = []
     for (why, where), parts in places.items():
-        met = np.unique(np.concatenate(parts, axis=1), axis=1)  # a module may run twice
-        keys = np.stack([*owner[met], group_of[met[0]]])
-        kinds, which = np.unique(keys, axis=1, return_inverse=True)
-        for index, (a, b, group) in enumerate(kinds.T.tolist()):
-            ours = met[:, which.reshape(-1) == index]
-            count = max(len(np.unique(side)) for side in ([ours] if a == b else ours))
-            found.append((a, b, Coupling(names[a], names[b], why, where, groups[group], count)))
+        met = distinct(np.concatenate(parts))  # a module may run twice
+        a, b = met // trace.count, met % trace.count
+        kinds, which = np.unique(
+            (owner[a] * len(layers) + owner[b]) * len(groups) + group_of[a], return_inverse=True
+        )
+        ours = [distinct(which * trace.count + side) // trace.count for side in (a, b)]
+        counts = np.maximum(*[np.bincount(side, minlength=len(kinds)) for side in ours])
+        order = np.argsort(which, kind="stable")
+        units = np.split(unit[a][order], np.cumsum(np.bincount(which))[:-1])
+        for kind, count, some in zip(kinds.tolist(), counts.tolist(), units, strict=True):
+            pair, group = divmod(kind, len(groups))
+            one, other = divmod(pair, len(layers))
+            name, first = groups[group]
+            met_in = ranges(distinct(some - first))
+            coupling = Coupling(names[one], names[other], why, where, name, count, met_in)
+            found.append((one, other, coupling))
     return tuple(coupling for *_, coupling in sorted(found, key=lambda item: item[:2]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Meeting:
+    """Labels `a` and `b` that met, all of them channels of layers."""
+
+    a: np.ndarray
+    b: np.ndarray
+    why: str
+    where: str
+
+
+def _between_layers(trace: Trace, owner: np.ndarray) -> Iterator[_Meeting]:
+    """The edges of `trace`, with channels of a state that the code starts with replaced.
+
+    Such a channel goes by the first channel of a layer that it met.
+    """
+    stands_for = np.arange(trace.count)
+    waiting = [(edge.a.numpy(), edge.b.numpy(), edge) for edge in trace.edges]
+    before = -1
+    while waiting and before != (before := sum(len(a) for a, *_ in waiting)):
+        left = []
+        for a, b, edge in waiting:
+            for state, other in ((a, b), (b, a)):
+                new = (owner[stands_for[state]] == NOBODY) & (owner[stands_for[other]] != NOBODY)
+                stands_for[state[new]] = stands_for[other[new]]
+            one, two = stands_for[a], stands_for[b]
+            known = (owner[one] != NOBODY) & (owner[two] != NOBODY)
+            if (met := known & (one != two)).any():
+                low, high = np.minimum(one, two)[met], np.maximum(one, two)[met]
+                yield _Meeting(low, high, edge.why, edge.where)
+            if not known.all():
+                left.append((a[~known], b[~known], edge))
+        waiting = left
+
+
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """`numbers` sorted, each once: `np.unique`, quicker for the few thousand of a layer."""
+    numbers = np.sort(numbers)
+    return numbers[np.append(True, numbers[1:] != numbers[:-1])[: len(numbers)]]
+
+
+def ranges(units: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Sorted `units` as ranges (first, one past the last)."""
+    gaps = np.flatnonzero(np.diff(units) != 1) + 1
+    starts, ends = units[[0, *gaps]], units[[*(gaps - 1), -1]] + 1
+    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))

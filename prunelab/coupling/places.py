@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,45 +12,52 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Places:
-    """Inside its `with`, `now` is the qualified name of the innermost module that is running.
+    """While a network runs inside `of`, `now` names the innermost module that is running.
 
     "" stands for the network's own `forward`. A module registered under two names goes by the
-    first. The hooks that find out are on the modules, so other threads are left alone, and are
-    gone afterwards.
+    first. `been` are those that ran so far; `passing` is called with what the module that is `now`
+    running was given, and with what each of its parts gives back. The hooks that find out are on
+    the modules, so other threads are left alone, and are gone afterwards.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self) -> None:
         self._running: list[str] = []
-        self._hooks: list[RemovableHandle] = []
+        self.been: set[str] = set()
+        self.passing: Callable[[Any], None] = lambda given: None
 
     @property
     def now(self) -> str:
         """The qualified name of the innermost running module."""
         return self._running[-1] if self._running else ""
 
-    def __enter__(self) -> Places:
-        for name, module in self._model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks: what runs inside counts to the module around it
-            self._hooks += [
-                module.register_forward_pre_hook(self._entering(name), prepend=True),
-                module.register_forward_hook(self._leaving, always_call=True),
-            ]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """The network that runs inside is `model`."""
+        hooks: list[RemovableHandle] = []
+        try:
+            for name, module in model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue  # takes no hooks: what runs inside counts to the module around it
+                hooks += [
+                    module.register_forward_pre_hook(
+                        self._entering(name), prepend=True, with_kwargs=True
+                    ),
+                    module.register_forward_hook(self._leaving, always_call=True),
+                ]
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._running.clear()
 
     def _entering(self, name: str) -> Any:
-        return lambda module, args: self._running.append(name)
+        def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._running.append(name)
+            self.been.add(name)
+            self.passing((args, kwargs))
+
+        return entering
 
     def _leaving(self, module: nn.Module, args: Any, out: Any) -> None:
         self._running.pop()
+        self.passing(out)

@@ -97,11 +97,13 @@ def _row(group: ChannelGroup) -> tuple[str, str, str, str]:
 
 
 def _reasons(graph: ChannelGraph) -> list[str]:
-    """Frozen groups counted by reason, and the layers that never ran."""
+    """Frozen groups counted by reason, and what never ran."""
     counts = Counter(group.why for group in graph.groups if group.why)
     lines = [f"  frozen: {many(count, 'group')} ({why})" for why, count in counts.most_common(3)]
     if len(counts) > 3:
         lines.append(f"  ... and {many(len(counts) - 3, 'more reason')}")
+    if graph.untrained:
+        lines.append(f"  did not run in training mode ({graph.untrained}): give train_inputs=")
     if graph.unseen:
         lines.append(f"  never ran: {listed(graph.unseen, 3)}")
     return lines

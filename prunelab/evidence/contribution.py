@@ -38,7 +38,7 @@ class ConsumerGram:
         return _share(_lost(self.gram, _index(self.name, self.units, units)), self.energy)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ContributionGram:
     """What a channel group contributes to all of its consumers, the sum over them.
 

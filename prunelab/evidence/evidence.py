@@ -15,10 +15,10 @@ from prunelab.evidence.gradient import BatchNorm, MaskGradients, Masks
 from prunelab.evidence.meter import Sums, distinct_units
 from prunelab.evidence.moments import PatchMoments
 
-KINDS = ("contribution", "patches", "gradient", "ablation")
+KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Evidence:
     """What one pass measured; `evidence[group]` answers for a channel group.
 
@@ -26,7 +26,8 @@ class Evidence:
     stand for all that belongs to none), `sums` to what its contributions add up to. `gradients`
     [3, units + 1] holds the sums of mask gradients (signed, absolute, squared) over the graph's
     units, `ablated` [units + 1] those of the loss without each unit, and without none in the last
-    place. `images` is how many inputs were seen; `fingerprint` names the network that was
+    place. `curvature` maps a layer to the sum of g g' [out, out], g the gradients of its outputs.
+    `images` is how many inputs were seen; `fingerprint` names the network that was
     measured. `at`, `masks` and `bn` are what `measure` was asked for. Evidence of the same network
     adds up with +.
     """
@@ -42,6 +43,7 @@ class Evidence:
     ablated: np.ndarray | None = None
     masks: Masks = "readers"
     bn: BatchNorm = "running"
+    curvature: Mapping[str, np.ndarray] = field(default_factory=dict)
     _asked: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
     _totals: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
@@ -136,11 +138,18 @@ class Evidence:
             None if self.ablated is None else self.ablated + other.ablated,
             self.masks,
             self.bn,
+            {name: self.curvature[name] + other.curvature[name] for name in self.curvature},
         )
 
     def _measured(self) -> tuple[object, ...]:
         """On which network, how, and of which kinds."""
-        kinds = (self.grams, self.moments, self.gradients is not None, self.ablated is not None)
+        kinds = (
+            self.grams,
+            self.moments,
+            self.gradients is not None,
+            self.ablated is not None,
+            self.curvature,
+        )
         found = [kind for kind, have in zip(KINDS, kinds, strict=True) if have]
         return (self.fingerprint, self.at, self.masks, self.bn, *found)
 

@@ -20,6 +20,7 @@ from prunelab.evidence.batch import (
     guarded,
     run_batch,
 )
+from prunelab.evidence.curvature import CurvatureWatch, own_answers
 from prunelab.evidence.evidence import KINDS, Evidence
 from prunelab.evidence.gradient import BatchNorm, Masks, MaskWatch, differentiable
 from prunelab.evidence.meter import Meter, Sums
@@ -50,8 +51,9 @@ def measure(
     """Go once over `batches` and measure; memory does not grow with their number.
 
     `kinds` are "contribution" (G of every consumer of prunable channels), "patches" (patch
-    moments of `layers`), "gradient" (each image's mask gradients) and "ablation" (the loss
-    without each unit: a run of the network for every one). `at="bn"` measures contributions
+    moments of `layers`), "gradient" (each image's mask gradients), "ablation" (the loss
+    without each unit: a run of the network for every one) and "curvature" (the second moment of
+    the loss's gradients by the outputs of `layers`). `at="bn"` measures contributions
     behind an evaluation-mode BatchNorm where one follows the consumer. A batch is an input, or a
     tuple whose first entry is; or whatever `forward(model, batch)` takes.
 
@@ -59,7 +61,9 @@ def measure(
     positions of it an image, with all outputs there: quicker, and its damages are estimates.
     `scalars` draws as ThiNet does, that many single outputs an image. Both draw from `seed`.
 
-    The last two kinds need `loss(model, batch)`, a mean over the batch. `masks`: see `MaskWatch`.
+    The last three kinds need `loss(model, batch)`, a mean over the batch; with the default loss,
+    curvature is that of the network's own answers, drawn from `seed`, and needs no labels.
+    `masks`: see `MaskWatch`.
     With `bn="batch"` gradients go through training-mode BatchNorm: images are then coupled, and
     dL_n/dm is how the whole batch's summed loss answers to a mask on image n, as in the released
     code; "running" gives the image's own loss.
@@ -122,6 +126,8 @@ def measuring(
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
     losses = LossSums(model, graph, loss) if "ablation" in kinds else None
+    curvature = CurvatureWatch(model, targets) if "curvature" in kinds else None
+    answers = own_answers(torch.Generator().manual_seed(seed))
     images = 0
     mark = fingerprint(model)
     with undisturbed(model), torch.no_grad():
@@ -134,6 +140,10 @@ def measuring(
             if watch is not None:
                 with differentiable(model, bn):
                     watch.measure(model, batch, loss)
+            if curvature is not None:
+                with differentiable(model):
+                    curvature.measure(model, batch, answers if loss is cross_entropy else loss)
+                curvature.check()
             if losses is not None:
                 yield from losses.measuring(batch, expected)
             images += batch_size(batch)
@@ -154,4 +164,7 @@ def measuring(
         losses.sums if losses is not None else None,
         masks,
         bn,
+        {names[key]: value.cpu().numpy() for key, value in curvature.sums.items()}
+        if curvature is not None
+        else {},
     )
