@@ -27,7 +27,7 @@ from prunelab import cli, handin
 from prunelab.errors import HandInError, InvalidValue, SessionFileError, UnknownName
 from prunelab.grading import Grader
 from prunelab.marking import mark, said
-from prunelab.rubric import Check, Rubric
+from prunelab.rubric import KINDS, Check, Rubric
 from prunelab.values import FrozenMap
 
 RUBRIC = """
@@ -709,3 +709,13 @@ def test_what_is_wrong_with_the_lecturers_side_is_raised(tmp_path: Path) -> None
         )
     with pytest.raises(InvalidValue, match="no module 'lecturer_none'"):
         grader_of(data={"factory": "lecturer_none:images"})
+
+
+def test_the_rubric_on_the_teachers_page_has_every_kind_of_check(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[1] / "notebooks" / "teacher.md").read_text("utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "lab.toml").write_text(text)
+    rubric = Rubric.read(tmp_path / "lab.toml")
+    assert {check.kind for check in rubric.checks} | {"params"} == set(KINDS)
+    for check in rubric.checks:
+        assert set(check.settings) == set(KINDS[check.kind]), "every setting is shown"

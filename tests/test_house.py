@@ -26,12 +26,13 @@ LAYERS = [
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
     | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
-    | {"pricing", "allocate", "timing"}
+    | {"pricing", "allocate", "timing", "splits"}
     | {"terminal", "comparison", "doctor", "verbs", "figures", "handin", "audit", "marking"},
     {"bench"},
     {"desk"},
     {"foresight"},
     {"engine"},
+    {"shown"},
     {"session", "prune", "compare", "redesign", "export", "grading"},
     {"notebook", "classroom"},
     {"cli"},

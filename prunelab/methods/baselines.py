@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.channels import FIXED, ChannelGraph, Layer
+from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.errors import BadModel, InvalidValue
 from prunelab.methods.contract import Context
 from prunelab.methods.ranking import Array, OneShot, Scope, Scores
@@ -69,14 +69,13 @@ class BatchNormScale(OneShot):
                 sums += _onto(context.graph, units, module.weight.detach().abs())
                 counts += _onto(context.graph, units, torch.ones_like(module.weight))
         scores = _by_group(context, sums / np.maximum(counts, 1))
-        have = _by_group(context, counts)
-        found = {name: values for name, values in scores.items() if have[name].all()}
-        if not found:
+        scaled = {g.name for g in context.graph.groups if g.prunable and _all(counts, g)}
+        if not scaled:
             raise BadModel(
                 "No prunable channel of this network passes a BatchNorm with a scale; choose "
                 "another method, such as 'magnitude'."
             )
-        return found
+        return {name: values for name, values in scores.items() if name in scaled}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +206,10 @@ def _onto(graph: ChannelGraph, units: Array, values: Tensor) -> Array:
     mine = units != FIXED
     weights = values.double().cpu().numpy()[mine]
     return np.bincount(units[mine], weights=weights, minlength=graph.units)
+
+
+def _all(counts: Array, group: ChannelGroup) -> bool:
+    return bool(counts[group.first + np.asarray(group.units)].all())
 
 
 def _by_group(context: Context, values: Array) -> Mapping[str, Array]:
