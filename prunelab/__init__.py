@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 from prunelab import data, zoo
 from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.compare import compare
+from prunelab.comparison import Comparison
 from prunelab.cost import Latency, cost, latency
 from prunelab.coupling.explain import Explanation
 from prunelab.data import Data
@@ -16,6 +18,7 @@ from prunelab.errors import (
     BadData,
     BadModel,
     BudgetUnreachable,
+    HandInError,
     IllegalPlan,
     InvalidValue,
     MissingPackage,
@@ -32,7 +35,11 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
+from prunelab.foresight import Foresight
+from prunelab.grading import Grade, grade
+from prunelab.handin import submit
 from prunelab.ledger import Ledger, State
+from prunelab.marking import Mark
 from prunelab.methods import (
     AOFP,
     BatchNormScale,
@@ -45,15 +52,20 @@ from prunelab.methods import (
     OneShot,
     Oracle,
     Random,
+    Surgeon,
     Taylor,
     ThiNet,
     make_method,
 )
+from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
+from prunelab.redesign import Redesign, redesign
+from prunelab.rubric import Rubric
 from prunelab.session import Session
-from prunelab.surgery import cut, masked, rebuild
+from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace
 from prunelab.training import Metric, Training
+from prunelab.trial import Trial
 from prunelab.values import (
     Cost,
     Ended,
@@ -64,6 +76,7 @@ from prunelab.values import (
     Rung,
     WidthPlan,
 )
+from prunelab.widening import widened
 
 if TYPE_CHECKING:
     from prunelab.notebook import Screen, show
@@ -79,6 +92,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "ChannelPruning",
+    "Comparison",
     "Cost",
     "Data",
     "Elimination",
@@ -87,13 +101,17 @@ __all__ = [
     "Explanation",
     "Fidelity",
     "FirstK",
+    "Foresight",
+    "Grade",
     "GroupFisher",
+    "HandInError",
     "IllegalPlan",
     "Importance",
     "InvalidValue",
     "Latency",
     "Ledger",
     "Magnitude",
+    "Mark",
     "MaxResponse",
     "Metric",
     "MissingPackage",
@@ -102,10 +120,13 @@ __all__ = [
     "OneShot",
     "Oracle",
     "PathPoint",
+    "Prediction",
     "Progress",
     "PruneLabError",
     "Pruned",
     "Random",
+    "Redesign",
+    "Rubric",
     "Rung",
     "Screen",
     "Session",
@@ -114,19 +135,23 @@ __all__ = [
     "StaleEvidence",
     "State",
     "Stopped",
+    "Surgeon",
     "Taylor",
     "ThiNet",
     "TraceError",
     "Training",
+    "Trial",
     "UnknownName",
     "WidthPlan",
     "WrongState",
     "ablate",
     "allocate",
+    "compare",
     "cost",
     "cut",
     "data",
     "fidelity",
+    "grade",
     "latency",
     "load_pruned",
     "make_method",
@@ -134,8 +159,12 @@ __all__ = [
     "measure",
     "prune",
     "rebuild",
+    "redesign",
+    "sampled",
     "show",
+    "submit",
     "trace",
+    "widened",
     "zoo",
 ]
 

@@ -16,7 +16,7 @@ from prunelab.channels import ChannelGraph
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
 from prunelab.pricing import terms_of
-from prunelab.values import WidthPlan, si
+from prunelab.values import Units, WidthPlan, si
 
 Array = np.ndarray
 KINDS = ("macs", "params", "activation_bytes")
@@ -38,6 +38,10 @@ def allocate(
     round_to: int = 1,
 ) -> WidthPlan:
     """The plan that meets `budget` with the smallest sum of damages that was found.
+
+    The sum of damages compares plans of one network; it is no accuracy. Raises
+    `BudgetUnreachable`, with the narrowest plan, where even that costs more; `InvalidValue` for
+    a budget or a way that makes no sense.
 
     Parameters
     ----------
@@ -63,10 +67,6 @@ def allocate(
         The groups that may shrink (None: all that were measured).
     min_width, round_to
         Every group that shrinks keeps at least so many units, and a multiple of `round_to`.
-
-    The sum of damages compares plans of one network; it is no accuracy. Raises
-    `BudgetUnreachable`, with the narrowest plan, where even that costs more; `InvalidValue` for
-    a budget or a way that makes no sense.
     """
     _check(budget, of, by, min_width, round_to)
     start = WidthPlan.full(graph) if plan is None else plan
@@ -158,8 +158,12 @@ class Problem:
 
     def plan(self, choice: Sequence[int]) -> WidthPlan:
         """The plan of these widths."""
+        return self.start.drop(self.drop(choice))
+
+    def drop(self, choice: Sequence[int]) -> dict[str, Units]:
+        """The units that go at these widths."""
         chosen = zip(self.curves, self.removed, choice, strict=True)
-        return self.start.drop({c.group: c.first(int(legal[at])) for c, legal, at in chosen})
+        return {c.group: c.first(int(legal[at])) for c, legal, at in chosen if at}
 
     def refuse(self, budget: float) -> list[int]:
         """Raise `BudgetUnreachable` with the narrowest plan."""
@@ -199,8 +203,16 @@ class Problem:
             changed = self.neighbours[best]
         return now
 
-    def convex(self, limit: float) -> list[int] | None:
-        """The widths that minimise damage + price x cost, at the price that meets `limit`."""
+    def sketched(self, limit: float, near: float) -> list[int] | None:
+        """Good widths at once: `convex` to within `near` of the cost, and what still fits."""
+        found = self.convex(limit, near)
+        return None if found is None else self._widened(found, limit)
+
+    def convex(self, limit: float, near: float = 0.0) -> list[int] | None:
+        """The widths that minimise damage + price x cost, at the price that meets `limit`.
+
+        The price is good enough once the cost is within the share `near` of the whole of it.
+        """
         low, high = 0.0, 1.0
         found = [0] * len(self.curves)
         whole = self.cost(found)
@@ -209,6 +221,8 @@ class Problem:
             if high > HIGHEST:
                 return None
         for _ in range(40):
+            if limit - self.cost(found) <= near * whole:
+                break
             middle = (low + high) / 2
             tried = self._priced(middle / whole, found)
             if self.cost(tried) <= limit:

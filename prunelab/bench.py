@@ -6,8 +6,7 @@ everything below the session.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,29 +15,32 @@ from torch import Tensor, nn
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
-from prunelab.evidence.batch import batch_size, cross_entropy, run_batch
+from prunelab.evidence.batch import batch_size, cross_entropy, guarded, run_batch
 from prunelab.evidence.gradient import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.recalibration import Traced, recalibrating
 from prunelab.repair import chained, repairing
 from prunelab.rescale import rescaling
+from prunelab.splits import Splits, private_rng
 from prunelab.surgery import cut
+from prunelab.timing import LayerTimes, layer_times
 from prunelab.tracing import copy_of, trace
 from prunelab.training import (
     Training,
-    hitting,
+    answering,
     imitating,
     metrics_of,
     training,
 )
+from prunelab.trial import Answers, Trial, by_batch, by_image
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
 REPAIRS = ("lstsq", "rescale", "bn")
 REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
-Judgement = tuple[dict[str, float], Tensor | None]  # metrics, and which images are right
+Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 
-class Bench:
+class Bench(Splits):
     """What a session works with; its keywords are those of `Session`."""
 
     def __init__(
@@ -69,6 +71,7 @@ class Bench:
         self.data = data
         self.seed = int(seed)
         self.repair = repair
+        self.custom = forward is not None
         self.forward = forward or run_batch
         self.loss = loss or cross_entropy
         self.classifies = metrics is None and loss is None and forward is None
@@ -89,34 +92,9 @@ class Bench:
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
-        self._evidence: tuple[tuple[object, ...], Evidence] | None = None
-
-    # ------------------------------------------------------------ data
-
-    def sample(self) -> Any:
-        """The first training batch."""
-        for batch in self.images(1):
-            return batch
-        raise BadData("data.train has no batches; give at least one.")
-
-    def inputs_of(self, batch: Any) -> Any:
-        """One input of a batch, as the network takes it."""
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        device = next((p.device for p in self.base.parameters()), torch.device("cpu"))
-        return x[:1].to(device) if isinstance(x, Tensor) else x
-
-    def images(self, images: int) -> Iterator[Any]:
-        """Training batches up to `images` images, the same ones at every call."""
-        return _privately(lambda: _take(self.data.train, images), self.seed)
-
-    def shuffled(self, seed: int) -> Iterator[Any]:
-        """One epoch of training batches, shuffled by `seed`."""
-        shuffled = getattr(self.data, "shuffled", lambda _: iter(self.data.train))
-        return _privately(lambda: shuffled(seed), seed)
-
-    def seed_of(self, event: int) -> int:
-        """The seed of whatever event number `event` draws at random."""
-        return (self.seed * 1_000_003 + event) % 2**63
+        self.times: LayerTimes | None = None  # of the network measured last
+        self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
+        self._evidence: dict[tuple[str, ...], tuple[tuple[object, ...], Evidence]] = {}
 
     # ------------------------------------------------------------ networks
 
@@ -137,14 +115,43 @@ class Bench:
         loader = self.data.val if loader is None else loader
         if self.classifies:
             with private_rng(self.seed):
-                right, loss = yield from hitting(network, loader)
-            return {"accuracy": float(right.double().mean()), "loss": loss}, right
+                answers, loss = yield from answering(network, loader)
+            return {"accuracy": answers.accuracy, "loss": loss}, answers
         values: dict[str, float] = {}
         for name, metric in self.metrics.items():
             yield Progress(len(values), len(self.metrics), f"evaluating {name}")
             with private_rng(self.seed):
                 values[name] = float(metric.function(network, loader))
         return values, None
+
+    def tried(
+        self, network: nn.Module, now: nn.Module, mark: str, known: Answers | None, images: int
+    ) -> Generator[Progress, None, Trial]:
+        """`network` against the one `now`, on the first `images` validation images.
+
+        `known` are the answers of the one now; `mark` is its fingerprint.
+        """
+        if self.classifies:
+            after, _ = yield from answering(network, self.validation(images))
+            after = after.first(images)
+            before = known.first(images) if known is not None else None
+            if before is None or before.labels != after.labels:  # a loader with other images
+                before, _ = yield from answering(now, self.validation(images))
+                before = before.first(images)
+            return by_image(before, after)
+        name, metric = next(iter(self.metrics.items()))
+        key = (mark, images)
+        mine = self._batches[1] if self._batches and self._batches[0] == key else []
+        theirs, sizes = [], []
+        for place, batch in enumerate(guarded(self.validation(images))):
+            with private_rng(self.seed):
+                if place == len(mine):
+                    mine.append(float(metric.function(now, [batch])))
+                theirs.append(float(metric.function(network, [batch])))
+            sizes.append(batch_size(batch))
+            yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
+        self._batches = (key, mine)
+        return by_batch(name, mine, theirs, sizes, metric.higher_is_better)
 
     def measured(
         self,
@@ -157,21 +164,41 @@ class Bench:
         masks: Masks,
     ) -> Generator[Progress, None, Evidence]:
         """Evidence of `network`, whose fingerprint is `mark`: at hand, or by one pass."""
-        key = (mark, tuple(kinds), at, images, masks)
-        if self._evidence is None or self._evidence[0] != key:
-            found = yield from measuring(
-                network,
-                graph,
-                self.images(images),
-                kinds,
-                at=at,
-                forward=self.forward,
-                loss=self.loss,
-                masks=masks,
-                expected=images,
+        known = self.known(mark, kinds, at, images, masks)
+        if known is not None:
+            return known
+        found = yield from measuring(
+            network,
+            graph,
+            self.images(images),
+            kinds,
+            at=at,
+            forward=self.forward,
+            loss=self.loss,
+            masks=masks,
+            expected=images,
+        )
+        self._evidence = {**self._evidence, tuple(kinds): ((mark, at, images, masks), found)}
+        return found
+
+    def known(
+        self, mark: str, kinds: Sequence[str], at: str, images: int, masks: Masks
+    ) -> Evidence | None:
+        """Evidence of the network `mark`, measured in this very way, if it is at hand."""
+        how, evidence = self._evidence.get(tuple(kinds), (None, None))
+        return evidence if how == (mark, at, images, masks) else None
+
+    def latest(self, kinds: Sequence[str]) -> Evidence | None:
+        """The evidence of these kinds that was measured last, of whatever network."""
+        return self._evidence.get(tuple(kinds), (None, None))[1]
+
+    def clock(self, network: nn.Module, plan: WidthPlan) -> None:
+        """Time the layers of the network of this plan, if those of no other were timed since."""
+        if self.times is None or self.times.plan != plan:
+            inputs = self.sample() if self.custom else self.inputs_of(self.sample())
+            self.times = layer_times(
+                network, self.graph, plan, lambda: self.forward(network, inputs)
             )
-            self._evidence = (key, found)  # of the latest network only
-        return self._evidence[1]
 
     def mended(
         self,
@@ -197,12 +224,15 @@ class Bench:
         now, aim = traced(small, plan), traced(*target)
         before = traced(*source) if source else None
         how = (images, self.forward, REPAIR_IMAGES)
+        settled: set[str] = set()
         if kind == "lstsq":
             together = before if before and not chained(before.graph, now.graph) else None
-            yield from repairing(now, aim, *how, together)
+            solved = yield from repairing(now, aim, *how, together)
+            if together is None:  # each layer saw what it now reads
+                settled = {norm for name in solved if (norm := now.graph.layer(name).norm)}
         elif kind == "rescale":
             yield from rescaling(now, before or aim, aim, *how)
-        yield from recalibrating(now, aim, *how)
+        yield from recalibrating(now, aim, *how, settled)
         check_finite(small, "the repair")
 
     def tuned(
@@ -251,44 +281,3 @@ def check_finite(network: nn.Module, by: str) -> None:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")
-
-
-# ---------------------------------------------------------------- random numbers and loaders
-
-
-def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
-    """Whole batches until `images` images have come."""
-    count = 0
-    for batch in batches:
-        yield batch
-        count += batch_size(batch)
-        if count >= images:
-            return
-
-
-@contextmanager
-def private_rng(seed: int) -> Iterator[None]:
-    """The user's loaders and functions draw from here; the caller's generators stay untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _privately(make: Callable[[], Iterable[Any]], seed: int) -> Iterator[Any]:
-    """The items of `make()`, each drawn under a generator of our own."""
-    with private_rng(seed):
-        inside = torch.get_rng_state()
-    iterator: Iterator[Any] | None = None
-    while True:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(inside)
-        try:
-            if iterator is None:
-                iterator = iter(make())
-            item = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            inside = torch.get_rng_state()
-            torch.set_rng_state(outside)
-        yield item

@@ -33,7 +33,9 @@ class Layer:
     number of output positions of one input, summed over calls, `applied` how many times its kernel
     is applied to one (not the same for a transposed convolution); `norm` names the BatchNorm that
     follows it, if one does. `in_axis` is the weight's axis that reads channels. `computed` says
-    that the weight in use is made of its parameters (a weight norm, a mask), not one of them.
+    that the weight in use is made of its parameters (a weight norm, a mask), not one of them. A
+    sampler (`SampledConv2d`) is a layer too: it makes channels without multiplying, and no units
+    stand in its `in_units`; `weight` is its buffer.
     """
 
     name: str

@@ -1,12 +1,12 @@
 """The `prunelab` program: `lab` opens the tutorials, `prune` does the job, `doctor` examines.
 
-Imports torch only once there is something to prune, so that help and doctor answer at once.
+`submit` and `grade` are classroom's. Imports torch only once there is something to prune, so that
+help and doctor answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -15,9 +15,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunelab import doctor
+from prunelab import classroom, doctor
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger import show
+from prunelab.named import call
 from prunelab.terminal import Terminal, table
 from prunelab.values import si
 
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--seed", type=int, default=0)
     prune.add_argument("--out", type=Path, help="the smaller network, as .safetensors")
     prune.set_defaults(run=_prune)
+
+    classroom.add(commands)
 
     examine = commands.add_parser("doctor", help="what is installed, what the machine offers")
     examine.set_defaults(run=_doctor)
@@ -248,7 +251,7 @@ def _data(options: argparse.Namespace) -> Any:
 
     if ":" not in options.data:
         return pl.data.load(options.data, root=options.root)
-    data = _call(options.data, "--data")
+    data = call(options.data, "--data", Path.cwd())
     if not isinstance(data, pl.Data):
         raise InvalidValue(
             f"--data {options.data} gave {type(data).__name__}; it must give "
@@ -265,29 +268,9 @@ def _model(options: argparse.Namespace, data: Any) -> Any:
     if ":" not in options.model:
         shape, classes = data.input_shape or (1,), data.classes or range(10)
         return pl.zoo.load(options.model, in_channels=shape[0], classes=len(classes))
-    model = _call(options.model, "--model")
+    model = call(options.model, "--model", Path.cwd())
     if not isinstance(model, nn.Module):
         raise InvalidValue(
             f"--model {options.model} gave {type(model).__name__}; it must give an nn.Module."
         )
     return model
-
-
-def _call(spec: str, option: str) -> Any:
-    """What the function named as module:function gives; the module may lie in this folder."""
-    name, _, function = spec.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
-        raise InvalidValue(
-            f"{option} {spec}: there is no module {name!r}, neither in this folder nor installed."
-        ) from None
-    except ValueError:
-        raise InvalidValue(f"{option} {spec}: write it as module:function.") from None
-    if not callable(made := getattr(module, function, None)):
-        raise InvalidValue(f"{option} {spec}: {name} has no function {function!r}.")
-    return made()

@@ -1,12 +1,13 @@
 """What a network costs: multiply-adds, parameters, activation memory, and measured latency.
 
-May import values, channels, calls.
+May import values, channels, calls, sampler.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, overload
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.errors import InvalidValue
+from prunelab.sampler import samplers
 from prunelab.tracing import runner, undisturbed
 from prunelab.values import Cost, WidthPlan
 
@@ -54,8 +56,7 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
     if not isinstance(plan, WidthPlan):
         raise InvalidValue(f"cost(graph, plan) takes a WidthPlan, not {type(plan).__name__}.")
     alive = graph.alive(plan)
-    positions = {layer.weight: layer.positions for layer in graph.layers}
-    applied = {layer.weight: layer.applied for layer in graph.layers}
+    positions = applied = None
     at = "x".join(str(size) for size in graph.input_shapes[0][1:]) if graph.input_shapes else ""
     if example_inputs is not None:
         network = graph.network()
@@ -67,21 +68,60 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
         counter = _counted(network, example_inputs)
         positions, applied = counter.positions, counter.applied
         at = _shape_text(example_inputs)
-    macs = activations = 0
+    sizes = _kept_sizes(graph, alive)
+    each = _layer_costs(graph, alive, sizes, positions, applied).values()
+    return Cost(
+        sum(cost.macs for cost in each),
+        sum(sizes.values()),
+        sum(cost.activation_bytes for cost in each),
+        at,
+    )
+
+
+def layer_costs(graph: ChannelGraph, plan: WidthPlan) -> dict[str, Cost]:
+    """What each convolution and linear layer costs at the widths of `plan`, by its name.
+
+    At the traced size. A layer's parameters are its weight and bias, and those of the BatchNorm
+    that follows it; what belongs to no layer is counted in the network's `cost` alone.
+    """
+    alive = graph.alive(plan)
+    return _layer_costs(graph, alive, _kept_sizes(graph, alive))
+
+
+def _layer_costs(
+    graph: ChannelGraph,
+    alive: np.ndarray,
+    sizes: Mapping[str, int],
+    positions: Mapping[str, int] | None = None,
+    applied: Mapping[str, int] | None = None,
+) -> dict[str, Cost]:
+    found = {}
     for layer in graph.layers:
-        outs, ins = int(alive[layer.out_units].sum()), int(alive[layer.in_units].sum())
+        outs, ins = _count(alive, layer.out_units), _count(alive, layer.in_units)
         per_output = ins if layer.dense else len(layer.in_units) // layer.conv_groups
-        macs += applied[layer.weight] * outs * per_output * prod(layer.kernel)
-        activations += positions[layer.weight] * outs
-    params = 0
-    sizes = dict(graph.sizes)
-    kept: dict[str, float] = {}
+        times = layer.applied if applied is None else applied[layer.weight]
+        seen = layer.positions if positions is None else positions[layer.weight]
+        own = {layer.weight, f"{layer.name}.bias", f"{layer.norm}.weight", f"{layer.norm}.bias"}
+        found[layer.name] = Cost(
+            times * outs * per_output * prod(layer.kernel),
+            sum(sizes.get(name, 0) for name in own),
+            seen * outs * graph.activation_itemsize,
+        )
+    return found
+
+
+def _count(alive: np.ndarray, units: np.ndarray) -> int:
+    """How many positions of an axis belong to a unit that is alive."""
+    return int(np.count_nonzero(alive[units]))
+
+
+def _kept_sizes(graph: ChannelGraph, alive: np.ndarray) -> dict[str, int]:
+    """How many numbers each parameter has when only the units `alive` are left."""
+    shares: dict[str, float] = {}
     for (name, _), units in graph.slots.items():
-        if name in sizes:
-            kept[name] = kept.get(name, 1.0) * float(alive[units].mean())
-    for name, size in sizes.items():
-        params += round(size * kept.get(name, 1.0))
-    return Cost(macs, params, activations * graph.activation_itemsize, at)
+        if name in graph.sizes:
+            shares[name] = shares.get(name, 1.0) * _count(alive, units) / len(units)
+    return {name: round(size * shares.get(name, 1.0)) for name, size in graph.sizes.items()}
 
 
 def savings(graph: ChannelGraph, plan: WidthPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +156,7 @@ class _Counter(Watch):
     def __init__(self, model: nn.Module, batch: int) -> None:
         super().__init__(model)
         self.batch = batch
+        self.samplers = set(samplers(model))
         self.macs: dict[str, int] = {}
         self.positions: dict[str, int] = {}
         self.applied: dict[str, int] = {}
@@ -128,6 +169,16 @@ class _Counter(Watch):
         seen = out.numel() // (out.shape[1] * self.batch)
         self.positions[call.name] = self.positions.get(call.name, 0) + seen
         self.bytes += out.numel() // self.batch * out.element_size()
+
+    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """A sampler copies what it picks."""
+        if func.overloadpacket is torch.ops.aten.index_select:
+            origin = self.origin(args[2])
+            if origin is not None and origin.name in self.samplers:
+                seen = out.numel() // (out.shape[1] * self.batch)
+                self.positions[origin.name] = self.positions.get(origin.name, 0) + seen
+                self.applied[origin.name] = 0
+                self.bytes += out.numel() // self.batch * out.element_size()
 
 
 def _counted(model: nn.Module, inputs: Any) -> _Counter:
@@ -158,14 +209,22 @@ class Latency:
         )
 
 
-def latency(model: nn.Module, example_inputs: Any, runs: int = 30) -> Latency:
+def latency(
+    model: nn.Module,
+    example_inputs: Any,
+    runs: int = 30,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> Latency:
     """Measured seconds of `model(example_inputs)` in evaluation mode, median and spread.
+
+    Or of `forward(model, example_inputs)`, where that is how the network is run.
 
     Compare networks in one process on an idle machine: a busy one shows in the spread.
     """
     if runs < 1:
         raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
-    run = runner(example_inputs)
+    run = runner(example_inputs, forward)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seconds = []
     with undisturbed(model), torch.inference_mode():

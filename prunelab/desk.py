@@ -5,17 +5,20 @@ May import bench, methods, ledger, verbs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import nn
 
 from prunelab.bench import Bench
 from prunelab.cost import cost
+from prunelab.errors import InvalidValue
+from prunelab.evidence import AimedGram, Evidence, aiming
 from prunelab.evidence.batch import finish
+from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger import (
     Adjusted,
@@ -27,17 +30,21 @@ from prunelab.ledger import (
     State,
     Tuned,
 )
-from prunelab.methods import Method
+from prunelab.methods import Context, Method
 from prunelab.tracing import copy_of
+from prunelab.training import Training
+from prunelab.trial import Answers, by_image
 from prunelab.values import FrozenMap, WidthPlan
 from prunelab.verbs import Work, uninterrupted
+
+CONTRIBUTION = ("contribution",)
 
 
 class Desk:
     """The ledger, and the network where its last event left it.
 
     `network` and `graph` are the network now and its graph; `brought` are the trained weights
-    that the pending move brings; `hits` says which validation images are classified right now.
+    that the pending move brings; `answers` are those to the validation images.
     `tell` hears of every event that was committed.
     """
 
@@ -51,7 +58,7 @@ class Desk:
         self.network = copy_of(bench.base)
         self.graph = bench.graph
         self.brought: nn.Module | None = None
-        self.hits: Tensor | None = None
+        self.answers: Answers | None = None
 
     def resume(self) -> None:
         """Take up the network where the ledger's last event left it."""
@@ -61,7 +68,7 @@ class Desk:
         if state.pending is not None and state.proposed is not None and state.proposed.weights:
             weights = load_tensors(self.ledger.blob(state.proposed.weights))
             self.brought = self.bench.network(self.plan, weights)
-        self.hits = finish(self.bench.judged(self.network))[1]
+        self.answers = finish(self.bench.judged(self.network))[1]
 
     @property
     def state(self) -> State:
@@ -86,6 +93,64 @@ class Desk:
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
         return self.network_at(point), self.bench.plan(point.kept)
 
+    # ------------------------------------------------------------ what a method may ask
+
+    def goal(self, target: float) -> int:
+        """The MACs that `target` stands for: a share of the original when at most 1."""
+        base = self.state.base.cost.macs
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0:
+            raise InvalidValue(
+                "target_macs is a share of the original between 0 and 1, or a number of MACs; "
+                f"not {target!r}."
+            )
+        return int(target * base) if target <= 1 else int(target)
+
+    def context(self, state: State, goal: int | None) -> Context:
+        """What a method may ask about the network now."""
+        bench = self.bench
+        return Context(
+            model=self.network,
+            graph=self.graph,
+            plan=bench.plan(state.now.kept),
+            fingerprint=state.now.event.fingerprint,
+            seed=bench.seed_of(state.events),
+            carry=state.now.carry,
+            target_macs=goal,
+            measure=self.measured,
+            aimed=self._aimed,
+            images=bench.images,
+            training_batches=bench.shuffled,
+            loss=bench.loss,
+            cost=lambda plan: cost(bench.graph, plan),
+            train=bench.train if isinstance(bench.train, Training) else Training(),
+        )
+
+    def measured(
+        self,
+        kinds: Sequence[str] = CONTRIBUTION,
+        *,
+        at: str = "conv",
+        images: int = 512,
+        masks: Masks = "readers",
+    ) -> Generator[Any, None, Evidence]:
+        """Evidence of the network now."""
+        mark = self.state.now.event.fingerprint
+        bench = self.bench
+        return (yield from bench.measured(self.network, self.graph, mark, kinds, at, images, masks))
+
+    def _aimed(
+        self, layers: Iterable[str], images: int
+    ) -> Generator[Any, None, Mapping[str, AimedGram]]:
+        """How `layers` meet what the network last trained gives."""
+        bench, (target, plan) = self.bench, self.trained()
+        work = aiming(
+            self.network, self.graph, target, bench.graph.after(plan), bench.images(images),
+            tuple(layers), forward=bench.forward, expected=images,
+        )  # fmt: skip
+        return (yield from work)
+
+    # ------------------------------------------------------------ commits
+
     def header(self) -> dict[str, Any]:
         """The number and the time that the next event begins with."""
         return {"seq": len(self.ledger), "at": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -94,12 +159,12 @@ class Desk:
         self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: dict[str, Any]
     ) -> Work:
         """Judge `network` and commit it as the step `kind`."""
-        measured, hits = yield from self.bench.judged(network)
-        self.commit_step(kind, network, plan, extra, measured, hits)
+        measured, answers = yield from self.bench.judged(network)
+        self.commit_step(kind, network, plan, extra, measured, answers)
 
     def commit_step(
         self, kind: type[Any], network: nn.Module, plan: WidthPlan, extra: Mapping[str, Any],
-        measured: Mapping[str, float], hits: Tensor | None,
+        measured: Mapping[str, float], answers: Answers | None,
     ) -> None:  # fmt: skip
         """Commit `network` as the step `kind`, judged already."""
         mark = fingerprint(network)
@@ -110,10 +175,10 @@ class Desk:
             cost=cost(self.bench.graph, plan),
             fingerprint=mark,
             weights=mark,
-            compared=FrozenMap(_compared(self.hits, hits)),
+            compared=FrozenMap(_compared(self.answers, answers)),
             **extra,
         )
-        self.commit(event, network, weights=network, hits=hits)
+        self.commit(event, network, weights=network, answers=answers)
 
     def commit(
         self,
@@ -122,7 +187,7 @@ class Desk:
         *,
         weights: nn.Module | None = None,
         brought: nn.Module | None = None,
-        hits: Tensor | None = None,
+        answers: Answers | None = None,
     ) -> None:
         """Append `event` and store `weights` with it; `network` is the network from now on."""
         blobs = {}
@@ -132,19 +197,16 @@ class Desk:
         with uninterrupted():
             self.ledger.append(event, blobs)
             if network is not None:
-                self.network, self.hits = network, hits
+                self.network, self.answers = network, answers
                 self.graph = self.bench.graph.after(self.plan)
             if not isinstance(event, (Adjusted, Noted)):
                 self.brought = brought
         self.tell(event)
 
 
-def _compared(before: Tensor | None, after: Tensor | None) -> dict[str, int]:
+def _compared(before: Answers | None, after: Answers | None) -> dict[str, int]:
     """How many validation images a step lost and gained."""
-    if before is None or after is None or len(before) != len(after):
+    if before is None or after is None or before.labels != after.labels:
         return {}
-    return {
-        "images": len(after),
-        "lost": int((before & ~after).sum()),
-        "gained": int((~before & after).sum()),
-    }
+    trial = by_image(before, after)
+    return {"images": trial.images, "lost": len(trial.lost), "gained": len(trial.gained)}

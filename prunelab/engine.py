@@ -1,24 +1,29 @@
 """The engine: what every verb of a session does, step by step.
 
 Verbs are generators that compute first and commit last, so whatever ends them on the way leaves
-ledger and network as they were. May import desk, bench, methods, ledger, verbs.
+ledger and network as they were. May import foresight, desk, bench, methods, ledger, verbs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from prunelab.cost import cost
-from prunelab.desk import Desk
-from prunelab.errors import BudgetUnreachable, InvalidValue, StaleEvidence, WrongState
-from prunelab.evidence import AimedGram, Evidence, aiming
+from prunelab.errors import (
+    BudgetUnreachable,
+    InvalidValue,
+    StaleEvidence,
+    UnknownName,
+    WrongState,
+)
 from prunelab.evidence.batch import finish
-from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
+from prunelab.foresight import Foresees
 from prunelab.ledger import (
     Adjusted,
     Approved,
@@ -30,22 +35,21 @@ from prunelab.ledger import (
     Tuned,
     Undone,
 )
-from prunelab.methods import Context
 from prunelab.methods.contract import parameters
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of
-from prunelab.training import Training
-from prunelab.values import FrozenMap, Move, Progress, WidthPlan, units_of
+from prunelab.trial import Trial
+from prunelab.values import FrozenMap, Move, Progress, WidthPlan
 from prunelab.verbs import Work, uninterrupted
 
 
-class Engine(Desk):
+class Engine(Foresees):
     """The work of the verbs upon a desk."""
 
     def begin(self) -> None:
         """Judge the original network and commit the first event."""
         bench = self.bench
-        measured, hits = finish(bench.judged(bench.base))
+        measured, answers = finish(bench.judged(bench.base))
         mark = fingerprint(bench.base)
         began = Began(
             **self.header(),
@@ -61,34 +65,19 @@ class Engine(Desk):
             weights=mark,
             versions=FrozenMap(_versions()),
         )
-        self.commit(began, self.network, weights=bench.base, hits=hits)
+        self.commit(began, self.network, weights=bench.base, answers=answers)
 
     # ------------------------------------------------------------ the verbs
 
     def propose(self, target: float | None = None) -> Generator[Any, None, Move | None]:
         """Search for one move, and commit what was seen and found."""
-        state, bench = self.state, self.bench
-        goal = None if target is None else self._goal(target)
+        state = self.state
+        goal = None if target is None else self.goal(target)
         if state.pending is not None and not state.stale:
             raise WrongState(
                 f"{state.pending} is pending; approve, adjust or reject it before the next."
             )
-        context = Context(
-            model=self.network,
-            graph=self.graph,
-            plan=self.plan,
-            fingerprint=state.now.event.fingerprint,
-            seed=bench.seed_of(len(self.ledger)),
-            carry=state.now.carry,
-            target_macs=goal,
-            measure=self.measured,
-            aimed=self._aimed,
-            images=bench.images,
-            training_batches=bench.shuffled,
-            loss=bench.loss,
-            cost=lambda plan: cost(bench.graph, plan),
-            train=bench.train if isinstance(bench.train, Training) else Training(),
-        )
+        context = self.context(state, goal)
         seen = []
         search = self.method.search(context)
         while True:
@@ -115,52 +104,49 @@ class Engine(Desk):
         self.commit(event, weights=brought, brought=brought)
         return move
 
-    def measured(
-        self,
-        kinds: Sequence[str] = ("contribution",),
-        *,
-        at: str = "conv",
-        images: int = 512,
-        masks: Masks = "readers",
-    ) -> Generator[Any, None, Evidence]:
-        """Evidence of the network now."""
+    def measure(self) -> Work:
+        """Measure what `foresee` answers from, and what can be worked out of it beforehand."""
+        yield from self.measured(**self._wanted())
+        self.bench.clock(self.network, self.plan)
+        with suppress(WrongState):
+            self.foresee(None, None, None)
+            self.foresee(None, None, self.state.now.cost.macs)
+
+    def trying(
+        self, drop: Mapping[str, Iterable[int]] | None, images: int, repair: bool
+    ) -> Generator[Progress, None, Trial]:
+        """The network without these units, as approve would make it, against the one now."""
+        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+            raise InvalidValue(f"images must be a whole number of at least 1, not {images!r}.")
+        if drop is None:
+            drop = self._fresh("try").drop
+        plan = self.plan.drop(drop)
+        small = cut(self._source, self.graph, plan)
+        if repair and self.bench.repair is not None:
+            yield from self._mended(small, plan, self.bench.repair)
         mark = self.state.now.event.fingerprint
+        return (yield from self.bench.tried(small, self.network, mark, self.answers, images))
+
+    def comparing(
+        self, a: int | WidthPlan, b: int | WidthPlan, images: int, repair: bool
+    ) -> Generator[Progress, None, Trial]:
+        """The network at `b` against that at `a`, each a point or a plan."""
+        first = yield from self._network_of(a, repair)
+        second = yield from self._network_of(b, repair)
+        return (yield from self.bench.tried(second, first, fingerprint(first), None, images))
+
+    def _network_of(self, which: int | WidthPlan, repair: bool) -> Generator[Any, None, nn.Module]:
         bench = self.bench
-        return (yield from bench.measured(self.network, self.graph, mark, kinds, at, images, masks))
-
-    def _aimed(
-        self, layers: Iterable[str], images: int
-    ) -> Generator[Any, None, Mapping[str, AimedGram]]:
-        """How `layers` meet what the network last trained gives."""
-        bench, (target, plan) = self.bench, self.trained()
-        work = aiming(
-            self.network, self.graph, target, bench.graph.after(plan), bench.images(images),
-            tuple(layers), forward=bench.forward, expected=images,
-        )  # fmt: skip
-        return (yield from work)
-
-    def imagined(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
-        """The move that would drop these units; no event."""
-        graph, state = self.bench.graph, self.state
-        wanted = {graph[name].name: units_of(units) for name, units in drop.items()}
-        wanted = {name: units for name, units in wanted.items() if units}
-        after = self.plan.drop(wanted)
-        place = getattr(self.method, "at", None)
-        evidence = yield from self.measured(
-            at="bn" if place == "bn" else "conv", images=getattr(self.method, "images", 512)
-        )
-        pending = None if state.stale else state.pending
-        return Move(
-            drop=FrozenMap(wanted),
-            method=pending.method if pending else self.method.name,
-            parameters=pending.parameters if pending else parameters(self.method),
-            seed=pending.seed if pending else self.bench.seed_of(len(self.ledger)),
-            damage=FrozenMap({name: evidence[name].damage(u) for name, u in wanted.items()}),
-            before=cost(graph, self.plan),
-            after=cost(graph, after),
-            fingerprint=state.now.event.fingerprint,
-            carry=pending.carry if pending else FrozenMap(),
-        )
+        if not isinstance(which, WidthPlan):
+            points = {point.seq: point for point in self.state.points}
+            if which not in points:
+                raise UnknownName("point of the trajectory", which, map(str, points))
+            return self.network_at(points[which])
+        network = cut(bench.base, bench.graph, which)
+        if repair and bench.repair is not None:
+            full = WidthPlan.full(bench.graph)
+            yield from bench.mended(network, which, bench.repair, (bench.base, full))
+        return network
 
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
         """Make the pending move drop exactly these units."""
@@ -172,32 +158,41 @@ class Engine(Desk):
     def approve(self, floor: float | None = None) -> Generator[Any, None, bool]:
         """Cut, and repair if the bench says so; False where that would break the floor."""
         move, bench = self._fresh("approve"), self.bench
-        source = self.brought if self.brought is not None else self.network
-        before, plan = self.plan, self.plan.drop(move.drop)
-        small = cut(source, self.graph, plan)
+        plan = self.plan.drop(move.drop)
+        small = cut(self._source, self.graph, plan)
         steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
         steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
         if bench.repair is not None:
             fixed = copy_of(small)
-            target = (source, before) if self.brought is not None else self.trained()
-            yield from bench.mended(fixed, plan, bench.repair, target, (source, before))
+            yield from self._mended(fixed, plan, bench.repair)
             extra = {"kind": bench.repair, "automatic": True}
             steps.append((Repaired, extra, fixed, *(yield from bench.judged(fixed))))
         if floor is not None and self._breaks(steps[-1][3], floor):
             return False
         with uninterrupted():
-            for kind, extra, network, measured, hits in steps:
-                self.commit_step(kind, network, plan, extra, measured, hits)
+            for kind, extra, network, measured, answers in steps:
+                self.commit_step(kind, network, plan, extra, measured, answers)
         return True
+
+    @property
+    def _source(self) -> nn.Module:
+        """What a move is cut from: the network now, or the trained one that the move brings."""
+        return self.brought if self.brought is not None else self.network
+
+    def _mended(self, small: nn.Module, plan: WidthPlan, kind: str) -> Work:
+        """Repair `small`, in place, which was just cut to `plan`."""
+        source = (self._source, self.plan)
+        target = source if self.brought is not None else self.trained()
+        yield from self.bench.mended(small, plan, kind, target, source)
 
     def reject(self, reason: str) -> None:
         """Decline the pending move."""
         self._pending("reject")
         self.commit(Rejected(**self.header(), reason=reason))
 
-    def note(self, text: str) -> None:
+    def note(self, fields: Mapping[str, Any]) -> None:
         """Write something down."""
-        self.commit(Noted(**self.header(), text=text))
+        self.commit(Noted(**self.header(), **fields))
 
     def undo(self) -> Generator[Any, None, None]:
         """Drop the pending move and take back the latest step."""
@@ -210,8 +205,8 @@ class Engine(Desk):
             self.commit(event)
             return
         network = self.network_at(state.point(head))
-        _, hits = yield from self.bench.judged(network)
-        self.commit(event, network, hits=hits)
+        _, answers = yield from self.bench.judged(network)
+        self.commit(event, network, answers=answers)
 
     def repair(self, kind: str) -> Generator[Any, None, None]:
         """Repair the network front to back, and commit that."""
@@ -231,7 +226,7 @@ class Engine(Desk):
 
     def run(self, target: float, floor: float | None) -> Work:
         """Propose and approve until the target is met or a move breaks the floor."""
-        goal = self._goal(target)
+        goal = self.goal(target)
         if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
             name = next(iter(self.bench.metrics))
             raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
@@ -255,15 +250,6 @@ class Engine(Desk):
                 self.plan,
             )
         self.method = relaxed
-
-    def _goal(self, target: float) -> int:
-        base = self.state.base.cost.macs
-        if isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0:
-            raise InvalidValue(
-                "target_macs is a share of the original between 0 and 1, or a number of MACs; "
-                f"not {target!r}."
-            )
-        return int(target * base) if target <= 1 else int(target)
 
     def _breaks(self, measured: Mapping[str, float], floor: float) -> bool:
         name, metric = next(iter(self.bench.metrics.items()))

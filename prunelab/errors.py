@@ -69,6 +69,10 @@ class SessionFileError(PruneLabError):
     """A session file that is not ours, of a newer format, damaged, or of another network."""
 
 
+class HandInError(PruneLabError):
+    """A hand-in that cannot be read: not ours, damaged, or larger than its network can be."""
+
+
 class MissingPackage(PruneLabError, ImportError):
     """An optional package is needed for this."""
 

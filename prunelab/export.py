@@ -18,7 +18,6 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.cost import cost, latency
 from prunelab.errors import (
     BadModel,
     InvalidValue,
@@ -39,7 +38,7 @@ from prunelab.ledger import (
 )
 from prunelab.surgery import replace_tensors
 from prunelab.truth import tell_width
-from prunelab.values import thaw
+from prunelab.values import Cost, FrozenMap, WidthPlan, thaw
 
 if TYPE_CHECKING:
     from prunelab.session import Session
@@ -160,7 +159,7 @@ def _same_outputs(session: Session, again: nn.Module) -> None:
 
 def _card(session: Session, data: bytes) -> dict[str, Any]:
     state = session.state
-    inputs, original = session.example, session.original()
+    original = session.original()
     return {
         "prunelab": FORMAT,
         "network": state.began.network,
@@ -178,11 +177,11 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
         },
         "cost": {
             "before": thaw(state.base.cost),
-            "after": thaw(cost(session.model, inputs)),
+            "after": thaw(state.now.cost),
         },
         "latency_seconds": {
-            "before": latency(original, inputs).median,
-            "after": latency(session.model, inputs).median,
+            "before": session.latency(original).median,
+            "after": session.latency(session.model).median,
             "batch": 1,
         },
         "versions": {
@@ -213,7 +212,13 @@ def _report(session: Session) -> str:
             f"A report needs plotly, and {error.name} is missing: pip install 'prunelab[lab]'."
         ) from error
     layers = {group.name: group.producers for group in session.graph.groups if group.prunable}
-    return report(session.ledger, layers)
+    graph = session.plan.graph
+    full = WidthPlan.full(graph)
+
+    def costs(kept: FrozenMap | None) -> dict[str, Cost]:
+        return session.costs(full if kept is None else WidthPlan(kept, graph))
+
+    return report(session.ledger, layers, costs)
 
 
 # ---------------------------------------------------------------- the script
@@ -275,8 +280,12 @@ def _lines(event: Any) -> list[str]:
                 f"    with session.tuning({event.by!r}) as network:",
                 f"        raise NotImplementedError('train it with {event.by} here; not bitwise')",
             ]
+        case Noted(kind="prediction"):
+            return [f"    session.predict(**{thaw(event.value)!r})"]
+        case Noted(kind="answer"):
+            return [f"    session.answer({event.about!r}, {thaw(event.value)!r})"]
         case Noted():
-            return [f"    session.note({event.text!r})"]
+            return [f"    session.note({event.text!r}, kind={event.kind!r})"]
         case Began():
             return []
     return []

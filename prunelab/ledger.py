@@ -1,15 +1,16 @@
 """What happened: events that are only ever appended, and the state that is a fold over them.
 
-Undo appends too, so a later move opens a branch and nothing is lost. May import values only:
-figures and reports read a ledger where no torch is.
+Undo appends too, so a later move opens a branch and nothing is lost. May import predictions and
+values only: figures and reports read a ledger where no torch is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from prunelab.predictions import Prediction, locked, proposal, settled, withdrawn
 from prunelab.values import Codec, Cost, FrozenMap, Move, many, si
 
 
@@ -101,9 +102,16 @@ class Tuned(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted(Event):
-    """The person wrote something down."""
+    """The person wrote something down; `text` reads as it stands.
+
+    `kind` is "note", "reason", "prediction" (`value`: name to guess) or "answer" (`value`: the
+    answer to the exercise `about`).
+    """
 
     text: str
+    kind: str = "note"
+    about: str = ""
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +159,9 @@ class State:
     proposed: Proposed | None = None  # the latest proposal, pending or not
     exhausted: bool = False  # the method said it has nothing more
     events: int = 0
+    predictions: tuple[Prediction, ...] = ()  # open ones and what came of the others
+    answers: FrozenMap = field(default_factory=FrozenMap)  # exercise to the latest answer
+    revealed: frozenset[Any] = frozenset()  # networks and moves whose figures came out
 
     def point(self, seq: int) -> Point:
         """The point made by event `seq`."""
@@ -176,7 +187,11 @@ class State:
     @property
     def path(self) -> tuple[Point, ...]:
         """The points from the base to now, in order; every other point lies on a branch."""
-        line = [self.now]
+        return self.path_to(self.head)
+
+    def path_to(self, seq: int) -> tuple[Point, ...]:
+        """The points from the base to the one made by event `seq`."""
+        line = [self.point(seq)]
         while line[-1].parent is not None:
             line.append(self.point(line[-1].parent))
         return tuple(reversed(line))
@@ -189,7 +204,11 @@ class State:
     @property
     def moves(self) -> int:
         """Approved moves in effect."""
-        return sum(isinstance(point.event, Approved) for point in self.path)
+        return self.moves_at(self.head)
+
+    def moves_at(self, seq: int) -> int:
+        """Approved moves in effect at the point made by event `seq`."""
+        return sum(isinstance(point.event, Approved) for point in self.path_to(seq))
 
     @property
     def undoable(self) -> bool:
@@ -252,26 +271,45 @@ def fold(events: Iterable[Event]) -> State:
     """The state after `events`."""
     state = State()
     for event in events:
-        state = replace(_next(state, event), events=state.events + 1)
+        state = advance(state, event)
     return state
+
+
+def advance(state: State, event: Event) -> State:
+    """The state once `event` has come after those of `state`."""
+    return replace(_next(state, event), events=state.events + 1)
 
 
 def _next(state: State, event: Event) -> State:
     match event:
         case Began():
-            return replace(state, points=(Point(event.seq, None, event, None),), head=event.seq)
+            return replace(
+                state,
+                points=(Point(event.seq, None, event, None),),
+                head=event.seq,
+                revealed=frozenset({event.fingerprint}),
+            )
         case Proposed():
-            return replace(state, pending=event.move, proposed=event, exhausted=event.move is None)
+            results = proposal(event.move, state.now.cost, state.base.cost)
+            mark = (state.now.event.fingerprint, event.move and event.move.drop)
+            return replace(
+                _revealed(state, event, mark, results),
+                pending=event.move,
+                proposed=event,
+                exhausted=event.move is None,
+            )
         case Adjusted():
             return replace(state, pending=event.move)
         case Rejected():
-            return replace(state, pending=None)
+            return replace(state, pending=None, predictions=withdrawn(state.predictions))
         case Step():
             approved = state.pending if isinstance(event, Approved) else None
             carry = state.now.carry if approved is None else approved.carry
             point = Point(event.seq, state.head, event, event.kept, carry)
+            came_with = isinstance(event, Repaired) and event.automatic
+            instead = state.head if came_with else -1
             return replace(
-                state,
+                _revealed(state, event, event.fingerprint, event.metrics, instead),
                 points=(*state.points, point),
                 head=event.seq,
                 pending=state.pending if approved is None else None,
@@ -283,9 +321,25 @@ def _next(state: State, event: Event) -> State:
                 parent = state.point(event.step).parent
                 assert parent is not None
                 head = parent
-            return replace(state, head=head, pending=None, exhausted=False)
+            open_no_more = withdrawn(state.predictions)
+            return replace(
+                state, head=head, pending=None, exhausted=False, predictions=open_no_more
+            )
+        case Noted(kind="prediction"):
+            return replace(state, predictions=locked(state.predictions, event.seq, event.value))
+        case Noted(kind="answer"):
+            return replace(state, answers=FrozenMap({**state.answers, event.about: event.value}))
         case _:
             return state
+
+
+def _revealed(
+    state: State, event: Event, mark: Any, results: Mapping[str, float], instead: int = -1
+) -> State:
+    """The state once `event` brought these results, of whatever `mark` names."""
+    known = mark in state.revealed
+    predictions = settled(state.predictions, event.seq, results, known, instead)
+    return replace(state, predictions=predictions, revealed=state.revealed | {mark})
 
 
 class Store(Protocol):
@@ -322,7 +376,7 @@ class Ledger:
 
     def append(self, event: Event, blobs: dict[str, bytes] | None = None) -> Event:
         """Store `event` with the weights in `blobs`; the state follows."""
-        state = replace(_next(self._state, event), events=self._state.events + 1)
+        state = advance(self._state, event)
         self._store.append(event, blobs or {})
         self._events.append(event)
         self._state = state

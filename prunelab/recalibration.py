@@ -5,7 +5,7 @@ May import batches' helpers of evidence, channels, tracing, values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,14 +39,16 @@ def recalibrating(
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
     expected: int = 0,
+    but: Collection[str] = (),
 ) -> Generator[Progress, None, None]:
     """Change the BatchNorm statistics of `small`, in place, by what pruning changed.
 
     Both networks run over the same batches, normalising by each batch; the difference between
-    what they measure is applied to the target's statistics.
+    what they measure is applied to the target's statistics. The modules `but` keep theirs, and
+    normalise by them.
     """
-    here = yield from _statistics(small.network, batches, forward, expected)
-    there = yield from _statistics(target.network, batches, forward, expected)
+    here = yield from _statistics(small.network, batches, forward, expected, but)
+    there = yield from _statistics(target.network, batches, forward, expected, but)
     with torch.no_grad():
         for name, (mean, variance) in here.items():
             key = (f"{name}.running_mean", 0)
@@ -83,13 +85,16 @@ def _statistics(
     model: nn.Module,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
-    expected: int = 0,
+    expected: int,
+    but: Collection[str],
 ) -> Generator[Progress, None, dict[str, tuple[Tensor, Tensor]]]:
     """The mean and variance that each BatchNorm sees [channels], averaged over batches."""
     norms = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+        and name not in but
     }
     if not norms:
         return {}

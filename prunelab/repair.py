@@ -8,8 +8,7 @@ calls, values.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -18,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call, Watch
-from prunelab.channels import ChannelGraph, Layer
+from prunelab.calls import Call
+from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.errors import BadData
+from prunelab.evidence.aim import Output, Outputs, aim, unbiased
 from prunelab.evidence.batch import batch_size, checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
 from prunelab.recalibration import Traced, places, shift_norm
@@ -39,7 +39,7 @@ def repairing(
     forward: Callable[[nn.Module, Any], Any],
     expected: int = 0,
     source: Traced | None = None,
-) -> Generator[Progress, None, None]:
+) -> Generator[Progress, None, tuple[str, ...]]:
     """Repair the network `small` in place; yields Progress.
 
     Every layer that lost inputs is solved anew: it aims at what the same layer gives in `target`,
@@ -50,22 +50,44 @@ def repairing(
     cut are solved together, in one pass over the batches: each reads what it reads in `source`,
     of the channels that are left. Without, all layers that have fewer inputs than in `target` are
     solved front to back, each reading what the ones before it give since their own repair; a pass
-    a layer, so slower, and better where one repair builds on another (see `chained`).
+    a layer, so slower, and better where one repair builds on another (see `chained`). The last
+    layer of a residual branch then makes good what its shortcut has drifted by (see `aim`).
 
-    BatchNorm should be recalibrated afterwards.
+    A BatchNorm behind a layer that was solved keeps the target's variance: least squares aims at
+    the very outputs that it was made for. Where layers were solved front to back that is the best
+    for it; BatchNorm elsewhere should be recalibrated afterwards. Gives the names of the layers
+    that were solved.
     """
     watched = small if source is None else source
-    before = (source or target).graph.layers
     lost = [
         layer.name
-        for layer in before
+        for layer in _ready((source or target).graph.layers)
         if len(small.graph.layer(layer.name).in_units) < len(layer.in_units)
     ]
     tasks = (_task(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost)
+    solved: list[str] = []
     for portion in _portions(filter(None, tasks), 0 if source is None else MOMENTS):
         yield from _solved(
-            portion, small.network, watched.network, target.network, batches, forward, expected
+            portion, small.network, watched.network, target.network, batches, forward, expected,
+            drifts=source is None,
+        )  # fmt: skip
+        solved += [task.layer.name for task in portion if task.moment is not None]
+    return tuple(solved)
+
+
+def _ready(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers in the order in which what they read is ready.
+
+    So a shortcut's layer comes before the end of the branch beside it, wherever it is called.
+    """
+    made: dict[int, int] = {}  # by unit, the latest layer so far that makes it
+    ready = {}
+    for place, layer in enumerate(layers):
+        ready[layer.name] = max(
+            (made.get(unit, -1) for unit in layer.in_units.tolist()), default=-1
         )
+        made |= dict.fromkeys(layer.out_units[layer.out_units != FIXED].tolist(), place)
+    return sorted(layers, key=lambda layer: ready[layer.name])
 
 
 def _portions(tasks: Iterable[_Task], most: int) -> Iterator[list[_Task]]:
@@ -86,7 +108,7 @@ class _Task:
 
     `layer` is as in the small network; `inputs` are the positions of its input channels in the
     network that is watched, `outputs` those of its outputs in the target. `moment` is
-    (P, 1)'(P, 1) and `cross` (P, 1)'Y, added up over batches in float64.
+    (P, 1)'(P, 1) and `cross` (P, 1)'Y, added up over batches in float64; Y is without bias.
     """
 
     layer: Layer
@@ -95,7 +117,6 @@ class _Task:
     outputs: Tensor
     moment: Tensor | None = None
     cross: Tensor | None = None
-    square: Tensor | None = None  # sums of Y squared [outputs]
 
     @property
     def size(self) -> int:
@@ -103,55 +124,44 @@ class _Task:
         return len(self.layer.in_units) * prod(self.layer.kernel) + 1
 
     def add(self, call: Call, y: Tensor) -> None:
-        """Take in one batch: the layer's call, and the outputs of target."""
+        """Take in one batch: the layer's call, and what it aims at."""
         kernel = tuple(call.weight.shape[2:])
         x = call.x
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))
-        y = y.index_select(1, self.outputs.to(y.device))
         moment = patch_moments(x, kernel, call.conv).moment
         cross = cross_moment(x, y, kernel, call.conv)
         self.moment = moment if self.moment is None else self.moment + moment
         self.cross = cross if self.cross is None else self.cross + cross
-        square = y.double().square().movedim(1, 0).flatten(1).sum(1)
-        self.square = square if self.square is None else self.square + square
 
     def solve(self, small: nn.Module, target: nn.Module) -> None:
-        """Put the least-squares weights into `small`, and their statistics into its BatchNorm.
+        """Put the least-squares weights into `small`, and the constant into bias or BatchNorm.
 
         The change from the present weights W solves (M + ridge) X = C - M W'; the ridge pulls
         towards them, and is as small as lets rank-deficient patches be solved at all.
         """
-        if self.moment is None or self.cross is None or self.square is None:
+        if self.moment is None or self.cross is None:
             return  # the layer was not called
         parameters = dict(small.named_parameters())
         weight = parameters[self.layer.weight]
         bias = parameters.get(_bias_of(self.layer))
-        offset = torch.zeros(len(weight)) if bias is None else bias.detach()
-        old = torch.cat([weight.detach().reshape(len(weight), -1), offset[:, None].to(weight)], 1)
-        full = old.double().T
+        old = weight.detach().reshape(len(weight), -1).double().T
+        full = torch.cat([old, torch.zeros_like(old[:1])])
         size = len(full) if self.constant else len(full) - 1
         moment = self.moment[:size, :size]
         ridge = RIDGE * moment.diagonal().mean() * torch.eye(size, device=moment.device)
         full[:size] += torch.linalg.solve(moment + ridge, self.cross[:size] - moment @ full[:size])
         with torch.no_grad():
             weight.copy_(full[:-1].T.reshape(weight.shape))
+            constant = full[-1]
             if bias is not None:
-                bias.copy_(full[-1])
-            else:
-                full[-1] = 0  # BatchNorm takes the constant up, as its mean
-            if self.layer.norm is not None:
-                rows = self.moment[-1, -1]
-                mean = full.T @ self.moment[-1] / rows
-                square = ((self.moment @ full) * full).sum(0) / rows
-                aim = self.cross[-1] / rows
-                shift_norm(
-                    small.get_submodule(self.layer.norm),
-                    target.get_submodule(self.layer.norm),
-                    self.outputs,
-                    mean - aim,
-                    (square - mean.square()) / (self.square / rows - aim.square()),
-                )
+                there = dict(target.named_parameters())[_bias_of(self.layer)].detach()
+                bias.copy_(there[self.outputs.to(there.device)] + constant)
+                constant = torch.zeros_like(constant)
+            if self.layer.norm is not None:  # whose mean takes the constant up, if no bias does
+                norm = small.get_submodule(self.layer.norm)
+                there_norm = target.get_submodule(self.layer.norm)
+                shift_norm(norm, there_norm, self.outputs, -constant, torch.ones_like(constant))
 
 
 def _bias_of(layer: Layer) -> str:
@@ -186,23 +196,44 @@ class _Enough(BaseException):
     """All wanted layers were called: the rest of the forward pass is of no interest."""
 
 
-class _Listening(Watch):
-    """Hands every call of a wanted layer to `hear`, and ends the forward pass after the last."""
+class _Listening(Outputs):
+    """Keeps the calls of wanted layers, and ends the forward pass once no more can come of them.
+
+    With `drifts` their sums with a shortcut are waited for; with `hear` they are handed over at
+    once and not kept.
+    """
 
     def __init__(
-        self, model: nn.Module, tasks: Mapping[str, _Task], hear: Callable[[Call, Tensor], None]
+        self,
+        model: nn.Module,
+        tasks: Mapping[str, _Task],
+        drifts: bool,
+        inputs: bool,
+        hear: Callable[[Output], None] | None = None,
     ) -> None:
-        super().__init__(model)
-        self.hear = hear
-        self.tasks = tasks
+        super().__init__(model, tasks, inputs)
         self.left = sum(task.layer.calls for task in tasks.values())
+        self.drifts = drifts
+        self.hear = hear
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        if call.name in self.tasks:
-            self.hear(call, out)
-            self.left -= 1
-            if not self.left:
-                raise _Enough
+        """Take in the call of a wanted layer."""
+        if self.hear is None:
+            super().on_call(call, out)
+        elif call.name in self.found:
+            self.hear(Output(call, unbiased(call, out)))
+        self.left -= call.name in self.found
+        self._end()
+
+    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Follow a wanted layer's output into a sum."""
+        if self.drifts:
+            super().on_operation(func, args, kwargs, out)
+        self._end()
+
+    def _end(self) -> None:
+        if not self.left and not (self.drifts and self._followed):
+            raise _Enough
 
 
 def _solved(
@@ -213,29 +244,30 @@ def _solved(
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
     expected: int,
+    drifts: bool,
 ) -> Generator[Progress, None, None]:
     """Run `watched` and `target` over the batches, then solve the tasks in `small`."""
     wanted = {task.layer.weight: task for task in tasks}
-    aims: dict[str, deque[Tensor]] = {name: deque() for name in wanted}
     what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
     count = 0
-
-    def compare(call: Call, out: Tensor) -> None:
-        aim = aims[call.name].popleft()
-        if out.numel():
-            wanted[call.name].add(call, aim)
-
     with undisturbed(watched), undisturbed(target), torch.no_grad():
         watched.eval()
         target.eval()
         for batch in guarded(batches()):
-            with (
-                suppress(_Enough),
-                _Listening(target, wanted, lambda call, out: aims[call.name].append(out)),
-            ):
-                checked(forward, target, batch)
-            with suppress(_Enough), _Listening(watched, wanted, compare):
-                checked(forward, watched, batch)
+            there = _Listening(target, wanted, drifts, inputs=False)
+            aims = {name: iter(found) for name, found in there.found.items()}
+
+            def meet(given: Output, aims: Mapping[str, Iterator[Output]] = aims) -> None:
+                asked, task = next(aims[given.call.name]), wanted[given.call.name]
+                if given.y.numel():
+                    task.add(given.call, aim(asked, given, task.outputs.to(given.y.device)))
+
+            here = _Listening(watched, wanted, drifts, inputs=True, hear=None if drifts else meet)
+            for network, ears in ((target, there), (watched, here)):
+                with suppress(_Enough), ears:
+                    checked(forward, network, batch)
+            for given in (output for found in here.found.values() for output in found):
+                meet(given)
             count += batch_size(batch)
             yield Progress(count, max(expected, count), f"solving {what} by least squares")
     if not count:

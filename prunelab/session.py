@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from prunelab import notes
 from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
 from prunelab.engine import Engine
@@ -24,6 +24,7 @@ from prunelab.errors import (
     SessionFileError,
 )
 from prunelab.evidence.batch import finish
+from prunelab.foresight import AtHand
 from prunelab.ledger import (
     Ledger,
     MemoryStore,
@@ -32,14 +33,15 @@ from prunelab.ledger import (
     Tuned,
 )
 from prunelab.methods import Method, make_method
+from prunelab.shown import Shown
 from prunelab.store import FileStore
-from prunelab.tracing import copy_of, undisturbed
-from prunelab.training import STEPS, Metric
+from prunelab.tracing import copy_of
+from prunelab.training import STEPS
+from prunelab.trial import Trial
 from prunelab.values import Move, WidthPlan
-from prunelab.verbs import Verbs
 
 
-class Session(Verbs):
+class Session(Shown):
     """A network being pruned move by move: propose, look, adjust, approve or reject, undo.
 
     `model` is copied and never touched. `data` has `.train` (evidence and tuning are made on
@@ -48,7 +50,7 @@ class Session(Verbs):
     `loss(model, batch)` gives a scalar, `metrics` maps names to functions (model, loader) ->
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
-    "lstsq", "rescale" (ThiNet's refit), "bn" or None. `path` keeps the session in a file that
+    "lstsq", "rescale", "bn" or None (see `repair`). `path` keeps the session in a file that
     `Session.open` resumes.
     """
 
@@ -132,48 +134,6 @@ class Session(Verbs):
         session._engine.resume()
         return session
 
-    # ------------------------------------------------------------ what a session shows
-
-    @property
-    def state(self) -> State:
-        """Where the session stands: a fold over its events."""
-        return self._engine.state
-
-    @property
-    def ledger(self) -> Ledger:
-        """Everything that happened; iterate for the events."""
-        return self._engine.ledger
-
-    @property
-    def model(self) -> nn.Module:
-        """The network now: always plain and, after approved moves, really smaller."""
-        return self._engine.network
-
-    @property
-    def plan(self) -> WidthPlan:
-        """The units kept now, in original numbers."""
-        return self._engine.plan
-
-    @property
-    def graph(self) -> ChannelGraph:
-        """The channel graph of the network now; groups and units keep their names and numbers."""
-        return self._engine.graph
-
-    @property
-    def data(self) -> Any:
-        """The data that the session was given."""
-        return self._bench.data
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """The metrics by name; the first guards `run`."""
-        return dict(self._bench.metrics)
-
-    @property
-    def example(self) -> Any:
-        """One training input, as the network takes it."""
-        return self._bench.inputs_of(self._bench.sample())
-
     @property
     def method(self) -> Method:
         """The method that proposes; set it to an object or a name to change it."""
@@ -184,19 +144,6 @@ class Session(Verbs):
         made = make_method(method)
         with self._verb("method"):
             self._engine.method = made
-
-    def __repr__(self) -> str:
-        return f"<Session of {self.state.began.network}: {self.state.line()}>"
-
-    def original(self) -> nn.Module:
-        """A new copy of the network that the session began with."""
-        return copy_of(self._bench.base)
-
-    def outputs(self, network: nn.Module) -> Any:
-        """What `network` gives for the first training batch, in evaluation mode."""
-        with undisturbed(network), torch.no_grad():
-            network.eval()
-            return self._bench.forward(network, self._bench.sample())
 
     # ------------------------------------------------------------ verbs
 
@@ -251,6 +198,7 @@ class Session(Verbs):
         """Repair without training, front to back.
 
         "lstsq" solves every layer that has lost inputs since the original, or the latest tune;
+        the last one of a residual branch makes good what its shortcut lost too (Channel Pruning);
         "rescale" gives each of their inputs one factor (ThiNet's refit), "bn" measures BatchNorm
         statistics anew.
         """
@@ -312,17 +260,85 @@ class Session(Verbs):
         self._drive("run", self._engine.run(target_macs, min_accuracy))
         return self.state
 
-    def note(self, text: str) -> State:
-        """Write something down in the ledger."""
+    def note(self, text: str, kind: str = "note") -> State:
+        """Write a note, or with `kind="reason"` the reason for something, in the ledger."""
         with self._verb("note"):
-            self._engine.note(str(text))
+            self._engine.note(notes.note(text, kind))
         return self.state
 
-    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        """The move that would drop these units, with its predicted damage and costs; no event.
+    def predict(self, **guess: float) -> State:
+        """Lock a guess before it comes out: `predict(accuracy=0.91)`; changes nothing else.
 
-        Answers from the evidence at hand; measures only when there is none of this network.
+        A metric on the validation images comes out with the next approve (and the repair that
+        comes with it), repair or tune. With the next proposal come `units`, how many it drops,
+        and `macs` and `params`, the shares of the original that it would leave. Until then a
+        second guess takes the place of the first; then it stays, beside its result, in
+        `state.predictions`. Declining or undoing the move withdraws what is still open.
+
+        Raises `UnknownName` for what cannot be predicted, `InvalidValue` for what is no number or
+        share, `WrongState` for what a pending move says already.
         """
+        with self._verb("predict"):
+            self._engine.note(notes.prediction(self.state, guess))
+        return self.state
+
+    def answer(self, exercise: str, value: Any) -> State:
+        """Hand in `value` as the answer to an exercise; the latest one counts.
+
+        A number, a text, True or False, or a list or dict of such; raises `InvalidValue` for
+        anything else.
+        """
+        with self._verb("answer"):
+            self._engine.note(notes.answer(exercise, value))
+        return self.state
+
+    def measure(self) -> AtHand:
+        """Measure what `foresee` answers from, unless it is at hand; changes nothing.
+
+        Contributions, on as many training images as the method takes, and the time of every layer.
+        """
+        self._drive("measure", self._engine.measure())
+        measured = self.evidence
+        assert measured is not None
+        return measured
+
+    def trial(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        images: int = 1000,
+        repair: bool = False,
+    ) -> Trial:
+        """How the network without these units does on the first `images` validation images.
+
+        Against the network now, image by image; `drop` defaults to the pending move's. With
+        `repair` as the session would repair it on approve, which takes longer. Nothing is changed.
+        Raises `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what
+        `adjust` raises for a `drop`, `Stopped`.
+        """
+        return self._drive("trial", self._engine.trying(drop, images, repair))
+
+    def trying(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        images: int = 1000,
+        repair: bool = False,
+    ) -> Generator[Any, None, Trial]:
+        """`trial` as a generator that yields Progress after every batch."""
+        with self._verb("trial"):
+            return (yield from self._telling(self._engine.trying(drop, images, repair)))
+
+    def compare(
+        self, a: int | WidthPlan, b: int | WidthPlan, images: int = 1000, repair: bool = True
+    ) -> Trial:
+        """How the network at `b` does against that at `a` on the first validation images.
+
+        Each is a point of the trajectory, by the number of its event, or a plan: the original
+        network cut to it, and with `repair` repaired as the session repairs. Nothing is changed.
+        """
+        return self._drive("compare", self._engine.comparing(a, b, images, repair))
+
+    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
+        """The move that would drop these units: `foresee(drop).move`, measured first if need be."""
         return self._drive("what_if", self._engine.imagined(drop))
 
     def export(self, path: str | Path) -> Path:

@@ -1,6 +1,6 @@
-"""Editing networks: `masked`, `cut` and `rebuild`; nothing else edits one.
+"""Editing networks: `masked`, `cut`, `rebuild` and `sampled`; nothing else edits one.
 
-All three return a new module and leave the given one as it is. May import values, channels,
+All return a new module and leave the given one as it is. May import values, channels, sampler,
 truth.
 """
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
-from prunelab.errors import BadModel, IllegalPlan
+from prunelab.errors import BadModel, IllegalPlan, InvalidValue
+from prunelab.sampler import read_all
 from prunelab.truth import tell_the_truth, tell_width
 from prunelab.values import WidthPlan
 
@@ -99,6 +100,49 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     if not isinstance(graph, ChannelGraph):
         raise IllegalPlan("This plan does not come from a traced network; use WidthPlan.full.")
     return cut(model, graph, plan)
+
+
+def sampled(
+    model: nn.Module, graph: ChannelGraph, layers: Iterable[str] | None = None
+) -> nn.Module:
+    """A new module in which some convolutions pick the channels they read, all of them so far.
+
+    `layers` are names of plain `nn.Conv2d`s; None takes those that read a residual stream and
+    write inside a branch. Each becomes a `SampledConv2d` with a group of its own, so that every
+    method can prune what a branch reads while its shortcut keeps it. Trace the result anew. The
+    streams read in this way are frozen then, for samplers pick from them by number.
+
+    It saves multiply-adds but costs a copy at every call (`cost` counts its bytes): measure the
+    wall clock before you believe in it. Raises `BadModel` where there is no such convolution.
+    """
+    made = copy_with(model, {})
+    modules = dict(made.named_modules())
+    if layers is None:
+        stream = {reader for group in graph.groups if group.residual for reader in group.consumers}
+        inside = {
+            maker for group in graph.groups if not group.residual for maker in group.producers
+        }
+        names = [
+            layer.name
+            for layer in graph.layers
+            if layer.name in stream & inside and type(modules.get(layer.name)) is nn.Conv2d
+        ]
+    else:
+        names = [graph.layer(name).name for name in layers]
+    if not names:
+        raise BadModel(
+            "No convolution of this network reads a residual stream inside a branch, so there is "
+            "nothing to sample. Name the layers, or leave the samplers out."
+        )
+    for name in names:
+        conv = modules.get(name)
+        if type(conv) is not nn.Conv2d or conv.groups > 1 or graph.layer(name).computed:
+            raise InvalidValue(
+                f"{name} cannot pick its channels: only a plain nn.Conv2d with groups=1 can, and "
+                "with a weight of its own. Leave it out."
+            )
+        read_all(conv)
+    return made
 
 
 def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dict[str, Tensor]:

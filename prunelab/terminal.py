@@ -87,16 +87,17 @@ def told(event: Event) -> str:
     return ""
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """`rows` as lines with aligned columns: words to the left, the two of numbers to the right."""
+def table(rows: Sequence[tuple[str, ...]], numbers: int = 2) -> str:
+    """`rows` as lines with aligned columns: words to the left, then `numbers` to the right."""
     columns = range(max(len(row) for row in rows))
     filled = [row + ("",) * (len(columns) - len(row)) for row in rows]
     sizes = [max(len(row[column]) for row in filled) for column in columns]
     lines = []
     for row in filled:
         cells = [row[0].ljust(sizes[0])]
-        cells += [cell.rjust(size) for cell, size in zip(row[1:3], sizes[1:3], strict=True)]
-        cells += row[3:]
+        right = slice(1, 1 + numbers)
+        cells += [cell.rjust(size) for cell, size in zip(row[right], sizes[right], strict=True)]
+        cells += row[1 + numbers :]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 

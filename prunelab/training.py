@@ -27,6 +27,7 @@ from prunelab.evidence.batch import (
     run_batch,
 )
 from prunelab.tracing import undisturbed
+from prunelab.trial import Answers
 from prunelab.values import Progress
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -101,33 +102,35 @@ def imitating(teacher: nn.Module, seed: int) -> Loss:
     return loss
 
 
-def hitting(
-    model: nn.Module, loader: Iterable[Any]
-) -> Generator[Progress, None, tuple[Tensor, float]]:
-    """Which of the loader's images are classified right [images], and the mean cross entropy.
+def answering(
+    model: nn.Module, loader: Iterable[Any], batches: int = 0
+) -> Generator[Progress, None, tuple[Answers, float]]:
+    """What `model` answers on the loader's images, and the mean cross entropy.
 
-    In evaluation mode; yields Progress after every batch.
+    In evaluation mode; yields Progress after every batch, of `batches` or as many as there are.
     """
-    found: list[Tensor] = []
-    total = 0.0
-    batches = len(loader) if isinstance(loader, Sized) else 0
+    labels: list[int] = []
+    given: list[int] = []
+    total, done = 0.0, 0
+    expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
     with undisturbed(model), torch.no_grad():
         model.eval()
         for batch in guarded(loader):
             logits = checked(run_batch, model, batch)
-            labels = labels_of(batch, logits)
-            found.append((logits.argmax(1) == labels).cpu())
-            total += float(F.cross_entropy(logits, labels, reduction="sum"))
-            yield Progress(len(found), max(batches, len(found)), "evaluating")
-    if not found:
-        raise BadData("There are no batches to evaluate on; give at least one.")
-    right = torch.cat(found)
-    return right, total / max(1, len(right))
+            wanted = labels_of(batch, logits)
+            labels += wanted.tolist()
+            given += logits.argmax(1).tolist()
+            total += float(F.cross_entropy(logits, wanted, reduction="sum"))
+            done += 1
+            yield Progress(done, max(expected, done), "evaluating")
+    if not labels:
+        raise BadData("There are no images to evaluate on; give at least one batch of them.")
+    return Answers(tuple(labels), tuple(given)), total / len(labels)
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
     """The share of images classified right, in evaluation mode."""
-    return float(finish(hitting(model, loader))[0].double().mean())
+    return float(finish(answering(model, loader))[0].accuracy)
 
 
 def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from prunelab.errors import IllegalPlan
@@ -38,13 +38,22 @@ class FrozenMap(Mapping[str, Any]):
         return repr(self._items)
 
 
+PLAIN = {int, float, str, bool, type(None)}
+
+
 def _freeze(value: Any) -> Any:
+    if type(value) is tuple and PLAIN.issuperset(map(type, value)):
+        return value  # most often thousands of units, and asked for while a slider moves
     if isinstance(value, Mapping):
         return FrozenMap(value)
     if isinstance(value, (list, tuple)):
+        if _PLAIN.issuperset(map(type, value)):  # the units of a wide group, say
+            return tuple(value)
         return tuple(_freeze(item) for item in value)
     return value
 
+
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 
 Units = tuple[int, ...]
 """Units of one channel group, ascending, in the network's *original* numbers."""
@@ -248,6 +257,11 @@ class Importance:
 Verdict = Literal["take", "halve", "fail"]
 
 
+def verdict_of(worst: float, candidates: int, theta: float) -> Verdict:
+    """What a halving whose worst mean damage is `worst` decides about its `candidates`."""
+    return "take" if worst < theta else "halve" if candidates > 1 else "fail"
+
+
 @dataclass(frozen=True, slots=True)
 class Rung:
     """One halving of AOFP's binary search in one group (Ding et al., ICML 2019).
@@ -268,6 +282,11 @@ class Rung:
     theta: float
     verdict: Verdict
     batches: int = 0
+
+    def at(self, theta: float) -> Rung:
+        """The same measurement, judged with another theta."""
+        verdict = verdict_of(self.worst, len(self.candidates), theta)
+        return replace(self, theta=theta, verdict=verdict)
 
     def __str__(self) -> str:
         return (

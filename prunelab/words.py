@@ -110,6 +110,8 @@ def proposal(state: State, move: Move, group: Group, who: str | None) -> str:
         text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'group')}, "
         text += f"none in {group.name}"
     text += f". {macs(state, move)}"
+    if state.proposed and (told := guessed(state, state.proposed.seq)):
+        text += told.removeprefix(".") + "."
     if len(group.producers) > 1 and group.name in move.drop:
         text += f" Coupled: {len(group.producers)} layers lose the same channels."
     return text
@@ -133,7 +135,22 @@ def outcome(state: State, last: Event | None) -> str:
         return f"Undone: the network is as it was at event {state.head}."
     if not isinstance(state.now.event, Step):
         return ""
-    return f"{done(state.now)}: {change(state)}"
+    return f"{done(state.now)}: {change(state)}{guessed(state, state.head)}"
+
+
+def guessed(state: State, seq: int) -> str:
+    """What event `seq` made of the predictions; nothing where there were none."""
+    text = ""
+    for p in state.predictions:
+        if p.settled == seq and p.error is not None:
+            off = quantity(p.name, abs(p.error)).replace("%", " points")
+            text += f". Predicted {p.name} {quantity(p.name, p.guess)}: off by {off}"
+    return text
+
+
+def quantity(name: str, value: float) -> str:
+    """A predicted quantity as a person reads it."""
+    return f"{value:.1%}" if name in ("macs", "params") else show(name, value)
 
 
 def done(point: Point) -> str:
@@ -175,19 +192,45 @@ def history(state: State, events: Sequence[Event]) -> str:
     base = state.base
     rows = []
     for event in reversed(events):
-        cells = [str(event.seq), type(event).__name__, told(event), "", ""]
+        cells = [str(event.seq), type(event).__name__, by(event), told(event), why(event), "", ""]
         if isinstance(event, (Began, Step)):
-            cells[3] = f"{event.cost.macs / base.cost.macs:.1%}"
-            cells[4] = ", ".join(f"{n} {show(n, v)}" for n, v in event.metrics.items())
+            cells[5] = f"{event.cost.macs / base.cost.macs:.1%}"
+            cells[6] = ", ".join(f"{n} {show(n, v)}" for n, v in event.metrics.items())
         gone = isinstance(event, Step) and event.seq not in on_path
         cell = "<td><s>{}</s></td>" if gone else "<td>{}</td>"
         rows.append("<tr>" + "".join(cell.format(escape(text)) for text in cells) + "</tr>")
-    heads = ("#", "event", "what", "MACs", "validation")
+    heads = ("#", "event", "decided by", "what", "why", "MACs", "validation")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
         f'<table class="prunelab-history"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def by(event: Event) -> str:
+    """Who decided it: a method, the session itself, or whoever works with it."""
+    match event:
+        case Proposed():
+            return method(event.method)
+        case Repaired(automatic=True):
+            return "session"
+        case Began():
+            return ""
+        case _:
+            return "you"
+
+
+def why(event: Event) -> str:
+    """What spoke for it: what a move does at most in one group, or the reason given."""
+    match event:
+        case Proposed(move=Move() as move) | Adjusted(move=move) if move.damage:
+            theta = move.parameters.get("theta") if isinstance(event, Proposed) else None
+            limit = f" (theta {theta:g})" if isinstance(theta, float) else ""
+            return f"takes at most {share(max(move.damage.values()))} of a layer's signal{limit}"
+        case Rejected():
+            return event.reason
+        case _:
+            return ""
 
 
 def told(event: Event) -> str:
@@ -200,7 +243,7 @@ def told(event: Event) -> str:
         case Proposed(move=Move() as move) | Adjusted(move=move):
             return f"{method(move.method)}: {dropped(move.drop)}"
         case Rejected():
-            return event.reason
+            return "the proposal"
         case Approved() | Repaired(automatic=True):
             return ""
         case Repaired():
@@ -208,7 +251,7 @@ def told(event: Event) -> str:
         case Tuned():
             return plural(event.steps, "step")
         case Noted():
-            return event.text
+            return event.text if event.kind == "note" else f"{event.kind}: {event.text}"
         case Undone():
             parts = ["the proposal"] * event.proposal
             parts += [f"event {event.step}"] * (event.step is not None)

@@ -2,7 +2,7 @@
 
 Three families cover what pruning meets in practice: `vgg8` is plain, `resnet20` has residual
 shortcuts, `mobilenet` has inverted residuals with depth-wise convolutions. They are ordinary
-`nn.Module`s without a trace of prunelab in them; widths are what pruning makes them.
+instances of `nn.Module` without a trace of prunelab in them; widths are what pruning makes them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """The CIFAR residual network of depth 20 (He et al., CVPR 2016, section 4.2).
+    """The CIFAR residual network of depth 20 (He et al., CVPR 2016).
 
     Input [N, in_channels, H, W]; output [N, classes] logits.
     """

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from prunelab import cli, doctor
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger import Approved, Proposed
+from prunelab.named import call
 from prunelab.terminal import Terminal, table, told
 from prunelab.values import Cost, FrozenMap, Progress
 
@@ -435,6 +436,6 @@ def test_tables_are_aligned() -> None:
 
 
 def test_own_modules_are_found_in_the_folder(here: Path) -> None:
-    assert cli._call("mine:number", "--data") == 3
+    assert call("mine:number", "--data", Path.cwd()) == 3
     with pytest.raises(InvalidValue, match=r"no module 'mine\.deeper'"):
-        cli._call("mine.deeper:number", "--data")
+        call("mine.deeper:number", "--data", Path.cwd())

@@ -25,14 +25,15 @@ def raw(seed: int, channels: int = 5, entries: int = 3) -> tuple[np.ndarray, np.
     n = channels * entries
     p = rng.normal(size=(80, n)) @ rng.normal(size=(n, n)) / 3 + rng.normal(size=(80, n))
     kernel = rng.normal(size=(4, n))
-    blocks = [np.arange(i * entries, (i + 1) * entries) for i in range(channels)]
+    blocks = {i: np.arange(i * entries, (i + 1) * entries) for i in range(channels)}
     y = p @ kernel.T
-    return p, y, Problem(np.linalg.inv(p.T @ p), kernel.copy(), blocks, float(np.sum(y**2)))
+    inverse = np.linalg.inv(p.T @ p)
+    return p, y, Problem(inverse, kernel.copy(), blocks, np.arange(4), float(np.sum(y**2)))
 
 
-def error(p: np.ndarray, y: np.ndarray, blocks: list[np.ndarray], gone: list[int]) -> float:
+def error(p: np.ndarray, y: np.ndarray, blocks: dict[int, np.ndarray], gone: list[int]) -> float:
     """What least squares on the other channels leaves of y."""
-    rest = np.concatenate([b for i, b in enumerate(blocks) if i not in gone])
+    rest = np.concatenate([block for i, block in blocks.items() if i not in gone])
     return float(np.sum((y - p[:, rest] @ np.linalg.lstsq(p[:, rest], y, rcond=None)[0]) ** 2))
 
 
@@ -40,8 +41,8 @@ def error(p: np.ndarray, y: np.ndarray, blocks: list[np.ndarray], gone: list[int
 @given(st.integers(0, 10_000))
 def test_every_step_takes_the_channel_whose_loss_least_squares_mends_best(seed: int) -> None:
     p, y, problem = raw(seed)
-    blocks = problem.entries
-    order, errors = eliminated([problem], 3)
+    blocks = dict(problem.entries)
+    order, errors = eliminated([problem], range(5), 3)
     for step in range(3):
         gone = order[:step]
         options = {i: error(p, y, blocks, [*gone, i]) for i in range(5) if i not in gone}
@@ -56,11 +57,12 @@ def test_every_step_takes_the_channel_whose_loss_least_squares_mends_best(seed: 
 
 def test_the_kernel_left_is_the_least_squares_kernel() -> None:
     p, y, problem = raw(1)
-    order, _ = eliminated([problem], 2)
-    rest = np.concatenate([problem.entries[i] for i in sorted(order[2:])])
+    blocks = dict(problem.entries)
+    order, _ = eliminated([problem], range(5), 2)
+    rest = np.concatenate([blocks[i] for i in sorted(order[2:])])
     want = np.linalg.lstsq(p[:, rest], y, rcond=None)[0].T
     np.testing.assert_allclose(problem.kernel[:, rest], want, rtol=1e-7)
-    gone = np.concatenate([problem.entries[i] for i in order[:2]])
+    gone = np.concatenate([blocks[i] for i in order[:2]])
     np.testing.assert_allclose(problem.kernel[:, gone], 0, atol=1e-10)
 
 
@@ -91,15 +93,16 @@ def test_the_problem_of_a_layer_is_that_of_its_patches(trained: nn.Module) -> No
     graph = pl.trace(model, x)
     evidence = pl.measure(model, graph, [x], kinds=("contribution", "patches"))
 
-    problem = problem_of(model, evidence, graph.layer("conv2"), graph["conv1"])
+    problem = problem_of(model, evidence, graph.layer("conv2"))
     with torch.no_grad():
         hidden = F.relu(model.bn1(model.conv1(F.relu(model.bn0(model.stem(x))))))
     p = patches(hidden, (3, 3), Conv((1, 1), (1, 1), (1, 1), False, 1)).numpy()
     y = p @ model.conv2.weight.detach().reshape(8, -1).numpy().T
     p, y = p - p.mean(0), y - y.mean(0)
     assert problem.energy == pytest.approx(float(np.sum(y**2)), rel=1e-8)
-    want = error(p, y, problem.entries, [4])
-    assert problem.price(4) == pytest.approx(want, rel=1e-2)  # the repair's ridge is in it
+    unit = graph["conv1"].first + 4
+    want = error(p, y, problem.entries, [unit])
+    assert problem.prices([unit])[0] == pytest.approx(want, rel=1e-2)  # the repair's ridge is in it
 
 
 def test_it_prunes_to_a_target_layer_by_layer(trained: nn.Module, data: pl.Data) -> None:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab import repair
+from prunelab import calls, repair
+from prunelab.evidence.aim import Output
 from prunelab.evidence.batch import finish, run_batch
+from prunelab.evidence.moments import patches
 from prunelab.recalibration import Traced
 from prunelab.repair import repairing
 
@@ -117,3 +119,186 @@ def test_layers_that_lost_nothing_and_the_network_before_stay_as_they_are(net: n
     assert torch.equal(after.network.a.weight, net.a.weight)
     assert torch.equal(after.network.b.weight, net.b.weight[[0, 1, 3, 4]])
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+class Residual(nn.Module):
+    """A branch with BatchNorm beside a shortcut; the stem feeds both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 5, 3, padding=1)
+        self.a = nn.Conv2d(5, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.side = nn.Conv2d(5, 4, 1)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.norm(self.branch(x)) + self.side(x)
+
+
+def test_the_end_of_a_branch_makes_good_what_its_shortcut_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repair, "RIDGE", 0.0)
+    torch.manual_seed(3)
+    net = Residual().double().eval()
+    with torch.no_grad():
+        net.norm.weight.uniform_(0.5, 1.5)
+        net.norm.bias.uniform_(-1, 1)
+        net.norm.running_mean.uniform_(-0.5, 0.5)
+        net.norm.running_var.uniform_(0.5, 1.5)
+    before, after = cut_of(net, stem=[1], a=[0, 3])
+    solved = finish(repairing(after, before, images, run_batch))
+    small = after.network
+    assert set(solved) == {"a", "b", "side"}
+    assert torch.equal(small.norm.running_var, net.norm.running_var)
+
+    rows, aims = [], []
+    scale = net.norm.weight / torch.sqrt(net.norm.running_var + net.norm.eps)
+    with torch.no_grad():
+        for x in images():
+            full, less = torch.relu(net.stem(x)), torch.relu(small.stem(x))
+            hidden = torch.relu(small.a(less))
+            aim = net.branch(full) + (net.side(full) - small.side(less)) / scale.view(1, -1, 1, 1)
+            patches = nn.functional.unfold(hidden, 3, padding=1)
+            rows.append(patches.transpose(1, 2).reshape(-1, 36))
+            aims.append(aim.flatten(2).transpose(1, 2).reshape(-1, 4))
+    patches = torch.cat([torch.cat(rows), torch.ones(sum(map(len, rows)), 1)], 1)
+    best, *_ = np.linalg.lstsq(patches.numpy(), torch.cat(aims).numpy())
+    assert np.allclose(small.b.weight.detach().reshape(4, -1).T, best[:-1], atol=1e-7)
+    assert np.allclose(net.norm.running_mean - small.norm.running_mean, best[-1], atol=1e-7)
+
+
+def outputs(net: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """What the layer `name` reads, as patches [rows, entries], and what it gives [rows, out]."""
+    layer, seen = net.get_submodule(name), []
+    handle = layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        for x in images():
+            net(x)
+    handle.remove()
+    conv = calls.Conv(layer.stride, layer.padding, layer.dilation, False, 1)
+    read = torch.cat([patches(x, layer.kernel_size, conv) for x, _ in seen])
+    return read, torch.cat([y.movedim(1, -1).flatten(0, -2) for _, y in seen])
+
+
+def test_what_the_refit_leaves_is_orthogonal_to_what_is_kept_and_smaller(net: nn.Module) -> None:
+    before, after = cut_of(net, a=[0, 3])
+    unrefitted = outputs(after.network, "b")[1]
+    finish(repairing(after, before, lambda: iter(images()), run_batch))
+    read, given = outputs(after.network, "b")
+    want = outputs(net, "b")[1]
+    left = want - given
+    assert float((read.T @ left).abs().max()) < 1e-3 * float((read.T @ want).abs().max())
+    assert float(left.sum(0).abs().max()) < 1e-3 * len(left)  # and to the constant
+    amiss = want - unrefitted
+    assert left.square().sum() < (amiss - amiss.mean(0)).square().sum()
+
+
+def test_the_more_is_kept_the_less_is_left(net: nn.Module) -> None:
+    errors = []
+    for drop in ([], [2], [2, 5], [0, 2, 5], [0, 1, 2, 5], [0, 1, 2, 4, 5]):
+        before, after = cut_of(net, a=drop)
+        finish(repairing(after, before, lambda: iter(images()), run_batch))
+        errors.append(float((outputs(net, "b")[1] - outputs(after.network, "b")[1]).square().sum()))
+    assert errors[0] == 0
+    assert errors == sorted(errors)
+    assert errors[1] > 0
+
+
+def test_aiming_at_the_original_beats_aiming_at_the_network_so_far(net: nn.Module) -> None:
+    before, after = cut_of(net, a=[0, 1, 3], b=[2])
+    graph = before.graph
+    first = graph.after(pl.WidthPlan.full(graph).drop({"a": [0, 1, 3]}))
+    so_far = Traced(pl.cut(net, graph, pl.WidthPlan.full(graph).drop({"a": [0, 1, 3]})), first)
+    finish(repairing(so_far, before, lambda: iter(images()), run_batch))
+    errors = []
+    for target in (before, so_far):
+        plan = pl.WidthPlan.full(graph).drop({"a": [0, 1, 3], "b": [2]})
+        small = Traced(pl.cut(so_far.network, first, plan), after.graph)
+        finish(repairing(small, target, lambda: iter(images()), run_batch))
+        with torch.no_grad():
+            errors.append(sum(float((net(x) - small.network(x)).square().sum()) for x in images()))
+    assert errors[0] < 0.99 * errors[1]
+
+
+# ---------------------------------------------------------------- sums
+
+
+class Blocks(nn.Module):
+    """Two residual blocks, plain or with BatchNorm before the sum; `sums` keeps what they give."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        for block in "ab":
+            self.add_module(f"{block}1", nn.Conv2d(4, 6, 3, padding=1))
+            self.add_module(f"{block}2", nn.Conv2d(6, 4, 3, padding=1, bias=not norm))
+            self.add_module(f"{block}n", nn.BatchNorm2d(4) if norm else nn.Identity())
+        self.stem, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 1)
+        self.sums: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, self.sums = torch.relu(self.stem(x)), []
+        for block in "ab":
+            one, two, norm = (self.get_submodule(f"{block}{part}") for part in "12n")
+            x = x + norm(two(torch.relu(one(x))))
+            self.sums.append(x)
+        return self.head(x)
+
+
+def repaired(net: nn.Module, **drop: list[int]) -> nn.Module:
+    before, after = cut_of(net, **drop)
+    finish(repairing(after, before, images, run_batch))
+    return after.network
+
+
+def own_output(there: Output, _: Output, channels: Tensor) -> Tensor:
+    """The aim of a branch that does not care for its shortcut."""
+    return there.y.index_select(1, channels)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "batchnorm"])
+def blocks(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    model = Blocks(request.param).double()
+    with torch.no_grad():
+        for x in images():
+            model(x)  # statistics of its own
+    return model.eval()
+
+
+def error_of_sum(net: nn.Module, small: nn.Module, place: int) -> float:
+    total = 0.0
+    with torch.no_grad():
+        for x in images():
+            net(x), small(x)
+            total += float((net.sums[place] - small.sums[place]).square().sum())
+    return total
+
+
+def test_aiming_at_the_sum_makes_good_what_the_shortcut_lost(
+    blocks: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = {"a1": [0, 1, 2, 3], "b1": [4, 5]}
+    summed = repaired(blocks, **drop)
+    monkeypatch.setattr(repair, "aim", own_output)
+    plain = repaired(blocks, **drop)
+    first = [error_of_sum(blocks, small, 0) for small in (plain, summed)]
+    assert first[0] == pytest.approx(first[1])  # its shortcut lost nothing
+    second = [error_of_sum(blocks, small, 1) for small in (plain, summed)]
+    assert second[1] < 0.95 * second[0]
+
+
+def test_an_unpruned_shortcut_leaves_the_branch_its_own_output(
+    blocks: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed = repaired(blocks, b1=[1, 4])
+    monkeypatch.setattr(repair, "aim", own_output)
+    plain = repaired(blocks, b1=[1, 4])
+    assert not torch.equal(plain.b2.weight, blocks.b2.weight[:, [0, 2, 3, 5]])
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(summed.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)

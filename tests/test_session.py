@@ -238,7 +238,7 @@ def test_a_trainer_of_ones_own(session: pl.Session) -> None:
     assert_unchanged(session, before)
 
 
-def test_metrics_and_losses_of_ones_own(trained: nn.Module) -> None:
+def test_metrics_losses_and_batches_of_ones_own(trained: nn.Module, tmp_path: Path) -> None:
     train = [{"x": x, "y": y} for x, y in batches(96, 1)]
 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -266,6 +266,7 @@ def test_metrics_and_losses_of_ones_own(trained: nn.Module) -> None:
     floor = own.state.now.metrics["error"] + 1e-3
     own.run(target_macs=0.2, min_accuracy=floor)
     assert own.state.now.metrics["error"] <= floor
+    assert own.export(tmp_path / "own.safetensors").is_file()
 
 
 def test_verbs_are_refused_while_one_is_at_work_and_stop_passes(session: pl.Session) -> None:
@@ -505,6 +506,38 @@ def test_the_script_replays_the_same_ledger(
     scope: dict[str, Any] = {"__name__": "replayed"}
     exec(compile(path.read_text(), str(path), "exec"), scope)
     assert list(scope["replay"](trained, data).ledger) == list(session.ledger)
+
+
+def test_the_script_run_by_itself_gives_the_same_bits(
+    session: pl.Session, trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    session.measure()
+    session.propose()
+    session.adjust(session.foresee(target_macs=0.85).move.drop)
+    session.trial()
+    session.approve()
+    session.repair("bn")
+    session.undo()
+    session.method = pl.Magnitude(pruning_ratio=0.3)
+    session.propose()
+    session.approve()
+    session.undo()
+    session.method = pl.AOFP(theta=0.02, images=64)
+    session.run(target_macs=0.6)
+    session.repair()
+    session.tune(steps=3)
+    session.propose()
+    path = session.export(tmp_path / "run.py")
+    scope: dict[str, Any] = {"__name__": "replayed"}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    again = scope["replay"](trained, data)
+    assert list(again.ledger) == list(session.ledger)
+    assert again.plan == session.plan
+    assert again.state.pending == session.state.pending
+    for a, b in zip(
+        again.model.state_dict().values(), session.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
 
 
 def test_prune_does_the_whole_job_without_a_person(trained: nn.Module, data: pl.Data) -> None:

@@ -4,7 +4,7 @@ Every output channel of every convolution and linear layer gets a number, its la
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
 channel it came from; operations that only move data are run on the labels themselves. Where
 elementwise operations make labels meet, the two channels are coupled. An operation without a
-rule freezes what it touches: unknown fails safe. May import calls, coupling, truth and
+rule freezes what it touches: unknown fails safe. May import calls, coupling, sampler, truth and
 errors.
 """
 
@@ -38,11 +38,13 @@ from prunelab.coupling.operations import (
     VIEWS,
     aten,
 )
+from prunelab.coupling.origins import Origin
 from prunelab.coupling.places import Places
 from prunelab.coupling.rearrange import REGIONS, rearrange
 from prunelab.coupling.sketch import LooksAtNumbers, looks, sketched
 from prunelab.coupling.views import Views, index_put
 from prunelab.errors import TraceError
+from prunelab.sampler import samplers
 from prunelab.truth import is_bare_norm
 
 __all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
@@ -75,6 +77,7 @@ class LabelMode(Watch):
         self._inexact = inexact
         self._deadline = deadline
         self._views = Views(self.book)
+        self._samplers = set(samplers(model))
         self._from_layer = WeakTensorKeyDictionary()  # a layer's very output -> its name
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -186,6 +189,8 @@ class LabelMode(Watch):
         """Labels of what any other operation gives."""
         packet, book = func.overloadpacket, self.book
         tensors = tensors_in(*args, kwargs)
+        if packet is aten.index_select and self._samples(args[0], self.origin(args[2]), out):
+            return
         if packet in VIEWS:
             for made in tree_leaves(out):
                 self._views.note(made, func, args, kwargs)
@@ -205,6 +210,26 @@ class LabelMode(Watch):
                 self._views.written_fixed(out)
         elif isinstance(out, Tensor) and func._schema.is_mutable:
             self._views.written_fixed(out)
+
+    def _samples(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
+        """Whether a convolution samples its input here: it then issues channels of its own."""
+        if origin is None or origin.name not in self._samplers:
+            return False
+        book, name, width = self.book, origin.name, out.shape[1]
+        book.freeze(book.labels(x), f"{name} picks from it by number")
+        layer = book.trace.layers.get(name)
+        if layer is None:
+            layer = book.trace.layers[name] = LayerTrace(
+                name=name, out=book.issue(width), into=torch.empty(0, dtype=torch.long),
+                kernel=(1,) * (out.ndim - 2), groups=1, transposed=False, in_axis=1,
+                order=len(book.trace.layers), computed=False, cuttable=True,
+            )  # fmt: skip
+            book.index(origin, layer.out, name)
+        if self.counting:
+            layer.calls += 1
+            layer.positions += out.numel() // max(1, width * self._batch)
+        book.put(out, layer.out.reshape([1, -1, *[1] * (out.ndim - 2)]))
+        return True
 
     def _is_uniform(self, packet: Any, tensors: list[Tensor]) -> bool:
         """Whether what an operation gives is alike for every channel, as what it takes."""

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.calls import Call, Watch
-from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
+from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.errors import BadData
+from prunelab.evidence.accounts import Accounts, account_of, by_unit, contributions
 from prunelab.evidence.batch import batch_size, checked, guarded, run_batch
-from prunelab.evidence.contribution import call_gram, call_sums, contributions
 from prunelab.evidence.meter import columns_of, distinct_units
 from prunelab.evidence.moments import cross_moment
 from prunelab.tracing import undisturbed
@@ -48,10 +48,14 @@ class Output:
 
 
 class Outputs(Watch):
-    """Keeps the outputs of the layers `wanted` (names of weights), call by call, in `found`."""
+    """Keeps the outputs of the layers `wanted` (names of weights), call by call, in `found`.
 
-    def __init__(self, model: nn.Module, wanted: Collection[str]) -> None:
+    Without `inputs` the calls that are kept have lost theirs.
+    """
+
+    def __init__(self, model: nn.Module, wanted: Collection[str], inputs: bool = True) -> None:
         super().__init__(model)
+        self.inputs = inputs
         self.found: dict[str, list[Output]] = {name: [] for name in wanted}
         self._followed = WeakTensorKeyDictionary()  # an output, or what BatchNorm made of it
 
@@ -59,9 +63,9 @@ class Outputs(Watch):
         """Keep a wanted layer's call; what comes later may write over its tensors."""
         if call.name not in self.found:
             return
-        shape = (1, -1, *([1] * (out.ndim - 2)))
-        y = out.clone() if call.bias is None else out - call.bias.detach().view(shape)
-        made = Output(replace(call, x=call.x.clone()), y)
+        y = out.clone() if call.bias is None else unbiased(call, out)
+        x = call.x.clone() if self.inputs else call.x.new_empty(0)
+        made = Output(replace(call, x=x), y)
         self.found[call.name].append(made)
         self._followed[out] = made
 
@@ -81,6 +85,15 @@ class Outputs(Watch):
                 ours.shortcut = b.clone()
             if theirs is not None:
                 theirs.shortcut = a - b if in_place else a.clone()
+        elif args and isinstance(out, Tensor) and out is args[0]:
+            self._followed.pop(out, None)  # written over: it enters no sum as it was
+
+
+def unbiased(call: Call, out: Tensor) -> Tensor:
+    """A layer's output without its bias."""
+    if call.bias is None:
+        return out
+    return out - call.bias.detach().view(1, -1, *([1] * (out.ndim - 2)))
 
 
 def batch_norm_scale(args: tuple[Any, ...], out: Any) -> Tensor:
@@ -176,8 +189,7 @@ def aiming(
         key: outputs_in(target_graph.layer(layer.name).out_units, layer.out_units)
         for key, layer in wanted.items()
     }
-    columns = {key: columns_of(layer) for key, layer in wanted.items()}
-    found: dict[str, AimedGram] = {}
+    found = {key: _Aiming(layer) for key, layer in wanted.items()}
     images = 0
     with undisturbed(model), undisturbed(target), torch.no_grad():
         model.eval()
@@ -188,17 +200,14 @@ def aiming(
                 checked(forward, target, batch)
             with here:
                 checked(forward, model, batch)
-            for key, layer in wanted.items():
+            for key, aiming_at in found.items():
                 for given, asked in zip(here.found[key], there.found[key], strict=True):
-                    y = aim(asked, given, channels[key].to(given.y.device))
-                    units = distinct_units(layer)
-                    part = _of_call(given.call, y, units, *columns[key])
-                    found[key] = found[key] + part if key in found else part
+                    aiming_at.add(given.call, aim(asked, given, channels[key].to(given.y.device)))
             images += batch_size(batch)
             yield Progress(images, max(expected, images), "measuring against the original network")
     if not images:
         raise BadData("There are no batches to measure on; give at least one.")
-    return {wanted[key].name: gram for key, gram in found.items()}
+    return {wanted[key].name: summed.gram for key, summed in found.items() if summed.accounts.all}
 
 
 def outputs_in(there: Array, here: Array) -> Tensor:
@@ -209,28 +218,44 @@ def outputs_in(there: Array, here: Array) -> Tensor:
     return torch.tensor([place[unit] for unit in here.tolist()])
 
 
-def _of_call(call: Call, y: Tensor, units: Array, columns: Tensor, count: int) -> AimedGram:
-    columns = columns.to(y.device)
-    sums, rows = call_sums(call, columns, count, None)
-    if call.conv is not None and call.conv.transposed:
-        z = contributions(call, columns, count, None)
-        cross = (z * y.flatten(2)).double().flatten(1).sum(1)
-    else:
-        weight = call.weight.detach()
-        moment = cross_moment(call.x, y, tuple(weight.shape[2:]), call.conv)[:-1]
-        by_entry = (moment * weight.reshape(len(weight), -1).T).sum(1)
-        by_channel = by_entry.view(len(columns), -1).sum(1)
-        cross = torch.zeros(count, dtype=torch.float64, device=y.device)
-        cross = cross.index_add_(0, columns, by_channel)
-    return AimedGram(
-        units=units if count == len(units) else np.append(units, FIXED),
-        gram=call_gram(call, columns, count, None).cpu().numpy(),
-        cross=cross.cpu().numpy(),
-        energy=float(y.double().square().sum()),
-        sums=sums.cpu().numpy(),
-        aims=y.double().movedim(1, 0).flatten(1).sum(1).cpu().numpy(),
-        rows=rows,
-    )
+class _Aiming:
+    """Adds up one layer's contributions against its aims, call by call."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.units = distinct_units(layer)
+        self.columns, self.count = columns_of(layer)
+        self.accounts = Accounts(lambda call: account_of(call, self.columns, self.count, None))
+        self.cross: Any = 0.0
+        self.aims: Any = 0.0
+        self.energy = 0.0
+
+    def add(self, call: Call, y: Tensor) -> None:
+        """Take in one call and what it should give."""
+        account = self.accounts.add(call)
+        weight, conv, columns = account.weight, account.conv, account.columns
+        if conv is not None and conv.transposed:
+            z = contributions(call.x, weight, conv, columns, self.count)
+            cross = (z * y.flatten(2)).double().flatten(1).sum(1)
+        else:
+            moment = cross_moment(call.x, y, tuple(weight.shape[2:]), conv)[:-1]
+            by_entry = (moment * weight.reshape(len(weight), -1).T).sum(1)
+            cross = by_unit(by_entry.view(len(columns), -1).sum(1), columns, self.count)
+        self.cross = self.cross + cross
+        self.aims = self.aims + y.movedim(1, 0).flatten(1).sum(1, dtype=torch.float64)
+        self.energy += float(y.double().square().sum())
+
+    @property
+    def gram(self) -> AimedGram:
+        """What came out."""
+        return AimedGram(
+            units=self.units if self.count == len(self.units) else np.append(self.units, FIXED),
+            gram=self.accounts.gram,
+            cross=self.cross.cpu().numpy(),
+            energy=self.energy,
+            sums=self.accounts.sums,
+            aims=self.aims.cpu().numpy(),
+            rows=self.accounts.rows,
+        )
 
 
 def by_layer(grams: Mapping[str, AimedGram], group: ChannelGroup) -> tuple[Array, Array]:

@@ -8,16 +8,12 @@ set S is exactly 1_S' G 1_S / ||y||^2: after one pass every question is arithmet
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from prunelab.calls import Call
 from prunelab.errors import IllegalPlan
-from prunelab.evidence.moments import patches, second_moment
 from prunelab.values import Units
 
 Array = np.ndarray
@@ -39,12 +35,10 @@ class ConsumerGram:
 
     def damage(self, units: Iterable[int]) -> float:
         """||y - y without these units||^2 / ||y||^2."""
-        index = _index(self.name, self.units, units)
-        lost = float(self.gram[np.ix_(index, index)].sum())
-        return _share(lost, self.energy)
+        return _share(_lost(self.gram, _index(self.name, self.units, units)), self.energy)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ContributionGram:
     """What a channel group contributes to all of its consumers, the sum over them.
 
@@ -54,12 +48,16 @@ class ContributionGram:
     group: str
     units: Units
     consumers: Mapping[str, ConsumerGram]
+    _summed: list[Array] = field(default_factory=list, init=False, repr=False)
 
     @property
     def gram(self) -> Array:
-        """<z_i, z_j> summed over the consumers [units, units]."""
-        size = len(self.units)
-        return sum((c.gram for c in self.consumers.values()), start=np.zeros((size, size)))
+        """<z_i, z_j> summed over the consumers [units, units]; to be read, not written to."""
+        if not self._summed:
+            size = len(self.units)
+            parts = [consumer.gram for consumer in self.consumers.values()]
+            self._summed.append(reduce(np.add, parts) if parts else np.zeros((size, size)))
+        return self._summed[0]
 
     @property
     def energy(self) -> float:
@@ -72,16 +70,19 @@ class ContributionGram:
         Exact before bias and BatchNorm; behind a ReLU it is an upper bound of the absolute
         change, not an identity. Raises `IllegalPlan` for units that the group does not have.
         """
-        index = _index(self.group, self.units, units)
-        lost = sum(float(c.gram[np.ix_(index, index)].sum()) for c in self.consumers.values())
-        return _share(lost, self.energy)
+        return _share(_lost(self.gram, _index(self.group, self.units, units)), self.energy)
 
     def alone(self) -> Array:
         """The damage of each unit when it alone is removed [units]: the isolated oracle."""
-        total = np.zeros(len(self.units))
-        for consumer in self.consumers.values():
-            total += np.diagonal(consumer.gram)
+        total = np.diagonal(self.gram)
         return total / self.energy if self.energy > 0 else np.zeros_like(total)
+
+
+def _lost(gram: Array, index: list[int]) -> float:
+    """1_S' G 1_S."""
+    chosen = np.zeros(len(gram))
+    chosen[index] = 1
+    return float(chosen @ gram @ chosen)
 
 
 def _share(lost: float, energy: float) -> float:
@@ -99,91 +100,3 @@ def _index(name: str, have: Units, asked: Iterable[int]) -> list[int]:
             f"{list(have[:8])}{' ...' if len(have) > 8 else ''}."
         )
     return sorted({place[unit] for unit in units})
-
-
-# ---------------------------------------------------------------- measuring one call
-
-
-def call_gram(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
-    """G [count, count] in float64 of one call of a dense layer.
-
-    `columns` [in channels or features] gives for each the row of G that it adds to; `scale`
-    [out] multiplies the outputs (a BatchNorm's gamma / sigma).
-    """
-    weight = call.weight.detach()
-    if call.conv is not None and call.conv.transposed:
-        return _gram_by_contribution(call, columns, count, scale)
-    if scale is not None:
-        weight = weight * scale.view(-1, *([1] * (weight.ndim - 1)))
-    width = weight.shape[1]
-    if call.conv is None and count < width:
-        return _gram_of_flattened(call.x, weight, columns, count)
-    kernel = tuple(weight.shape[2:])
-    flat = weight.reshape(weight.shape[0], -1)
-    blocks = second_moment(call.x, kernel, call.conv) * (flat.T @ flat)
-    entries = flat.shape[1] // width
-    by_channel = blocks.view(width, entries, width, entries).sum((1, 3), dtype=torch.float64)
-    if count == width:
-        gram = torch.empty_like(by_channel)
-        gram[columns[:, None], columns[None, :]] = by_channel
-        return gram
-    half = torch.zeros(count, width, dtype=torch.float64, device=weight.device)
-    half.index_add_(0, columns, by_channel)
-    gram = torch.zeros(count, count, dtype=torch.float64, device=weight.device)
-    return gram.index_add_(1, columns, half)
-
-
-def call_sums(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, int]:
-    """The sums of the contributions over samples and positions [count, out], and how many."""
-    weight = call.weight.detach()
-    if call.conv is not None and call.conv.transposed:
-        z = contributions(call, columns, count, scale)
-        return z.double().sum((1, 3)), z.shape[1] * z.shape[3]
-    flat = weight.reshape(weight.shape[0], -1)
-    if scale is not None:
-        flat = flat * scale[:, None]
-    summed = patches(call.x.sum(0, keepdim=True), tuple(weight.shape[2:]), call.conv)
-    rows = len(summed) * len(call.x)  # patches are linear in x
-    by_entry = summed.sum(0, dtype=torch.float64)[:, None] * flat.T
-    by_channel = by_entry.view(len(columns), -1, len(flat)).sum(1)
-    sums = torch.zeros(count, len(flat), dtype=torch.float64, device=flat.device)
-    return sums.index_add_(0, columns, by_channel), rows
-
-
-def _gram_of_flattened(x: Tensor, weight: Tensor, columns: Tensor, count: int) -> Tensor:
-    """A linear layer behind a flatten: a channel has many columns, so contributions are small."""
-    order = torch.argsort(columns, stable=True)
-    sizes = torch.bincount(columns, minlength=count).tolist()
-    xs = x[:, order].split(sizes, dim=1)
-    ws = weight[:, order].split(sizes, dim=1)
-    gram = torch.zeros(count, count, dtype=torch.float64, device=x.device)
-    step = max(1, 2**24 // (count * weight.shape[0]))  # keep contributions under 64 MB
-    for start in range(0, len(x), step):
-        parts = [a[start : start + step] @ w.T for a, w in zip(xs, ws, strict=True)]
-        z = torch.stack(parts).reshape(count, -1)
-        gram += z @ z.T
-    return gram
-
-
-def _gram_by_contribution(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
-    z = contributions(call, columns, count, scale).reshape(count, -1)
-    return (z @ z.T).double()
-
-
-def contributions(call: Call, columns: Tensor, count: int, scale: Tensor | None) -> Tensor:
-    """The definition, unit by unit, for transposed convolutions [count, N, out, positions]."""
-    conv = call.conv
-    assert conv is not None
-    deconvolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-    apply = deconvolve[call.weight.ndim - 2]
-    z = []
-    for unit in range(count):
-        of_unit = (columns == unit).to(call.x.dtype).view(1, -1, *([1] * (call.x.ndim - 2)))
-        out = apply(
-            call.x * of_unit, call.weight.detach(), None, conv.stride, conv.padding, 0,
-            conv.groups, conv.dilation,
-        )  # fmt: skip
-        if scale is not None:
-            out = out * scale.view(1, -1, *([1] * (out.ndim - 2)))
-        z.append(out.flatten(2))
-    return torch.stack(z)

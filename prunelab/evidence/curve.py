@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunelab.evidence.contribution import ContributionGram
+from prunelab.evidence.once import once
 from prunelab.values import Units, units_of
 
 Array = np.ndarray
@@ -28,6 +29,7 @@ class Curve:
         return units_of(self.order[:count])
 
 
+@once
 def damage_curve(gram: ContributionGram) -> Curve:
     """The greedy order of removal of a group's units, with exact damages along it."""
     order, lost = removal(gram.gram)

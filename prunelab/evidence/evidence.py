@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prunelab.channels import FIXED, ChannelGraph
+from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
 from prunelab.errors import StaleEvidence, UnknownName
 from prunelab.evidence.ablation import Ablation
 from prunelab.evidence.contribution import ConsumerGram, ContributionGram
@@ -15,10 +15,10 @@ from prunelab.evidence.gradient import BatchNorm, MaskGradients, Masks
 from prunelab.evidence.meter import Sums, distinct_units
 from prunelab.evidence.moments import PatchMoments
 
-KINDS = ("contribution", "patches", "gradient", "ablation")
+KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Evidence:
     """What one pass measured; `evidence[group]` answers for a channel group.
 
@@ -26,7 +26,8 @@ class Evidence:
     stand for all that belongs to none), `sums` to what its contributions add up to. `gradients`
     [3, units + 1] holds the sums of mask gradients (signed, absolute, squared) over the graph's
     units, `ablated` [units + 1] those of the loss without each unit, and without none in the last
-    place. `images` is how many inputs were seen; `fingerprint` names the network that was
+    place. `curvature` maps a layer to the sum of g g' [out, out], g the gradients of its outputs.
+    `images` is how many inputs were seen; `fingerprint` names the network that was
     measured. `at`, `masks` and `bn` are what `measure` was asked for. Evidence of the same network
     adds up with +.
     """
@@ -42,25 +43,38 @@ class Evidence:
     ablated: np.ndarray | None = None
     masks: Masks = "readers"
     bn: BatchNorm = "running"
+    curvature: Mapping[str, np.ndarray] = field(default_factory=dict)
+    _asked: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
+    _totals: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, name: str) -> ContributionGram:
         group = self.graph[name]
+        if group.name not in self._asked:
+            self._asked[group.name] = self._contributions(group)
+        return self._asked[group.name]
+
+    def _contributions(self, group: ChannelGroup) -> ContributionGram:
+        """What a group contributes; the arrays are parts of the evidence, not copies."""
         wanted = group.first + np.asarray(group.units, dtype=np.int64)
         consumers = {}
         for layer in self.graph.consumers(group):
             if layer.name not in self.grams:
                 continue
             gram = self.grams[layer.name]
-            rows = np.searchsorted(distinct_units(layer), wanted)
+            if layer.name not in self._totals:
+                self._totals[layer.name] = gram.sum(1)  # <z_i, y>
+            total = self._totals[layer.name]
+            first = int(np.searchsorted(distinct_units(layer), wanted[0]))
+            rows = slice(first, first + len(wanted))  # units are numbered group by group
             consumers[layer.name] = ConsumerGram(
                 name=layer.name,
                 units=group.units,
-                gram=gram[np.ix_(rows, rows)],
-                cross=gram[rows].sum(1),
-                energy=float(gram.sum()),
+                gram=gram[rows, rows],
+                cross=total[rows],
+                energy=float(total.sum()),
             )
         if not consumers and group.consumers:
-            raise UnknownName("measured group", name, self.groups)
+            raise UnknownName("measured group", group.name, self.groups)
         return ContributionGram(group.name, group.units, consumers)
 
     def gradient(self, name: str) -> MaskGradients:
@@ -124,11 +138,18 @@ class Evidence:
             None if self.ablated is None else self.ablated + other.ablated,
             self.masks,
             self.bn,
+            {name: self.curvature[name] + other.curvature[name] for name in self.curvature},
         )
 
     def _measured(self) -> tuple[object, ...]:
         """On which network, how, and of which kinds."""
-        kinds = (self.grams, self.moments, self.gradients is not None, self.ablated is not None)
+        kinds = (
+            self.grams,
+            self.moments,
+            self.gradients is not None,
+            self.ablated is not None,
+            self.curvature,
+        )
         found = [kind for kind, have in zip(KINDS, kinds, strict=True) if have]
         return (self.fingerprint, self.at, self.masks, self.bn, *found)
 

@@ -50,7 +50,7 @@ class MaskGradients:
 
     @property
     def taylor(self) -> Array:
-        """The mean over images of |dL_n/dm| [units]."""
+        """The mean over images of `|dL_n/dm|` [units]."""
         return self.absolute / self.images
 
     @property

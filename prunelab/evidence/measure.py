@@ -20,9 +20,11 @@ from prunelab.evidence.batch import (
     guarded,
     run_batch,
 )
+from prunelab.evidence.curvature import CurvatureWatch, own_answers
 from prunelab.evidence.evidence import KINDS, Evidence
 from prunelab.evidence.gradient import BatchNorm, Masks, MaskWatch, differentiable
-from prunelab.evidence.meter import Meter
+from prunelab.evidence.meter import Meter, Sums
+from prunelab.evidence.sampling import Sample
 from prunelab.fingerprint import fingerprint
 from prunelab.tracing import undisturbed
 from prunelab.values import Progress
@@ -39,6 +41,7 @@ def measure(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     positions: int | None = None,
+    scalars: int | None = None,
     seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: Loss = cross_entropy,
@@ -48,14 +51,19 @@ def measure(
     """Go once over `batches` and measure; memory does not grow with their number.
 
     `kinds` are "contribution" (G of every consumer of prunable channels), "patches" (patch
-    moments of `layers`), "gradient" (each image's mask gradients) and "ablation" (the loss
-    without each unit: a run of the network for every one). `at="bn"` measures contributions
+    moments of `layers`), "gradient" (each image's mask gradients), "ablation" (the loss
+    without each unit: a run of the network for every one) and "curvature" (the second moment of
+    the loss's gradients by the outputs of `layers`). `at="bn"` measures contributions
     behind an evaluation-mode BatchNorm where one follows the consumer. A batch is an input, or a
-    tuple whose first entry is; or whatever `forward(model, batch)` takes. `positions` samples the
-    contributions as ThiNet does: that many scalars of each consumer's output an image, drawn from
-    `seed`; None takes all of them, exactly.
+    tuple whose first entry is; or whatever `forward(model, batch)` takes.
 
-    The last two kinds need `loss(model, batch)`, a mean over the batch. `masks`: see `MaskWatch`.
+    All of every consumer's output is looked at, exactly, unless `positions` says at how many
+    positions of it an image, with all outputs there: quicker, and its damages are estimates.
+    `scalars` draws as ThiNet does, that many single outputs an image. Both draw from `seed`.
+
+    The last three kinds need `loss(model, batch)`, a mean over the batch; with the default loss,
+    curvature is that of the network's own answers, drawn from `seed`, and needs no labels.
+    `masks`: see `MaskWatch`.
     With `bn="batch"` gradients go through training-mode BatchNorm: images are then coupled, and
     dL_n/dm is how the whole batch's summed loss answers to a mask on image n, as in the released
     code; "running" gives the image's own loss.
@@ -65,8 +73,8 @@ def measure(
     """
     return finish(
         measuring(
-            model, graph, batches, kinds, at=at, layers=layers, positions=positions, seed=seed,
-            forward=forward, loss=loss, masks=masks, bn=bn,
+            model, graph, batches, kinds, at=at, layers=layers, positions=positions,
+            scalars=scalars, seed=seed, forward=forward, loss=loss, masks=masks, bn=bn,
         )
     )  # fmt: skip
 
@@ -80,6 +88,7 @@ def measuring(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     positions: int | None = None,
+    scalars: int | None = None,
     seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: Loss = cross_entropy,
@@ -97,8 +106,12 @@ def measuring(
             "bn is 'running', or 'batch' where kinds=('gradient',) alone is measured; not "
             f"{bn!r} with kinds={tuple(kinds)}."
         )
-    if positions is not None and positions < 1:
-        raise InvalidValue(f"positions is a number of scalars from 1 up, or None; not {positions}.")
+    drawn = positions if scalars is None else scalars
+    if (drawn is not None and drawn < 1) or (positions is not None and scalars is not None):
+        raise InvalidValue(
+            "positions, or scalars, is a number to draw of each image, from 1 up, and the other is "
+            f"None; not positions={positions!r}, scalars={scalars!r}."
+        )
     read = {name for group in graph.groups if group.prunable for name in group.consumers}
     targets = {
         layer.weight: layer
@@ -106,11 +119,15 @@ def measuring(
         if layer.dense and (layer.name in read if layers is None else layer.name in layers)
     }
     forward = forward or run_batch
-    sample = None if positions is None else (positions, torch.Generator().manual_seed(seed))
+    sample = None
+    if drawn is not None:
+        sample = Sample(drawn, torch.Generator().manual_seed(seed), scalars is not None)
     meter = Meter(model, targets, kinds, at, sample)
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
     losses = LossSums(model, graph, loss) if "ablation" in kinds else None
+    curvature = CurvatureWatch(model, targets) if "curvature" in kinds else None
+    answers = own_answers(torch.Generator().manual_seed(seed))
     images = 0
     mark = fingerprint(model)
     with undisturbed(model), torch.no_grad():
@@ -123,6 +140,10 @@ def measuring(
             if watch is not None:
                 with differentiable(model, bn):
                     watch.measure(model, batch, loss)
+            if curvature is not None:
+                with differentiable(model):
+                    curvature.measure(model, batch, answers if loss is cross_entropy else loss)
+                curvature.check()
             if losses is not None:
                 yield from losses.measuring(batch, expected)
             images += batch_size(batch)
@@ -136,11 +157,14 @@ def measuring(
         mark,
         images,
         at,
-        {names[key]: value.cpu().numpy() for key, value in meter.grams.items()},
+        {names[key]: found.gram for key, found in meter.accounts.items()},
         {names[key]: value for key, value in meter.moments.items()},
-        {names[key]: value for key, value in meter.sums.items()},
+        {names[key]: Sums(found.sums, found.rows) for key, found in meter.accounts.items()},
         watch.sums.numpy() if watch is not None else None,
         losses.sums if losses is not None else None,
         masks,
         bn,
+        {names[key]: value.cpu().numpy() for key, value in curvature.sums.items()}
+        if curvature is not None
+        else {},
     )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, Layer
 from prunelab.errors import NotFinite
-from prunelab.evidence.contribution import call_gram, call_sums
+from prunelab.evidence.accounts import Account, Accounts, account_of
 from prunelab.evidence.moments import PatchMoments, patch_moments
-from prunelab.evidence.sampling import sampled_rows
+from prunelab.evidence.sampling import Sample, sampled_account
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,15 +37,14 @@ class Meter(Watch):
         targets: Mapping[str, Layer],
         kinds: Sequence[str],
         at: str,
-        sample: tuple[int, torch.Generator] | None,
+        sample: Sample | None,
     ) -> None:
         super().__init__(model)
         self.targets = targets
         self.kinds = kinds
         self.sample = sample
-        self.sums: dict[str, Sums] = {}
-        self.grams: dict[str, Tensor] = {}
         self.moments: dict[str, PatchMoments] = {}
+        self.accounts: dict[str, Accounts] = {}
         self.columns = {key: columns_of(layer) for key, layer in targets.items()}
         self.scales = {key: _scale(model, layer, at) for key, layer in targets.items()}
 
@@ -55,35 +54,29 @@ class Meter(Watch):
         if layer is None or not out.numel():
             return
         if "contribution" in self.kinds:
-            gram, sums = self._contributions(call, out.device)
-            have = self.grams.get(call.name)
-            self.grams[call.name] = gram if have is None else have + gram
-            so_far = self.sums.get(call.name)
-            self.sums[call.name] = sums if so_far is None else so_far + sums
+            self.accounts.setdefault(call.name, Accounts(self._opened)).add(call)
         if "patches" in self.kinds:
             found = patch_moments(call.x, layer.kernel, call.conv)
             before = self.moments.get(call.name)
             self.moments[call.name] = found if before is None else before + found
 
-    def _contributions(self, call: Call, device: torch.device) -> tuple[Tensor, Sums]:
-        """G of one call, and the sums of its contributions."""
-        columns, count = self.columns[call.name]
-        columns, scale = columns.to(device), self.scales[call.name]
-        if self.sample is not None:
-            rows = sampled_rows(call, columns, count, scale, *self.sample)
-            return rows.T @ rows, Sums(rows.sum(0)[:, None].cpu().numpy(), len(rows))
-        sums, number = call_sums(call, columns, count, scale)
-        return call_gram(call, columns, count, scale), Sums(sums.cpu().numpy(), number)
+    def _opened(self, call: Call) -> Account:
+        given = (*self.columns[call.name], self.scales[call.name])
+        if self.sample is None:
+            return account_of(call, *given)
+        return sampled_account(call, *given, self.sample)
 
     def check(self) -> None:
         """Raise `NotFinite` for the first layer whose signal is not a number."""
-        found = [*self.grams.items(), *((k, m.moment) for k, m in self.moments.items())]
-        for name, value in found:
-            if not torch.isfinite(value).all():
-                raise NotFinite(
-                    f"NaN or infinity reaches {name.removesuffix('.weight')}: its signal cannot "
-                    "be measured. Look for NaN in the weights before it, or in the images."
-                )
+        sound = {name: found.sound for name, found in self.accounts.items()}
+        for name, moments in self.moments.items():
+            diagonal = moments.moment.diagonal()  # no other entry is larger
+            sound[name] = sound.get(name, True) and bool(torch.isfinite(diagonal).all())
+        for name in (name for name, is_sound in sound.items() if not is_sound):
+            raise NotFinite(
+                f"NaN or infinity reaches {name.removesuffix('.weight')}: its signal cannot "
+                "be measured. Look for NaN in the weights before it, or in the images."
+            )
 
 
 def distinct_units(layer: Layer) -> np.ndarray:
@@ -111,6 +104,3 @@ def _scale(model: nn.Module, layer: Layer, at: str) -> Tensor | None:
         return None
     gamma = norm.weight.detach() if norm.weight is not None else torch.ones_like(norm.running_var)
     return gamma / torch.sqrt(norm.running_var + norm.eps)
-
-
-# ---------------------------------------------------------------- batches

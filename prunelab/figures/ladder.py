@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -78,17 +78,11 @@ def rejudged(seen: Iterable[Any], theta: float) -> list[Any]:
                 taken.discard(item.group)
             if item.group in taken:
                 continue
-            item = replace(item, theta=theta, verdict=_verdict(item, theta))
+            item = item.at(theta)
             if item.verdict == "take":
                 taken.add(item.group)
         made.append(item)
     return made
-
-
-def _verdict(rung: Rung, theta: float) -> Verdict:
-    if rung.worst < theta:
-        return "take"
-    return "halve" if len(rung.candidates) > 1 else "fail"
 
 
 def ladder_info(state: State, group: str, seen: Iterable[Any] | None = None) -> LadderInfo:

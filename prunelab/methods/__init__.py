@@ -18,6 +18,7 @@ from prunelab.methods.elimination import Elimination
 from prunelab.methods.group_fisher import GroupFisher
 from prunelab.methods.oracle import Oracle
 from prunelab.methods.ranking import OneShot
+from prunelab.methods.surgeon import Surgeon
 from prunelab.methods.thinet import ThiNet
 
 METHODS: dict[str, type] = {
@@ -28,6 +29,7 @@ METHODS: dict[str, type] = {
         ChannelPruning,
         GroupFisher,
         Elimination,
+        Surgeon,
         Oracle,
         Magnitude,
         BatchNormScale,
@@ -77,6 +79,7 @@ __all__ = [
     "Oracle",
     "Random",
     "Search",
+    "Surgeon",
     "Taylor",
     "ThiNet",
     "make_method",

@@ -33,16 +33,18 @@ class ChannelPruning:
     `pruning_ratio` is the share of each layer's original width that goes, one number or one for
     each group (groups not named stay as they are); exactly so many go. With `schedule="shallow"`
     it is that of the shallow layers: those of the last resolution but one keep 1.5 times as
-    much, those of the last keep all (the paper's VGG-16). Towards a MAC target the ratios are
+    much, those of the last keep all (the authors' VGG-16). Towards a MAC target the ratios are
     scaled to reach it. `solver="lars"` follows the exact path; "bisect" searches the penalty as
     the released code does. `intercept` lets every output shift by a constant, which a bias or a
     BatchNorm makes good (released: one constant for all outputs). Of residual blocks only the
     inner layers are pruned, unless `groups="all"` (ours). Contributions are measured exactly, on
     `images` training images.
 
-    Where the session hands over the network last trained, the LASSO aims at its outputs, and at
-    Y2 + Y1 - Y1' in the last layer of a residual branch. `sampler`, which would
-    select the input channels of a branch's first layer apart from its shortcut's, is not offered.
+    The LASSO aims at the outputs of the network last trained, and at Y2 + Y1 - Y1' in the last
+    layer of a residual branch. For a branch's first layer to read fewer channels than its shortcut
+    carries it needs an index sampler, as in the released networks: prune
+    `pl.sampled(model, graph)`, which has one before each. A sampler costs a copy at every call,
+    and saves less time than multiply-adds.
     """
 
     name: ClassVar[str] = "channel_pruning"
@@ -53,7 +55,6 @@ class ChannelPruning:
     intercept: bool = True
     groups: Literal["internal", "all"] = "internal"
     images: int = 512
-    sampler: bool = False
 
     def __post_init__(self) -> None:
         ratio = checked_ratio(self.pruning_ratio, self.schedule, ("uniform", "shallow"))
@@ -64,12 +65,6 @@ class ChannelPruning:
             raise InvalidValue(f"groups is 'internal' or 'all', not {self.groups!r}.")
         if self.images < 1:
             raise InvalidValue(f"images must be at least 1, not {self.images}.")
-        if self.sampler:
-            raise InvalidValue(
-                "sampler=True is not offered: to read fewer channels than its shortcut, a "
-                "branch's first layer needs a selecting layer of its own in the network, and a "
-                "cut only ever makes layers smaller. Leave it out; the inner layers are pruned."
-            )
 
     def search(self, context: Context) -> Search:
         """One move: the next layer, and the channels of it that go."""
@@ -83,7 +78,7 @@ class ChannelPruning:
         path = bisect(gram, cross, keep, context.seed) if bisected else lars(gram, cross)
         for solution in path:
             yield _point(group.name, solution, gram, cross, energy, keep)
-        yield _importance(group, path)
+        yield _importance(group, path, bisected)
         order = [group.units[index] for index in ranked(gram, path, keep)]
         drop = {group.name: units_of(order[: len(order) - keep])}
         drop = context.trimmed(drop, {(group.name, unit): i for i, unit in enumerate(order)})
@@ -115,9 +110,11 @@ def _point(
     )
 
 
-def _importance(group: ChannelGroup, path: list[Solution]) -> Importance:
+def _importance(group: ChannelGroup, path: list[Solution], bisected: bool) -> Importance:
+    """The penalty below which each channel is kept; of a bisection, the largest tried that did."""
     largest = np.zeros(len(group.units))
-    for solution in path:
-        largest = np.maximum(largest, solution.penalty * (solution.coefficients != 0))
+    for before, solution in zip(path if bisected else [*path[:1], *path], path, strict=False):
+        # A channel comes in at a knot, and has its first coefficient at the next.
+        largest = np.maximum(largest, before.penalty * (solution.coefficients != 0))
     what = "largest penalty of the LASSO that keeps it, share of the one that keeps none"
     return Importance(group.name, group.units, tuple(largest.tolist()), what)

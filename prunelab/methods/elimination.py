@@ -7,7 +7,7 @@ for whole channels of a layerwise problem; prior art: OSSCAR and OBSPA.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal
@@ -16,10 +16,11 @@ import numpy as np
 from torch import nn
 
 from prunelab.batches import take
-from prunelab.channels import ChannelGroup, Layer
+from prunelab.channels import Layer
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence, PatchMoments
 from prunelab.evidence.measure import measuring
+from prunelab.evidence.meter import distinct_units
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.schedule import carry_of, checked_ratio, next_layer
 from prunelab.values import Importance, units_of
@@ -67,10 +68,10 @@ class Elimination:
             expected=self.images,
         )
         problems = [
-            problem_of(context.model, evidence, layer, group)
-            for layer in context.graph.consumers(group)
+            problem_of(context.model, evidence, layer) for layer in context.graph.consumers(group)
         ]
-        ranked, errors = eliminated(problems, len(group.units) - keep)
+        numbers = [group.first + unit for unit in group.units]
+        ranked, errors = eliminated(problems, numbers, len(group.units) - keep)
         energy = sum(problem.energy for problem in problems)
         shares = errors / energy if energy > 0 else errors
         yield Importance(
@@ -79,7 +80,7 @@ class Elimination:
             tuple(shares.tolist()),
             "signal missed after a refit once it goes in its turn, share",
         )
-        order = [group.units[index] for index in ranked]
+        order = [number - group.first for number in ranked]
         drop = {group.name: units_of(order[: len(order) - keep])}
         drop = context.trimmed(drop, {(group.name, unit): i for i, unit in enumerate(order)})
         damage = {name: evidence[name].damage(units) for name, units in drop.items()}
@@ -88,41 +89,61 @@ class Elimination:
 
 @dataclass(slots=True, eq=False)
 class Problem:
-    """One consumer's least squares: `inverse` [n, n] of its patches' second moment, and its kernel.
+    """One layer's least squares: `inverse` [n, n] of its patches' second moment, and its kernel.
 
     `kernel` [out, n] reproduces the outputs as well as the entries left allow; `entries` lists
-    for each unit the patch entries that go with it. `energy` is the squared norm of the outputs.
+    for each unit read, by its number in the graph, the patch entries that go with it, and
+    `outputs` [out] the units made. `energy` is the squared norm of the outputs. Errors e of the
+    outputs count as e' `metric` e, summed over the patches; None: as their squares.
     """
 
     inverse: Array
     kernel: Array
-    entries: list[Array]
+    entries: dict[int, Array]
+    outputs: Array
     energy: float
+    metric: Array | None = None
 
-    def price(self, index: int) -> float:
-        """By how much the squared error grows when a unit goes and the rest is solved anew."""
-        own = self.entries[index]
-        weight = self.kernel[:, own]
-        return float(np.sum(weight * np.linalg.solve(self.inverse[np.ix_(own, own)], weight.T).T))
+    def prices(self, units: Sequence[int]) -> Array:
+        """By how much the error grows when one of `units` goes and the rest is solved anew."""
+        kernel = self.kernel
+        weighed = kernel if self.metric is None else self.metric @ kernel
+        found = np.zeros(len(units))
+        for index, own in enumerate(self.entries[unit] for unit in units):
+            block = np.linalg.inv(self.inverse[np.ix_(own, own)])
+            found[index] = np.sum(block * (kernel[:, own].T @ weighed[:, own]))
+        return found
 
-    def remove(self, index: int) -> None:
+    def remove(self, unit: int) -> None:
         """Take a unit's entries out: block elimination of the inverse, refit of the kernel."""
-        own = self.entries[index]
+        own = self.entries.pop(unit)
         gain = np.linalg.solve(self.inverse[np.ix_(own, own)], self.inverse[own])
         self.kernel = self.kernel - self.kernel[:, own] @ gain
         self.inverse = self.inverse - self.inverse[:, own] @ gain
 
+    def forget(self, unit: int) -> None:
+        """Take a unit's outputs out: nobody minds any more what becomes of them."""
+        keep = self.outputs != unit
+        self.kernel, self.outputs = self.kernel[keep], self.outputs[keep]
+        if self.metric is not None:
+            self.metric = self.metric[np.ix_(keep, keep)]
 
-def problem_of(model: nn.Module, evidence: Evidence, layer: Layer, group: ChannelGroup) -> Problem:
-    """The least squares of a consumer of `group`, with an intercept where the layer has one."""
-    parameters = dict(model.named_parameters())
-    weight = parameters[layer.weight].detach().double().cpu()
-    if layer.transposed or weight[0].numel() > WIDEST:
+
+def solvable(layer: Layer) -> bool:
+    """Whether a layer's least squares can be solved here."""
+    return not layer.transposed and len(layer.in_units) * prod(layer.kernel) <= WIDEST
+
+
+def problem_of(model: nn.Module, evidence: Evidence, layer: Layer) -> Problem:
+    """The least squares of a layer, with an intercept where it has one."""
+    if not solvable(layer):
         raise InvalidValue(
             f"{layer.name} cannot be refitted: elimination takes convolutions that are not "
-            f"transposed, with at most {WIDEST} inputs times kernel entries. Use ThiNet for "
-            f"{group.name}, or leave it out of pruning_ratio={{...}}."
+            f"transposed, with at most {WIDEST} inputs times kernel entries. Use ThiNet for what "
+            "it reads, or leave that out of pruning_ratio={...}."
         )
+    parameters = dict(model.named_parameters())
+    weight = parameters[layer.weight].detach().double().cpu()
     shifts = layer.norm is not None or layer.weight.removesuffix("weight") + "bias" in parameters
     moment = _second_moment(evidence.moments[layer.name], shifts)
     kernel = weight.reshape(len(weight), -1).numpy()
@@ -131,7 +152,8 @@ def problem_of(model: nn.Module, evidence: Evidence, layer: Layer, group: Channe
     return Problem(
         inverse=np.linalg.inv(moment + ridge * np.eye(len(moment))),
         kernel=kernel.copy(),
-        entries=[np.flatnonzero(places == group.first + unit) for unit in group.units],
+        entries={unit: np.flatnonzero(places == unit) for unit in distinct_units(layer).tolist()},
+        outputs=layer.out_units,
         energy=float(np.sum((kernel @ moment) * kernel)),
     )
 
@@ -144,26 +166,31 @@ def _second_moment(moments: PatchMoments, shifts: bool) -> Array:
     return inner
 
 
-def eliminated(problems: list[Problem], count: int) -> tuple[list[int], Array]:
-    """All unit indices, the `count` that go first, in order; and each one's squared error.
+def eliminated(
+    problems: list[Problem], units: Sequence[int], count: int
+) -> tuple[list[int], Array]:
+    """All of `units`, the `count` that go first, in order; and each one's squared error.
 
     That is the error once it goes in its turn; for those that stay, were it the next to go. The
-    problems are used up. Greedy: each step is exact, all together are a heuristic.
+    errors align with `units`; the problems are used up. Greedy: each step is exact, all together
+    are a heuristic.
     """
-    alive = list(range(len(problems[0].entries)))
+    alive = list(units)
+    place = {unit: index for index, unit in enumerate(units)}
     errors = np.zeros(len(alive))
     gone: list[int] = []
     error = 0.0
     while True:
-        prices = {i: sum(problem.price(i) for problem in problems) for i in alive}
+        each = np.sum([problem.prices(alive) for problem in problems], axis=0).tolist()
+        prices = dict(zip(alive, each, strict=True))
         if len(gone) == count:
             break
-        index = min(alive, key=lambda i: (prices[i], i))
-        error = errors[index] = error + prices[index]
+        unit = min(alive, key=lambda i: (prices[i], i))
+        error = errors[place[unit]] = error + prices[unit]
         for problem in problems:
-            problem.remove(index)
-        alive.remove(index)
-        gone.append(index)
-    for index in alive:
-        errors[index] = error + prices[index]
+            problem.remove(unit)
+        alive.remove(unit)
+        gone.append(unit)
+    for unit in alive:
+        errors[place[unit]] = error + prices[unit]
     return [*gone, *sorted(alive, key=lambda i: (prices[i], i))], errors

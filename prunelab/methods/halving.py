@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from prunelab.evidence import ContributionGram
-from prunelab.values import Rung, Units, Verdict, units_of
+from prunelab.evidence.once import once
+from prunelab.values import Rung, Units, units_of, verdict_of
 
 Array = np.ndarray
 
@@ -20,18 +21,26 @@ def ladder(gram: ContributionGram, theta: float) -> Iterator[Rung]:
 
     Any theta is answered from the same measurement: it decides where to stop, nothing else.
     """
-    shares = gram.gram / gram.energy if gram.energy > 0 else np.zeros_like(gram.gram)
-    place = {unit: index for index, unit in enumerate(gram.units)}
-    search = gram.units
-    halving = 0
-    while len(search) > 1:
-        rows = [place[unit] for unit in search]
-        damages = expected_damages(shares[np.ix_(rows, rows)])
-        rung = judge(gram.group, halving, search, damages, theta)
-        yield rung
-        if rung.verdict != "halve":
+    for rung in _descent(gram):
+        judged = rung.at(theta)
+        yield judged
+        if judged.verdict == "take":
             return
-        search, halving = rung.candidates, halving + 1
+
+
+@once
+def _descent(gram: ContributionGram) -> tuple[Rung, ...]:
+    """All halvings of one group, down to the last unit: what a theta of 0 would see."""
+    energy = gram.energy
+    search, part = gram.units, gram.gram
+    rungs: list[Rung] = []
+    while len(search) > 1:
+        damages = expected_damages(part)
+        damages = damages / energy if energy > 0 else np.zeros_like(damages)
+        rungs.append(judge(gram.group, len(rungs), search, damages, theta=0.0))
+        rows = np.searchsorted(search, rungs[-1].candidates)
+        search, part = rungs[-1].candidates, part[np.ix_(rows, rows)]
+    return tuple(rungs)
 
 
 def expected_damages(gram: Array) -> Array:
@@ -58,16 +67,15 @@ def judge(
     """One halving decided: the better half, its worst mean damage, and what follows."""
     g = len(search) // 2
     best = np.argsort(damages, kind="stable")[:g]
-    worst = float(damages[best].max())
-    verdict: Verdict = "take" if worst < theta else "halve" if g > 1 else "fail"
+    worst = float(f"{damages[best].max():.6g}")  # what is shown is what is judged
     return Rung(
         group=group,
         halving=halving,
         search=search,
         damages=tuple(float(f"{damage:.6g}") for damage in damages),
         candidates=units_of(search[index] for index in best),
-        worst=float(f"{worst:.6g}"),
+        worst=worst,
         theta=theta,
-        verdict=verdict,
+        verdict=verdict_of(worst, g, theta),
         batches=batches,
     )

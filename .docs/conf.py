@@ -1,0 +1,58 @@
+"""How Sphinx makes the reference: python -m sphinx -nW --keep-going .docs build/docs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sphinx.ext.napoleon import Config, NumpyDocstring
+
+import prunelab
+
+project = "prunelab"
+release = version = prunelab.__version__
+html_theme = "furo"
+html_title = f"prunelab {release}"
+extensions = ["sphinx.ext.autodoc"]
+default_role = "code"
+add_module_names = False
+autodoc_member_order = "bysource"
+python_display_short_literal_types = True
+
+# Names in annotations that are other projects', or that only prunelab's own modules use.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|nn|np|numpy|collections|typing|t|pathlib|ipywidgets|widgets|traitlets)\..*"),
+    ("py:.*", r"(Any|Callable|Generator|Iterable|Iterator|Mapping|NDArray|Path|Sequence|Tensor)"),
+    ("py:.*", r"prunelab\.values\.(Graph|Group)"),
+    ("py:.*", r"(.*\.)?(AtHand|Bottom|Scope|Sums)"),
+]
+
+
+def shape(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    """NumPy's sections become reStructuredText, and `Name` or `pl.name` leads to its page.
+
+    As napoleon's own extension does it, but that it takes "A: b" in a property for a type.
+    """
+
+    def linked(word: re.Match[str]) -> str:
+        known = word[2] in prunelab.__all__ and (word[1] or word[2][0].isupper())
+        return f":py:obj:`prunelab.{word[2]}`" if known else word[0]
+
+    text = "\n".join(lines).rstrip()
+    if "\nParameters\n---" in text:  # prose after them would be taken for one of them
+        text = re.sub(r"\n\n((?:\S.*\n)*\S.*)\Z", r"\n\nNotes\n-----\n\1", text)
+    text = str(NumpyDocstring(text, Config(), what="function"))
+    lines[:] = re.sub(r"(?<!`)`(pl\.)?(\w+)`(?!`)", linked, text).splitlines()
+
+
+def sign(
+    _app: Any, _what: str, _name: str, _obj: Any, _options: Any, given: str | None, back: str | None
+) -> tuple[str | None, str | None]:
+    """A default that a dataclass makes anew each time is no Python to be parsed."""
+    return given and given.replace("<factory>", "..."), back
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("autodoc-process-signature", sign)
+    app.connect("autodoc-process-docstring", shape)

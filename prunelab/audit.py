@@ -1,0 +1,135 @@
+"""Whether a ledger can be what it says: every event checked against the ones before and the graph.
+
+What a graph and weights decide is recomputed: widths, MACs, parameters, fingerprints. May import
+channels, cost, ledger, predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prunelab.channels import ChannelGraph
+from prunelab.cost import cost
+from prunelab.errors import PruneLabError
+from prunelab.ledger import (
+    Adjusted,
+    Approved,
+    Began,
+    Event,
+    Noted,
+    Proposed,
+    Rejected,
+    State,
+    Step,
+    Undone,
+    advance,
+    fold,
+)
+from prunelab.predictions import checked
+from prunelab.values import Cost, Move, WidthPlan
+
+
+class Contradiction(PruneLabError):
+    """Something in a ledger that no session would have written; the message names the event."""
+
+
+def audit(events: Sequence[Event], graph: ChannelGraph) -> State:
+    """The state after `events`, each of which must have been possible where it stands.
+
+    Raises `Contradiction` at the first that was not, `PruneLabError` for a plan that no network of
+    this graph can have.
+    """
+    if not events or not isinstance(events[0], Began):
+        raise Contradiction("the ledger does not begin with the beginning of a session")
+    began = events[0]
+    widths = {group.name: group.width for group in graph.groups}
+    if dict(began.widths) != widths:
+        raise _impossible(began, "the session began with a network of other widths")
+    _same_cost(began, began.cost, cost(graph, WidthPlan.full(graph)))
+    _check_metrics(began)
+    state = fold(events[:1])
+    for event in events[1:]:
+        _check(state, event, graph)
+        state = advance(state, event)
+    return state
+
+
+def plan_of(state: State, graph: ChannelGraph) -> WidthPlan:
+    """The units kept now, checked against the graph."""
+    full = WidthPlan.full(graph)
+    kept = state.now.kept
+    if kept is None:
+        return full
+    gone = {name: set(full.kept[name]) - set(kept.get(name, ())) for name in full.kept}
+    plan = full.drop(gone)
+    if plan.kept != kept:
+        raise Contradiction(f"event {state.head}: it keeps units that the network does not have")
+    return plan
+
+
+def _check(state: State, event: Event, graph: ChannelGraph) -> None:
+    """Raise where `event` cannot come next; what it holds need not even be of the right type."""
+    move = state.pending
+    match event:
+        case Began():
+            raise _impossible(event, "the session begins a second time")
+        case Proposed():
+            if move is not None and not state.stale:
+                raise _impossible(event, "proposed while a move was pending")
+            if event.move is not None:
+                _check_move(state, event, event.move, graph)
+        case Adjusted():
+            if move is None or state.stale:
+                raise _impossible(event, "adjusted though no move was pending")
+            _check_move(state, event, event.move, graph)
+        case Rejected():
+            if move is None:
+                raise _impossible(event, "rejected though no move was pending")
+        case Step():
+            plan = plan_of(state, graph)
+            if isinstance(event, Approved):
+                if move is None or state.stale:
+                    raise _impossible(event, "approved though no move was pending")
+                plan = plan.drop(move.drop)
+            if event.kept != plan.kept:
+                raise _impossible(event, "it keeps other units than the moves leave")
+            _same_cost(event, event.cost, cost(graph, plan))
+            _check_metrics(event)
+        case Undone():
+            undone = (state.undo_target()[0], move is not None)
+            if not state.undoable or (event.step, event.proposal) != undone:
+                raise _impossible(event, "undid what was not there to undo")
+        case Noted():
+            if {type(event.text), type(event.kind), type(event.about)} != {str}:
+                raise _impossible(event, "it notes what is no text")
+            if event.kind == "prediction":
+                try:
+                    checked(event.value, state.base.metrics, move)
+                except PruneLabError as error:
+                    raise _impossible(event, str(error)) from None
+
+
+def _check_move(state: State, event: Event, move: Move, graph: ChannelGraph) -> None:
+    if move.fingerprint != state.now.event.fingerprint:
+        raise _impossible(event, "the move is of another network")
+    plan = plan_of(state, graph)
+    _same_cost(event, move.before, cost(graph, plan))
+    _same_cost(event, move.after, cost(graph, plan.drop(move.drop)))
+
+
+def _check_metrics(event: Began | Step) -> None:
+    if any(type(value) is not float for value in event.metrics.values()):
+        raise _impossible(event, "a metric is no number")
+
+
+def _same_cost(event: Event, said: Cost, found: Cost) -> None:
+    if (said.macs, said.params) != (found.macs, found.params):
+        raise _impossible(
+            event,
+            f"it says {said.macs:,} MACs and {said.params:,} parameters; recomputed, there are "
+            f"{found.macs:,} and {found.params:,}",
+        )
+
+
+def _impossible(event: Event, why: str) -> Contradiction:
+    return Contradiction(f"event {event.seq}: {why}")

@@ -1,0 +1,230 @@
+"""Grading: a hand-in against a rubric, with the lecturer's network and images.
+
+Nothing of the student's is executed and no number of theirs is taken for granted: the network is
+built anew from the plan, its weights are loaded as safetensors, and its costs and accuracy are
+measured. What only the ledger tells (predictions, verbs, answers, reasons) counts when nothing
+that can be recomputed contradicts the ledger. May import everything below the session.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from prunelab import data as images
+from prunelab import handin, zoo
+from prunelab.audit import audit, plan_of
+from prunelab.bench import check_finite
+from prunelab.cost import cost
+from prunelab.errors import BadData, BadModel, HandInError, PruneLabError
+from prunelab.fingerprint import fingerprint
+from prunelab.ledger import Event, State
+from prunelab.marking import Mark, mark, short
+from prunelab.named import call
+from prunelab.rubric import Rubric
+from prunelab.surgery import cut
+from prunelab.tracing import copy_of, trace
+from prunelab.training import accuracy
+from prunelab.values import FrozenMap, WidthPlan
+
+TOLERANCE = 0.005  # of accuracy: another machine's rounding may flip a few of 1,000 images
+SPARE = 1 << 20  # bytes of names and shapes beside a network's weights
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """What a hand-in earned. It prints as a table.
+
+    `measured` has accuracy, macs, params and macs_share, recomputed; it is empty when the network
+    could not be built. `claimed` is the accuracy on validation images that the ledger states.
+    `problems` says what could not be read, or what the ledger states and is not so.
+    """
+
+    name: str
+    marks: tuple[Mark, ...]
+    measured: FrozenMap
+    claimed: float | None
+    problems: tuple[str, ...]
+
+    @property
+    def points(self) -> float:
+        """Points in all."""
+        return math.fsum(mark.points for mark in self.marks)
+
+    @property
+    def of(self) -> float:
+        """Points that there were to earn."""
+        return math.fsum(mark.of for mark in self.marks)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.points:g} of {self.of:g} points"]
+        lines += [f"  {mark.points:g}/{mark.of:g}  {mark.name}: {mark.why}" for mark in self.marks]
+        return "\n".join([*lines, *(f"  !!   {problem}" for problem in self.problems)])
+
+
+@dataclass(slots=True)
+class Found:
+    """What has been found out about a hand-in; `state` only once nothing contradicts the ledger."""
+
+    measured: FrozenMap = field(default_factory=FrozenMap)
+    claimed: float | None = None
+    events: Sequence[Event] = ()
+    state: State | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def grade(path: str | Path, rubric: Rubric | str | Path) -> Grade:
+    """The grade of the hand-in at `path`, which `submit` wrote; in an nbgrader cell as well.
+
+    `rubric` is a `Rubric` or its TOML file. Whatever is wrong with the hand-in is said in the
+    grade and never raised. Raises `PruneLabError` (`InvalidValue`, `UnknownName`, `BadData`,
+    `BadModel`) for what is wrong with the rubric, its network or its images. For many hand-ins,
+    `Grader` prepares these once.
+    """
+    made = rubric if isinstance(rubric, Rubric) else Rubric.read(rubric)
+    return Grader(made).grade(path)
+
+
+class Grader:
+    """The lecturer's network, traced, and images, ready for any number of hand-ins.
+
+    `accuracy` is that of the original network on the images that are graded on. Raises as `grade`
+    does.
+    """
+
+    def __init__(self, rubric: Rubric) -> None:
+        self.rubric = rubric
+        self._data = _data(rubric)
+        self._base = _network(rubric, self._data)
+        batch = next(iter(getattr(self._data, rubric.split)))
+        self._graph = trace(self._base, batch[0][:1])
+        self._whole = cost(self._graph, WidthPlan.full(self._graph))
+        state = self._base.state_dict().values()
+        self._most = sum(tensor.nbytes for tensor in state) + SPARE
+        self.accuracy = accuracy(self._base, getattr(self._data, rubric.split))
+
+    def grade(self, path: str | Path) -> Grade:
+        """The grade of one hand-in."""
+        found = Found()
+        try:
+            with handin.opened(path) as archive:
+                self._look(archive, found)
+        except (PruneLabError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+            found.problems.append(_first_line(error))
+        except Exception as error:  # a forged file may lead anywhere, and must not end the rest
+            found.problems.append(f"it is not what a session writes ({_first_line(error)})")
+        marks = tuple(
+            mark(check, found.measured, found.state, found.events) for check in self.rubric.checks
+        )
+        problems = tuple(found.problems)
+        return Grade(Path(path).name, marks, found.measured, found.claimed, problems)
+
+    def _look(self, archive: handin.Archive, found: Found) -> None:
+        """Fill in what can be found, from the surest on, until something is wrong."""
+        plan = WidthPlan.from_json(archive.plan(), self._graph)
+        network = self._rebuilt(archive.read(handin.WEIGHTS, self._most), plan)
+        found.measured = self._measured(network, plan)
+        found.events = archive.events()
+        state = audit(found.events, self._graph)
+        found.claimed = _accuracy(state.now.metrics)
+        found.problems += self._contradictions(archive, state, network, plan)
+        found.state = None if found.problems else state
+
+    def _rebuilt(self, weights: bytes, plan: WidthPlan) -> nn.Module:
+        """The lecturer's network cut by `plan`, with these weights: names and shapes must fit."""
+        tensors = load_tensors(weights)
+        network = cut(self._base, self._graph, plan)
+        own = network.state_dict()
+        for name in sorted({*own, *tensors}):
+            if name not in own or name not in tensors:
+                raise HandInError(f"the weights are another network's: {name} is in one of the two")
+            found, wanted = tensors[name], own[name]
+            if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+                raise HandInError(
+                    f"the weights do not fit the plan: {name} is {tuple(found.shape)} "
+                    f"{found.dtype}, it should be {tuple(wanted.shape)} {wanted.dtype}"
+                )
+        network.load_state_dict(tensors)
+        check_finite(network, "the hand-in")
+        return network.eval()
+
+    def _measured(self, network: nn.Module, plan: WidthPlan) -> FrozenMap:
+        found = cost(self._graph, plan)
+        return FrozenMap(
+            {
+                "accuracy": accuracy(network, getattr(self._data, self.rubric.split)),
+                "macs": found.macs,
+                "params": found.params,
+                "macs_share": found.macs / self._whole.macs,
+                "params_share": found.params / self._whole.params,
+            }
+        )
+
+    def _contradictions(
+        self, archive: handin.Archive, state: State, network: nn.Module, plan: WidthPlan
+    ) -> list[str]:
+        """What the ledger states of network and weights, and is not so."""
+        found = []
+        if self.rubric.same_start and state.began.fingerprint != fingerprint(self._base):
+            found.append("the session did not begin with the network of the rubric")
+        if plan_of(state, self._graph) != plan:
+            found.append("the plan is not the one that the ledger ends with")
+        found += self._unlike(state, state.head, network)
+        for seq in handin.revealing(state):
+            then = plan_of(replace(state, head=seq), self._graph)
+            weights = archive.read(handin.step(seq), self._most)
+            found += self._unlike(state, seq, self._rebuilt(weights, then))
+        return found
+
+    def _unlike(self, state: State, seq: int, network: nn.Module) -> list[str]:
+        """What the event at point `seq` states of `network`, and is not so."""
+        event = state.point(seq).event
+        if event.fingerprint != fingerprint(network):
+            return [f"event {seq}: the weights handed in are not those of the ledger"]
+        said = _accuracy(event.metrics)
+        if self.rubric.validation is None or said is None:
+            return []
+        found = accuracy(network, getattr(self._data, self.rubric.validation))
+        if abs(said - found) <= TOLERANCE:
+            return []
+        return [
+            f"event {seq}: the ledger states a validation accuracy of {said:.1%}; recomputed, it "
+            f"is {found:.1%}"
+        ]
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> float | None:
+    return float(metrics["accuracy"]) if "accuracy" in metrics else None
+
+
+def _first_line(error: Exception) -> str:
+    return short((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _data(rubric: Rubric) -> Any:
+    if ":" not in rubric.data:
+        return images.load(rubric.data)
+    data = call(rubric.data, "[data] factory =", rubric.folder)
+    for split in (rubric.split, rubric.validation):
+        if split is not None and not hasattr(data, split):
+            raise BadData(f"{rubric.data} gave {type(data).__name__}, which has no .{split}.")
+    return data
+
+
+def _network(rubric: Rubric, data: Any) -> nn.Module:
+    if ":" in rubric.network:
+        model = call(rubric.network, "[network] factory =", rubric.folder)
+        if not isinstance(model, nn.Module):
+            raise BadModel(
+                f"{rubric.network} gave {type(model).__name__}; it must give an nn.Module."
+            )
+        return copy_of(model).eval()
+    shape, classes = data.input_shape or (1,), data.classes or range(10)
+    return zoo.load(rubric.network, rubric.same_start, shape[0], len(classes))

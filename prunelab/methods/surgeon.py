@@ -1,0 +1,170 @@
+"""The surgeon: of all layers at once, the unit goes that the loss can best do without.
+
+Backward elimination with refit over the whole network. What a unit's removal leaves of its
+consumers' errors, after least squares has solved their kernels anew, is weighted by the curvature
+of the loss there, so errors of different layers compare; the unit with the least predicted rise of
+the loss for each multiply-add that it saves goes next. So widths and choice come out of one
+search. It is the optimal brain surgeon (Hassibi & Stork, NIPS 1992) for whole channels, with the
+Kronecker-factored curvature of EigenDamage (Wang, Grosse, Fidler, Zhang; ICML 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from prunelab.batches import take
+from prunelab.channels import ChannelGroup, Layer
+from prunelab.cost import savings
+from prunelab.errors import InvalidValue
+from prunelab.evidence import Evidence
+from prunelab.evidence.measure import measuring
+from prunelab.methods.contract import Context, Search
+from prunelab.methods.elimination import problem_of, solvable
+from prunelab.values import Importance, Units, WidthPlan, units_of
+
+MEANING = "rise of the loss predicted once it goes in its turn, after a refit"
+
+
+@dataclass(frozen=True, slots=True)
+class Surgeon:
+    """A step a move, over the whole network: units go one by one, the cheapest of any layer.
+
+    A move goes to the next whole `step`, a share of the original multiply-adds: so on the way to
+    a target the network is repaired and measured anew every so often. `groups`: "all", or
+    "internal" to leave residual streams alone. `images` training images are measured.
+
+    The prediction is a second-order one that takes layers for independent: a comparison of
+    units, not a forecast.
+    """
+
+    name: ClassVar[str] = "surgeon"
+
+    step: float = 0.25
+    groups: Literal["internal", "all"] = "all"
+    images: int = 1024
+
+    def __post_init__(self) -> None:
+        if isinstance(self.step, bool) or not 0 < self.step <= 1:
+            raise InvalidValue(
+                f"step is a share of the original multiply-adds, above 0 and at most 1; not "
+                f"{self.step!r}."
+            )
+        if self.groups not in ("internal", "all"):
+            raise InvalidValue(f"groups is 'internal' or 'all', not {self.groups!r}.")
+        if self.images < 1:
+            raise InvalidValue(f"images must be at least 1, not {self.images}.")
+
+    def search(self, context: Context) -> Search:
+        """One move: the units whose loss costs least, until the step is taken."""
+        groups = [
+            group
+            for group in context.prunable
+            if group.consumers
+            and (self.groups == "all" or not group.residual)
+            and all(solvable(layer) for layer in context.graph.consumers(group))
+        ]
+        layers = {layer.name: layer for group in groups for layer in context.graph.consumers(group)}
+        if not groups:
+            return None
+        evidence = yield from measuring(
+            context.model,
+            context.graph,
+            take(context.training_batches(context.seed), self.images),
+            ("patches", "curvature"),
+            layers=tuple(layers),
+            seed=context.seed,
+            forward=context.loss,  # runs the network on whatever a batch is
+            loss=context.loss,
+            expected=self.images,
+        )
+        table = Table(context, groups, list(layers.values()), evidence)
+        whole = context.cost(WidthPlan.full(context.plan.graph)).macs
+        steps = (1 - context.cost(context.plan).macs / whole) / self.step
+        goal = whole * (1 - self.step * (floor(steps + 1e-9) + 1))
+        drop = table.removed(max(goal, context.target_macs or 0))
+        for group in groups:
+            prices = table.prices[group.first + np.asarray(group.units)]
+            yield Importance(group.name, group.units, tuple(prices.tolist()), MEANING)
+        return context.move(self, drop) if drop else None
+
+
+class Table:
+    """The operating table: every layer's least squares, and the price of every unit.
+
+    `prices` [units of the graph] are predicted rises of the loss: of a unit that is gone, as it
+    was in its turn; of the others, were they the next.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        groups: Sequence[ChannelGroup],
+        layers: Sequence[Layer],
+        evidence: Evidence,
+    ) -> None:
+        self.context = context
+        self.problems = {}
+        for layer in layers:
+            problem = problem_of(context.model, evidence, layer)
+            rows = max(1, evidence.moments[layer.name].rows)
+            curvature = evidence.curvature.get(layer.name, np.zeros((len(problem.kernel),) * 2))
+            problem.metric = curvature / (2 * rows * evidence.images)
+            self.problems[layer.name] = problem
+        self.prices = np.zeros(context.graph.units)
+        self.alive = {group.name: list(group.units) for group in groups}
+        for group in groups:
+            self._price(group)
+
+    def removed(self, goal: float) -> dict[str, Units]:
+        """Remove units until the network costs at most `goal` multiply-adds; gives the drop."""
+        context, graph = self.context, self.context.graph
+        groups = {name: graph[name] for name in self.alive}
+        order: dict[tuple[str, int], float] = {}
+        drop: dict[str, Units] = {}
+        while context.cost(plan := context.plan.drop(drop)).macs > goal:
+            saved = savings(graph, plan)[0]
+            rates = [
+                (self.prices[unit + group.first] / max(saved[unit + group.first], 1.0), name, unit)
+                for name, group in groups.items()
+                if len(self.alive[name]) > _least(group)
+                for unit in self.alive[name]
+            ]
+            if not rates:
+                break
+            _, name, unit = min(rates)
+            order[name, unit] = len(order)
+            for changed in self._remove(groups[name], unit):
+                self._price(groups[changed])
+            asked = {n: units_of(set(g.units) - set(self.alive[n])) for n, g in groups.items()}
+            drop = graph.rounded(context.plan, asked, order)
+        return drop
+
+    def _remove(self, group: ChannelGroup, unit: int) -> set[str]:
+        """Take a unit out of every least squares; gives the groups whose prices this changes."""
+        number = group.first + unit
+        self.alive[group.name].remove(unit)
+        touched = set(group.consumers)
+        for name, problem in self.problems.items():
+            if number in problem.entries:
+                problem.remove(number)
+            if number in problem.outputs:
+                problem.forget(number)
+                touched.add(name)
+        graph = self.context.graph
+        return {name for name in self.alive if touched & set(graph[name].consumers)}
+
+    def _price(self, group: ChannelGroup) -> None:
+        """The price of every unit of a group that is left."""
+        units = self.alive[group.name]
+        numbers = [group.first + unit for unit in units]
+        self.prices[numbers] = sum(self.problems[name].prices(numbers) for name in group.consumers)
+
+
+def _least(group: ChannelGroup) -> int:
+    """The narrowest that a group may become."""
+    return -(-group.min_width // group.step) * group.step

@@ -1,0 +1,61 @@
+"""What a person writes down, checked: the fields of `Noted`. May import ledger and words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prunelab import predictions
+from prunelab.errors import InvalidValue
+from prunelab.ledger import State
+from prunelab.values import thaw
+from prunelab.words import quantity
+
+KINDS = ("note", "reason")
+LONGEST = 10_000  # characters of one note or answer
+
+
+def note(text: str, kind: str) -> dict[str, Any]:
+    """A note, or the reason for something."""
+    if kind not in KINDS:
+        raise InvalidValue(
+            f"kind is 'note' or 'reason', not {kind!r}; predictions and answers have verbs of "
+            "their own: predict(accuracy=...), answer(exercise, value)."
+        )
+    return {"text": _short(text, kind), "kind": kind}
+
+
+def prediction(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Guesses of what will come out; see `Session.predict`."""
+    guesses = predictions.checked(given, state.base.metrics, state.pending)
+    text = ", ".join(f"{name} {quantity(name, guess)}" for name, guess in guesses.items())
+    return {"text": text, "kind": "prediction", "value": guesses}
+
+
+def answer(exercise: str, value: Any) -> dict[str, Any]:
+    """An answer: a number, a text, true or false, or a list or mapping of such."""
+    name = str(exercise).strip()
+    if not name:
+        raise InvalidValue("answer(exercise, value) wants the exercise's name first.")
+    plain = thaw(value.tolist() if hasattr(value, "tolist") else value)
+    try:
+        text = plain if isinstance(plain, str) else json.dumps(plain, allow_nan=False)
+    except (TypeError, ValueError):
+        raise InvalidValue(
+            f"An answer is a finite number, a text, True or False, or a list or dict of such; "
+            f"not {value!r}."
+        ) from None
+    return {
+        "text": _short(f"{name}: {text}", "answer"),
+        "kind": "answer",
+        "about": name,
+        "value": json.loads(json.dumps(plain)),
+    }
+
+
+def _short(text: str, kind: str) -> str:
+    text = str(text)
+    if len(text) > LONGEST:
+        raise InvalidValue(f"A {kind} has at most {LONGEST:,} characters; this has {len(text):,}.")
+    return text

@@ -1,0 +1,118 @@
+"""Runs the lessons, each in a kernel of its own: how long, and how much memory at most.
+
+    python tests/benchmarks/notebooks.py [NUMBER ...] [--write]
+
+Prints a table: CPU seconds of the kernel (one thread, so about the seconds on an idle machine),
+its peak of memory, and the size of the file. `--write` puts the outputs back into the notebooks,
+a PNG beside every plotly figure for viewers that run no JavaScript; it needs Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import plotly
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDTH, SCALE = 860, 1  # pixels of a PNG, for figures that say no width of their own
+ASK = (  # ru_maxrss is in kB on Linux
+    "import resource, time\n"
+    "print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+)
+
+
+def executed(path: Path) -> tuple[Any, float, float]:
+    """The notebook with fresh outputs, CPU seconds of its kernel, and its peak memory in bytes."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(ASK))
+    client = NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}},
+        store_widget_state=False, record_timing=False,
+    )  # fmt: skip
+    client.execute()
+    seconds, peak = map(float, notebook.cells.pop().outputs[0].text.split())
+    return notebook, seconds, peak
+
+
+def stored(notebook: Any) -> Any:
+    """The notebook as it is kept: what a kernel or a front end adds of its own is left out."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index:02}"
+        for output in cell.get("outputs", ()):
+            for kind in (WIDGET, "text/html"):
+                output.get("data", {}).pop(kind, None)
+    return notebook
+
+
+def drawn(notebook: Any) -> None:
+    """Put a PNG beside every plotly figure."""
+    from playwright.sync_api import sync_playwright
+
+    found = [
+        output.data
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if PLOTLY in output.get("data", {})
+    ]
+    if not found:
+        return
+    script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    with sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
+            args=["--no-sandbox"],
+        )
+        page = browser.new_page()
+        page.set_content("<div id='figure'></div>")
+        page.add_script_tag(path=script)
+        for data in found:
+            figure = json.loads(json.dumps(data[PLOTLY]))
+            layout = figure["layout"]
+            size = {"width": layout.get("width", WIDTH), "height": layout.get("height", 450)}
+            layout |= size | {"paper_bgcolor": "white", "plot_bgcolor": "white"}
+            url = page.evaluate(
+                "async ([figure, size]) => {"
+                "  await Plotly.newPlot('figure', figure.data, figure.layout);"
+                "  return await Plotly.toImage('figure', {format: 'png', ...size}); }",
+                [figure, size | {"scale": SCALE}],
+            )
+            png = url.split(",", 1)[1]
+            assert base64.b64decode(png).startswith(b"\x89PNG")
+            data["image/png"] = png
+        browser.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("numbers", nargs="*", help="such as 00 04; all without any")
+    parser.add_argument("--write", action="store_true", help="keep the outputs")
+    given = parser.parse_args()
+    print("| lesson | CPU, s | peak memory, MB | file, kB |\n|---|---|---|---|")
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        if given.numbers and path.name.split("-")[0] not in given.numbers:
+            continue
+        notebook, seconds, peak = executed(path)
+        if given.write:
+            drawn(notebook)
+            nbformat.write(stored(notebook), path)
+        size = path.stat().st_size / 1e3
+        print(f"| {path.stem} | {seconds:.0f} | {peak / 1e6:.0f} | {size:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""What docstrings show really runs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["prunelab.methods.contract", "prunelab.methods.ranking"])
+def test_the_examples_of_docstrings_give_what_they_say(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 3
+    assert not found.failed
