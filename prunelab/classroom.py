@@ -53,6 +53,7 @@ def _grade(options: argparse.Namespace) -> int:
 
     grader = Grader(rubric)
     terminal = Terminal(sys.stderr)
+    terminal.line(f"{rubric.network} itself has {grader.accuracy:.2%} on the {rubric.split} images")
     grades = []
     for path in paths:
         grades.append(grader.grade(path))

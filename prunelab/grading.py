@@ -93,7 +93,11 @@ def grade(path: str | Path, rubric: Rubric | str | Path) -> Grade:
 
 
 class Grader:
-    """The lecturer's network, traced, and images, ready for any number of hand-ins."""
+    """The lecturer's network, traced, and images, ready for any number of hand-ins.
+
+    `accuracy` is that of the original network on the images that are graded on. Raises as `grade`
+    does.
+    """
 
     def __init__(self, rubric: Rubric) -> None:
         self.rubric = rubric
@@ -104,6 +108,7 @@ class Grader:
         self._whole = cost(self._graph, WidthPlan.full(self._graph))
         state = self._base.state_dict().values()
         self._most = sum(tensor.nbytes for tensor in state) + SPARE
+        self.accuracy = accuracy(self._base, getattr(self._data, rubric.split))
 
     def grade(self, path: str | Path) -> Grade:
         """The grade of one hand-in."""
