@@ -368,12 +368,12 @@ def test_the_report_steps_through_the_session_without_a_network(
                  const drawn = [...document.querySelectorAll('.pictures svg')]
                    .map((one) => one.getBoundingClientRect()).filter((box) => box.width);
                  return document.documentElement.scrollWidth <= wide
-                   && drawn.every((box) => box.left >= 0 && box.right <= wide && box.width > 300);
+                   && drawn.every((box) => box.left >= 0 && box.right <= wide && box.width >= 480);
                }"""
         )
 
     target = tmp_path_factory.mktemp("report")
-    for width in (1500, 700, 400):
+    for width in (1500, 700, 600):
         page.set_viewport_size({"width": width, "height": 1400})
         assert fits(), f"{width} px"
         page.screenshot(path=target / f"{width}px.png", full_page=True)
