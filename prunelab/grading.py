@@ -43,8 +43,9 @@ class Grade:
     """What a hand-in earned. It prints as a table.
 
     `measured` has accuracy, macs, params, macs_share and params_share (of the original), all
-    recomputed; it is empty when the network could not be built. `claimed` is the accuracy on validation images that the ledger states.
-    `problems` says what could not be read, or what the ledger states and is not so.
+    recomputed; it is empty when the network could not be built. `claimed` is the accuracy on
+    validation images that the ledger states. `problems` says what could not be read, or what the
+    ledger states and is not so.
     """
 
     name: str
