@@ -6,8 +6,7 @@ everything below the session.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from prunelab.evidence.measure import measuring
 from prunelab.recalibration import Traced, recalibrating
 from prunelab.repair import chained, repairing
 from prunelab.rescale import rescaling
+from prunelab.splits import Splits, private_rng
 from prunelab.surgery import cut
 from prunelab.timing import LayerTimes, layer_times
 from prunelab.tracing import copy_of, trace
@@ -40,7 +40,7 @@ REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 
-class Bench:
+class Bench(Splits):
     """What a session works with; its keywords are those of `Session`."""
 
     def __init__(
@@ -96,33 +96,6 @@ class Bench:
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
         self._evidence: dict[tuple[str, ...], tuple[tuple[object, ...], Evidence]] = {}
 
-    # ------------------------------------------------------------ data
-
-    def sample(self) -> Any:
-        """The first training batch."""
-        for batch in self.images(1):
-            return batch
-        raise BadData("data.train has no batches; give at least one.")
-
-    def inputs_of(self, batch: Any) -> Any:
-        """One input of a batch, as the network takes it."""
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        device = next((p.device for p in self.base.parameters()), torch.device("cpu"))
-        return x[:1].to(device) if isinstance(x, Tensor) else x
-
-    def images(self, images: int) -> Iterator[Any]:
-        """Training batches up to `images` images, the same ones at every call."""
-        return _privately(lambda: _take(self.data.train, images), self.seed)
-
-    def shuffled(self, seed: int) -> Iterator[Any]:
-        """One epoch of training batches, shuffled by `seed`."""
-        shuffled = getattr(self.data, "shuffled", lambda _: iter(self.data.train))
-        return _privately(lambda: shuffled(seed), seed)
-
-    def seed_of(self, event: int) -> int:
-        """The seed of whatever event number `event` draws at random."""
-        return (self.seed * 1_000_003 + event) % 2**63
-
     # ------------------------------------------------------------ networks
 
     def plan(self, kept: FrozenMap | None) -> WidthPlan:
@@ -158,23 +131,19 @@ class Bench:
 
         `known` are the answers of the one now; `mark` is its fingerprint.
         """
-
-        def some() -> Iterator[Any]:
-            return _privately(lambda: _take(self.data.val, images), self.seed)
-
         if self.classifies:
-            after, _ = yield from answering(network, some())
+            after, _ = yield from answering(network, self.validation(images))
             after = after.first(images)
             before = known.first(images) if known is not None else None
             if before is None or before.labels != after.labels:  # a loader with other images
-                before, _ = yield from answering(now, some())
+                before, _ = yield from answering(now, self.validation(images))
                 before = before.first(images)
             return by_image(before, after)
         name, metric = next(iter(self.metrics.items()))
         key = (mark, images)
         mine = self._batches[1] if self._batches and self._batches[0] == key else []
         theirs, sizes = [], []
-        for place, batch in enumerate(guarded(some())):
+        for place, batch in enumerate(guarded(self.validation(images))):
             with private_rng(self.seed):
                 if place == len(mine):
                     mine.append(float(metric.function(now, [batch])))
@@ -312,44 +281,3 @@ def check_finite(network: nn.Module, by: str) -> None:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")
-
-
-# ---------------------------------------------------------------- random numbers and loaders
-
-
-def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
-    """Whole batches until `images` images have come."""
-    count = 0
-    for batch in batches:
-        yield batch
-        count += batch_size(batch)
-        if count >= images:
-            return
-
-
-@contextmanager
-def private_rng(seed: int) -> Iterator[None]:
-    """The user's loaders and functions draw from here; the caller's generators stay untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _privately(make: Callable[[], Iterable[Any]], seed: int) -> Iterator[Any]:
-    """The items of `make()`, each drawn under a generator of our own."""
-    with private_rng(seed):
-        inside = torch.get_rng_state()
-    iterator: Iterator[Any] | None = None
-    while True:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(inside)
-        try:
-            if iterator is None:
-                iterator = iter(make())
-            item = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            inside = torch.get_rng_state()
-            torch.set_rng_state(outside)
-        yield item

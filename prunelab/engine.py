@@ -14,7 +14,13 @@ import torch
 from torch import nn
 
 from prunelab.cost import cost
-from prunelab.errors import BudgetUnreachable, InvalidValue, StaleEvidence, WrongState
+from prunelab.errors import (
+    BudgetUnreachable,
+    InvalidValue,
+    StaleEvidence,
+    UnknownName,
+    WrongState,
+)
 from prunelab.evidence.batch import finish
 from prunelab.fingerprint import fingerprint
 from prunelab.foresight import Foresees
@@ -107,17 +113,40 @@ class Engine(Foresees):
             self.foresee(None, None, self.state.now.cost.macs)
 
     def trying(
-        self, drop: Mapping[str, Iterable[int]] | None, images: int
+        self, drop: Mapping[str, Iterable[int]] | None, images: int, repair: bool
     ) -> Generator[Progress, None, Trial]:
-        """The network without these units, cut as approve would, against the one now."""
+        """The network without these units, as approve would make it, against the one now."""
         if isinstance(images, bool) or not isinstance(images, int) or images < 1:
             raise InvalidValue(f"images must be a whole number of at least 1, not {images!r}.")
         if drop is None:
             drop = self._fresh("try").drop
-        source = self.brought if self.brought is not None else self.network
-        small = cut(source, self.graph, self.plan.drop(drop))
+        plan = self.plan.drop(drop)
+        small = cut(self._source, self.graph, plan)
+        if repair and self.bench.repair is not None:
+            yield from self._mended(small, plan, self.bench.repair)
         mark = self.state.now.event.fingerprint
         return (yield from self.bench.tried(small, self.network, mark, self.answers, images))
+
+    def comparing(
+        self, a: int | WidthPlan, b: int | WidthPlan, images: int, repair: bool
+    ) -> Generator[Progress, None, Trial]:
+        """The network at `b` against that at `a`, each a point or a plan."""
+        first = yield from self._network_of(a, repair)
+        second = yield from self._network_of(b, repair)
+        return (yield from self.bench.tried(second, first, fingerprint(first), None, images))
+
+    def _network_of(self, which: int | WidthPlan, repair: bool) -> Generator[Any, None, nn.Module]:
+        bench = self.bench
+        if not isinstance(which, WidthPlan):
+            points = {point.seq: point for point in self.state.points}
+            if which not in points:
+                raise UnknownName("point of the trajectory", which, map(str, points))
+            return self.network_at(points[which])
+        network = cut(bench.base, bench.graph, which)
+        if repair and bench.repair is not None:
+            full = WidthPlan.full(bench.graph)
+            yield from bench.mended(network, which, bench.repair, (bench.base, full))
+        return network
 
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
         """Make the pending move drop exactly these units."""
@@ -129,15 +158,13 @@ class Engine(Foresees):
     def approve(self, floor: float | None = None) -> Generator[Any, None, bool]:
         """Cut, and repair if the bench says so; False where that would break the floor."""
         move, bench = self._fresh("approve"), self.bench
-        source = self.brought if self.brought is not None else self.network
-        before, plan = self.plan, self.plan.drop(move.drop)
-        small = cut(source, self.graph, plan)
+        plan = self.plan.drop(move.drop)
+        small = cut(self._source, self.graph, plan)
         steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
         steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
         if bench.repair is not None:
             fixed = copy_of(small)
-            target = (source, before) if self.brought is not None else self.trained()
-            yield from bench.mended(fixed, plan, bench.repair, target, (source, before))
+            yield from self._mended(fixed, plan, bench.repair)
             extra = {"kind": bench.repair, "automatic": True}
             steps.append((Repaired, extra, fixed, *(yield from bench.judged(fixed))))
         if floor is not None and self._breaks(steps[-1][3], floor):
@@ -146,6 +173,17 @@ class Engine(Foresees):
             for kind, extra, network, measured, answers in steps:
                 self.commit_step(kind, network, plan, extra, measured, answers)
         return True
+
+    @property
+    def _source(self) -> nn.Module:
+        """What a move is cut from: the network now, or the trained one that the move brings."""
+        return self.brought if self.brought is not None else self.network
+
+    def _mended(self, small: nn.Module, plan: WidthPlan, kind: str) -> Work:
+        """Repair `small`, in place, which was just cut to `plan`."""
+        source = (self._source, self.plan)
+        target = source if self.brought is not None else self.trained()
+        yield from self.bench.mended(small, plan, kind, target, source)
 
     def reject(self, reason: str) -> None:
         """Decline the pending move."""

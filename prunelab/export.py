@@ -38,7 +38,7 @@ from prunelab.ledger import (
 )
 from prunelab.surgery import replace_tensors
 from prunelab.truth import tell_width
-from prunelab.values import thaw
+from prunelab.values import Cost, FrozenMap, WidthPlan, thaw
 
 if TYPE_CHECKING:
     from prunelab.session import Session
@@ -212,7 +212,13 @@ def _report(session: Session) -> str:
             f"A report needs plotly, and {error.name} is missing: pip install 'prunelab[lab]'."
         ) from error
     layers = {group.name: group.producers for group in session.graph.groups if group.prunable}
-    return report(session.ledger, layers)
+    graph = session.plan.graph
+    full = WidthPlan.full(graph)
+
+    def costs(kept: FrozenMap | None) -> dict[str, Cost]:
+        return session.costs(full if kept is None else WidthPlan(kept, graph))
+
+    return report(session.ledger, layers, costs)
 
 
 # ---------------------------------------------------------------- the script

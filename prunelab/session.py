@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from prunelab import notes
 from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
-from prunelab.cost import Latency, latency
 from prunelab.engine import Engine
 from prunelab.errors import (
     BadModel,
@@ -27,7 +24,7 @@ from prunelab.errors import (
     SessionFileError,
 )
 from prunelab.evidence.batch import finish
-from prunelab.foresight import AtHand, Foresight
+from prunelab.foresight import AtHand
 from prunelab.ledger import (
     Ledger,
     MemoryStore,
@@ -36,15 +33,15 @@ from prunelab.ledger import (
     Tuned,
 )
 from prunelab.methods import Method, make_method
+from prunelab.shown import Shown
 from prunelab.store import FileStore
-from prunelab.tracing import copy_of, undisturbed
-from prunelab.training import STEPS, Metric
+from prunelab.tracing import copy_of
+from prunelab.training import STEPS
 from prunelab.trial import Trial
 from prunelab.values import Move, WidthPlan
-from prunelab.verbs import Verbs
 
 
-class Session(Verbs):
+class Session(Shown):
     """A network being pruned move by move: propose, look, adjust, approve or reject, undo.
 
     `model` is copied and never touched. `data` has `.train` (evidence and tuning are made on
@@ -137,56 +134,6 @@ class Session(Verbs):
         session._engine.resume()
         return session
 
-    # ------------------------------------------------------------ what a session shows
-
-    @property
-    def state(self) -> State:
-        """Where the session stands: a fold over its events."""
-        return self._engine.state
-
-    @property
-    def ledger(self) -> Ledger:
-        """Everything that happened; iterate for the events."""
-        return self._engine.ledger
-
-    @property
-    def model(self) -> nn.Module:
-        """The network now: always plain and, after approved moves, really smaller."""
-        return self._engine.network
-
-    @property
-    def plan(self) -> WidthPlan:
-        """The units kept now, in original numbers."""
-        return self._engine.plan
-
-    @property
-    def graph(self) -> ChannelGraph:
-        """The channel graph of the network now; groups and units keep their names and numbers."""
-        return self._engine.graph
-
-    @property
-    def data(self) -> Any:
-        """The data that the session was given."""
-        return self._bench.data
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """The metrics by name; the first guards `run`."""
-        return dict(self._bench.metrics)
-
-    @property
-    def example(self) -> Any:
-        """One training input, as the network takes it."""
-        return self._bench.inputs_of(self._bench.sample())
-
-    @property
-    def evidence(self) -> AtHand | None:
-        """The evidence that `foresee` answers from: when it was measured, and whether it is stale.
-
-        None before anything was measured.
-        """
-        return self._engine.at_hand()
-
     @property
     def method(self) -> Method:
         """The method that proposes; set it to an object or a name to change it."""
@@ -197,23 +144,6 @@ class Session(Verbs):
         made = make_method(method)
         with self._verb("method"):
             self._engine.method = made
-
-    def __repr__(self) -> str:
-        return f"<Session of {self.state.began.network}: {self.state.line()}>"
-
-    def original(self) -> nn.Module:
-        """A new copy of the network that the session began with."""
-        return copy_of(self._bench.base)
-
-    def outputs(self, network: nn.Module) -> Any:
-        """What `network` gives for the first training batch, in evaluation mode."""
-        with undisturbed(network), torch.no_grad():
-            network.eval()
-            return self._bench.forward(network, self._bench.sample())
-
-    def latency(self, network: nn.Module) -> Latency:
-        """Measured seconds of `network` on one training input, run as the session runs it."""
-        return latency(network, self._bench.sample(), forward=self._bench.forward)
 
     # ------------------------------------------------------------ verbs
 
@@ -372,53 +302,40 @@ class Session(Verbs):
         assert measured is not None
         return measured
 
-    def foresee(
+    def trial(
         self,
         drop: Mapping[str, Iterable[int]] | None = None,
-        *,
-        theta: float | None = None,
-        method: Any = None,
-        target_macs: float | None = None,
-    ) -> Foresight:
-        """What would happen, from the evidence at hand: no run of the network, no event, no lock.
-
-        With `drop` what dropping these units does; with `theta` or `method` what the session's
-        method with this theta, or that method, would propose now; with `target_macs` (as in `run`)
-        the widths that spread such a budget over the layers, a sketch of what `allocate` finds;
-        with nothing what the session's method would propose. Answers while a verb is at work.
-
-        Raises `WrongState` where there is no evidence of the network as it is now (see `measure`)
-        or where the method has to run the network, `InvalidValue` for more than one question,
-        `BudgetUnreachable`, and what `adjust` raises for a `drop`.
-        """
-        asked = {"drop": drop, "theta": theta, "method": method, "target_macs": target_macs}
-        given = [name for name, value in asked.items() if value is not None]
-        if len(given) > 1:
-            raise InvalidValue(
-                f"foresee answers one question at a time, not {' and '.join(given)}."
-            )
-        made = None if method is None else make_method(method)
-        if theta is not None:
-            if not hasattr(self.method, "theta"):
-                raise InvalidValue(f"{self.method.name} has no theta; give method=, or drop=.")
-            made = replace(self.method, theta=theta)  # type: ignore[type-var]
-        return self._engine.foresee(drop, made, target_macs)
-
-    def trial(self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000) -> Trial:
+        images: int = 1000,
+        repair: bool = False,
+    ) -> Trial:
         """How the network without these units does on the first `images` validation images.
 
-        Against the network now, image by image; `drop` defaults to the pending move's. Before any
-        repair, and nothing is changed. Raises `WrongState` or `StaleEvidence` where nothing is
-        pending, what `adjust` raises for a `drop`, `Stopped`.
+        Against the network now, image by image; `drop` defaults to the pending move's. With
+        `repair` as the session would repair it on approve, which takes longer. Nothing is changed.
+        Raises `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what
+        `adjust` raises for a `drop`, `Stopped`.
         """
-        return self._drive("trial", self._engine.trying(drop, images))
+        return self._drive("trial", self._engine.trying(drop, images, repair))
 
     def trying(
-        self, drop: Mapping[str, Iterable[int]] | None = None, images: int = 1000
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        images: int = 1000,
+        repair: bool = False,
     ) -> Generator[Any, None, Trial]:
         """`trial` as a generator that yields Progress after every batch."""
         with self._verb("trial"):
-            return (yield from self._telling(self._engine.trying(drop, images)))
+            return (yield from self._telling(self._engine.trying(drop, images, repair)))
+
+    def compare(
+        self, a: int | WidthPlan, b: int | WidthPlan, images: int = 1000, repair: bool = True
+    ) -> Trial:
+        """How the network at `b` does against that at `a` on the first validation images.
+
+        Each is a point of the trajectory, by the number of its event, or a plan: the original
+        network cut to it, and with `repair` repaired as the session repairs. Nothing is changed.
+        """
+        return self._drive("compare", self._engine.comparing(a, b, images, repair))
 
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """The move that would drop these units: `foresee(drop).move`, measured first if need be."""

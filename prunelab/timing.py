@@ -5,7 +5,6 @@ May import calls, channels, cost, values.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,10 +63,10 @@ class LayerTimes:
 def layer_times(
     model: nn.Module, graph: ChannelGraph, plan: WidthPlan, run: Callable[[], Any], runs: int = 10
 ) -> LayerTimes:
-    """Measure `run()`, which runs `model` of these widths: medians over `runs` in evaluation mode.
+    """Measure `run()`, which runs `model` of these widths: the least of `runs`, in evaluation mode.
 
-    `graph` is that of the original network. The layers are timed one by one while it runs, their
-    sum with the rest is the time of a run that nobody looks at.
+    The least, for whatever else the machine does only adds to it. `graph` is that of the original
+    network. The layers are timed one by one; with the rest they add up to a run that is not.
     """
     names = {layer.weight: layer.name for layer in graph.layers}
     found: dict[str, list[float]] = {name: [] for name in names.values()}
@@ -86,8 +85,8 @@ def layer_times(
                 whole.append(took)
                 for weight, name in names.items():
                     found[name].append(clock.seconds.get(weight, 0.0))
-    layers = {name: statistics.median(seconds) for name, seconds in found.items()}
-    total = statistics.median(whole)
+    layers = {name: min(seconds) for name, seconds in found.items()}
+    total = min(whole)
     spent = sum(layers.values())
     if spent > total:  # being looked at takes time, too
         layers = {name: seconds * total / spent for name, seconds in layers.items()}

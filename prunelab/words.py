@@ -192,19 +192,45 @@ def history(state: State, events: Sequence[Event]) -> str:
     base = state.base
     rows = []
     for event in reversed(events):
-        cells = [str(event.seq), type(event).__name__, told(event), "", ""]
+        cells = [str(event.seq), type(event).__name__, by(event), told(event), why(event), "", ""]
         if isinstance(event, (Began, Step)):
-            cells[3] = f"{event.cost.macs / base.cost.macs:.1%}"
-            cells[4] = ", ".join(f"{n} {show(n, v)}" for n, v in event.metrics.items())
+            cells[5] = f"{event.cost.macs / base.cost.macs:.1%}"
+            cells[6] = ", ".join(f"{n} {show(n, v)}" for n, v in event.metrics.items())
         gone = isinstance(event, Step) and event.seq not in on_path
         cell = "<td><s>{}</s></td>" if gone else "<td>{}</td>"
         rows.append("<tr>" + "".join(cell.format(escape(text)) for text in cells) + "</tr>")
-    heads = ("#", "event", "what", "MACs", "validation")
+    heads = ("#", "event", "decided by", "what", "why", "MACs", "validation")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
         f'<table class="prunelab-history"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def by(event: Event) -> str:
+    """Who decided it: a method, the session itself, or whoever works with it."""
+    match event:
+        case Proposed():
+            return method(event.method)
+        case Repaired(automatic=True):
+            return "session"
+        case Began():
+            return ""
+        case _:
+            return "you"
+
+
+def why(event: Event) -> str:
+    """What spoke for it: what a move does at most in one group, or the reason given."""
+    match event:
+        case Proposed(move=Move() as move) | Adjusted(move=move) if move.damage:
+            theta = move.parameters.get("theta") if isinstance(event, Proposed) else None
+            limit = f" (theta {theta:g})" if isinstance(theta, float) else ""
+            return f"takes at most {share(max(move.damage.values()))} of a layer's signal{limit}"
+        case Rejected():
+            return event.reason
+        case _:
+            return ""
 
 
 def told(event: Event) -> str:
@@ -217,7 +243,7 @@ def told(event: Event) -> str:
         case Proposed(move=Move() as move) | Adjusted(move=move):
             return f"{method(move.method)}: {dropped(move.drop)}"
         case Rejected():
-            return event.reason
+            return "the proposal"
         case Approved() | Repaired(automatic=True):
             return ""
         case Repaired():

@@ -6,24 +6,26 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from plotly.offline import get_plotlyjs
 from torch import nn
 
 import prunelab as pl
 from prunelab.errors import InvalidValue, MissingPackage
-from prunelab.figures import board, board_info, report
+from prunelab.figures import board_info, report, svg
+from prunelab.figures.importance import draw_importance
+from prunelab.figures.ladder import draw_ladder
 from prunelab.figures.report import scenes
+from prunelab.figures.trajectory import draw_trajectory
 from prunelab.ledger import Event, Ledger, Noted, fold
 from prunelab.store import FileStore
 from prunelab.values import FrozenMap
 
-HOSTILE = "</script><script>alert('{{plotly}}')</script><img src=x onerror=alert(2)> & \u2028"
+HOSTILE = "</script><script>alert('{{data}}')</script><img src=x onerror=alert(2)> & \u2028"
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +76,17 @@ class Page(HTMLParser):
         return [text for place, text in self.texts if place == tag]
 
 
-def steps_of(page: str) -> list[dict[str, Any]]:
-    """The steps, read as the page's own script reads them."""
-    start = page.index('<script id="steps" type="application/json">')
+def data_of(page: str) -> dict[str, Any]:
+    """The steps and pictures, read as the page's own script reads them."""
+    start = page.index('<script id="data" type="application/json">')
     start = page.index(">", start) + 1
-    found: list[dict[str, Any]] = json.loads(page[start : page.index("</script>", start)])
+    found: dict[str, Any] = json.loads(page[start : page.index("</script>", start)])
     return found
+
+
+def steps_of(page: str) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = data_of(page)["steps"]
+    return steps
 
 
 # ---------------------------------------------------------------- the steps
@@ -119,31 +126,62 @@ def test_a_step_says_what_happened(events: list[Event]) -> None:
     assert said[9].startswith("Tuned for 1 step: ")
 
 
-def test_the_figure_is_the_screens_own_of_the_group_that_loses_most(events: list[Event]) -> None:
+def test_the_pictures_are_the_screens_own_of_the_group_that_loses_most(
+    events: list[Event],
+) -> None:
     scene = scenes(events)[1]
     state = fold(events[:2])
     assert state.pending is not None
     group = max(state.pending.drop, key=lambda name: len(state.pending.drop[name]))
-    for arrange in ("grid", "stack"):
-        figure = json.loads(board(board_info(state, group), arrange=arrange).to_json())
-        assert json.loads(json.dumps(scene.traces)) == figure["data"]
-        assert json.loads(json.dumps(getattr(scene, arrange))) == {
-            name: value for name, value in figure["layout"].items() if name != "template"
-        } | {"template": "none"}
+    info = board_info(state, group)
+    assert scene.pictures[0] == svg(draw_importance(info.importance))
+    assert scene.pictures[1] == svg(draw_ladder(info.ladder))
+    assert scene.pictures[-1] == svg(draw_trajectory(info.trajectory))
 
 
 def test_the_group_stays_until_the_next_proposal(events: list[Event]) -> None:
-    titles = [scene.grid["annotations"][0]["text"] for scene in scenes(events)]
-    assert titles[1] == titles[2], "rejected"
-    assert titles[4:] == titles[3:4] * 5, "approved, undone, noted and tuned"
+    titles = [re.search("Importance in [^<]*", "".join(s.pictures)) for s in scenes(events)]
+    shown = [title and title[0] for title in titles]
+    assert shown[0] is None, "before the first proposal there is nothing to see"
+    assert shown[1] == shown[2], "rejected"
+    assert shown[4:] == shown[3:4] * 5, "approved, undone, noted and tuned"
 
 
 def test_layers_say_which_groups_are_shown_and_coupled(events: list[Event]) -> None:
     layers = {"conv1": ("conv1",), "conv3": ("conv3", "twin")}
     made = scenes(events, layers)[0]
-    labels = made.grid["yaxis3"]["ticktext"]
-    assert [label.strip(" </b>") for label in labels] == ["conv1", "conv3"]
-    assert "coupled" in made.grid["annotations"][4]["text"]
+    assert [row[0] for row in made.groups] == ["conv1", "conv3 (2 layers)"]
+    assert "coupled" in made.pictures[0]
+
+
+def test_every_group_says_what_it_would_lose_and_how_it_was_searched(events: list[Event]) -> None:
+    scene, state = scenes(events)[3], fold(events[:4])
+    assert state.pending is not None
+    rows = {row[0]: row[1:] for row in scene.groups}
+    for name, width in state.began.widths.items():
+        original, now, proposed, lost, search = rows[name]
+        assert (original, now) == (str(width), str(width))
+        drop = state.pending.drop.get(name, ())
+        assert proposed == (str(width - len(drop)) if drop else "")
+        assert bool(lost) is bool(drop)
+        assert ("< theta 0.3" in search) is bool(drop)
+
+
+def test_costs_by_layer_are_shown_where_they_are_known(session: pl.Session) -> None:
+    session.propose()
+    full = pl.WidthPlan.full(session.plan.graph)
+    events = list(session.ledger)
+    asked = []
+
+    def costs(kept: FrozenMap | None) -> dict[str, pl.Cost]:
+        asked.append(kept)
+        plan = full if kept is None else pl.WidthPlan(kept, full.graph)
+        return session.costs(plan)
+
+    assert scenes(events)[1].layers == ()
+    assert len(scenes(events, None, costs)[1].layers) == 3
+    proposed = full.drop(session.state.pending.drop)
+    assert proposed.kept in asked
 
 
 # ---------------------------------------------------------------- the page
@@ -155,16 +193,30 @@ def text(events: list[Event]) -> str:
 
 
 def test_the_page_holds_every_step_and_the_whole_history(text: str, events: list[Event]) -> None:
-    plain = json.loads(json.dumps([asdict(scene) for scene in scenes(events)]))
-    assert [step["line"] for step in steps_of(text)] == [step["line"] for step in plain]
-    assert steps_of(text) == plain
+    data = data_of(text)
+    for step, scene in zip(data["steps"], scenes(events), strict=True):
+        assert (step["line"], step["sentence"]) == (scene.line, scene.sentence)
+        assert [tuple(row) for row in step["groups"]] == list(scene.groups)
+        assert [data["pictures"][number] for number in step["pictures"]] == list(scene.pictures)
     rows = re.findall(r"<tr><td>(?:<s>)?(\d+)", text)
     assert rows == [str(event.seq) for event in reversed(events)]
     assert "Approved" in Page(text).inside("s"), "what was undone is struck through"
 
 
-def test_the_page_needs_no_other_file(text: str) -> None:
-    page = Page(text.replace(get_plotlyjs(), ""))
+def test_a_picture_stands_in_the_page_once(text: str) -> None:
+    pictures = data_of(text)["pictures"]
+    assert len(pictures) == len(set(pictures))
+
+
+def test_the_history_says_who_decided_and_why(text: str) -> None:
+    cells = Page(text).inside("td")
+    assert {"AOFP", "you"} <= set(cells)
+    assert HOSTILE in cells, "the reason of the reject"
+    assert [cell for cell in cells if re.fullmatch(r"takes at most .*% .* \(theta 0.3\)", cell)]
+
+
+def test_the_page_needs_no_other_file_and_is_small(text: str) -> None:
+    page = Page(text)
     loading = {"src", "href", "srcset", "data", "poster", "action", "background"}
     assert [item for item in page.elements if loading & set(item[1])] == []
     assert {tag for tag, _ in page.elements} & {"link", "img", "iframe", "object", "embed"} == set()
@@ -174,29 +226,28 @@ def test_the_page_needs_no_other_file(text: str) -> None:
     policies = [a["content"] for tag, a in page.elements if "http-equiv" in a]
     assert policies[0] is not None
     assert "default-src 'none'" in policies[0], "and the browser sees to it"
-    assert text.count(get_plotlyjs()) == 1
-    assert len(text) < len(get_plotlyjs()) + 400_000
+    assert len(text) < 300_000
 
 
 def test_what_people_write_stays_text(text: str) -> None:
     page = Page(text)
-    assert [tag for tag, _ in page.elements].count("script") == 3
+    assert [tag for tag, _ in page.elements].count("script") == 2
     assert [tag for tag, _ in page.elements].count("img") == 0
     assert HOSTILE in steps_of(text)[7]["sentence"]
     assert "".join(page.inside("td")).count(HOSTILE) == 2
 
 
 def test_a_hostile_name_of_a_network_stays_text(events: list[Event]) -> None:
-    began = replace(events[0], network="<img src=x>{{steps}}")  # type: ignore[call-arg]
+    began = replace(events[0], network="<img src=x>{{data}}")  # type: ignore[call-arg]
     page = Page(report([began]))
-    assert "<img src=x>{{steps}}, pruned to 100.0% of its MACs" in page.inside("h1")
+    assert "<img src=x>{{data}}, pruned to 100.0% of its MACs" in page.inside("h1")
     assert [tag for tag, _ in page.elements].count("img") == 0
 
 
 def test_a_metric_that_is_no_number_leaves_the_data_readable(events: list[Event]) -> None:
     odd = FrozenMap({"score": float("nan")})
     (step,) = steps_of(report([replace(events[0], metrics=odd)]))  # type: ignore[call-arg]
-    assert "NaN" not in json.dumps(step["traces"])
+    assert "nan" not in "".join(data_of(report([replace(events[0], metrics=odd)]))["pictures"])  # type: ignore[call-arg]
     assert ["validation score", "nan", "nan", ""] in step["costs"]
 
 
@@ -214,7 +265,13 @@ def test_a_session_and_its_file_give_the_same_report(
     session = pl.Session.open(path, model=trained, data=data)
     written = session.export(tmp_path / "run.html")
     layers = {group.name: group.producers for group in session.graph.groups if group.prunable}
-    assert written.read_text(encoding="utf-8") == report(Ledger(FileStore.open(path)), layers)
+    full = pl.WidthPlan.full(session.plan.graph)
+
+    def costs(kept: FrozenMap | None) -> dict[str, pl.Cost]:
+        return session.costs(full if kept is None else pl.WidthPlan(kept, full.graph))
+
+    events = Ledger(FileStore.open(path))
+    assert written.read_text(encoding="utf-8") == report(events, layers, costs)
 
 
 @pytest.fixture

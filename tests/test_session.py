@@ -508,6 +508,38 @@ def test_the_script_replays_the_same_ledger(
     assert list(scope["replay"](trained, data).ledger) == list(session.ledger)
 
 
+def test_the_script_run_by_itself_gives_the_same_bits(
+    session: pl.Session, trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    session.measure()
+    session.propose()
+    session.adjust(session.foresee(target_macs=0.85).move.drop)
+    session.trial()
+    session.approve()
+    session.repair("bn")
+    session.undo()
+    session.method = pl.Magnitude(pruning_ratio=0.3)
+    session.propose()
+    session.approve()
+    session.undo()
+    session.method = pl.AOFP(theta=0.02, images=64)
+    session.run(target_macs=0.6)
+    session.repair()
+    session.tune(steps=3)
+    session.propose()
+    path = session.export(tmp_path / "run.py")
+    scope: dict[str, Any] = {"__name__": "replayed"}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    again = scope["replay"](trained, data)
+    assert list(again.ledger) == list(session.ledger)
+    assert again.plan == session.plan
+    assert again.state.pending == session.state.pending
+    for a, b in zip(
+        again.model.state_dict().values(), session.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
 def test_prune_does_the_whole_job_without_a_person(trained: nn.Module, data: pl.Data) -> None:
     result = pl.prune(
         trained, data, method=pl.AOFP(theta=0.05, images=128), target_macs=0.5, tune=4

@@ -126,6 +126,24 @@ def test_a_trial_of_a_trained_proposal_takes_its_weights(trained: nn.Module, dat
     assert trial.after == session.state.now.metrics["accuracy"]
 
 
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_trial_foretells_what_approve_makes(
+    trained: nn.Module, data: pl.Data, repair: bool
+) -> None:
+    session = pl.Session(
+        trained, data, method=pl.AOFP(theta=0.3, images=128), repair="lstsq" if repair else None
+    )
+    session.propose()
+    session.adjust(HALF)
+    trial = session.trial(repair=True)
+    session.approve()
+    assert trial.after == session.state.now.metrics["accuracy"]
+    assert trial.after == session.evaluate("val")["accuracy"]
+    told = session.ledger[-1].compared
+    if not repair:
+        assert told == {"images": 128, "lost": len(trial.lost), "gained": len(trial.gained)}
+
+
 # ---------------------------------------------------------------- other tasks
 
 

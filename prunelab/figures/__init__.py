@@ -6,32 +6,46 @@ channel graph.
 """
 
 from prunelab.figures.board import BoardInfo, board, board_info
+from prunelab.figures.compare import Side, compare, compare_info, plan_side, point_side
+from prunelab.figures.costs import costs, costs_info
 from prunelab.figures.coupling import coupling
 from prunelab.figures.importance import importance, importance_info
 from prunelab.figures.ladder import ladder, ladder_info
 from prunelab.figures.layers import coupling_info
+from prunelab.figures.losses import losses, losses_info
 from prunelab.figures.methods import methods, methods_info
 from prunelab.figures.path import path, path_info
 from prunelab.figures.report import report
+from prunelab.figures.svg import svg
 from prunelab.figures.tiles import tiles
 from prunelab.figures.trajectory import trajectory, trajectory_info
 from prunelab.figures.widths import widths, widths_info
 
 __all__ = [
     "BoardInfo",
+    "Side",
     "board",
     "board_info",
+    "compare",
+    "compare_info",
+    "costs",
+    "costs_info",
     "coupling",
     "coupling_info",
     "importance",
     "importance_info",
     "ladder",
     "ladder_info",
+    "losses",
+    "losses_info",
     "methods",
     "methods_info",
     "path",
     "path_info",
+    "plan_side",
+    "point_side",
     "report",
+    "svg",
     "tiles",
     "trajectory",
     "trajectory_info",

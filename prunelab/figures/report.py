@@ -1,45 +1,53 @@
 """The report: a whole session as one page that opens anywhere and steps through its moves.
 
-A pure function of the events; plotly.js stands inside, so the page loads nothing.
+A pure function of the events. Its pictures are SVG, drawn once each, so that the page loads nothing
+and stays small.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from importlib import resources
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-from plotly.utils import PlotlyJSONEncoder
-
-from prunelab.figures.board import HEIGHTS, LEGEND, NARROW, board_info, frame, panels, traces
+from prunelab.figures.board import LEGEND, BoardInfo, board_info
+from prunelab.figures.costs import KINDS, costs_info, draw_costs
+from prunelab.figures.importance import draw_importance
+from prunelab.figures.ladder import draw_ladder, searches
+from prunelab.figures.path import draw_path, path_info
+from prunelab.figures.style import row_height
+from prunelab.figures.svg import DEFS, svg
+from prunelab.figures.trajectory import draw_trajectory
+from prunelab.figures.widths import draw_widths, gathered
 from prunelab.ledger import Approved, Event, Noted, Repaired, State, fold, show
-from prunelab.values import Cost, si
-from prunelab.words import history, sentence, told
+from prunelab.values import Cost, FrozenMap, si
+from prunelab.words import history, sentence, share, told
 
 START = "The network before the first move."
 COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
+LayerCosts = Callable[[FrozenMap | None], Mapping[str, Cost]]
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What the page shows at one step, after event `seq`.
 
-    `costs` are rows of (what, in the original network, now, as proposed). `traces` are plotly's,
-    `grid` and `stack` its layouts for wide and narrow pages.
+    `costs` are rows of (what, in the original network, now, as proposed), `groups` of (channel
+    group, original, now, as proposed, damage, search). `pictures` and `layers` are SVG elements:
+    the evidence, widths and trajectory, and the costs by layer.
     """
 
     seq: int
     line: str
     sentence: str
     costs: tuple[tuple[str, str, str, str], ...]
-    traces: list[dict[str, Any]]
-    grid: dict[str, Any]
-    stack: dict[str, Any]
+    groups: tuple[tuple[str, str, str, str, str, str], ...]
+    pictures: tuple[str, ...]
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +59,37 @@ class _Group:
     consumers: Sequence[str] = ()
 
 
-def report(events: Iterable[Event], layers: Mapping[str, Sequence[str]] | None = None) -> str:
+def report(
+    events: Iterable[Event],
+    layers: Mapping[str, Sequence[str]] | None = None,
+    costs: LayerCosts | None = None,
+) -> str:
     """The session of `events` as an HTML page.
 
     `layers` are the groups to show, name to producing layers; default: every group, one layer.
+    `costs` gives what each layer costs when these units are kept (None: all); without it the page
+    has no costs by layer.
     """
     past = list(events)
     state = fold(past)
     began = state.began
-    share = state.now.cost.macs / state.base.cost.macs
+    left = state.now.cost.macs / state.base.cost.macs
     made = (began.at, f"seed {began.seed}", *(" ".join(item) for item in began.versions.items()))
-    steps = json.dumps([asdict(scene) for scene in scenes(past, layers)], cls=PlotlyJSONEncoder)
+    drawn: dict[str, int] = {}  # every picture once: most stay the same from step to step
+    steps = []
+    for scene in scenes(past, layers, costs):
+        step: dict[str, Any] = asdict(scene)
+        for name in ("pictures", "layers"):
+            step[name] = [drawn.setdefault(picture, len(drawn)) for picture in step[name]]
+        steps.append(step)
+    data = json.dumps({"steps": steps, "pictures": list(drawn)}, separators=(",", ":"))
     parts = {
-        "title": escape(f"{began.network}, pruned to {share:.1%} of its MACs"),
+        "title": escape(f"{began.network}, pruned to {left:.1%} of its MACs"),
         "from": escape(" · ".join(filter(None, made))),
         "legend": LEGEND,
+        "defs": DEFS,
         "history": history(state, past),
-        "narrow": str(NARROW),
-        "grid": str(HEIGHTS["grid"]),
-        "stack": str(HEIGHTS["stack"]),
-        "plotly": get_plotlyjs(),
-        "steps": steps.replace("<", "\\u003c"),  # a text with </script> must not end the data
+        "data": data.replace("<", "\\u003c"),  # a text with </script> must not end the data
     }
     page = resources.files("prunelab") / "assets" / "report.html"
     # in one pass: nothing that a person wrote is taken for a place to fill
@@ -79,7 +97,9 @@ def report(events: Iterable[Event], layers: Mapping[str, Sequence[str]] | None =
 
 
 def scenes(
-    events: Sequence[Event], layers: Mapping[str, Sequence[str]] | None = None
+    events: Sequence[Event],
+    layers: Mapping[str, Sequence[str]] | None = None,
+    costs: LayerCosts | None = None,
 ) -> list[Scene]:
     """A scene for every event; a repair that came with an approve shares its scene."""
     made = []
@@ -90,7 +110,20 @@ def scenes(
             continue
         state = fold(events[: place + 1])
         group = _chosen(state, group or next(iter(layers or state.began.widths)))
-        made.append(_scene(state, event, group, layers))
+        about = _Group(group, (layers or {}).get(group, (group,)))
+        words = told(event) if isinstance(event, Noted) else sentence(state, event, about)
+        info = board_info(state, group, layers=layers)
+        made.append(
+            Scene(
+                seq=event.seq,
+                line=state.line(),
+                sentence=words or START,
+                costs=_costs(state),
+                groups=_groups(state, info),
+                pictures=_pictures(state, info, group),
+                layers=() if costs is None else _by_layer(state, costs),
+            )
+        )
     return made
 
 
@@ -100,21 +133,66 @@ def _chosen(state: State, group: str) -> str:
     return max(drop, key=lambda name: len(drop[name]), default=group)
 
 
-def _scene(
-    state: State, event: Event, group: str, layers: Mapping[str, Sequence[str]] | None
-) -> Scene:
-    about = _Group(group, (layers or {}).get(group, (group,)))
-    words = told(event) if isinstance(event, Noted) else sentence(state, event, about)
-    drawn = panels(board_info(state, group, layers=layers))
-    return Scene(
-        seq=event.seq,
-        line=state.line(),
-        sentence=words or START,
-        costs=_costs(state),
-        traces=[trace.to_plotly_json() for trace in traces(drawn)],
-        grid=frame(drawn, "grid"),
-        stack=frame(drawn, "stack"),
+def _pictures(state: State, info: BoardInfo, group: str) -> tuple[str, ...]:
+    """What there is to see of the evidence, then widths and trajectory."""
+    wide = gathered(info.widths)
+    rows = len(wide.rows)
+    found = [svg(draw_importance(info.importance))] if info.importance.units else []
+    if info.ladder.sizes:
+        found.append(svg(draw_ladder(info.ladder)))
+    path = path_info(state, group)
+    if path.penalties:
+        found.append(svg(draw_path(path)))
+    found.append(svg(draw_widths(replace(wide, room=rows)), height=row_height(rows)))
+    return (*found, svg(draw_trajectory(info.trajectory)))
+
+
+def _by_layer(state: State, costs: LayerCosts) -> tuple[str, ...]:
+    kept = state.now.kept
+    ahead = None
+    if state.pending is not None:
+        full = {name: range(width) for name, width in state.began.widths.items()}
+        left = full if kept is None else kept
+        gone = {name: set(units) for name, units in state.pending.drop.items()}
+        ahead = FrozenMap(
+            {name: tuple(u for u in left[name] if u not in gone.get(name, ())) for name in full}
+        )
+    found = []
+    for kind in KINDS:
+        if kind != "seconds":
+            then = None if ahead is None else costs(ahead)
+            info = costs_info(costs(None), costs(kept), then, kind)  # type: ignore[arg-type]
+            found.append(svg(draw_costs(info), height=row_height(len(info.rows))))
+    return tuple(found)
+
+
+def _groups(state: State, info: BoardInfo) -> tuple[tuple[str, str, str, str, str, str], ...]:
+    """A row per channel group: its widths, what it would lose, how it was searched."""
+    pending = state.pending
+    search = (
+        searches(state.proposed.seen) if state.proposed and (pending or state.exhausted) else {}
     )
+    rows = []
+    for row in info.widths.rows:
+        damage = pending.damage.get(row.name) if pending else None
+        rungs = search.get(row.name, ())
+        said = " → ".join(str(len(rung.search)) for rung in rungs)
+        if rungs:
+            last = rungs[-1]
+            sign = "<" if last.verdict == "take" else "≥"
+            said += f": {last.worst:.3g} {sign} theta {last.theta:g}"
+        name = row.name + (f" ({len(row.layers)} layers)" if row.coupled else "")
+        rows.append(
+            (
+                name,
+                str(row.original),
+                str(row.now),
+                str(row.proposed) if row.proposed != row.now else "",
+                "" if damage is None else share(damage),
+                said,
+            )
+        )
+    return tuple(rows)
 
 
 def _costs(state: State) -> tuple[tuple[str, str, str, str], ...]:

@@ -79,6 +79,11 @@ def shorten(name: str, width: int = 18) -> str:
     return name if len(name) <= width else "…" + name[1 - width :]
 
 
+def row_height(rows: int) -> int:
+    """The height in px of a figure with so many labelled rows; it grows, and the page scrolls."""
+    return max(300, 110 + 17 * rows)
+
+
 def stride(count: int, room: int) -> int:
     """Label every how many-th of `count` things so that at most `room` carry a label."""
     return -(-count // room) if count else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -96,9 +97,11 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
     ahead = [] if info.pending is None else [now.macs, info.pending]
     dots = [*info.path, *(dot for pair in info.undone for dot in pair)]
     macs = [*(dot.macs for dot in dots), *ahead]
-    values = [dot.value for dot in dots]
+    values = [dot.value for dot in dots if math.isfinite(dot.value)] or [0.0]
     wide = max(0.12 * (max(macs) - min(macs)), 1.0)
-    tall = max(0.18 * (max(values) - min(values)), 1.0 if info.percent else 0.02 * abs(now.value))
+    tall = max(
+        0.18 * (max(values) - min(values)), 1.0 if info.percent else 0.02 * max(map(abs, values))
+    )
     tall = tall or 1.0
     every = stride(now.move, 12)
     name = f"validation {info.metric}" + (", %" if info.percent else "")

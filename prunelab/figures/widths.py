@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import plotly.graph_objects as go
 
+from prunelab.figures.modules import ROOM as MOST
+from prunelab.figures.modules import modules
 from prunelab.figures.style import (
     COUPLED,
     DROP,
@@ -19,6 +22,7 @@ from prunelab.figures.style import (
     Theme,
     axis,
     figure,
+    row_height,
     shorten,
     stride,
 )
@@ -46,10 +50,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class WidthsInfo:
-    """What the panel draws: a row per group in network order; `selected` is shown in bold."""
+    """What the panel draws: a row per group in network order; `selected` is shown in bold.
+
+    At most `room` rows carry a label.
+    """
 
     rows: tuple[Row, ...]
     selected: str | None = None
+    room: int = ROOM
 
 
 def widths_info(
@@ -74,7 +82,7 @@ def draw_widths(info: WidthsInfo) -> Panel:
     """Horizontal bars, first layer on top; the transparent rows, last, take hover and clicks."""
     rows = info.rows
     count = len(rows)
-    every = stride(count, ROOM)
+    every = stride(count, info.room)
     labelled = [i for i, row in enumerate(rows) if i % every == 0 or row.name == info.selected]
     if every > 1:  # the selected row's label would sit on its neighbour's
         chosen = {i for i in labelled if rows[i].name == info.selected}
@@ -163,7 +171,43 @@ def _hover(row: Row) -> str:
 
 
 def widths(
-    state: State, layers: Mapping[str, Sequence[str]] | None = None, *, theme: Theme = "light"
+    state: State,
+    layers: Mapping[str, Sequence[str]] | None = None,
+    *,
+    by: Literal["group", "module"] = "group",
+    theme: Theme = "light",
 ) -> go.Figure:
-    """The channels of every group: at the start, now, and after the pending move."""
-    return figure(draw_widths(widths_info(state, layers)), theme, height=480)
+    """The channels of every group: at the start, now, and after the pending move.
+
+    A long network makes a tall figure; `by="module"` adds up the groups of one module.
+    """
+    info = widths_info(state, layers)
+    if by == "module":
+        info = gathered(info)
+    info = replace(info, room=len(info.rows))
+    return figure(draw_widths(info), theme, height=row_height(len(info.rows)))
+
+
+def gathered(info: WidthsInfo, most: int = MOST) -> WidthsInfo:
+    """The same channels in at most `most` rows, as far as modules allow: a row per module."""
+    names = modules([row.name for row in info.rows], most)
+    rows: dict[str, list[Row]] = {}
+    for row in info.rows:
+        rows.setdefault(names[row.name], []).append(row)
+    selected = names.get(info.selected) if info.selected else None
+    return WidthsInfo(
+        tuple(
+            group[0]
+            if len(group) == 1
+            else Row(
+                name,
+                sum(row.original for row in group),
+                sum(row.now for row in group),
+                sum(row.proposed for row in group),
+                (name,),
+            )
+            for name, group in rows.items()
+        ),
+        selected,
+        info.room,
+    )

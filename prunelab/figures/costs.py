@@ -1,0 +1,150 @@
+"""The costs panel: what every layer costs at the start, now, and after the proposal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+from prunelab.errors import UnknownName
+from prunelab.figures.modules import modules
+from prunelab.figures.style import (
+    DROP,
+    FAINT,
+    HATCH,
+    INVISIBLE,
+    KEEP,
+    Panel,
+    Theme,
+    axis,
+    figure,
+    row_height,
+    shorten,
+)
+from prunelab.values import si
+
+Kind = Literal["macs", "params", "activation_bytes", "seconds"]
+KINDS: dict[str, str] = {
+    "macs": "multiply-adds for one input",
+    "params": "parameters",
+    "activation_bytes": "bytes of activations for one input",
+    "seconds": "seconds of one run, estimated",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """One layer, or `layers` of them in one module: what it costs."""
+
+    name: str
+    original: float
+    now: float
+    proposed: float
+    layers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CostsInfo:
+    """What the panel draws: a row per layer or module in network order, in the unit of `kind`."""
+
+    kind: Kind
+    rows: tuple[CostRow, ...]
+
+
+def costs_info(
+    original: Mapping[str, Any],
+    now: Mapping[str, Any],
+    proposed: Mapping[str, Any] | None = None,
+    kind: Kind = "macs",
+) -> CostsInfo:
+    """Costs by layer as `cost.layer_costs` gives them, or seconds by layer for kind "seconds".
+
+    Networks of many layers are gathered by module. Raises `UnknownName` for another kind.
+    """
+    if kind not in KINDS:
+        raise UnknownName("kind of cost", kind, KINDS)
+    ahead = now if proposed is None else proposed
+
+    def value(costs: Mapping[str, Any], name: str) -> float:
+        return float(costs[name] if kind == "seconds" else getattr(costs[name], kind))
+
+    rows: dict[str, list[str]] = {}
+    for name, row in modules([name for name in original if name]).items():
+        rows.setdefault(row, []).append(name)
+    if "" in original:
+        rows["everything else"] = [""]
+    made = []
+    for row, names in rows.items():
+        was, is_, then = (
+            sum(value(costs, name) for name in names) for costs in (original, now, ahead)
+        )
+        made.append(CostRow(row, was, is_, then, len(names)))
+    return CostsInfo(kind, tuple(made))
+
+
+def draw_costs(info: CostsInfo) -> Panel:
+    """Horizontal bars, first layer on top; the transparent rows, last, take hover."""
+    rows = info.rows
+    lines = list(range(len(rows)))
+    most = max((row.original for row in rows), default=1.0) or 1.0
+    return Panel(
+        title=f"Costs by layer: {KINDS[info.kind].split(' for')[0]}",
+        traces=(
+            _bar(lines, [row.original for row in rows], "original", {"color": FAINT}),
+            _bar(lines, [row.proposed for row in rows], "left", {"color": KEEP}),
+            _bar(
+                lines,
+                [row.now - row.proposed for row in rows],
+                "proposed to drop",
+                {"color": DROP, "pattern": HATCH},
+                base=[row.proposed for row in rows],
+            ),
+            _bar(
+                lines,
+                [1.08 * most] * len(rows),
+                "layer",
+                {"color": INVISIBLE},
+                width=1,
+                hovertext=[_hover(row, info.kind) for row in rows],
+                hoverinfo="text",
+            ),
+        ),
+        xaxis=axis(KINDS[info.kind], range=[0, 1.08 * most], nticks=6),
+        yaxis=axis(
+            "layer",
+            range=[len(rows) - 0.4, -0.6],
+            tickmode="array",
+            tickvals=lines,
+            ticktext=[f"{shorten(row.name)} " for row in rows],
+            showgrid=False,
+            automargin=True,
+        ),
+        note="" if rows else "no costs to show",
+    )
+
+
+def _bar(lines: list[int], values: list[float], name: str, marker: Any, **more: Any) -> go.Bar:
+    more = {"hoverinfo": "skip", **more}
+    return go.Bar(y=lines, x=values, orientation="h", name=name, marker=marker, **more)
+
+
+def _hover(row: CostRow, kind: Kind) -> str:
+    unit = {"activation_bytes": "B", "seconds": "s", "macs": "MACs"}.get(kind, "parameters")
+    steps = [row.original, row.now, *([row.proposed] if row.proposed != row.now else [])]
+    inside = f" ({row.layers} layers)" if row.layers > 1 else ""
+    return f"{row.name}{inside}: {' → '.join(si(value) for value in steps)} {unit}"
+
+
+def costs(
+    original: Mapping[str, Any],
+    now: Mapping[str, Any],
+    proposed: Mapping[str, Any] | None = None,
+    kind: Kind = "macs",
+    *,
+    theme: Theme = "light",
+) -> go.Figure:
+    """What every layer costs: in the original network, now, and after a proposal."""
+    info = costs_info(original, now, proposed, kind)
+    return figure(draw_costs(info), theme, height=row_height(len(info.rows)))
