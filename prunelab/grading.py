@@ -42,9 +42,10 @@ SPARE = 1 << 20  # bytes of names and shapes beside a network's weights
 class Grade:
     """What a hand-in earned. It prints as a table.
 
-    `measured` has accuracy, macs, params and macs_share, recomputed; it is empty when the network
-    could not be built. `claimed` is the accuracy on validation images that the ledger states.
-    `problems` says what could not be read, or what the ledger states and is not so.
+    `measured` has accuracy, macs, params, macs_share and params_share (of the original), all
+    recomputed; it is empty when the network could not be built. `claimed` is the accuracy on
+    validation images that the ledger states. `problems` says what could not be read, or what the
+    ledger states and is not so.
     """
 
     name: str

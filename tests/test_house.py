@@ -38,7 +38,7 @@ LAYERS = [
     {"cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words", "trial", "comparison"}
+FIGURES = {"errors", "values", "predictions", "ledger", "words", "trial", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {
     *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),
