@@ -561,7 +561,7 @@ def test_one_broken_hand_in_never_stops_the_others(
     (tmp_path / "bob.zip").write_bytes(b"PK broken")
     remade(lab, tmp_path / "cyd.zip", edited(claim_accuracy))
     out = tmp_path / "out.csv"
-    arguments = ["grade", f"{tmp_path}/*.zip", "--rubric", f"{lab}/lab.toml", "--out", str(out)]
+    arguments = ["grade", f"{tmp_path}/*.zip", "--rubric", f"{lab}/lab.toml", "--csv", str(out)]
     assert cli.main(arguments) == 0
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
