@@ -16,6 +16,7 @@ html_title = f"prunelab {release}"
 extensions = ["sphinx.ext.autodoc"]
 default_role = "code"
 add_module_names = False
+smartquotes = False  # texts in docstrings are often code
 autodoc_member_order = "bysource"
 python_display_short_literal_types = True
 
@@ -24,7 +25,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|numpy|collections|typing|t|pathlib|ipywidgets|widgets|traitlets)\..*"),
     ("py:.*", r"(Any|Callable|Generator|Iterable|Iterator|Mapping|NDArray|Path|Sequence|Tensor)"),
     ("py:.*", r"prunelab\.values\.(Graph|Group)"),
-    ("py:.*", r"(.*\.)?(Bottom|Scope|Sums)"),
+    ("py:.*", r"(.*\.)?(AtHand|Bottom|Scope|Sums)"),
 ]
 
 
@@ -36,9 +37,12 @@ def shape(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: li
 
     def linked(word: re.Match[str]) -> str:
         known = word[2] in prunelab.__all__ and (word[1] or word[2][0].isupper())
-        return f":py:obj:`prunelab.{word[2]}`" if known else word[0]
+        return f":py:obj:`~prunelab.{word[2]}`" if known else word[0]
 
-    text = str(NumpyDocstring("\n".join(lines), Config(), what="function"))
+    text = "\n".join(lines).rstrip()
+    if "\nParameters\n---" in text:  # prose after them would be taken for one of them
+        text = re.sub(r"\n\n((?:\S.*\n)*\S.*)\Z", r"\n\nNotes\n-----\n\1", text)
+    text = str(NumpyDocstring(text, Config(), what="function"))
     lines[:] = re.sub(r"(?<!`)`(pl\.)?(\w+)`(?!`)", linked, text).splitlines()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from prunelab.calls import Call
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.errors import BadData
-from prunelab.evidence.aim import Outputs, aim
+from prunelab.evidence.aim import Output, Outputs, aim, unbiased
 from prunelab.evidence.batch import batch_size, checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
 from prunelab.recalibration import Traced, places, shift_norm
@@ -199,17 +199,29 @@ class _Enough(BaseException):
 class _Listening(Outputs):
     """Keeps the calls of wanted layers, and ends the forward pass once no more can come of them.
 
-    With `drifts` their sums with a shortcut are waited for.
+    With `drifts` their sums with a shortcut are waited for; with `hear` they are handed over at
+    once and not kept.
     """
 
-    def __init__(self, model: nn.Module, tasks: Mapping[str, _Task], drifts: bool) -> None:
-        super().__init__(model, tasks)
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: Mapping[str, _Task],
+        drifts: bool,
+        inputs: bool,
+        hear: Callable[[Output], None] | None = None,
+    ) -> None:
+        super().__init__(model, tasks, inputs)
         self.left = sum(task.layer.calls for task in tasks.values())
         self.drifts = drifts
+        self.hear = hear
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        """Keep the call of a wanted layer."""
-        super().on_call(call, out)
+        """Take in the call of a wanted layer."""
+        if self.hear is None:
+            super().on_call(call, out)
+        elif call.name in self.found:
+            self.hear(Output(call, unbiased(call, out)))
         self.left -= call.name in self.found
         self._end()
 
@@ -242,14 +254,20 @@ def _solved(
         watched.eval()
         target.eval()
         for batch in guarded(batches()):
-            listening = [_Listening(network, wanted, drifts) for network in (target, watched)]
-            for network, ears in zip((target, watched), listening, strict=True):
+            there = _Listening(target, wanted, drifts, inputs=False)
+            aims = {name: iter(found) for name, found in there.found.items()}
+
+            def meet(given: Output, aims: Mapping[str, Iterator[Output]] = aims) -> None:
+                asked, task = next(aims[given.call.name]), wanted[given.call.name]
+                if given.y.numel():
+                    task.add(given.call, aim(asked, given, task.outputs.to(given.y.device)))
+
+            here = _Listening(watched, wanted, drifts, inputs=True, hear=None if drifts else meet)
+            for network, ears in ((target, there), (watched, here)):
                 with suppress(_Enough), ears:
                     checked(forward, network, batch)
-            for name, task in wanted.items():
-                for there, here in zip(*(ears.found[name] for ears in listening), strict=True):
-                    if here.y.numel():
-                        task.add(here.call, aim(there, here, task.outputs.to(here.y.device)))
+            for given in (output for found in here.found.values() for output in found):
+                meet(given)
             count += batch_size(batch)
             yield Progress(count, max(expected, count), f"solving {what} by least squares")
     if not count:

@@ -47,9 +47,13 @@ def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         return FrozenMap(value)
     if isinstance(value, (list, tuple)):
+        if _PLAIN.issuperset(map(type, value)):  # the units of a wide group, say
+            return tuple(value)
         return tuple(_freeze(item) for item in value)
     return value
 
+
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 
 Units = tuple[int, ...]
 """Units of one channel group, ascending, in the network's *original* numbers."""

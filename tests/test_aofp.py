@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from math import ceil, inf, log2
+from math import inf, log2
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from toys import batches
 
 import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram
-from prunelab.methods.aofp_sampled import ScoringPath
+from prunelab.methods.aofp_sampled import ScoringPath, _LayerSearch
 from prunelab.methods.halving import expected_damages, ladder
 
 
@@ -60,23 +60,54 @@ def test_duplicates_are_not_free() -> None:
     assert exhaust(z, theta=0.01)[0] == set()
 
 
-def test_theta_zero_never_drops_and_infinity_halves_each_move() -> None:
-    z = np.random.default_rng(0).normal(size=(20, 50))
+@pytest.mark.parametrize(
+    ("n", "widths"), [(20, [20, 10, 5, 3, 2, 1]), (16, [16, 8, 4, 2, 1]), (7, [7, 4, 2, 1])]
+)
+def test_theta_zero_never_drops_and_infinity_halves_each_move(n: int, widths: list[int]) -> None:
+    z = np.random.default_rng(n).normal(size=(n, 50))
     assert exhaust(z, theta=0.0)[0] == set()
-    rungs = list(ladder(gram_of(z), inf))
-    assert len(rungs) == 1
-    assert len(rungs[0].candidates) == 10
-    left, n = 20, []
-    while left > 1:
-        n.append(left)
-        left = ceil(left / 2)
-    assert n == [20, 10, 5, 3, 2]
+    alive, found = list(range(n)), [n]
+    while len(alive) > 1:
+        (rung,) = ladder(gram_of(z[alive]), inf)  # the first half passes at once
+        alive = [unit for index, unit in enumerate(alive) if index not in rung.candidates]
+        found.append(len(alive))
+    assert found == widths
 
 
-def test_two_units_are_scored_by_their_own_damage() -> None:
+def test_in_a_session_infinity_halves_every_layer_and_leaves_one(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    session = pl.Session(trained, data, pl.AOFP(theta=inf, groups="all", images=64), repair=None)
+    seen = [session.plan.widths]
+    gone: dict[str, set[int]] = {}
+    while (move := session.propose()) is not None:
+        for name, units in move.drop.items():  # a dropped unit never comes back
+            assert not gone.setdefault(name, set()) & set(units)
+            gone[name] |= set(units)
+        session.approve()
+        seen.append(session.plan.widths)
+    assert [widths["conv1"] for widths in seen] == [12, 6, 3, 2, 1]
+    assert [widths["conv3"] for widths in seen] == [16, 8, 4, 2, 1]
+    assert [widths["stem"] for widths in seen] == [8, 4, 2, 1, 1]
+
+
+def test_two_units_are_scored_by_their_own_damage(trained: nn.Module) -> None:
     gram = gram_of(np.random.default_rng(0).normal(size=(2, 9)))
     expected = np.diagonal(gram.gram)
     np.testing.assert_allclose(expected_damages(gram.gram), expected)
+    images = [batches(32, 9)[0]]
+    graph = pl.trace(trained, images[0][0])
+    evidence = pl.measure(trained, graph, images)
+    session = pl.Session(
+        trained, pl.Data(train=images, val=images), pl.AOFP(theta=1e-9, images=32), repair=None
+    )
+    session.propose()
+    pairs = [rung for rung in session.state.proposed.seen if len(rung.search) == 2]
+    assert {rung.group for rung in pairs} == {"conv3"}  # conv1 goes 12, 6, 3
+    for rung in pairs:
+        assert rung.damages == pytest.approx(
+            [evidence[rung.group].damage([unit]) for unit in rung.search], rel=1e-5
+        )
 
 
 def test_the_search_sets_halve_and_nest() -> None:
@@ -201,6 +232,46 @@ def test_sampled_search_is_the_same_from_the_same_seed(trained: nn.Module, data:
     )
     assert first == second
     assert first.seed != other.seed
+
+
+@pytest.mark.parametrize(("n", "batches_a_half"), [(9, 7), (16, 5), (2, 3)])
+def test_of_every_half_each_mask_counts_for_the_units_it_held(n: int, batches_a_half: int) -> None:
+    group = pl.ChannelGroup(
+        "g", n, tuple(range(n)), ("g",), ("next",), why="", first=0, residual=False
+    )
+    search, rng = _LayerSearch(group, 0, group.units), np.random.default_rng(0)
+    while True:
+        held = dict.fromkeys(search.search, 0)
+        sums = dict.fromkeys(search.search, 0.0)
+        for index in range(batches_a_half):
+            mask = search.draw(rng)
+            assert len(set(mask)) == len(search.search) // 2
+            assert set(mask) <= set(search.search)
+            search.add(1.0 + index)
+            for unit in mask:
+                held[unit] += 1
+                sums[unit] += 1.0 + index
+        assert sum(search.counts.values()) == len(search.search) // 2 * batches_a_half
+        assert search.counts == {unit: count for unit, count in held.items() if count}
+        rung = search.decide(theta=1e-9, retire_after=1)
+        assert rung.batches == batches_a_half
+        for unit, mean in zip(rung.search, rung.damages, strict=True):
+            want = sums[unit] / held[unit] if held[unit] else inf
+            assert mean == pytest.approx(want, rel=1e-5)
+        if rung.verdict == "fail":
+            break
+        assert search.search == rung.candidates
+        assert not search.counts
+    assert search.retired
+    assert search.search == group.units
+
+
+def test_evaluating_draws_no_masks(trained: nn.Module, data: pl.Data) -> None:
+    method = pl.AOFP(theta=0.2, scoring="sampled", batches=2, warmup=0, retire_after=1)
+    session = pl.Session(trained, data, method=method)
+    first = session.evaluate("val")
+    session.propose()
+    assert session.evaluate("val") == first == pl.Session(trained, data).evaluate("val")
 
 
 @pytest.mark.parametrize(

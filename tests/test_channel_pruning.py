@@ -160,6 +160,11 @@ def test_a_planted_sparse_problem_is_solved_better_than_at_random() -> None:
     assert chosen == sorted(support.tolist())
     at_random = [refit_error(z, rng.choice(30, 8, replace=False).tolist(), y) for _ in range(20)]
     assert refit_error(z, chosen, y) < min(at_random)
+    assert refit_error(z, chosen, y) < refit_error(z, list(range(8)), y)  # the first k
+    for count in (2, 4, 6):
+        of_lasso = refit_error(z, kept(z @ z.T, lars(z @ z.T, z @ y), count), y)
+        others = [rng.choice(30, count, replace=False).tolist() for _ in range(20)]
+        assert of_lasso < min(refit_error(z, other, y) for other in [list(range(count)), *others])
 
 
 def test_no_signal_keeps_the_wanted_number_all_the_same() -> None:

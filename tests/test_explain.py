@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -230,6 +231,53 @@ def test_a_layer_that_never_ran_is_told_from_one_that_is_not_there() -> None:
         graph.explain("stems")
     with pytest.raises(pl.UnknownName, match=r"no layer 'spear'"):
         graph.explain("stem", "spear")
+
+
+class Crossed(nn.Module):
+    """Two layers side by side meet a wide one, and in another order a second; halves then add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 8, 1)
+        self.p, self.q = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 12, 1)
+        self.left, self.right = nn.Conv2d(12, 6, 1), nn.Conv2d(12, 3, 1)
+        self.out = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        y = (torch.cat([a, b], 1) + self.p(x)) * (torch.cat([b, a], 1) - self.q(x)).abs()
+        one, two = self.left(y).chunk(2, 1)
+        return self.out(one * two + self.right(y))
+
+
+def test_every_step_of_a_way_holds_for_one_unit_all_along() -> None:
+    graph = pl.trace(Crossed(), torch.randn(1, 3, 4, 4))
+    for group in graph.groups:
+        for other in group.producers[1:]:
+            steps = graph.explain(group.producers[0], other).steps
+            led = [{unit for span in step.units for unit in range(*span)} for step in steps]
+            assert set.intersection(*led) <= set(group.units)
+            assert set.intersection(*led)
+    assert len(graph.explain("left").steps) == 2  # its halves, and the multiplication of them
+    assert [step.a for step in graph.explain("left", "right").steps] == ["left"]
+
+
+def test_steps_of_different_units_make_no_way(resnet20: pl.ChannelGraph) -> None:
+    first, second = resnet20.explain("conv1", "layer1.1.conv2").steps
+    some, others = ((0, 3), (8, 11)), ((3, 8), (11, 16))
+    ways = (  # through layer1.0.conv2 for some units, through layer1.2.conv2 for the others
+        replace(first, units=((0, 16),)),
+        replace(second, units=some),
+        replace(first, b="layer1.2.conv2", units=others),
+        replace(second, a="layer1.1.conv2", b="layer1.2.conv2", units=others),
+    )
+    graph = replace(resnet20, couplings=ways)
+    found = graph.explain("conv1", "layer1.1.conv2")
+    assert found.steps == ways[2:]
+    assert found.facts == ("This is the way of the units 3-7, 11-15; others met elsewhere.",)
+    after = graph.after(pl.WidthPlan.full(graph).drop({"conv1": [*range(3, 8), *range(11, 16)]}))
+    found = after.explain("conv1", "layer1.1.conv2")
+    assert (found.steps, found.facts) == (ways[:2], ())
 
 
 # ---------------------------------------------------------------- the record

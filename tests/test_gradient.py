@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 from toys import Couplings, batches
 
 import prunelab as pl
@@ -101,10 +102,10 @@ def test_layers_are_summed_before_the_square() -> None:
     assert abs(alone / square - 1).min() > 1e-3
 
 
-def test_a_central_difference_of_the_masked_loss_agrees() -> None:
+def test_central_differences_of_each_image_s_masked_loss_agree() -> None:
     model, x, y = couplings(1)
     graph = pl.trace(model, x[:1])
-    slope = pl.measure(model, graph, [(x, y)], kinds=("gradient",)).gradient("wide").slope
+    found = pl.measure(model, graph, [(x, y)], kinds=("gradient",)).gradient("wide")
     step = 1e-5
     for unit in range(graph["wide"].width):
         losses = []
@@ -112,9 +113,11 @@ def test_a_central_difference_of_the_masked_loss_agrees() -> None:
             mask = torch.ones(graph.units + 1, dtype=torch.float64)
             mask[graph["wide"].first + unit] += sign * step
             masked_by(model, graph, mask, "readers")
-            losses.append(F.cross_entropy(model(x), y).item())
+            losses.append(F.cross_entropy(model(x), y, reduction="none").detach().numpy())
             model.see = lambda name, x: x
-        assert slope[unit] == pytest.approx((losses[0] - losses[1]) / (2 * step), abs=1e-8)
+        each = (losses[0] - losses[1]) / (2 * step)  # dL_n/dm [images]
+        assert found.signed[unit] == pytest.approx(each.sum(), abs=1e-8)
+        assert found.square[unit] == pytest.approx((each**2).sum(), abs=1e-8)
 
 
 def test_in_training_batch_norm_it_is_the_summed_loss_that_answers() -> None:
@@ -283,6 +286,88 @@ def test_rows_of_one_image_count_as_one() -> None:
     single = [(x[i : i + 1], y[i : i + 1]) for i in range(6)]
     parts = pl.measure(model, graph, single, kinds=("gradient",)).gradients
     np.testing.assert_allclose(whole, parts, rtol=EXACT, atol=EXACT)
+
+
+def of_one_trunk(model: nn.Module, x: Tensor, y: Tensor) -> np.ndarray:
+    """dL_n/dm [images, channels] of a mask on `model.trunk(x)`, image by image."""
+    rows = []
+    for image, label in zip(x.split(1), y.split(1), strict=True):
+        mask = torch.ones(5, dtype=x.dtype, requires_grad=True)
+        out = model.rest(model.trunk(image), mask.view(1, -1, 1, 1))
+        rows.append(torch.autograd.grad(F.cross_entropy(out, label), mask)[0])
+    return torch.stack(rows).numpy()
+
+
+class Regions(nn.Module):
+    """Two stages: a proposal head on the map, a linear layer on the flattened regions of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rpn = nn.Conv2d(1, 5, 3, padding=1), nn.Conv2d(5, 3, 1)
+        self.fc = nn.Linear(5 * 4, 3)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.conv(x))
+
+    def rest(self, x: Tensor, mask: Tensor | float = 1.0) -> Tensor:
+        corners = torch.tensor([[0.0, 0, 4, 4], [2, 1, 7, 6], [1, 3, 5, 8]], dtype=x.dtype)
+        regions = roi_align(x, [corners] * len(x), (2, 2), aligned=True)
+        scores = self.fc((regions * mask).flatten(1)).view(len(x), 3, -1).mean(1)
+        return scores + self.rpn(x * mask).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.trunk(x))
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid: laterals that a top-down sum couples, a head shared by both levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, 2, 1)
+        self.lateral_low, self.lateral_high = nn.Conv2d(4, 5, 1), nn.Conv2d(6, 5, 1)
+        self.head = nn.Conv2d(5, 3, 3, padding=1)
+
+    def trunk(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low = torch.tanh(self.low(x))
+        top = self.lateral_high(torch.tanh(self.high(low)))
+        return self.lateral_low(low) + F.interpolate(top, scale_factor=2.0), top
+
+    def rest(self, levels: tuple[Tensor, Tensor], mask: Tensor | float = 1.0) -> Tensor:
+        return sum(self.head(torch.tanh(level) * mask).mean((2, 3)) for level in levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.trunk(x))
+
+
+@pytest.mark.parametrize(("net", "group"), [(Regions, "conv"), (Pyramid, "lateral_high")])
+def test_regions_and_levels_of_an_image_are_summed_before_the_square(
+    net: type[nn.Module], group: str
+) -> None:
+    model = net().double()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 1])
+    graph = pl.trace(model, x[:1])
+    assert graph[group].prunable
+    assert graph[group].width == 5
+    want = of_one_trunk(model, x, y)
+    found = pl.measure(model, graph, [(x, y)], kinds=("gradient",)).gradient(group)
+    np.testing.assert_allclose(found.square, (want**2).sum(0), rtol=EXACT)
+    np.testing.assert_allclose(found.signed, want.sum(0), rtol=EXACT)
+
+
+def test_groups_do_not_depend_on_the_order_in_which_modules_stand() -> None:
+    model, x, _ = couplings()
+    want = [(g.name, g.width, g.producers, g.consumers, g.why) for g in pl.trace(model, x[:1])]
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        for module in model.modules():
+            for table in (module._modules, module._parameters):
+                items = [*table.items()]
+                table.clear()
+                table.update(items[index] for index in rng.permutation(len(items)))
+        found = pl.trace(model, x[:1])
+        assert [(g.name, g.width, g.producers, g.consumers, g.why) for g in found] == want
 
 
 def test_what_cannot_be_measured_is_told(trained: nn.Module) -> None:

@@ -89,6 +89,24 @@ def test_only_what_follows_a_mask_runs_again(trained: nn.Module) -> None:
         assert mode.count == runs, group
 
 
+def test_views_of_the_user_s_own_tensors_are_taken_anew() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 1)).double()
+    images = list(torch.randn(5, 1, 6, 6, dtype=torch.float64))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    graph = pl.trace(model, images[0][None])
+
+    def loss(network: nn.Module, batch: tuple[list[Tensor], Tensor]) -> Tensor:
+        maps = [network(image[None])[0].mean((1, 2)) for image in batch[0]]
+        return F.cross_entropy(torch.stack(maps), batch[1])
+
+    drops = [{}, *({"0": (unit,)} for unit in range(4))]
+    found = pl.ablate(model, graph, [(images, labels)], drops, loss=loss)
+    full = pl.WidthPlan.full(graph)
+    with torch.no_grad():
+        want = [float(loss(pl.masked(model, graph, full.drop(d)), (images, labels))) for d in drops]
+    np.testing.assert_allclose(found, want, rtol=1e-12)
+
+
 def test_a_network_that_draws_at_random_is_still_run_right() -> None:
     class Noisy(Tiny):
         def forward(self, x: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab import repair
+from prunelab import calls, repair
 from prunelab.evidence.aim import Output
 from prunelab.evidence.batch import finish, run_batch
+from prunelab.evidence.moments import patches
 from prunelab.recalibration import Traced
 from prunelab.repair import repairing
 
@@ -170,6 +171,59 @@ def test_the_end_of_a_branch_makes_good_what_its_shortcut_lost(
     best, *_ = np.linalg.lstsq(patches.numpy(), torch.cat(aims).numpy())
     assert np.allclose(small.b.weight.detach().reshape(4, -1).T, best[:-1], atol=1e-7)
     assert np.allclose(net.norm.running_mean - small.norm.running_mean, best[-1], atol=1e-7)
+
+
+def outputs(net: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """What the layer `name` reads, as patches [rows, entries], and what it gives [rows, out]."""
+    layer, seen = net.get_submodule(name), []
+    handle = layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        for x in images():
+            net(x)
+    handle.remove()
+    conv = calls.Conv(layer.stride, layer.padding, layer.dilation, False, 1)
+    read = torch.cat([patches(x, layer.kernel_size, conv) for x, _ in seen])
+    return read, torch.cat([y.movedim(1, -1).flatten(0, -2) for _, y in seen])
+
+
+def test_what_the_refit_leaves_is_orthogonal_to_what_is_kept_and_smaller(net: nn.Module) -> None:
+    before, after = cut_of(net, a=[0, 3])
+    unrefitted = outputs(after.network, "b")[1]
+    finish(repairing(after, before, lambda: iter(images()), run_batch))
+    read, given = outputs(after.network, "b")
+    want = outputs(net, "b")[1]
+    left = want - given
+    assert float((read.T @ left).abs().max()) < 1e-3 * float((read.T @ want).abs().max())
+    assert float(left.sum(0).abs().max()) < 1e-3 * len(left)  # and to the constant
+    amiss = want - unrefitted
+    assert left.square().sum() < (amiss - amiss.mean(0)).square().sum()
+
+
+def test_the_more_is_kept_the_less_is_left(net: nn.Module) -> None:
+    errors = []
+    for drop in ([], [2], [2, 5], [0, 2, 5], [0, 1, 2, 5], [0, 1, 2, 4, 5]):
+        before, after = cut_of(net, a=drop)
+        finish(repairing(after, before, lambda: iter(images()), run_batch))
+        errors.append(float((outputs(net, "b")[1] - outputs(after.network, "b")[1]).square().sum()))
+    assert errors[0] == 0
+    assert errors == sorted(errors)
+    assert errors[1] > 0
+
+
+def test_aiming_at_the_original_beats_aiming_at_the_network_so_far(net: nn.Module) -> None:
+    before, after = cut_of(net, a=[0, 1, 3], b=[2])
+    graph = before.graph
+    first = graph.after(pl.WidthPlan.full(graph).drop({"a": [0, 1, 3]}))
+    so_far = Traced(pl.cut(net, graph, pl.WidthPlan.full(graph).drop({"a": [0, 1, 3]})), first)
+    finish(repairing(so_far, before, lambda: iter(images()), run_batch))
+    errors = []
+    for target in (before, so_far):
+        plan = pl.WidthPlan.full(graph).drop({"a": [0, 1, 3], "b": [2]})
+        small = Traced(pl.cut(so_far.network, first, plan), after.graph)
+        finish(repairing(small, target, lambda: iter(images()), run_batch))
+        with torch.no_grad():
+            errors.append(sum(float((net(x) - small.network(x)).square().sum()) for x in images()))
+    assert errors[0] < 0.99 * errors[1]
 
 
 # ---------------------------------------------------------------- sums

@@ -160,6 +160,17 @@ def test_a_group_without_signal_is_ordered_all_the_same() -> None:
         assert importance.values == (0.0,) * 4
 
 
+@patient
+@given(seeds, st.integers(2, 8))
+def test_rows_in_another_order_choose_the_same_and_fewer_are_a_prefix(seed: int, n: int) -> None:
+    z = columns(seed, n)
+    shuffle = np.random.default_rng(seed).permutation(z.shape[1])
+    for order in (lambda g: removal(g)[0], lambda g: pursuit(g)[0]):
+        whole = order(z @ z.T)
+        assert order(z[:, shuffle] @ z[:, shuffle].T) == whole
+    assert removal(z @ z.T)[0][: n - 1] == removal((2 * z) @ (2 * z).T)[0][: n - 1]
+
+
 # ---------------------------------------------------------------- the refit
 
 
@@ -458,6 +469,61 @@ def test_the_conv_schedule_spares_the_last_resolution(trained: nn.Module, data: 
     assert [name for name, times in keeps.items() if times == 1] == [
         "conv1", "conv2", "conv3", "conv4",
     ]  # fmt: skip
+
+
+class VGG16(nn.Module):
+    """The thirteen convolutions of VGG-16, an eighth as wide, under a global average pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = {1: (8, 8), 2: (16, 16), 3: (32, 32, 32), 4: (64, 64, 64), 5: (64, 64, 64)}
+        before, self.names = 1, []
+        for stage, widths in stages.items():
+            for index, width in enumerate(widths, start=1):
+                name = f"conv{stage}_{index}"
+                self.add_module(name, nn.Conv2d(before, width, 3, padding=1))
+                self.names.append(name)
+                before = width
+        self.fc = nn.Linear(before, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in self.names:
+            if name.endswith("_1") and name != "conv1_1":
+                x = F.max_pool2d(x, 2)
+            x = F.relu(self.get_submodule(name)(x))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("method", "want"),
+    [
+        (  # ThiNet-Conv and, with this head, ThiNet-GAP: the first ten halved, conv5 whole
+            pl.ThiNet(schedule="conv", images=8),
+            [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64],
+        ),
+        (  # the widths of ThiNet-Tiny
+            pl.ThiNet(
+                pruning_ratio={
+                    **dict.fromkeys(("conv1_1", "conv1_2", "conv2_1", "conv2_2"), 0.75),
+                    **dict.fromkeys(("conv3_1", "conv3_2"), 0.75),
+                    "conv3_3": 0.75,
+                    **{f"conv4_{i}": 0.75 for i in (1, 2, 3)},
+                    **{f"conv5_{i}": share for i, share in ((1, 0.75), (2, 0.75), (3, 0.5))},
+                },
+                images=8,
+            ),
+            [2, 2, 4, 4, 8, 8, 8, 16, 16, 16, 16, 16, 32],
+        ),
+    ],
+)
+def test_the_published_widths_of_vgg16(method: pl.ThiNet, want: list[int]) -> None:
+    x = torch.randn(8, 1, 32, 32)
+    images = [(x, torch.arange(8) % 4)]
+    session = pl.Session(VGG16(), pl.Data(train=images, val=images), method, repair=None)
+    while session.propose() is not None:
+        session.approve()
+    widths = session.plan.widths
+    assert [widths[name] for name in VGG16().names] == want
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order
 
-from prunelab.coupling.meetings import Coupling
+from prunelab.coupling.meetings import Coupling, ranges
 from prunelab.errors import UnknownName
 from prunelab.values import listed, many
 
@@ -93,11 +91,15 @@ def explain_pair(graph: ChannelGraph, a: str, b: str) -> Explanation:
         facts.append(f"The group is frozen: {group.why}.")
     if one == other:
         return Explanation(f"{a} and {b} are the same layer, {_size(group)}.", tuple(facts))
+    steps, led = _path(graph, group, one, other)
+    if len(led) < len(group.units):
+        spans = [f"{first}-{end - 1}" for first, end in ranges(led)]
+        facts.append(f"This is the way of the units {listed(spans, SHOWN)}; others met elsewhere.")
     return Explanation(
         f"{a} and {b} are coupled: they share {sum(len(group.units) for group in common)} units "
         f"of {_names(common)[0] if len(common) == 1 else 'several groups'}.",
         tuple(facts),
-        _path(graph, group, one, other),
+        steps,
     )
 
 
@@ -133,18 +135,42 @@ def _apart(
     return Explanation(f"{a} and {b} are not coupled.", tuple(facts))
 
 
-def _path(graph: ChannelGraph, group: ChannelGroup, a: str, b: str) -> tuple[Coupling, ...]:
-    """The fewest couplings that lead from `a` to `b` inside `group`."""
+def _path(
+    graph: ChannelGraph, group: ChannelGroup, a: str, b: str
+) -> tuple[tuple[Coupling, ...], np.ndarray]:
+    """The fewest couplings that lead a unit of `group` from `a` to `b`, and the units they lead.
+
+    Couplings of different units do not join into a way.
+    """
+    ways = [c for c in graph.couplings if c.group == group.name and c.a != c.b]
+    met = np.zeros((len(ways), group.width), dtype=bool)
+    for row, coupling in zip(met, ways, strict=True):
+        for first, end in coupling.units:
+            row[first:end] = True
+    here = np.asarray(group.units)
+    kinds = np.unique(met[:, here], axis=1)  # units that met in the same places
+    found = [_chain(group, [ways[i] for i in np.flatnonzero(kind)], a, b) for kind in kinds.T]
+    row_of = {id(coupling): row for row, coupling in zip(met, ways, strict=True)}
+    led = [here[np.all([row_of[id(c)][here] for c in chain], axis=0)] for chain in found]
+    best = min(range(len(found)), key=lambda i: (len(found[i]), -len(led[i])))
+    return found[best], led[best]
+
+
+def _chain(group: ChannelGroup, ways: list[Coupling], a: str, b: str) -> tuple[Coupling, ...]:
+    """The fewest of `ways` that lead from `a` to `b`, all of which are open to one unit."""
+    from scipy.sparse import csr_array  # slow to import, seldom asked for
+    from scipy.sparse.csgraph import breadth_first_order
+
     place = {name: index for index, name in enumerate(group.producers)}
-    ways = {(c.a, c.b): c for c in reversed(graph.couplings) if c.group == group.name}
-    ends = [(place[x], place[y]) for x, y in ways]
-    links = csr_array((np.ones(len(ends)), tuple(np.array(ends).T)), shape=(len(place), len(place)))
+    between = {(c.a, c.b): c for c in reversed(ways)}
+    ends = np.array([(place[x], place[y]) for x, y in between])
+    links = csr_array((np.ones(len(ends)), tuple(ends.T)), shape=(len(place), len(place)))
     _, before = breadth_first_order(links, place[a], directed=False)
     chain = [b]
     while chain[-1] != a:
         chain.append(group.producers[before[place[chain[-1]]]])
     return tuple(
-        ways[x, y] if (x, y) in ways else ways[y, x]
+        between[x, y] if (x, y) in between else between[y, x]
         for x, y in zip(chain[:0:-1], chain[-2::-1], strict=True)
     )
 

@@ -152,8 +152,8 @@ def find_couplings(
             pair, group = divmod(kind, len(groups))
             one, other = divmod(pair, len(layers))
             name, first = groups[group]
-            ranges = _ranges(distinct(some - first))
-            coupling = Coupling(names[one], names[other], why, where, name, count, ranges)
+            met_in = ranges(distinct(some - first))
+            coupling = Coupling(names[one], names[other], why, where, name, count, met_in)
             found.append((one, other, coupling))
     return tuple(coupling for *_, coupling in sorted(found, key=lambda item: item[:2]))
 
@@ -198,7 +198,7 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
     return numbers[np.append(True, numbers[1:] != numbers[:-1])[: len(numbers)]]
 
 
-def _ranges(units: np.ndarray) -> tuple[tuple[int, int], ...]:
+def ranges(units: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Sorted `units` as ranges (first, one past the last)."""
     gaps = np.flatnonzero(np.diff(units) != 1) + 1
     starts, ends = units[[0, *gaps]], units[[*(gaps - 1), -1]] + 1

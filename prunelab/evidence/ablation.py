@@ -181,7 +181,8 @@ class Tape(TorchDispatchMode):
             known, out = self._done[place]
             if known is not func:
                 raise _OutOfStep
-            return out
+            # autograd takes a view of the user's own tensors but once, so it is made anew
+            return func(*args, **kwargs) if _is_view(func) else out
         out = func(*args, **kwargs)
         self._done.append((func, out))
         self._kept |= {_storage(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
@@ -195,6 +196,12 @@ class Tape(TorchDispatchMode):
                 for tensor in tree_leaves(given):
                     if isinstance(tensor, Tensor) and _storage(tensor) in self._kept:
                         self._undo.append((tensor, tensor.clone()))
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operation gives another look at what it was given, and writes nothing."""
+    aliases = [given.alias_info for given in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _storage(tensor: Tensor) -> int:

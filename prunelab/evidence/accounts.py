@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 import torch
@@ -131,9 +132,7 @@ class ByLags(Account):
     @property
     def gram(self) -> Tensor:
         """G."""
-        half = by_unit(self._half, self.columns, self.count)
-        half = by_unit(half.T, self.columns, self.count)
-        return half + half.T
+        return by_units(self._half, self.columns, self.count)
 
     @property
     def sums(self) -> Tensor:
@@ -148,8 +147,17 @@ class ByLags(Account):
 
 def by_unit(by_channel: Tensor, columns: Tensor, count: int) -> Tensor:
     """The rows of the channels added up to those of the units [count, ...]."""
+    if count == len(columns) and torch.equal(columns, torch.arange(count, device=columns.device)):
+        return by_channel
     found = by_channel.new_zeros(count, *by_channel.shape[1:])
     return found.index_add_(0, columns, by_channel)
+
+
+def by_units(half: Tensor, columns: Tensor, count: int) -> Tensor:
+    """G [count, count] from what, with its transpose, is G by channels."""
+    by_row = by_unit(half, columns, count)
+    both = by_unit(by_row.T, columns, count)
+    return both + both.T
 
 
 def summed(entries: Tensor, weight: Tensor, columns: Tensor, count: int) -> Tensor:
@@ -246,12 +254,12 @@ class Accounts:
     @property
     def gram(self) -> Array:
         """G [count, count]."""
-        return np.sum([account.gram.cpu().numpy() for account in self.all], axis=0)
+        return reduce(np.add, (account.gram.cpu().numpy() for account in self.all))
 
     @property
     def sums(self) -> Array:
         """The sums of the contributions [count, out]."""
-        return np.sum([account.sums.cpu().numpy() for account in self.all], axis=0)
+        return reduce(np.add, (account.sums.cpu().numpy() for account in self.all))
 
     @property
     def rows(self) -> int:

@@ -48,10 +48,14 @@ class Output:
 
 
 class Outputs(Watch):
-    """Keeps the outputs of the layers `wanted` (names of weights), call by call, in `found`."""
+    """Keeps the outputs of the layers `wanted` (names of weights), call by call, in `found`.
 
-    def __init__(self, model: nn.Module, wanted: Collection[str]) -> None:
+    Without `inputs` the calls that are kept have lost theirs.
+    """
+
+    def __init__(self, model: nn.Module, wanted: Collection[str], inputs: bool = True) -> None:
         super().__init__(model)
+        self.inputs = inputs
         self.found: dict[str, list[Output]] = {name: [] for name in wanted}
         self._followed = WeakTensorKeyDictionary()  # an output, or what BatchNorm made of it
 
@@ -59,9 +63,9 @@ class Outputs(Watch):
         """Keep a wanted layer's call; what comes later may write over its tensors."""
         if call.name not in self.found:
             return
-        shape = (1, -1, *([1] * (out.ndim - 2)))
-        y = out.clone() if call.bias is None else out - call.bias.detach().view(shape)
-        made = Output(replace(call, x=call.x.clone()), y)
+        y = out.clone() if call.bias is None else unbiased(call, out)
+        x = call.x.clone() if self.inputs else call.x.new_empty(0)
+        made = Output(replace(call, x=x), y)
         self.found[call.name].append(made)
         self._followed[out] = made
 
@@ -81,8 +85,15 @@ class Outputs(Watch):
                 ours.shortcut = b.clone()
             if theirs is not None:
                 theirs.shortcut = a - b if in_place else a.clone()
-        elif isinstance(out, Tensor) and out is args[0]:
+        elif args and isinstance(out, Tensor) and out is args[0]:
             self._followed.pop(out, None)  # written over: it enters no sum as it was
+
+
+def unbiased(call: Call, out: Tensor) -> Tensor:
+    """A layer's output without its bias."""
+    if call.bias is None:
+        return out
+    return out - call.bias.detach().view(1, -1, *([1] * (out.ndim - 2)))
 
 
 def batch_norm_scale(args: tuple[Any, ...], out: Any) -> Tensor:

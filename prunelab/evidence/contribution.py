@@ -8,7 +8,8 @@ set S is exactly 1_S' G 1_S / ||y||^2: after one pass every question is arithmet
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
@@ -34,9 +35,7 @@ class ConsumerGram:
 
     def damage(self, units: Iterable[int]) -> float:
         """||y - y without these units||^2 / ||y||^2."""
-        index = _index(self.name, self.units, units)
-        lost = float(self.gram[np.ix_(index, index)].sum())
-        return _share(lost, self.energy)
+        return _share(_lost(self.gram, _index(self.name, self.units, units)), self.energy)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -49,12 +48,16 @@ class ContributionGram:
     group: str
     units: Units
     consumers: Mapping[str, ConsumerGram]
+    _summed: list[Array] = field(default_factory=list, init=False, repr=False)
 
     @property
     def gram(self) -> Array:
-        """<z_i, z_j> summed over the consumers [units, units]."""
-        size = len(self.units)
-        return sum((c.gram for c in self.consumers.values()), start=np.zeros((size, size)))
+        """<z_i, z_j> summed over the consumers [units, units]; to be read, not written to."""
+        if not self._summed:
+            size = len(self.units)
+            parts = [consumer.gram for consumer in self.consumers.values()]
+            self._summed.append(reduce(np.add, parts) if parts else np.zeros((size, size)))
+        return self._summed[0]
 
     @property
     def energy(self) -> float:
@@ -67,16 +70,19 @@ class ContributionGram:
         Exact before bias and BatchNorm; behind a ReLU it is an upper bound of the absolute
         change, not an identity. Raises `IllegalPlan` for units that the group does not have.
         """
-        index = _index(self.group, self.units, units)
-        lost = sum(float(c.gram[np.ix_(index, index)].sum()) for c in self.consumers.values())
-        return _share(lost, self.energy)
+        return _share(_lost(self.gram, _index(self.group, self.units, units)), self.energy)
 
     def alone(self) -> Array:
         """The damage of each unit when it alone is removed [units]: the isolated oracle."""
-        total = np.zeros(len(self.units))
-        for consumer in self.consumers.values():
-            total += np.diagonal(consumer.gram)
+        total = np.diagonal(self.gram)
         return total / self.energy if self.energy > 0 else np.zeros_like(total)
+
+
+def _lost(gram: Array, index: list[int]) -> float:
+    """1_S' G 1_S."""
+    chosen = np.zeros(len(gram))
+    chosen[index] = 1
+    return float(chosen @ gram @ chosen)
 
 
 def _share(lost: float, energy: float) -> float:

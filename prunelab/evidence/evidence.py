@@ -14,7 +14,6 @@ from prunelab.evidence.contribution import ConsumerGram, ContributionGram
 from prunelab.evidence.gradient import BatchNorm, MaskGradients, Masks
 from prunelab.evidence.meter import Sums, distinct_units
 from prunelab.evidence.moments import PatchMoments
-from prunelab.evidence.once import once
 
 KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
@@ -45,29 +44,34 @@ class Evidence:
     masks: Masks = "readers"
     bn: BatchNorm = "running"
     curvature: Mapping[str, np.ndarray] = field(default_factory=dict)
+    _asked: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
+    _totals: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, name: str) -> ContributionGram:
-        group, known = self.graph[name], _known(self)
-        if group.name not in known:
-            known[group.name] = self._contributed(group)
-        return known[group.name]
+        group = self.graph[name]
+        if group.name not in self._asked:
+            self._asked[group.name] = self._contributions(group)
+        return self._asked[group.name]
 
-    def _contributed(self, group: ChannelGroup) -> ContributionGram:
+    def _contributions(self, group: ChannelGroup) -> ContributionGram:
+        """What a group contributes; the arrays are parts of the evidence, not copies."""
         wanted = group.first + np.asarray(group.units, dtype=np.int64)
         consumers = {}
         for layer in self.graph.consumers(group):
             if layer.name not in self.grams:
                 continue
             gram = self.grams[layer.name]
-            rows = np.searchsorted(distinct_units(layer), wanted)
-            start, stop = int(rows[0]), int(rows[-1]) + 1
-            together = stop - start == len(rows)  # then a view will do
+            if layer.name not in self._totals:
+                self._totals[layer.name] = gram.sum(1)  # <z_i, y>
+            total = self._totals[layer.name]
+            first = int(np.searchsorted(distinct_units(layer), wanted[0]))
+            rows = slice(first, first + len(wanted))  # units are numbered group by group
             consumers[layer.name] = ConsumerGram(
                 name=layer.name,
                 units=group.units,
-                gram=gram[start:stop, start:stop] if together else gram[np.ix_(rows, rows)],
-                cross=gram[start:stop].sum(1) if together else gram[rows].sum(1),
-                energy=float(gram.sum()),
+                gram=gram[rows, rows],
+                cross=total[rows],
+                energy=float(total.sum()),
             )
         if not consumers and group.consumers:
             raise UnknownName("measured group", group.name, self.groups)
@@ -151,9 +155,3 @@ class Evidence:
 
     def __repr__(self) -> str:
         return f"<Evidence on {self.images} images of network {self.fingerprint}, at {self.at!r}>"
-
-
-@once
-def _known(evidence: Evidence) -> dict[str, ContributionGram]:
-    """The groups that were asked for so far: the very same answer is given again."""
-    return {}

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from prunelab.calls import Call, Conv
 from prunelab.errors import BadData
@@ -25,10 +24,11 @@ from prunelab.evidence.accounts import (
     ByContribution,
     account_of,
     by_unit,
+    by_units,
     contributions,
     summed,
 )
-from prunelab.evidence.lags import BLOCK, lags_of, mirrored
+from prunelab.evidence.lags import lags_of, mirrored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,15 +43,19 @@ class Sample:
 def sampled_account(
     call: Call, columns: Tensor, count: int, scale: Tensor | None, sample: Sample
 ) -> Account:
-    """An empty account for calls like this one that looks at a sample; exact if that is no more.
+    """An empty account for calls like this one that looks at a sample.
 
-    What it gives is scaled to estimate the sums over everything.
+    What it gives is scaled to estimate the sums over everything. An exact account where that is
+    no more work.
     """
     if sample.scalars:
         return OfScalars(call, columns, count, scale, sample)
     exact = account_of(call, columns, count, scale)
-    few = _places(call.x, exact.weight, call.conv) <= sample.number
-    if few or isinstance(exact, ByContribution):
+    if isinstance(exact, ByContribution):
+        return exact
+    kernel = tuple(exact.weight.shape[2:])
+    blocks = prod(kernel) * (prod(kernel) + 1) // 2  # of every patch's products
+    if lags_of(tuple(call.x.shape[2:]), kernel, call.conv).products <= blocks * sample.number:
         return exact
     return AtPositions(call, columns, count, scale, sample)
 
@@ -69,9 +73,11 @@ class AtPositions(Account):
         super().__init__(call, columns, count, scale)
         self.sample = sample
         self.kernel = tuple(self.weight.shape[2:])
-        self._flat = self.weight.flatten(1)
-        self._moment = self._flat.new_zeros(self._flat.shape[1], self._flat.shape[1])  # lower half
-        self._entries = self._flat.new_zeros(self.weight.shape[1], prod(self.kernel))
+        entries = prod(self.kernel)
+        self._pairs = torch.triu_indices(entries, entries)  # of kernel entries, a <= b
+        channels = self.weight.shape[1]
+        self._blocks = self.weight.new_zeros(self._pairs.shape[1], channels, channels)
+        self._entries = self.weight.new_zeros(channels, entries)
 
     def add(self, x: Tensor) -> None:
         """Take in one call."""
@@ -79,32 +85,21 @@ class AtPositions(Account):
         _, place = _drawn(len(x), places, self.sample.number, self.sample.generator)
         found = patches_at(x.to(self.weight.dtype), self.kernel, self.conv, place.view(len(x), -1))
         share = self.sample.number / places
-        flat = found.permute(1, 3, 0, 2).flatten(2) / share**0.5  # [c, k, patches]
-        self._entries += flat.sum(2) / share**0.5
-        flat = flat.flatten(0, 1)
-        for start, stop in self._strips():
-            self._moment[start:, start:stop].addmm_(flat[start:], flat[start:stop].T)
+        found = found.permute(3, 1, 0, 2).flatten(2)  # [k, c, patches]
+        self._entries += found.sum(2).T / share
+        a, b = (found[index] for index in self._pairs.to(x.device))
+        self._blocks.baddbmm_(a, b.transpose(1, 2), alpha=1 / share)
         self.rows += len(x) * places
-
-    def _strips(self) -> Iterator[tuple[int, int]]:
-        """The columns of the moment, in strips of whole channels."""
-        step = max(1, BLOCK // prod(self.kernel)) * prod(self.kernel)
-        for start in range(0, len(self._moment), step):
-            yield start, min(start + step, len(self._moment))
 
     @property
     def gram(self) -> Tensor:
         """G, estimated."""
-        entries = prod(self.kernel)
-        channels = len(self._moment) // entries
-        found = self.weight.new_zeros(channels, channels, dtype=torch.float64)
-        for start, stop in self._strips():
-            weights = self._flat[:, start:].T @ self._flat[:, start:stop]
-            part = self._moment[start:, start:stop] * weights
-            by_channel = part.view(-1, entries, (stop - start) // entries, entries).sum((1, 3))
-            found[start // entries :, start // entries : stop // entries] = by_channel
-        found = found.tril() + found.tril(-1).T
-        return by_unit(by_unit(found, self.columns, self.count).T, self.columns, self.count)
+        by_entry = self.weight.flatten(2) if self.kernel else self.weight[..., None]
+        by_entry = by_entry.permute(2, 1, 0).contiguous()  # [k, c, out]
+        half = torch.zeros_like(self._blocks[0])
+        for (a, b), block in zip(self._pairs.T.tolist(), self._blocks, strict=True):
+            half.addcmul_(by_entry[a] @ by_entry[b].T, block, value=0.5 if a == b else 1)
+        return by_units(half.double(), self.columns, self.count)
 
     @property
     def sums(self) -> Tensor:
@@ -114,7 +109,7 @@ class AtPositions(Account):
     @property
     def sound(self) -> bool:
         """Whether all that was drawn was a number."""
-        return bool(torch.isfinite(self._moment.diagonal()).all())
+        return bool(torch.isfinite(self._blocks.diagonal(dim1=1, dim2=2)).all())
 
 
 class OfScalars(Account):
@@ -191,19 +186,19 @@ def patches_at(x: Tensor, kernel: tuple[int, ...], conv: Conv | None, place: Ten
     """The patches of x [N, c, *space] that the outputs `place` [N, n] read [N, c, n, k]."""
     if conv is None:
         return x[:, :, None, None].expand(-1, -1, place.shape[1], -1)
-    x = F.pad(x, [pad for size in reversed(conv.padding) for pad in (size, size)])
-    counts, first, entries = [], torch.zeros_like(place), torch.zeros(1, dtype=torch.int64)
-    axes = [*zip(x.shape[2:], kernel, conv.stride, conv.dilation, strict=True)]
-    for size, taps, stride, dilation in axes:
-        counts.append((size - dilation * (taps - 1) - 1) // stride + 1)
-    for (size, taps, stride, dilation), output in zip(
-        axes, torch.unravel_index(place, tuple(counts)), strict=True
-    ):
-        first = first * size + output * stride
-        entries = (entries[:, None] * size + torch.arange(taps) * dilation).flatten()
-    where = (first[..., None] + entries).flatten(1).to(x.device)
-    found = x.flatten(2).gather(2, where[:, None].expand(-1, x.shape[1], -1))
-    return found.view(*x.shape[:2], *place.shape[1:], -1)
+    axes = [*zip(x.shape[2:], kernel, conv.stride, conv.padding, conv.dilation, strict=True)]
+    counts = [(h + 2 * pad - d * (k - 1) - 1) // stride + 1 for h, k, stride, pad, d in axes]
+    where = torch.zeros(*place.shape, 1, dtype=torch.int64)  # in the flattened image
+    inside = torch.ones(*place.shape, 1, dtype=torch.bool)
+    outputs = torch.unravel_index(place, counts)
+    for (size, taps, stride, pad, dilation), output in zip(axes, outputs, strict=True):
+        reads = (output * stride - pad)[..., None] + torch.arange(taps) * dilation
+        here = (reads >= 0) & (reads < size)
+        where = (where[..., None] * size + reads.clamp(0, size - 1)[..., None, :]).flatten(2)
+        inside = (inside[..., None] & here[..., None, :]).flatten(2)
+    index = where.flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    found = x.flatten(2).gather(2, index.to(x.device)).view(*x.shape[:2], *where.shape[1:])
+    return found * inside[:, None].to(x)
 
 
 def _drawn(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.channels import FIXED, ChannelGraph, Layer
+from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.errors import BadModel, InvalidValue
 from prunelab.methods.contract import Context
 from prunelab.methods.ranking import Array, OneShot, Scope, Scores
@@ -47,8 +47,8 @@ class Magnitude(OneShot):
 class BatchNormScale(OneShot):
     """`|gamma|` of the BatchNorms that act on a unit (Liu et al., Network Slimming, ICCV 2017).
 
-    One ranking over the network, as published; it means most after training with an L1 penalty
-    on gamma. Groups without BatchNorm stay whole.
+    One ranking over the network; it means most after training with an L1 penalty on gamma. Groups
+    without BatchNorm stay whole.
     """
 
     name: ClassVar[str] = "batchnorm_scale"
@@ -69,23 +69,21 @@ class BatchNormScale(OneShot):
                 sums += _onto(context.graph, units, module.weight.detach().abs())
                 counts += _onto(context.graph, units, torch.ones_like(module.weight))
         scores = _by_group(context, sums / np.maximum(counts, 1))
-        have = _by_group(context, counts)
-        found = {name: values for name, values in scores.items() if have[name].all()}
-        if not found:
+        scaled = {g.name for g in context.graph.groups if g.prunable and _all(counts, g)}
+        if not scaled:
             raise BadModel(
                 "No prunable channel of this network passes a BatchNorm with a scale; choose "
                 "another method, such as 'magnitude'."
             )
-        return found
+        return {name: values for name, values in scores.items() if name in scaled}
 
 
 @dataclass(frozen=True, slots=True)
 class Taylor(OneShot):
     """The mean of `|dL/dm|` over images, m a mask on the unit: how steeply the loss answers.
 
-    First-order Taylor expansion (Molchanov et al., ICLR 2017), one ranking over the
-    network; `normalise` divides by the L2 norm over the group, as there. `images` training images
-    are measured.
+    First-order Taylor expansion (Molchanov et al., ICLR 2017), one ranking over the network;
+    `normalise` divides by the L2 norm over the group. `images` training images are measured.
     """
 
     name: ClassVar[str] = "taylor"
@@ -129,7 +127,7 @@ class Random(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class FirstK(OneShot):
-    """Keeps the first channels (He et al., ICCV 2017)."""
+    """Keeps the first channels: the simplest baseline of Channel Pruning."""
 
     name: ClassVar[str] = "first_k"
 
@@ -145,7 +143,7 @@ class FirstK(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class MaxResponse(OneShot):
-    """Keeps the channels with the largest sums of absolute weights (He et al., ICCV 2017).
+    """Keeps the channels with the largest sums of absolute weights, a baseline of Channel Pruning.
 
     Of the filters that make the channel ("producers"), or of the weights that read it, which the
     authors' released code sums (`lib/decompose.py`: "consumers").
@@ -207,6 +205,10 @@ def _onto(graph: ChannelGraph, units: Array, values: Tensor) -> Array:
     mine = units != FIXED
     weights = values.double().cpu().numpy()[mine]
     return np.bincount(units[mine], weights=weights, minlength=graph.units)
+
+
+def _all(counts: Array, group: ChannelGroup) -> bool:
+    return bool(counts[group.first + np.asarray(group.units)].all())
 
 
 def _by_group(context: Context, values: Array) -> Mapping[str, Array]:

@@ -31,15 +31,15 @@ def ladder(gram: ContributionGram, theta: float) -> Iterator[Rung]:
 @once
 def _descent(gram: ContributionGram) -> tuple[Rung, ...]:
     """All halvings of one group, down to the last unit: what a theta of 0 would see."""
-    shares = gram.gram / gram.energy if gram.energy > 0 else np.zeros_like(gram.gram)
-    place = {unit: index for index, unit in enumerate(gram.units)}
-    search = gram.units
+    energy = gram.energy
+    search, part = gram.units, gram.gram
     rungs: list[Rung] = []
     while len(search) > 1:
-        rows = [place[unit] for unit in search]
-        damages = expected_damages(shares[np.ix_(rows, rows)])
+        damages = expected_damages(part)
+        damages = damages / energy if energy > 0 else np.zeros_like(damages)
         rungs.append(judge(gram.group, len(rungs), search, damages, theta=0.0))
-        search = rungs[-1].candidates
+        rows = np.searchsorted(search, rungs[-1].candidates)
+        search, part = rungs[-1].candidates, part[np.ix_(rows, rows)]
     return tuple(rungs)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -33,9 +34,9 @@ MEANING = "rise of the loss predicted once it goes in its turn, after a refit"
 class Surgeon:
     """A step a move, over the whole network: units go one by one, the cheapest of any layer.
 
-    A move takes `step` of the original multiply-adds, so a network is measured anew, and
-    repaired, every so often on the way to a target. `groups`: "all", or "internal" to leave
-    residual streams alone. `images` training images are measured.
+    A move goes to the next whole `step`, a share of the original multiply-adds: so on the way to
+    a target the network is repaired and measured anew every so often. `groups`: "all", or
+    "internal" to leave residual streams alone. `images` training images are measured.
 
     The prediction is a second-order one that takes layers for independent: a comparison of
     units, not a forecast.
@@ -43,7 +44,7 @@ class Surgeon:
 
     name: ClassVar[str] = "surgeon"
 
-    step: float = 0.125
+    step: float = 0.1
     groups: Literal["internal", "all"] = "all"
     images: int = 1024
 
@@ -83,7 +84,8 @@ class Surgeon:
         )
         table = Table(context, groups, list(layers.values()), evidence)
         whole = context.cost(WidthPlan.full(context.plan.graph)).macs
-        goal = context.cost(context.plan).macs - self.step * whole
+        steps = (1 - context.cost(context.plan).macs / whole) / self.step
+        goal = whole * (1 - self.step * (floor(steps + 1e-9) + 1))
         drop = table.removed(max(goal, context.target_macs or 0))
         for group in groups:
             prices = table.prices[group.first + np.asarray(group.units)]
