@@ -1,5 +1,6 @@
 // Plotly's widget, which is 5 MB of JavaScript: it comes packed, is unpacked once a page, and says
-// so where it cannot be.
+// so where it cannot be. All of that waits for the first view: a widget that is not initialised
+// within two seconds never hears from the kernel again.
 
 const unpacked = async (model) => {
   const stream = new Blob([model.get("_packed")]).stream()
@@ -10,25 +11,26 @@ const unpacked = async (model) => {
 };
 
 export default () => {
-  let widget = null, trouble = null;
+  let begun = null, ready = null;
+  const begin = async () => {
+    const make = await (globalThis.prunelabPlotly ??= unpacked(begun.model));
+    const widget = make();
+    widget.initialize(begun);
+    return widget;
+  };
   return {
-    async initialize(given) {
+    initialize(given) { begun = given; },
+    async render(given) {
       try {
-        const make = await (globalThis.prunelabPlotly ??= unpacked(given.model));
-        widget = make();
-        await widget.initialize(given);
+        return (await (ready ??= begin())).render(given);
       } catch (error) {
         globalThis.prunelabPlotly = undefined;
-        trouble = error;
+        const told = document.createElement("p");
+        told.className = "pl-error";
+        told.setAttribute("role", "alert");
+        told.textContent = given.model.get("_sorry").replace("{}", String(error));
+        given.el.append(told);
       }
-    },
-    render(given) {
-      if (!trouble) return widget.render(given);
-      const told = document.createElement("p");
-      told.className = "pl-error";
-      told.setAttribute("role", "alert");
-      told.textContent = given.model.get("_sorry").replace("{}", String(trouble));
-      given.el.append(told);
     },
   };
 };

@@ -32,8 +32,9 @@ class Stage:
         """Show `info`."""
         if self.live is not None:
             self.live.draw(info)
-        if not self._drawn:
+        if not self._drawn:  # a figure that is still on its way hears of no redraw
             self._panel.show(picture=picture(info))
+            self.settle()
 
     def appear(self, info: BoardInfo) -> None:
         """A page shows the screen anew: it has no figure yet."""
