@@ -280,7 +280,8 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
         if turn % 30 == 0:
             made.make_figure()  # the first makes one, the others take it over
         made.close()
-        counts.append(around())
+        if turn in (0, 99):
+            counts.append(around())
     assert counts[-1] == counts[0], "widgets, listeners and threads stay as many"
 
 
