@@ -15,7 +15,7 @@ from prunelab.ledger import Event
 from prunelab.notebook import text
 from prunelab.notebook.aside import Aside
 from prunelab.notebook.choice import Choice
-from prunelab.notebook.folds import CHANNEL, FIGURE, NAMES, folds
+from prunelab.notebook.folds import FIGURE, NAMES, folds
 from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.pace import Pace
 from prunelab.notebook.panel import Panel
@@ -171,7 +171,7 @@ class Screen(ipw.VBox):
     def _go_on(self) -> None:
         """Let the worker measure, try or look closer, once the person has rested."""
         if self._here and not self._at_work and not self.session.busy:
-            self._aside.go_on(self.choice, CHANNEL in self._opened)
+            self._aside.go_on(self.choice, self._opened)
 
     def _changed(self) -> None:
         """Something has begun or ended aside."""
@@ -266,6 +266,7 @@ class Screen(ipw.VBox):
             tried=self._aside.tried(choice.move),
             channel=self._aside.channel(choice.group, choice.unit),
             pace=self._aside.pace(),
+            difference=self._aside.difference(choice.ends),
             trying=self._aside.at_work and choice.move is not None,
         )
 
