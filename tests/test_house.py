@@ -22,7 +22,7 @@ LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "sampler", "truth"},
     {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
-    | {"tracing"},
+    | {"beside", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
     | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
@@ -38,7 +38,7 @@ LAYERS = [
     {"cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words", "trial", "comparison"}
+FIGURES = {"errors", "values", "predictions", "ledger", "words", "trial", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {
     *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),
@@ -175,16 +175,6 @@ def test_no_file_names_a_machine() -> None:
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_executed_and_hold_no_widget_state(path: Path) -> None:
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert "widgets" not in notebook["metadata"]
-    cells = [c for c in notebook["cells"] if c["cell_type"] == "code" and "".join(c["source"])]
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = [output for cell in cells for output in cell["outputs"]]
-    assert [output for output in outputs if output["output_type"] == "error"] == []
-
-
 # ---------------------------------------------------------------- the wheel
 
 
@@ -200,6 +190,29 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(built) as archive:
         archive.extractall(place / "site")
     return place / "site"
+
+
+def test_the_first_cell_of_every_lesson_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    cells = [
+        next(cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+        for path in NOTEBOOKS
+    ]
+    program = "\n".join(
+        [
+            "import prunelab",
+            *(f"exec({''.join(cell['source'])!r}, {{}})" for cell in cells),
+            "print(prunelab.__file__)",
+        ]
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    env = {**os.environ, "PYTHONPATH": str(wheel)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *versions, place = done.stdout.splitlines()
+    assert Path(place).is_relative_to(wheel)
+    assert len([line for line in versions if re.match(r"python .* prunelab \d", line)]) == len(
+        cells
+    )
 
 
 def test_the_wheel_carries_images_networks_and_notebooks(wheel: Path) -> None:
