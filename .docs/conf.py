@@ -16,6 +16,7 @@ html_title = f"prunelab {release}"
 extensions = ["sphinx.ext.autodoc"]
 default_role = "code"
 add_module_names = False
+smartquotes = False  # texts in docstrings are often code
 autodoc_member_order = "bysource"
 python_display_short_literal_types = True
 
@@ -36,7 +37,7 @@ def shape(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: li
 
     def linked(word: re.Match[str]) -> str:
         known = word[2] in prunelab.__all__ and (word[1] or word[2][0].isupper())
-        return f":py:obj:`prunelab.{word[2]}`" if known else word[0]
+        return f":py:obj:`~prunelab.{word[2]}`" if known else word[0]
 
     text = "\n".join(lines).rstrip()
     if "\nParameters\n---" in text:  # prose after them would be taken for one of them

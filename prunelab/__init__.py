@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -79,9 +80,10 @@ from prunelab.values import (
 from prunelab.widening import widened
 
 if TYPE_CHECKING:
+    from prunelab import figures
     from prunelab.notebook import Screen, show
 
-_LAB = {"show", "Screen"}
+_LAB = {"show", "Screen", "figures"}
 
 __all__ = [
     "AOFP",
@@ -151,6 +153,7 @@ __all__ = [
     "cut",
     "data",
     "fidelity",
+    "figures",
     "grade",
     "latency",
     "load_pruned",
@@ -170,14 +173,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The screen needs Jupyter's widgets, so it is imported when it is asked for."""
-    if name in _LAB:
-        try:
-            from prunelab import notebook
-        except ImportError as error:
-            raise MissingPackage(
-                f"pl.{name} needs the widget stack, and {error.name} is missing: "
-                "pip install 'prunelab[lab]', then restart the kernel."
-            ) from error
-        return getattr(notebook, name)
-    raise AttributeError(f"module 'prunelab' has no attribute {name!r}")
+    """Screen and figures need packages of their own, so they are imported when asked for."""
+    if name not in _LAB:
+        raise AttributeError(f"module 'prunelab' has no attribute {name!r}")
+    try:
+        if name == "figures":
+            return import_module("prunelab.figures")
+        return getattr(import_module("prunelab.notebook"), name)
+    except ImportError as error:
+        raise MissingPackage(
+            f"pl.{name} needs the widget stack, and {error.name} is missing: "
+            "pip install 'prunelab[lab]', then restart the kernel."
+        ) from error

@@ -15,7 +15,7 @@ import numpy as np
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
-from prunelab.pricing import terms_of
+from prunelab.pricing import Bill, terms_of
 from prunelab.values import Units, WidthPlan, si
 
 Array = np.ndarray
@@ -126,20 +126,18 @@ class Problem:
         self.hulls = [_hull(legal, damage) for legal, damage in pairs]
         self.kind = kind
         self.graph = graph
-        self.terms = terms_of(graph, start, curves, kind)
-        self.touching = [
-            [t for t in self.terms if any(index in lost for _, lost in t.axes)]
-            for index in range(len(curves))
-        ]
-        self.neighbours = [
-            sorted({g for term in terms for _, lost in term.axes for g in lost} | {index})
-            for index, terms in enumerate(self.touching)
-        ]
+        terms = terms_of(graph, start, curves, kind)
+        self.bill = Bill(terms, self.removed)
+        near: list[set[int]] = [{index} for index in range(len(curves))]
+        for term in terms:
+            groups = {group for _, lost in term.axes for group in lost}
+            for index in groups:
+                near[index] |= groups
+        self.neighbours = [sorted(groups) for groups in near]
 
     def cost(self, choice: Sequence[int]) -> float:
         """What the widths of `choice` cost."""
-        counts = [legal[c] for legal, c in zip(self.removed, choice, strict=True)]
-        return float(sum(term.at(counts) for term in self.terms))
+        return self.bill.total(choice)
 
     def cost_of(self, plan: WidthPlan) -> float:
         """What a whole plan costs."""
@@ -147,10 +145,7 @@ class Problem:
 
     def costs(self, index: int, choice: Sequence[int]) -> Array:
         """The part of the cost that group `index` touches, at each of its widths."""
-        counts: list[Any] = [legal[c] for legal, c in zip(self.removed, choice, strict=True)]
-        counts[index] = self.removed[index]
-        zero = np.zeros(len(self.removed[index]))
-        return np.asarray(sum((term.at(counts) for term in self.touching[index]), start=zero))
+        return self.bill.along(index, choice, len(self.removed[index]))
 
     def damage(self, choice: Sequence[int]) -> float:
         """The sum of the groups' damages."""

@@ -36,7 +36,7 @@ from prunelab.trial import Answers, Trial, by_batch, by_image
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
 REPAIRS = ("lstsq", "rescale", "bn")
-REPAIR_IMAGES = 512  # more changes nothing: measured on vgg8 and resnet20
+REPAIR_IMAGES = 512  # four times as many: 4% less divergence from the original on vgg8
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     grade = commands.add_parser("grade", help="grade hand-ins by a rubric")
     grade.add_argument("handins", nargs="+", metavar="ZIP", help="what `prunelab submit` wrote")
     grade.add_argument("--rubric", type=Path, required=True, help="what earns points, as TOML")
-    grade.add_argument("--out", type=Path, help="a CSV file of points and reasons")
+    grade.add_argument("--csv", type=Path, help="a CSV file of points and reasons")
     grade.set_defaults(run=_grade)
 
 
@@ -46,23 +46,24 @@ def _submit(options: argparse.Namespace) -> int:
 def _grade(options: argparse.Namespace) -> int:
     rubric = Rubric.read(options.rubric)
     paths = [path for given in options.handins for path in _paths(given)]
-    if options.out is not None and not options.out.resolve().parent.is_dir():
-        raise InvalidValue(f"--out {options.out}: there is no folder for it. Make it.")
+    if options.csv is not None and not options.csv.resolve().parent.is_dir():
+        raise InvalidValue(f"--csv {options.csv}: there is no folder for it. Make it.")
 
     from prunelab.grading import Grader
 
     grader = Grader(rubric)
     terminal = Terminal(sys.stderr)
+    terminal.line(f"{rubric.network} itself has {grader.accuracy:.2%} on the {rubric.split} images")
     grades = []
     for path in paths:
         grades.append(grader.grade(path))
         terminal.line(str(grades[-1]))
-    if options.out is not None:
+    if options.csv is not None:
         try:
-            options.out.write_text(table(grades, rubric), encoding="utf-8", newline="")
+            options.csv.write_text(table(grades, rubric), encoding="utf-8", newline="")
         except OSError as error:
-            raise PruneLabError(f"{options.out} cannot be written: {error.strerror}.") from None
-        print(f"written: {options.out} ({len(grades)} hand-ins)")
+            raise PruneLabError(f"{options.csv} cannot be written: {error.strerror}.") from None
+        print(f"written: {options.csv} ({len(grades)} hand-ins)")
     return 0
 
 

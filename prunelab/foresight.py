@@ -5,6 +5,7 @@ May import desk, allocate, cost, evidence, methods, timing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,6 +101,7 @@ class Foresees(Desk):
     """
 
     _problem: tuple[tuple[str, Evidence, bool], Problem] | None = None  # of the last budget
+    _budgeting = threading.Lock()  # held for milliseconds, by foresights of a budget alone
 
     def at_hand(self) -> AtHand | None:
         """The contributions measured last, of the network now or of an earlier one."""
@@ -269,7 +271,8 @@ class Foresees(Desk):
             graph = self.bench.graph
             self._problem = key, Problem(graph, plan, curves, "macs", 1, graph.round_to)
         problem = self._problem[1]
-        choice = problem.sketched(limit, NEAR)
+        with self._budgeting:  # the problem remembers the widths it was asked for last
+            choice = problem.sketched(limit, NEAR)
         if choice is None:
             problem.refuse(limit)
             return {}

@@ -42,9 +42,10 @@ SPARE = 1 << 20  # bytes of names and shapes beside a network's weights
 class Grade:
     """What a hand-in earned. It prints as a table.
 
-    `measured` has accuracy, macs, params and macs_share, recomputed; it is empty when the network
-    could not be built. `claimed` is the accuracy on validation images that the ledger states.
-    `problems` says what could not be read, or what the ledger states and is not so.
+    `measured` has accuracy, macs, params, macs_share and params_share (of the original), all
+    recomputed; it is empty when the network could not be built. `claimed` is the accuracy on
+    validation images that the ledger states. `problems` says what could not be read, or what the
+    ledger states and is not so.
     """
 
     name: str
@@ -93,7 +94,11 @@ def grade(path: str | Path, rubric: Rubric | str | Path) -> Grade:
 
 
 class Grader:
-    """The lecturer's network, traced, and images, ready for any number of hand-ins."""
+    """The lecturer's network, traced, and images, ready for any number of hand-ins.
+
+    `accuracy` is that of the original network on the images that are graded on. Raises as `grade`
+    does.
+    """
 
     def __init__(self, rubric: Rubric) -> None:
         self.rubric = rubric
@@ -104,6 +109,7 @@ class Grader:
         self._whole = cost(self._graph, WidthPlan.full(self._graph))
         state = self._base.state_dict().values()
         self._most = sum(tensor.nbytes for tensor in state) + SPARE
+        self.accuracy = accuracy(self._base, getattr(self._data, rubric.split))
 
     def grade(self, path: str | Path) -> Grade:
         """The grade of one hand-in."""

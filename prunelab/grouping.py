@@ -9,8 +9,6 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
@@ -103,6 +101,9 @@ def build_graph(
 
 def _components(trace: Trace) -> np.ndarray:
     """Per label [count], its component, named by its smallest label."""
+    from scipy.sparse import coo_array  # a third of the time that importing prunelab would take
+    from scipy.sparse.csgraph import connected_components
+
     if not trace.edges:
         return np.arange(trace.count)
     a = np.concatenate([edge.a.numpy() for edge in trace.edges])

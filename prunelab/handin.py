@@ -100,7 +100,7 @@ class Archive:
             raise HandInError(f"it has no {name}") from None
         if info.flag_bits & 1 or info.compress_type not in USUAL:
             raise HandInError(f"{name} is encrypted or packed in an unusual way")
-        with self._archive.open(info) as member:
+        with _told(), self._archive.open(info) as member:
             data = member.read(most + 1)
         if len(data) > most:
             raise HandInError(f"{name} is larger than the {most:,} bytes that it may have")
@@ -129,16 +129,24 @@ class Archive:
 @contextmanager
 def opened(path: str | Path) -> Iterator[Archive]:
     """The hand-in at `path`; what is wrong with the zip comes out as `HandInError`."""
-    try:
+    with _told():
         _check_directory(Path(path))
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(names) != len(set(names)):
-                raise HandInError("it holds a name twice")
-            odd = [n for n in names if n not in (LEDGER, PLAN, WEIGHTS) and not _is_step(n)]
-            if odd:
-                raise HandInError(f"it holds {odd[0]!r}, which is no part of a hand-in")
-            yield Archive(archive)
+        archive = zipfile.ZipFile(path)
+    with archive:
+        names = archive.namelist()
+        if len(names) != len(set(names)):
+            raise HandInError("it holds a name twice")
+        odd = [n for n in names if n not in (LEDGER, PLAN, WEIGHTS) and not _is_step(n)]
+        if odd:
+            raise HandInError(f"it holds {odd[0]!r}, which is no part of a hand-in")
+        yield Archive(archive)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What comes up while a zip is read, in words."""
+    try:
+        yield
     except FileNotFoundError:
         raise HandInError("there is no such file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

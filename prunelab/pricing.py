@@ -38,6 +38,63 @@ class Term:
         )
 
 
+class Bill:
+    """The sum of `terms` at widths that change group by group: only what changes is added anew.
+
+    A choice of widths is a list of positions in `removed`, for each group the numbers of units
+    that may go. Holds the choice it was asked for last, so that one thread at a time may ask.
+    """
+
+    def __init__(self, terms: Sequence[Term], removed: Sequence[Array]) -> None:
+        self._choice = [0] * len(removed)
+        self._alive: list[int] = []
+        self._terms: list[tuple[float, list[int]]] = []
+        self._lost: list[dict[int, list[int]]] = [{} for _ in removed]  # by group, by axis
+        self._parts: list[list[tuple[float, list[tuple[int, Array | None]]]]] = [
+            [] for _ in removed
+        ]
+        for term in terms:
+            first = len(self._alive)
+            groups = {group for _, lost in term.axes for group in lost}
+            places: dict[int, dict[int, Array]] = {group: {} for group in groups}
+            for axis, (alive, lost) in enumerate(term.axes, start=first):
+                self._alive.append(alive)
+                for group, counts in lost.items():
+                    places[group][axis] = counts[removed[group]]
+                    self._lost[group][axis] = places[group][axis].tolist()
+            axes = list(range(first, len(self._alive)))
+            self._terms.append((term.factor, axes))
+            for group, read in places.items():
+                self._parts[group].append((term.factor, [(axis, read.get(axis)) for axis in axes]))
+
+    def total(self, choice: Sequence[int]) -> float:
+        """What the widths of `choice` cost."""
+        self._stand(choice)
+        return float(sum(f * prod(self._alive[axis] for axis in axes) for f, axes in self._terms))
+
+    def along(self, group: int, choice: Sequence[int], places: int) -> Array:
+        """The part of the cost that `group` touches, at each of its `places`; others stand."""
+        self._stand(choice)
+        at = choice[group]
+        whole = np.zeros(places)
+        for factor, axes in self._parts[group]:
+            value: Any = factor
+            for axis, lost in axes:
+                alive = self._alive[axis]
+                value = value * (alive if lost is None else alive + lost[at] - lost)
+            whole += value
+        return whole
+
+    def _stand(self, choice: Sequence[int]) -> None:
+        if self._choice == choice:
+            return
+        for group, (was, now) in enumerate(zip(self._choice, choice, strict=True)):
+            if was != now:
+                for axis, lost in self._lost[group].items():
+                    self._alive[axis] += lost[was] - lost[now]
+                self._choice[group] = now
+
+
 def terms_of(
     graph: ChannelGraph, start: WidthPlan, curves: Sequence[Curve], kind: str
 ) -> list[Term]:

@@ -1,13 +1,13 @@
 """The probe: cut a network, run it beside the masked one, and compare layer by layer.
 
 Network code that stores channel counts as integers cannot be cut there, and looks like any other
-in a trace. May import calls, channels, surgery.
+in a trace. May import beside, channels, coupling, surgery.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from prunelab.calls import Call, Watch
-from prunelab.channels import FIXED, ChannelGraph, Layer
-from prunelab.coupling.operations import aten
+from prunelab.beside import Differs, Masked, Noted, close, in_double
+from prunelab.channels import FIXED, ChannelGraph
 from prunelab.coupling.sketch import Sketch
 from prunelab.errors import TraceError
 from prunelab.surgery import copy_with, cut_to
@@ -164,7 +163,7 @@ class _Probe:
         layers = {layer.weight: layer for layer in self.graph.layers}
         tolerance = 1e-7 if double else 1e-4
         run = partial(in_double, self.evaluate) if double else self.evaluate
-        got = _Noted(small)
+        got = Noted(small, layers, alive)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), got:
                 made = run(small)
@@ -172,16 +171,17 @@ class _Probe:
             if double:
                 raise _Unable from error
             return _Difference(len(got.calls))  # whatever a cut network raises, it is the cut
-        wanted = _Masked(whole, layers, alive, got.seen, tolerance if exact else None)
+        wanted = Masked(whole, layers, alive, got.seen, tolerance if exact else None)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), wanted:
                 due = run(whole)
-        except _Differs as difference:
+        except Differs as difference:
             return _Difference(len(wanted.calls), difference.rounding)
         except Exception as error:
             raise _Unable from error
         pairs = [[x for x in tree_leaves(out) if isinstance(x, Tensor)] for out in (made, due)]
         alike = [x.shape for x in pairs[0]] == [x.shape for x in pairs[1]]
+        alike = alike and len(got.calls) == len(wanted.calls)
         same = (close(a, b, tolerance) for a, b in zip(*pairs, strict=True))
         if alike and (not exact or all(same)):
             return None
@@ -212,109 +212,3 @@ class _Difference:
 
 class _Unable(Exception):
     """The network does not run in float64."""
-
-
-class _Differs(Exception):
-    """A layer of the cut network gives other numbers than it should, or another layer runs."""
-
-    def __init__(self, rounding: bool) -> None:
-        super().__init__()
-        self.rounding = rounding
-
-
-class _Noted(Watch):
-    """Notes what each layer of the cut network gives."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.seen: list[tuple[str, Tensor]] = []
-
-    def on_call(self, call: Call, out: Tensor) -> None:
-        """Note the sums of what comes out, for each channel."""
-        self.seen.append((call.name, _sums(out)))
-
-
-class _Masked(Watch):
-    """Zeroes what each layer reads of dropped units, and ends where it gives not what is `seen`.
-
-    Masking inputs as they are read, rather than columns of weights, is the definition itself.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, Layer],
-        alive: np.ndarray,
-        seen: list[tuple[str, Tensor]],
-        tolerance: float | None,
-    ) -> None:
-        super().__init__(model)
-        self.layers, self.alive, self.seen, self.tolerance = layers, alive, seen, tolerance
-
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Zero the dropped inputs of a dense layer."""
-        call = self.read(func, args)
-        layer = self.layers.get(call.name) if call is not None else None
-        if call is not None and layer is not None and layer.dense:
-            gone = np.flatnonzero(~self.alive[layer.in_units])
-            if len(gone) and call.x.shape[1] == len(layer.in_units):
-                at = torch.from_numpy(gone).to(call.x.device)
-                x = call.x.index_fill(1, at, 0.0)
-                place = 1 if func.overloadpacket is aten.addmm else 0
-                args = (*args[:place], x, *args[place + 1 :])
-        return func(*args, **kwargs)
-
-    def on_call(self, call: Call, out: Tensor) -> None:
-        """Raise at a difference, in the channels that stay."""
-        name, sums = self.seen[len(self.calls)] if len(self.calls) < len(self.seen) else ("", out)
-        layer = self.layers.get(call.name)
-        # a layer that works on the rows of channels gives fewer of them
-        rows = layer is None or bool((layer.in_units == FIXED).all())
-        rows = rows and bool(layer is None or (layer.out_units == FIXED).all())
-        if name != call.name:
-            raise _Differs(rounding=False)
-        if rows or layer is None:
-            return
-        if out.shape[1] == len(layer.out_units):
-            stays = torch.from_numpy(np.flatnonzero(self.alive[layer.out_units]))
-            if len(stays) < out.shape[1]:
-                out = out.index_select(1, stays.to(out.device))
-        due = _sums(out)
-        if due.shape != sums.shape:
-            raise _Differs(rounding=False)
-        if self.tolerance is not None and not close(sums, due, self.tolerance):
-            raise _Differs(rounding=True)
-
-
-def _sums(out: Tensor) -> Tensor:
-    """The sum of each channel, and that of its squares [2, channels]."""
-    axes = [axis for axis in range(out.ndim) if axis != 1]
-    return torch.stack([out.sum(axes), out.square().sum(axes)])
-
-
-def in_double(run: Run, net: nn.Module) -> Any:
-    """Run a network of float64 on inputs made float64 on their way in, as are new tensors."""
-    hook = net.register_forward_pre_hook(
-        lambda _, args, kwargs: tree_map(
-            lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x,
-            (args, kwargs),
-        ),
-        with_kwargs=True,
-    )
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        return run(net)
-    finally:
-        torch.set_default_dtype(usual)
-        hook.remove()
-
-
-def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Whether two outputs are the same up to a relative error."""
-    if a.shape != b.shape:
-        return False
-    if not a.is_floating_point():
-        return True
-    a, b = torch.nan_to_num(a.double()), torch.nan_to_num(b.double())
-    return bool((a - b).norm() <= tolerance * max(1e-12, float(b.norm())))

@@ -1,8 +1,8 @@
 """`redesign`: widen a network, prune it back to its cost, and read the widths off what is left.
 
-AOFP's destructive re-design (Ding, Ding, Guo, Han, Yan; ICML 2019). The paper's idea is that what
-a search removes from a network that is too wide everywhere says where width is worth its cost;
-the recipe here, and what is compared with what, are ours. May import the session and everything
+AOFP's destructive re-design (Ding, Ding, Guo, Han, Yan; ICML 2019): what a search removes from a
+network that is too wide everywhere says where width is worth its cost. The idea is the paper's;
+the recipe, and what is compared with what, are ours. May import the session and everything
 below it.
 """
 
@@ -25,7 +25,7 @@ from prunelab.surgery import rebuild
 from prunelab.terminal import table
 from prunelab.tracing import copy_of
 from prunelab.training import STEPS, Training
-from prunelab.values import FrozenMap, WidthPlan
+from prunelab.values import FrozenMap, Progress, WidthPlan
 from prunelab.widening import NOISE, widened
 
 Init = Callable[[nn.Module], Any]
@@ -118,7 +118,8 @@ def redesign(
     if isinstance(training, Training):  # fresh weights have nobody to imitate
         training = replace(training, imitate=False)
     path = session.pop("path", None)
-    seats = _Seats(data, chosen, split, {**session, "train": training}, listen)
+    stages = 2 + len(numbers) * (4 if scratch else 2)
+    seats = _Seats(data, chosen, split, {**session, "train": training}, listen, stages)
     first = seats.session(model, numbers[0])
     base, graph = first.original(), first.graph
     if scratch:
@@ -126,8 +127,10 @@ def redesign(
     names = _widening(first) if groups is None else list(groups)
     wide = widened(base, graph, widen, groups=names, noise=noise, seed=numbers[0])
     work = seats.session(wide, numbers[0], path=path)
+    seats.begin("training the widened network")
     if steps:
         work.tune(steps)
+    seats.begin("pruning it back")
     macs = first.state.base.cost.macs
     work.run(target_macs=max(2, round(target_macs * macs)) if target_macs <= 1 else target_macs)
     plan, found, shape = work.plan, copy_of(work.model), rebuild(wide, work.plan)
@@ -167,27 +170,33 @@ def redesign(
 class _Seats:
     """Where the networks of a redesign are trained and judged: sessions that differ in a network.
 
-    `told` hears what they tell, and every Outcome.
+    `told` hears what they tell, every Outcome, and Progress over all `stages`.
     """
 
     def __init__(
         self, data: Any, method: Method, split: str, settings: Mapping[str, Any],
-        told: Callable[[Any], None] | None,
+        told: Callable[[Any], None] | None, stages: int,
     ) -> None:  # fmt: skip
         self.data, self.method, self.split = data, method, split
-        self.settings, self.told = settings, told
+        self.settings, self.told = settings, told or (lambda _: None)
+        self.stages, self.begun = stages, 0
+
+    def begin(self, what: str) -> None:
+        """Tell that a stage begins."""
+        self.told(Progress(self.begun, self.stages, what))
+        self.begun += 1
 
     def session(self, network: nn.Module, seed: int, path: Any = None) -> Session:
         """A session on `network`."""
         made = Session(network, self.data, self.method, seed=seed, path=path, **self.settings)
-        if self.told is not None:
-            made.listen(self.told)
+        made.listen(self.told)
         return made
 
     def outcome(
         self, name: str, network: nn.Module, steps: int, seed: int, session: Session | None = None
     ) -> Outcome:
         """Train `network`, or the one in `session`, for `steps` batches, and judge it."""
+        self.begin(f"{name}, seed {seed}")
         session = session or self.session(network, seed)
         started = time.perf_counter()
         if steps:
@@ -197,8 +206,7 @@ class _Seats:
             metrics=FrozenMap(session.evaluate(self.split)),
             seconds=time.perf_counter() - started, widths=FrozenMap(session.plan.widths),
         )  # fmt: skip
-        if self.told is not None:
-            self.told(made)
+        self.told(made)
         return made
 
 

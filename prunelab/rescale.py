@@ -36,7 +36,7 @@ def rescaling(
     Front to back, for each layer that has fewer inputs than it has in `before`; biases are left
     out of the fit and stay (Luo, Wu, Lin; ICCV 2017). ThiNet's released code aims at the network
     before the cut; this aims at the one last trained, which is the same where one tunes after
-    every layer, as published. One pass over the batches a layer. BatchNorm should be recalibrated
+    every layer, as it does. One pass over the batches a layer. BatchNorm should be recalibrated
     afterwards.
     """
     for layer in small.graph.layers:

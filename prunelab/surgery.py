@@ -107,10 +107,10 @@ def sampled(
 ) -> nn.Module:
     """A new module in which some convolutions pick the channels they read, all of them so far.
 
-    `layers` are names of plain `nn.Conv2d`s; None takes those that read a residual stream and
-    write inside a branch. Each becomes a `SampledConv2d` with a group of its own, so that every
-    method can prune what a branch reads while its shortcut keeps it. Trace the result anew. The
-    streams read in this way are frozen then, for samplers pick from them by number.
+    `layers` are names of plain `nn.Conv2d`s; None takes those inside a branch that read what its
+    shortcut or projection reads too. Each becomes a `SampledConv2d` with a group of its own, so
+    that every method can prune what a branch reads while its shortcut keeps it. Trace the result
+    anew. What is read in this way is frozen then, for samplers pick from it by number.
 
     It saves multiply-adds but costs a copy at every call (`cost` counts its bytes): measure the
     wall clock before you believe in it. Raises `BadModel` where there is no such convolution.
@@ -118,9 +118,13 @@ def sampled(
     made = copy_with(model, {})
     modules = dict(made.named_modules())
     if layers is None:
-        stream = {reader for group in graph.groups if group.residual for reader in group.consumers}
-        inside = {
-            maker for group in graph.groups if not group.residual for maker in group.producers
+        summed = {maker for group in graph.groups if group.residual for maker in group.producers}
+        inside = {maker for group in graph.groups for maker in group.producers} - summed
+        stream = {
+            reader
+            for group in graph.groups
+            for reader in group.consumers
+            if group.residual or summed & set(group.consumers)  # a projection reads it too
         }
         names = [
             layer.name

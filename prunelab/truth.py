@@ -12,6 +12,8 @@ from torch import Tensor, nn
 def tell_the_truth(module: nn.Module) -> None:
     """Make a module's own account of its widths follow the shapes of its tensors."""
     _refresh(module)
+    if isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
     weight = getattr(module, "weight", None)
     sized = weight if isinstance(weight, Tensor) else getattr(module, "running_mean", None)
     if not isinstance(sized, Tensor):

@@ -67,7 +67,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """The CIFAR residual network of depth 20 (He et al., CVPR 2016, section 4.2).
+    """The CIFAR residual network of depth 20 (He et al., CVPR 2016).
 
     Input [N, in_channels, H, W]; output [N, classes] logits.
     """

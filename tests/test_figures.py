@@ -37,6 +37,7 @@ from prunelab.ledger import (
     Approved,
     Began,
     Event,
+    Noted,
     Proposed,
     Repaired,
     State,
@@ -311,6 +312,30 @@ def test_the_pending_move_is_a_question_mark_at_its_macs() -> None:
     drawn = {trace.name: trace for trace in draw_trajectory(info).traces}
     assert list(drawn["proposed"].x) == [100, 95]
     assert "?" in drawn["proposed"].text[1]
+
+
+def test_a_guess_is_a_cross_with_a_line_to_what_came_out() -> None:
+    def guess(value: float) -> Any:
+        told = FrozenMap({"accuracy": value})
+        return lambda seq: Noted(seq=seq, text="", kind="prediction", value=told)
+
+    open_one = state_of(began(), proposed({"conv1": (1,)}, 900), guess(0.5))
+    settled = state_of(
+        began(),
+        proposed({"conv1": (1,)}, 900),
+        guess(0.5),
+        step(Approved, KEPT, 0.90, 900),
+        step(Repaired, KEPT, 0.91, 900, kind="lstsq", automatic=True),
+    )
+    for state, y in ((open_one, [50, None, None]), (settled, [50, 91, None])):
+        panel = draw_trajectory(trajectory_info(state))
+        drawn = {trace.name: trace for trace in panel.traces}["predicted"]
+        assert list(drawn.x) == [90, 90, None]
+        assert list(drawn.y) == y
+        low, high = panel.yaxis["range"]
+        assert low < 50 < high, "it is in view"
+    assert drawn.hovertext[0] == "predicted 50%, it became 91%"
+    assert trajectory_info(APPROVED).guesses == ()
 
 
 def test_a_metric_that_is_no_accuracy_keeps_its_unit() -> None:

@@ -561,7 +561,7 @@ def test_one_broken_hand_in_never_stops_the_others(
     (tmp_path / "bob.zip").write_bytes(b"PK broken")
     remade(lab, tmp_path / "cyd.zip", edited(claim_accuracy))
     out = tmp_path / "out.csv"
-    arguments = ["grade", f"{tmp_path}/*.zip", "--rubric", f"{lab}/lab.toml", "--out", str(out)]
+    arguments = ["grade", f"{tmp_path}/*.zip", "--rubric", f"{lab}/lab.toml", "--csv", str(out)]
     assert cli.main(arguments) == 0
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -575,7 +575,9 @@ def test_one_broken_hand_in_never_stops_the_others(
     assert float(rows[0]["MACs share"]) < 0.95
     assert rows[0]["answer exercise 1"] == "1.0"
     assert rows[0]["answer exercise 1: why"] == "right: 49"
-    assert "bob.zip: 0 of 13 points" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "bob.zip: 0 of 13 points" in err
+    assert re.search(r"lecturer:network itself has \d+\.\d\d% on the test images", err)
 
 
 def test_submit_says_what_to_hand_in(
@@ -694,11 +696,25 @@ def test_rubric_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         Rubric.read(tmp_path / "bytes.toml")
 
 
+FAULTS = """
+from toys import batches
+import prunelab as pl
+
+def number():
+    return 3
+
+def images():
+    test = batches(64, 3)
+    test[-1] = (test[-1][0], test[-1][1] + 1000)
+    return pl.Data(train=batches(64, 1), val=batches(64, 2), test=test)
+"""
+
+
 def test_what_is_wrong_with_the_lecturers_side_is_raised(tmp_path: Path) -> None:
     def grader_of(**changes: Any) -> Grader:
         return Grader(Rubric.of(content(**changes), tmp_path))
 
-    (tmp_path / "lecturer_faults.py").write_text("def number():\n    return 3\n")
+    (tmp_path / "lecturer_faults.py").write_text(FAULTS)
     with pytest.raises(UnknownName, match="data set"):
         grader_of(data={"set": "fashon"})
     with pytest.raises(pl.BadData, match="has no"):
@@ -706,6 +722,10 @@ def test_what_is_wrong_with_the_lecturers_side_is_raised(tmp_path: Path) -> None
     with pytest.raises(pl.BadModel, match="must give"):
         grader_of(
             network={"factory": "lecturer_faults:number"}, data={"factory": "test_grading:images"}
+        )
+    with pytest.raises(pl.BadData):  # the first batch does not show it
+        grader_of(
+            network={"factory": "test_grading:network"}, data={"factory": "lecturer_faults:images"}
         )
     with pytest.raises(InvalidValue, match="no module 'lecturer_none'"):
         grader_of(data={"factory": "lecturer_none:images"})

@@ -22,7 +22,7 @@ LAYERS = [
     {"errors"},
     {"values", "fashion", "coupling", "calls", "sampler", "truth"},
     {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
-    | {"tracing"},
+    | {"beside", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
     | {"notes", "named", "rubric"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
@@ -38,7 +38,7 @@ LAYERS = [
     {"cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "ledger", "words", "trial", "comparison"}
+FIGURES = {"errors", "values", "predictions", "ledger", "words", "trial", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {
     *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),

@@ -278,6 +278,21 @@ def test_channels_in_another_order_are_the_same_channels(
 # ---------------------------------------------------------------- what all have in common
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("aofp", "group_fisher")])
+def test_where_nothing_is_to_go_nothing_is_proposed(plain: nn.Module, name: str) -> None:
+    assert pl.Session(plain, DATA, method_of(name, 0), repair="lstsq").propose() is None
+
+
+def test_a_mask_of_ones_changes_nothing(plain: nn.Module) -> None:
+    x, y = DATA.train[0]
+    graph = pl.trace(plain, x)
+    same_network = pl.masked(plain, graph, pl.WidthPlan.full(graph))
+    with torch.no_grad():
+        assert torch.equal(same_network(x), plain(x))
+        loss = F.cross_entropy(plain(x), y).item()
+    assert pl.ablate(plain, graph, [(x, y)], [{}]).tolist() == [loss]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cut_network_gives_what_the_masked_one_gives(plain: nn.Module, name: str) -> None:
     model = planted(plain, unread)

@@ -13,6 +13,7 @@ from toys import Tiny
 
 import prunelab as pl
 from prunelab.comparison import Outcome
+from prunelab.values import Progress
 
 X = torch.zeros(1, 1, 12, 12)
 
@@ -93,6 +94,16 @@ def test_another_method_target_groups_and_loader_of_ones_own(
     assert [row.name for row in found.comparison.rows] == [
         "redesigned, tuned",
         "original, trained on",
+    ]
+    told = [(item.done, item.total, item.what) for item in heard if isinstance(item, Progress)]
+    stages = [
+        "training the widened network",
+        "pruning it back",
+        "redesigned, tuned, seed 0",
+        "original, trained on, seed 0",
+    ]
+    assert [step for step in told if step[2] in stages] == [
+        (place, 4, what) for place, what in enumerate(stages)
     ]
     assert [item for item in heard if isinstance(item, Outcome)] == list(found.comparison.outcomes)
     assert (tmp_path / "run.prunelab").is_file()

@@ -79,6 +79,27 @@ def test_its_cost_is_counted_with_and_without_cutting(sampling: nn.Module) -> No
         assert pl.cost(graph, plan, X[:1]) == found
 
 
+class Bottleneck(nn.Module):
+    """A stem that is no sum, read by the first layer of a branch and by a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv1 = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.conv2, self.conv3 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 8, 1)
+        self.project, self.fc = nn.Conv2d(6, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        inside = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        return self.fc((self.project(x) + self.conv3(inside)).mean((2, 3)))
+
+
+def test_a_branch_beside_a_projection_samples_what_they_share() -> None:
+    made = with_samplers(Bottleneck())
+    assert [name for name, _ in made.named_buffers()] == ["conv1.sampler"]
+    assert_exact(made, pl.trace(made, X), X)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_prunes_a_network_with_samplers(
     sampling: nn.Module, data: pl.Data, name: str

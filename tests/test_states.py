@@ -109,3 +109,25 @@ def test_layers_that_meet_through_a_state_are_explained() -> None:
     assert graph["gate"].producers == ("gate", "new")
     (step,) = graph.explain("gate", "new").steps
     assert (step.a, step.b) == ("gate", "new")
+
+
+class Written(nn.Module):
+    """Zeros that rows are written into before a layer reads them, as pooled regions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        rows = torch.zeros((3, *x.shape[1:]), dtype=x.dtype)
+        rows[torch.tensor([2, 0])] = x
+        return self.out(rows)
+
+
+def test_zeros_that_were_written_into_hold_what_was_written() -> None:
+    torch.manual_seed(0)
+    model, x = Written().double(), torch.randn(2, 3, 6, 6, dtype=torch.double)
+    graph = pl.trace(model, x)
+    assert graph["stem"].prunable
+    agrees(model, graph, x)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 from toys import assert_exact
 
@@ -223,6 +224,111 @@ def test_hooks_dtype_and_formats_survive_and_so_does_the_random_state() -> None:
         a.data_ptr() == b.data_ptr()
         for a, b in zip(small.parameters(), model.parameters(), strict=True)
     )
+
+
+def test_every_kind_of_hook_survives_and_new_ones_stay_apart() -> None:
+    model, graph, x, plan = parts()
+    calls: list[str] = []
+    model.one.register_forward_pre_hook(lambda *_: calls.append("before"))
+    model.one.register_full_backward_hook(lambda *_: calls.append("backward"))
+    model.fc.weight.register_hook(lambda grad: calls.append("never"))  # of the old weight alone
+    model.register_state_dict_post_hook(lambda *_: calls.append("state"))
+    small = pl.cut(model, graph, plan).train()
+    assert calls == []  # a cut runs nothing of the network's own
+    small(x).sum().backward()
+    small.state_dict()
+    assert set(calls) == {"before", "backward", "state"}
+    small.act.register_forward_hook(lambda *_: calls.append("new"))
+    assert not model.act._forward_hooks
+    model.stem.register_forward_hook(lambda *_: calls.append("old"))
+    assert not small.stem._forward_hooks
+
+
+def test_a_cut_network_trains_as_any_other() -> None:
+    """With nothing dropped it takes the very steps of the original; cut, its loss falls."""
+    torch.manual_seed(0)
+    model, graph, x = mobilenet()
+    target = torch.tensor([0, 1])
+
+    def steps(net: nn.Module) -> list[float]:
+        net.train()
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+        losses = []
+        for _ in range(6):
+            loss = F.cross_entropy(net(x), target)
+            optimiser.zero_grad()
+            loss.backward()
+            assert all(p.grad is not None for p in net.parameters())
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    full = pl.WidthPlan.full(graph)
+    plan = full.drop({g.name: range(g.width // 2) for g in graph.groups if g.prunable})
+    small = pl.cut(model, graph, plan)
+    means = [b.clone() for name, b in small.named_buffers() if name.endswith("running_mean")]
+    falling = steps(small)
+    assert falling[-1] < falling[0] / 2
+    after = [b for name, b in small.named_buffers() if name.endswith("running_mean")]
+    assert not any(torch.equal(a, b) for a, b in zip(means, after, strict=True))
+    assert steps(pl.cut(model, graph, full)) == steps(model)
+
+
+class Keeps(nn.Module):
+    """Buffers saved and not saved, frozen parameters, values and a method as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 2, 1)
+        self.register_buffer("scale", torch.rand(8, 1, 1))
+        self.register_buffer("shift", torch.rand(8, 1, 1), persistent=False)
+        self.notes = {"made": ["here"], "of": self.stem}
+        self.head = self.finish
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(x) * self.scale + self.shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x))
+
+
+def test_what_a_network_keeps_goes_along() -> None:
+    torch.manual_seed(0)
+    model, x = Keeps().eval(), torch.randn(1, 3, 6, 6)
+    model.out.requires_grad_(False)
+    graph = pl.trace(model, x)
+    plan = pl.WidthPlan.full(graph).drop({"stem": [1, 2, 6]})
+    small = pl.cut(model, graph, plan)
+    assert type(small) is Keeps
+    assert list(small.state_dict()) == list(model.state_dict())
+    keep = [0, 3, 4, 5, 7]
+    assert torch.equal(small.scale, model.scale[keep])
+    assert torch.equal(small.shift, model.shift[keep])
+    assert "shift" not in small.state_dict()
+    assert [p.requires_grad for p in small.parameters()] == [True, False, False]
+    assert small.notes["of"] is small.stem
+    assert small.notes["made"] is not model.notes["made"]
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), pl.masked(model, graph, plan)(x))
+
+
+def test_features_that_a_recurrent_layer_reads_are_cut() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.out = nn.Conv2d(3, 8, 3), nn.Linear(6, 2)
+            self.time = nn.LSTM(8, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.time(self.stem(x).mean(3).transpose(1, 2))[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Reads().double(), torch.randn(2, 3, 6, 6, dtype=torch.double)
+    graph = pl.trace(model, x)
+    small = pl.cut(model, graph, pl.WidthPlan.full(graph).drop({"stem": [0, 3, 4]}))
+    assert small.time.input_size == 5
+    same = pl.masked(model, graph, pl.WidthPlan.full(graph).drop({"stem": [0, 3, 4]}))
+    torch.testing.assert_close(small(x), same(x))
 
 
 def test_a_cut_network_scripts_exports_and_loads() -> None:

@@ -153,7 +153,9 @@ class Book:
         It meets `labels`, of its rank or a higher one; or, without any, it is read along `axis`,
         where it gets labels that no layer issued.
         """
-        found = self._uniform.get(tensor)
+        if tensor in self or tensor not in self._uniform:
+            return
+        found = self._uniform[tensor]
         if found is None and labels is None:
             shape = [1] * tensor.ndim
             shape[axis] = -1

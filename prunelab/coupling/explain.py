@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order
 
 from prunelab.coupling.meetings import Coupling, ranges
 from prunelab.errors import UnknownName
@@ -160,6 +158,9 @@ def _path(
 
 def _chain(group: ChannelGroup, ways: list[Coupling], a: str, b: str) -> tuple[Coupling, ...]:
     """The fewest of `ways` that lead from `a` to `b`, all of which are open to one unit."""
+    from scipy.sparse import csr_array  # slow to import, seldom asked for
+    from scipy.sparse.csgraph import breadth_first_order
+
     place = {name: index for index, name in enumerate(group.producers)}
     between = {(c.a, c.b): c for c in reversed(ways)}
     ends = np.array([(place[x], place[y]) for x, y in between])

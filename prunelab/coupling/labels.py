@@ -98,8 +98,7 @@ class LabelMode(Watch):
         """A layer consumes its input's labels and issues its own."""
         book, name = self.book, layer_name(call.name)
         self._in_time(name)
-        if book.uniform(call.x):
-            book.settle(call.x)
+        book.settle(call.x)
         labels, rows = book.labels(call.x), False
         if call.conv is not None and any(axis > 1 for axis in varying(labels)):
             book.freeze(labels, f"{name} convolves over channels laid out over space")

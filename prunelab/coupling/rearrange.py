@@ -178,9 +178,10 @@ def _place(book: Book, labels: Tensor, x: Tensor, indices: Sequence[Any], made: 
 def _cat(book: Book, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
     parts = [part for part in args[0] if part.ndim == out.ndim]
     axis = argument(func, args, kwargs, "dim", 0) % out.ndim
+    known = [book.labels(part) for part in parts if part in book]
+    beside = any(found.shape[axis] > 1 for found in known)
     for part in parts:
-        if part not in book and book.uniform(part):
-            book.settle(part, axis=axis)
+        book.settle(part, None if beside else known[0], axis)
     labels = [book.labels(part) for part in parts]
     others = sorted({a for found in labels for a in varying(found) if a != axis})
     if not others:

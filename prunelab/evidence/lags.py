@@ -118,6 +118,11 @@ class Lags:
         """How many patches one image has."""
         return prod(axis.count for axis in self.axes)
 
+    @property
+    def products(self) -> int:
+        """How many products of two pixels one image takes, for every two channels."""
+        return sum(prod(span.stop - span.start for span in term) for term in self.terms)
+
     def correlations(self, x: Tensor) -> Iterator[tuple[Term, Tensor]]:
         """Every term's sum over images and positions of x x' [c, c], of images x [N, c, *space]."""
         phases: dict[tuple[int, ...], Tensor] = {}

@@ -35,15 +35,10 @@ def patches(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Tensor:
     """
     if conv is None:
         return x
-    if all(size == 1 for size in kernel):
-        for axis, (stride, pad) in enumerate(zip(conv.stride, conv.padding, strict=True)):
-            if pad:
-                break
-            x = x.narrow(2 + axis, 0, x.shape[2 + axis])[
-                (slice(None),) * (2 + axis) + (slice(None, None, stride),)
-            ]
-        else:
-            return x.movedim(1, -1).reshape(-1, x.shape[1])
+    if prod(kernel) == 1 and not any(conv.padding):
+        every = (slice(None, None, stride) for stride in conv.stride)
+        x = x[(slice(None), slice(None), *every)]
+        return x.movedim(1, -1).reshape(-1, x.shape[1])
     x = F.pad(x, [pad for size in reversed(conv.padding) for pad in (size, size)])
     for axis, (size, stride, dilation) in enumerate(
         zip(kernel, conv.stride, conv.dilation, strict=True)
@@ -52,10 +47,7 @@ def patches(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Tensor:
     # [N, c, *positions, *kernel] -> [N, *positions, c, *kernel]
     x = x.movedim(1, 1 + len(kernel))
     channels = x.shape[1 + len(kernel)]
-    entries = 1
-    for size in kernel:
-        entries *= size
-    return x.reshape(-1, channels * entries)
+    return x.reshape(-1, channels * prod(kernel))
 
 
 def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> PatchMoments:

@@ -43,15 +43,19 @@ class Sample:
 def sampled_account(
     call: Call, columns: Tensor, count: int, scale: Tensor | None, sample: Sample
 ) -> Account:
-    """An empty account for calls like this one that looks at a sample; exact if that is no more.
+    """An empty account for calls like this one that looks at a sample.
 
-    What it gives is scaled to estimate the sums over everything.
+    What it gives is scaled to estimate the sums over everything. An exact account where that is
+    no more work.
     """
     if sample.scalars:
         return OfScalars(call, columns, count, scale, sample)
     exact = account_of(call, columns, count, scale)
-    few = _places(call.x, exact.weight, call.conv) <= sample.number
-    if few or isinstance(exact, ByContribution):
+    if isinstance(exact, ByContribution):
+        return exact
+    kernel = tuple(exact.weight.shape[2:])
+    blocks = prod(kernel) * (prod(kernel) + 1) // 2  # of every patch's products
+    if lags_of(tuple(call.x.shape[2:]), kernel, call.conv).products <= blocks * sample.number:
         return exact
     return AtPositions(call, columns, count, scale, sample)
 

@@ -15,11 +15,13 @@ from itertools import pairwise
 from typing import Any
 
 from prunelab.figures.style import COUPLED, DROP, GRID, INVISIBLE, TEXT_PX, TITLE_PX, Panel
+from prunelab.values import si
 
 CHAR_PX = 6.6  # of text, on average
 HOVERED = 160  # more bars than this carry no tooltip each: the page would grow large
 SIZED = 8.0  # a marker's size where none is given
 LINE_PX = 14
+THOUSANDS = 10_000  # from here on numbers are written with k, M or G
 Scale = Callable[[float], float]
 
 # On every page that holds such pictures, once.
@@ -94,7 +96,7 @@ class _Axis:
             every = -(-len(inside) // max(2, int(room * (2 if self.across else 3))))
             return inside[:: max(1, every)]
         values = _decades(low, high, room) if self.log else _round_numbers(low, high, room)
-        return [(value, f"{value:.6g}") for value in values]
+        return [(v, si(v) if abs(v) >= THOUSANDS else f"{v:.6g}") for v in values]
 
     def _at(self, value: float) -> float:
         return math.log10(value) if self.log and value > 0 else value

@@ -11,6 +11,7 @@ from prunelab.figures.style import (
     DROP,
     GHOST,
     KEEP,
+    TARGET,
     TEXT_PX,
     Panel,
     Theme,
@@ -19,6 +20,7 @@ from prunelab.figures.style import (
     stride,
 )
 from prunelab.ledger import Approved, Began, Point, Repaired, State, Tuned
+from prunelab.predictions import Prediction
 
 SYMBOLS = {Began: "square", Approved: "circle", Repaired: "diamond", Tuned: "triangle-up"}
 
@@ -38,11 +40,24 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True)
+class Guess:
+    """A prediction of the metric where the network was, or would be, at `macs` percent.
+
+    `result` is what came out; None while it is open.
+    """
+
+    macs: float
+    value: float
+    result: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class TrajectoryInfo:
     """What the panel draws; accuracies are in percent.
 
     `path` runs from the start to now. `undone` holds a (from, to) pair for every step that is
-    not on it. `pending` is the percentage of MACs that the proposal would leave.
+    not on it. `pending` is the percentage of MACs that the proposal would leave. `guesses` are the
+    predictions that were not withdrawn.
     """
 
     metric: str
@@ -50,6 +65,7 @@ class TrajectoryInfo:
     path: tuple[Dot, ...]
     undone: tuple[tuple[Dot, Dot], ...] = ()
     pending: float | None = None
+    guesses: tuple[Guess, ...] = ()
 
 
 def trajectory_info(state: State) -> TrajectoryInfo:
@@ -71,6 +87,13 @@ def trajectory_info(state: State) -> TrajectoryInfo:
             move=moves[point.seq],
         )
 
+    def guess(prediction: Prediction) -> Guess:
+        ahead = state.pending.after if state.pending else state.now.cost
+        at = ahead if prediction.settled is None else state.point(prediction.settled).cost
+        scale = 100 if percent else 1
+        result = None if prediction.result is None else scale * prediction.result
+        return Guess(100 * at.macs / base, scale * prediction.guess, result)
+
     dots = {point.seq: dot(point) for point in state.points}
     on_path = {point.seq for point in state.path}
     return TrajectoryInfo(
@@ -83,6 +106,7 @@ def trajectory_info(state: State) -> TrajectoryInfo:
             if point.seq not in on_path and point.parent is not None
         ),
         pending=100 * state.pending.after.macs / base if state.pending else None,
+        guesses=tuple(guess(p) for p in state.predictions if p.name == metric and not p.withdrawn),
     )
 
 
@@ -97,7 +121,11 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
     ahead = [] if info.pending is None else [now.macs, info.pending]
     dots = [*info.path, *(dot for pair in info.undone for dot in pair)]
     macs = [*(dot.macs for dot in dots), *ahead]
-    values = [dot.value for dot in dots if math.isfinite(dot.value)] or [0.0]
+    values = [
+        value
+        for value in (*(dot.value for dot in dots), *(guess.value for guess in info.guesses))
+        if math.isfinite(value)
+    ] or [0.0]
     wide = max(0.12 * (max(macs) - min(macs)), 1.0)
     tall = max(
         0.18 * (max(values) - min(values)), 1.0 if info.percent else 0.02 * max(map(abs, values))
@@ -128,6 +156,7 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
                 name="proposed",
                 hoverinfo="skip",
             ),
+            _guessed(info),
             go.Scatter(
                 x=[dot.macs for dot in info.path],
                 y=[dot.value for dot in info.path],
@@ -162,6 +191,34 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
             nticks=7,
         ),
         yaxis=axis(name, range=[min(values) - tall, max(values) + tall], nticks=6),
+    )
+
+
+def _guessed(info: TrajectoryInfo) -> go.Scatter:
+    """A cross for each guess, with a line to what came out."""
+    sign = "%" * info.percent
+    x: list[float | None] = []
+    y: list[float | None] = []
+    said = []
+    for guess in info.guesses:
+        x += [guess.macs, guess.macs, None]
+        y += [guess.value, guess.result, None]
+        out = "open" if guess.result is None else f"it became {guess.result:.4g}{sign}"
+        said += [f"predicted {guess.value:.4g}{sign}, {out}", "", ""]
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="lines+markers",
+        line={"color": TARGET, "dash": "dot", "width": 1.5},
+        marker={
+            "color": TARGET,
+            "opacity": 1,
+            "size": [10, 0, 0] * len(info.guesses),
+            "symbol": "x",
+        },
+        name="predicted",
+        hovertext=said,
+        hoverinfo="text",
     )
 
 

@@ -28,18 +28,18 @@ class AOFP:
     `theta`: a half is dropped when its worst mean damage is below this share of the consumer's
     signal (strictly, as in the released PyTorch code). `scoring="exact"` takes the expectation
     over all masks in closed form, on frozen weights; "sampled" draws masks on a scoring path
-    while SGD trains a private copy of the network, as published. On the way to a target (`run`,
-    `prune`) theta is doubled, up to `max_theta`, while no layer passes or all that do would
-    remove less than 1/32 of the original MACs; the move says which theta it took. `groups`:
-    "internal" leaves residual streams alone (the released code), "all" scores them by the sum
-    over their consumers (ours).
+    while SGD trains a private copy of the network, as the released code does. On the way to a
+    target (`run`, `prune`) theta is doubled, up to `max_theta`, while no layer passes or all that
+    do would remove less than 1/32 of the original MACs; the move says which theta it took.
+    `groups`: "internal" leaves residual streams alone (the released code), "all" scores them by
+    the sum over their consumers (ours).
 
     Exact: `images` training images are measured; `at` is "conv" or "bn" (behind the consumer's
     BatchNorm). Sampled: SGD at the constant rate `lr`, `batches` per halving (released: 1000 or
     20000), `warmup` batches before the first, starts staggered over the layers; a layer that
-    fails restarts, and retires from
-    this move after `retire_after` failures; `at` may also be "relu", behind BatchNorm and the
-    activation that follow, as released. The scoring path always uses the base path's BatchNorm
+    fails restarts, and retires from this move after `retire_after` failures (released: never);
+    `at` may also be "relu" (the default here), behind BatchNorm and the activation that follow, as
+    released. The scoring path always uses the base path's BatchNorm
     statistics (the released code lets it use and disturb its own).
     """
 
@@ -60,7 +60,7 @@ class AOFP:
         if not self.theta >= 0:
             raise InvalidValue(
                 f"theta is a share of a layer's signal and cannot be {self.theta!r}; give 0 or "
-                "more, 0.01 as published."
+                "more, 0.01 as in the released code."
             )
         if self.scoring not in ("exact", "sampled"):
             raise InvalidValue(f"scoring is 'exact' or 'sampled', not {self.scoring!r}.")

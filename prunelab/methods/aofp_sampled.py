@@ -1,4 +1,4 @@
-"""AOFP as published: random masks on a scoring path while SGD trains the base path.
+"""AOFP as released: random masks on a scoring path while SGD trains the base path.
 
 Every target layer runs its own search on the same batches. The scoring path shares the base
 path's weights and BatchNorm statistics and runs below autograd, so it never touches gradients,

@@ -47,8 +47,8 @@ class Magnitude(OneShot):
 class BatchNormScale(OneShot):
     """`|gamma|` of the BatchNorms that act on a unit (Liu et al., Network Slimming, ICCV 2017).
 
-    One ranking over the network, as published; it means most after training with an L1 penalty
-    on gamma. Groups without BatchNorm stay whole.
+    One ranking over the network; it means most after training with an L1 penalty on gamma. Groups
+    without BatchNorm stay whole.
     """
 
     name: ClassVar[str] = "batchnorm_scale"
@@ -82,9 +82,8 @@ class BatchNormScale(OneShot):
 class Taylor(OneShot):
     """The mean of `|dL/dm|` over images, m a mask on the unit: how steeply the loss answers.
 
-    First-order Taylor expansion (Molchanov et al., ICLR 2017), one ranking over the
-    network; `normalise` divides by the L2 norm over the group, as there. `images` training images
-    are measured.
+    First-order Taylor expansion (Molchanov et al., ICLR 2017), one ranking over the network;
+    `normalise` divides by the L2 norm over the group. `images` training images are measured.
     """
 
     name: ClassVar[str] = "taylor"
@@ -128,7 +127,7 @@ class Random(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class FirstK(OneShot):
-    """Keeps the first channels (He et al., ICCV 2017)."""
+    """Keeps the first channels: the simplest baseline of Channel Pruning."""
 
     name: ClassVar[str] = "first_k"
 
@@ -144,7 +143,7 @@ class FirstK(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class MaxResponse(OneShot):
-    """Keeps the channels with the largest sums of absolute weights (He et al., ICCV 2017).
+    """Keeps the channels with the largest sums of absolute weights, a baseline of Channel Pruning.
 
     Of the filters that make the channel ("producers"), or of the weights that read it, which the
     authors' released code sums (`lib/decompose.py`: "consumers").

@@ -33,7 +33,7 @@ class ChannelPruning:
     `pruning_ratio` is the share of each layer's original width that goes, one number or one for
     each group (groups not named stay as they are); exactly so many go. With `schedule="shallow"`
     it is that of the shallow layers: those of the last resolution but one keep 1.5 times as
-    much, those of the last keep all (the paper's VGG-16). Towards a MAC target the ratios are
+    much, those of the last keep all (the authors' VGG-16). Towards a MAC target the ratios are
     scaled to reach it. `solver="lars"` follows the exact path; "bisect" searches the penalty as
     the released code does. `intercept` lets every output shift by a constant, which a bias or a
     BatchNorm makes good (released: one constant for all outputs). Of residual blocks only the
@@ -42,8 +42,9 @@ class ChannelPruning:
 
     The LASSO aims at the outputs of the network last trained, and at Y2 + Y1 - Y1' in the last
     layer of a residual branch. For a branch's first layer to read fewer channels than its shortcut
-    carries it needs an index sampler, as published: prune `pl.sampled(model, graph)`, which has
-    one before each. A sampler costs a copy at every call, and saves less time than multiply-adds.
+    carries it needs an index sampler, as in the released networks: prune
+    `pl.sampled(model, graph)`, which has one before each. A sampler costs a copy at every call,
+    and saves less time than multiply-adds.
     """
 
     name: ClassVar[str] = "channel_pruning"

@@ -21,7 +21,38 @@ Search = Generator[Any, None, Move | None]
 
 
 class Method(Protocol):
-    """What a session asks of a method; a user's own needs no more than this."""
+    """What a session asks of a method; a user's own needs no more than this.
+
+    `search` may measure (`yield from context.measure(...)`), yields what there is to see, and
+    returns one move. Towards a target the session asks again until it is met, or the method
+    returns None. A frozen dataclass has its fields recorded and replayed; a class that ranks units
+    once is shorter as a `OneShot`.
+
+    >>> import prunelab as pl
+    >>> class WidestFirst:
+    ...     '''Move by move, the widest layer loses the quarter that the next layer misses least.'''
+    ...
+    ...     name = "widest_first"
+    ...
+    ...     def search(self, context):
+    ...         evidence = yield from context.measure(("contribution",), images=128)
+    ...         if not context.prunable:
+    ...             return None
+    ...         group = max(context.prunable, key=lambda group: len(group.units))
+    ...         damage = dict(zip(group.units, evidence[group.name].alone(), strict=True))
+    ...         scores = tuple(float(damage[unit]) for unit in group.units)
+    ...         yield pl.Importance(group.name, group.units, scores, "share of the signal")
+    ...         least = sorted(damage, key=damage.get)[: max(1, len(damage) // 4)]
+    ...         drop = context.trimmed(
+    ...             {group.name: least}, {(group.name, unit): damage[unit] for unit in least}
+    ...         )
+    ...         lost = {group.name: evidence[group.name].damage(drop.get(group.name, ()))}
+    ...         return context.move(self, drop, lost)
+    >>> model, data = pl.zoo.load("vgg8"), pl.data.load("fashion", subset=True)
+    >>> session = pl.Session(model, data, WidestFirst())
+    >>> print(session.propose())
+    Move(widest_first: drop 32 units in 1 group, MACs 36.4 M -> 33.6 M)
+    """
 
     name: ClassVar[str]
 

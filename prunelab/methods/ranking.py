@@ -34,6 +34,29 @@ class OneShot:
 
     A subclass names itself, says what its scores mean, and gives them. One that asks for `kinds`
     of evidence has them measured on `images` training images (512, if it has no such field).
+
+    A method of your own, whole:
+
+    >>> from dataclasses import dataclass
+    >>> from typing import ClassVar
+    >>> import prunelab as pl
+    >>> @dataclass(frozen=True)
+    ... class Quietest(pl.OneShot):
+    ...     '''Drops the channels that carry least of what the next layer reads.'''
+    ...
+    ...     name: ClassVar[str] = "quietest"
+    ...     kinds: ClassVar[tuple[str, ...]] = ("contribution",)
+    ...     images: int = 128
+    ...     meaning = "share of the next layer's signal"
+    ...
+    ...     def scores(self, context, evidence):
+    ...         return {g.name: evidence[g.name].alone() for g in context.prunable}
+
+    It goes wherever a method goes, with a ratio or towards a target, and in `compare`:
+
+    >>> model, data = pl.zoo.load("vgg8"), pl.data.load("fashion", subset=True)
+    >>> print(pl.Session(model, data, Quietest({"conv7": 0.25})).propose())
+    Move(quietest: drop 32 units in 1 group, MACs 36.4 M -> 34.5 M)
     """
 
     name: ClassVar[str]

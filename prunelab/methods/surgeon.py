@@ -44,7 +44,7 @@ class Surgeon:
 
     name: ClassVar[str] = "surgeon"
 
-    step: float = 0.25
+    step: float = 0.1
     groups: Literal["internal", "all"] = "all"
     images: int = 1024
 

@@ -34,16 +34,16 @@ class ThiNet:
 
     `pruning_ratio` is the share of each layer's original width that goes, one number or one for
     each group (groups not named stay as they are). `schedule="conv"` spares the layers of the
-    last resolution, as the paper's ThiNet-Conv and, on a network whose head is a global average
-    pool, ThiNet-GAP do for VGG-16. Towards a MAC target the ratios are scaled to reach it.
-    `selection="greedy"` removes the set with the smallest summed contribution (as published
-    at ICCV 2017); "omp" keeps the channels that best explain the output after a refit (orthogonal
-    matching pursuit, the released code of the TPAMI version), which sees duplicates. Of residual
-    blocks only the inner layers are pruned, unless `groups="all"` (ours).
+    last resolution, as ThiNet-Conv and, on a network whose head is a global average pool,
+    ThiNet-GAP do for VGG-16. Towards a MAC target the ratios are scaled to reach it.
+    `selection="greedy"` removes the set with the smallest summed contribution (released code:
+    ThiNet_ICCV); "omp" keeps the channels that best explain the output after a refit (orthogonal
+    matching pursuit, ThiNet_TPAMI), which sees duplicates. Of residual blocks only the inner
+    layers are pruned, unless `groups="all"` (ours).
 
-    Contributions are measured exactly, over all outputs on `images` training images. As
-    published they are sampled: `per_class` images of every class, `positions` outputs an image
-    (10 and 10); None takes `images` of them, all outputs.
+    Contributions are measured exactly, over all outputs on `images` training images. The released
+    code samples them: `per_class` images of every class, `positions` outputs an image (10 and
+    10); None takes `images` of them, all outputs.
     """
 
     name: ClassVar[str] = "thinet"

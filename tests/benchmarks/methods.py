@@ -1,7 +1,8 @@
 """Accuracy after the cut, side by side: our methods, random choice, and Torch-Pruning's criteria.
 
     python tests/benchmarks/methods.py [--part untrained tuned aofp] [--network resnet20 vgg8 ...]
-                                       [--seeds 3] [--steps 400] [--keep FILE] [--official]
+                                       [--seeds 3] [--steps 400] [--official]
+                                       [--keep FILE [--kept-only]]
 
 Shipped networks on the shipped subset of Fashion-MNIST, at equal multiply-adds. Evidence, repair
 and tuning use its 4,000 training images; what is chosen (Torch-Pruning's best) is chosen on val;
@@ -9,7 +10,8 @@ reported are its 1,500 test images, and with --official the 9,000 that the offic
 val. Seeds vary the images measured, random choice and the order of tuning. Every choice of
 channels, Torch-Pruning's too, is cut by prunelab and gets the same three treatments: none,
 BatchNorm recalibrated, repaired. --keep FILE holds what was measured: what is there is not
-measured again, so the tables can be made in pieces. Needs torch-pruning.
+measured again, so the tables can be made in pieces; --kept-only shows what there is and measures
+nothing. Needs torch-pruning.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,6 +52,10 @@ TREATMENTS = ("none", "bn", "lstsq")
 Drop = dict[str, list[int]]
 
 
+class NotKept(Exception):
+    """A cell that is not to be measured now, and was not before."""
+
+
 @dataclass(frozen=True)
 class Given:
     """A method that drops what it was given."""
@@ -72,8 +79,10 @@ class Bench:
     steps: int
     official: bool
     keep: Path | None
+    frozen: bool = False  # whether only what is kept is shown
     known: dict[str, Any] = field(default_factory=dict)
     taken: dict[int, list[Any]] = field(default_factory=dict)
+    paths: dict[int, pl.Session] = field(default_factory=dict)  # by seed, the Surgeon's session
 
     def __post_init__(self) -> None:
         self.model = pl.zoo.load(self.network)
@@ -88,6 +97,8 @@ class Bench:
         """What `work` measures, unless it is known."""
         key = f"{self.network} {key}"
         if key not in self.known:
+            if self.frozen:
+                raise NotKept(key)
             started = time.process_time()
             self.known[key] = work()
             print(key, self.known[key], f"{time.process_time() - started:.0f} s", file=sys.stderr)
@@ -146,12 +157,23 @@ def accuracy(model: nn.Module, loader: Any) -> float:
 # ---------------------------------------------------------------- who chooses
 
 
-def ours(bench: Bench, method: Any, seed: int, share: float) -> dict[str, Any]:
-    """`pl.prune` itself: what it drops, and what its result gives."""
-    result = pl.prune(bench.model, bench.data, method, target_macs=share, seed=seed,
-                      graph=bench.graph)  # fmt: skip
-    drop = {name: list(units) for name, units in result.plan.dropped.items()}
-    return {"drop": drop, "repaired": bench.tested(result.model), "macs": share_of(bench, drop)}
+def surgeon(bench: Bench, share: float, seed: int) -> Any:
+    """What the Surgeon drops, and what comes of it.
+
+    Its moves end at whole tenths of the MACs, so a session that goes on from 0.7 to 0.5 makes the
+    very moves of `pl.prune(model, data, "surgeon", target_macs=0.5, seed=seed)`.
+    """
+
+    def work() -> dict[str, Any]:
+        session = bench.paths.get(seed)
+        if session is None or session.state.now.cost.macs < share * bench.macs:
+            session = bench.session("surgeon", seed, "lstsq")
+        bench.paths[seed] = session
+        session.run(target_macs=share)
+        drop = {name: list(units) for name, units in session.plan.dropped.items()}
+        return {"drop": drop, "repaired": bench.tested(session.model)}
+
+    return bench.cell(f"surgeon {share} {seed}", work)
 
 
 def share_of(bench: Bench, drop: Drop) -> float:
@@ -254,45 +276,40 @@ def reported(bench: Bench) -> list[str]:
     return ["shipped", "official"] if bench.official else ["shipped"]
 
 
-def surgeon(bench: Bench, share: float, seed: int) -> Any:
-    return bench.cell(f"surgeon {share} {seed}", lambda: ours(bench, "surgeon", seed, share))
+def bare(bench: Bench, share: float, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each choice of channels, and what it gives under each treatment."""
+
+    def treated(who: str, drop: Callable[[], Drop], kinds: tuple[str, ...]) -> dict[str, Any]:
+        key = f"{who} {share} {seed}"
+        return dict(bench.cell(key, lambda: bench.treated(drop(), seed, kinds)))
+
+    with suppress(NotKept):
+        mine = surgeon(bench, share, seed)
+        unmended = treated("surgeon bare", lambda: mine["drop"], ("none", "bn"))
+        yield "Surgeon", unmended | {"lstsq": mine["repaired"]}
+    with suppress(NotKept):
+        yield "random", treated("random", lambda: random_drop(bench, seed, share), TREATMENTS)
+    with suppress(NotKept):
+        theirs = best_rival_of(bench, seed, share, "bn")
+        cells = treated("rival treated", lambda: theirs["drop"], TREATMENTS)
+        yield f"Torch-Pruning's best: {theirs['name']}", cells
 
 
-def bare(bench: Bench, share: float, seed: int) -> dict[str, Any]:
-    """Each choice of channels under each treatment."""
-    mine, theirs = surgeon(bench, share, seed), best_rival_of(bench, seed, share, "bn")
-    unmended = bench.cell(
-        f"surgeon bare {share} {seed}", lambda: bench.treated(mine["drop"], seed, ("none", "bn"))
-    )
-    chance = bench.cell(
-        f"random {share} {seed}",
-        lambda: bench.treated(random_drop(bench, seed, share), seed, TREATMENTS),
-    )
-    rival = bench.cell(
-        f"rival treated {share} {seed}", lambda: bench.treated(theirs["drop"], seed, TREATMENTS)
-    )
-    return {
-        "Surgeon": unmended | {"lstsq": mine["repaired"]},
-        "random, uniform": chance,
-        f"Torch-Pruning's best: {theirs['name']}": rival,
-    }
-
-
-def trained(bench: Bench, share: float, seed: int) -> dict[str, Any]:
+def trained(bench: Bench, share: float, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each choice of channels after tuning."""
-    mine, theirs = surgeon(bench, share, seed), best_rival_of(bench, seed, share, "bn")
-    jobs = {
-        "Surgeon, repaired": (mine["drop"], "lstsq"),
-        f"Torch-Pruning's best: {theirs['name']}": (theirs["drop"], None),
-        "the same, repaired by prunelab": (theirs["drop"], "lstsq"),
-    }
 
-    def tuned(who: str) -> dict[str, float]:
-        drop, repair = jobs[who]
+    def tuned(who: str, drop: Drop, repair: str | None) -> dict[str, Any]:
         key = f"tuned {bench.steps} {who} {share} {seed}"
-        return dict(bench.cell(key, lambda: bench.tuned(drop, seed, repair)))
+        return {"tuned": bench.cell(key, lambda: bench.tuned(drop, seed, repair))}
 
-    return {who: {"tuned": tuned(who)} for who in jobs}
+    with suppress(NotKept):
+        mine = surgeon(bench, share, seed)["drop"]
+        yield "Surgeon, repaired", tuned("surgeon", mine, "lstsq")
+    with suppress(NotKept):
+        theirs = best_rival_of(bench, seed, share, "bn")
+        name = f"Torch-Pruning's best: {theirs['name']}"
+        yield name, tuned("rival", theirs["drop"], None)
+        yield f"{name}, repaired by prunelab", tuned("rival mended", theirs["drop"], "lstsq")
 
 
 def tables(bench: Bench, part: str, title: str, columns: Mapping[str, str]) -> None:
@@ -301,15 +318,17 @@ def tables(bench: Bench, part: str, title: str, columns: Mapping[str, str]) -> N
     lines: dict[str, list[list[str]]] = {images: [] for images in reported(bench)}
     for share in SHARES[part]:
         measure = bare if part == "untrained" else trained
-        seeds = [measure(bench, share, seed) for seed in range(bench.seeds)]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for seed in range(bench.seeds):
+            for who, cells in measure(bench, share, seed):
+                found.setdefault(who, []).append(cells)
         for images, rows in lines.items():
-            for who in dict.fromkeys(who for found in seeds for who in found):
-                cells = [found[who] for found in seeds if who in found]
-                values = [spread([cell[kind][images] for cell in cells]) for kind in columns]
-                rows.append([f"{1 - share:.0%}", who, *values])
+            for who, each in found.items():
+                values = [spread([cells[kind][images] for cells in each]) for kind in columns]
+                rows.append([f"{1 - share:.0%}", who, str(len(each)), *values])
     for images, rows in lines.items():
         print(f"\n### {bench.network}, {title}, {images} test images, base {base[images]:.2f}%\n")
-        table(["MACs removed", "choice", *columns.values()], rows)
+        table(["MACs removed", "choice", "seeds", *columns.values()], rows)
 
 
 def untrained(bench: Bench) -> None:
@@ -332,10 +351,12 @@ def aofp(bench: Bench) -> None:
                           tune=bench.steps, graph=bench.graph)  # fmt: skip
         return bench.tested(result.model)
 
-    made = [
-        bench.cell(f"aofp {bench.steps} {seed}", lambda seed=seed: job(seed))
-        for seed in range(bench.seeds)
-    ]
+    made = []
+    for seed in range(bench.seeds):
+        with suppress(NotKept):
+            made.append(bench.cell(f"aofp {bench.steps} {seed}", lambda seed=seed: job(seed)))
+    if not made:
+        return
     print(f"\n### AOFP, {bench.network} at 35% of its MACs, {bench.steps} batches of tuning\n")
     rows = [[i, f"{base[i]:.2f}", spread([cell[i] for cell in made])] for i in reported(bench)]
     table(["test images", "base", "AOFP"], rows)
@@ -349,11 +370,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--kept-only", action="store_true")
     parser.add_argument("--official", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for name in asked.network:
-        bench = Bench(name, asked.seeds, asked.steps, asked.official, asked.keep)
+        bench = Bench(name, asked.seeds, asked.steps, asked.official, asked.keep, asked.kept_only)
         for part in asked.part:
             if part != "aofp" or name == "vgg8":
                 parts[part](bench)

@@ -323,7 +323,7 @@ def test_the_report_steps_through_the_session_without_a_network(
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda told: errors.append(told.text))
     page.goto(address)
-    page.wait_for_selector("#figure .main-svg")
+    page.wait_for_selector(".pictures svg")
     seen = []
 
     def look(step: int) -> None:
@@ -331,8 +331,7 @@ def test_the_report_steps_through_the_session_without_a_network(
             "step => document.querySelector('#place').textContent.startsWith(`step ${step} `)",
             arg=step,
         )
-        page.wait_for_timeout(300)
-        seen.append((page.locator("#line").inner_text(), page.inner_html("#figure .main-svg")))
+        seen.append((page.locator(".line").inner_text(), page.inner_html(".pictures")))
 
     look(1)
     page.click("#next")
@@ -351,20 +350,34 @@ def test_the_report_steps_through_the_session_without_a_network(
     look(3)
     assert page.locator("#play").inner_text() == "Play", "it ends by itself"
 
+    page.keyboard.press("Home")
+    page.get_by_text("Costs by layer", exact=True).click()
+    assert page.locator("details[open] svg").count() == 3
+    page.click("#every")
+    assert page.locator("article").count() == 3, "all steps under each other"
+    page.click("#every")
+    assert page.locator("details[open] svg").count() == 3, "what was unfolded stays so"
+    page.focus("#history tbody tr:first-child")
+    page.keyboard.press("Enter")
+    assert page.locator("#place").inner_text() == "step 3 of 3"
+
     def fits() -> bool:
         return page.evaluate(
-            """() => { const [place, drawn] = ['#figure', '#figure .main-svg']
-                 .map(s => document.querySelector(s).getBoundingClientRect());
-                 return Math.abs(place.width - drawn.width) < 2
-                   && Math.abs(place.height - drawn.height) < 2; }"""
+            """() => {
+                 const wide = document.documentElement.clientWidth;
+                 const drawn = [...document.querySelectorAll('.pictures svg')]
+                   .map((one) => one.getBoundingClientRect()).filter((box) => box.width);
+                 return document.documentElement.scrollWidth <= wide
+                   && drawn.every((box) => box.left >= 0 && box.right <= wide && box.width >= 480);
+               }"""
         )
 
     target = tmp_path_factory.mktemp("report")
-    for width in (1200, 500, 1000):
+    for width in (1500, 700, 600):
         page.set_viewport_size({"width": width, "height": 1400})
-        page.wait_for_timeout(SECONDS)
         assert fits(), f"{width} px"
         page.screenshot(path=target / f"{width}px.png", full_page=True)
         print(f"\nscreenshot: {target / f'{width}px.png'}")
+        page.click("#theme")
     assert (asked, errors) == ([address], [])
     page.close()

@@ -1,0 +1,222 @@
+"""How fast the evidence is, beside the bars it was built for: one table in Markdown.
+
+    python tests/benchmarks/speed.py [images]
+
+Every ratio is of CPU times of one thread in this run, after a first one, against a plain
+forward pass, or training step, over the same images: other work on the machine hardly shows.
+resnet50 has random weights and sees noise at 224 pixels, in batches of 16; resnet20 is the shipped
+one on Fashion-MNIST. Nothing here is asserted.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import prunelab as pl
+from prunelab.evidence.batch import cross_entropy
+from prunelab.evidence.gradient import MaskWatch, differentiable
+from prunelab.methods.aofp_sampled import ScoringPath
+from prunelab.methods.halving import ladder
+from prunelab.training import Training, descend
+
+BATCH = 16
+
+
+def seconds(work: Callable[[], object], repeats: int = 1, warm: bool = True) -> float:
+    """The least CPU time of `work`, in this thread."""
+    if warm:
+        work()
+    found = []
+    for _ in range(repeats):
+        started = time.thread_time()
+        work()
+        found.append(time.thread_time() - started)
+    return min(found)
+
+
+def row(what: str, ratio: float, bar: float | None, taken: float, of: str = "forwards") -> None:
+    """Print one line of the table."""
+    verdict = "" if bar is None else "met" if ratio <= bar else "not met"
+    asked = "" if bar is None else f"{bar:g}"
+    print(f"| {what} | {ratio:.2f} {of} | {asked} | {verdict} | {taken:.3g} s |", flush=True)
+
+
+def halves(groups: list[Any], share: int = 2) -> dict[str, tuple[int, ...]]:
+    """A random part of every group."""
+    rng = np.random.default_rng(0)
+    return {
+        g.name: tuple(rng.choice(g.width, max(1, g.width // share), replace=False).tolist())
+        for g in groups
+    }
+
+
+def off_by(exact: pl.Evidence, some: pl.Evidence, sets: dict[str, tuple[int, ...]]) -> float:
+    """The mean relative difference of two evidences' damages."""
+    pairs = [(exact[name].damage(units), some[name].damage(units)) for name, units in sets.items()]
+    return float(np.mean([abs(b - a) / a for a, b in pairs]))
+
+
+def evidence(
+    name: str, model: nn.Module, xs: list[Tensor], bars: tuple[float | None, float | None]
+) -> pl.Evidence:
+    """Exact and sampled evidence of all groups; gives the exact one."""
+    positions = 4
+    graph = pl.trace(model, xs[0][:1])
+    images = sum(len(x) for x in xs)
+
+    def forward() -> None:
+        with torch.no_grad():
+            for x in xs:
+                model(x)
+
+    plain = seconds(forward, 2)
+    print(f"| {name}: a plain forward, {images} images | 1 | | | {plain:.3g} s |")
+    kept: list[pl.Evidence] = []
+    taken = seconds(lambda: kept.append(pl.measure(model, graph, xs)), 1, warm=False)
+    row(f"{name}: exact G of all groups", taken / plain, bars[0], taken)
+    sampled = lambda: kept.append(pl.measure(model, graph, xs, positions=positions))  # noqa: E731
+    taken = seconds(sampled, 1, warm=False)
+    row(f"{name}: {positions} positions an image", taken / plain, bars[1], taken)
+    groups = [group for group in graph.groups if group.prunable]
+    off = off_by(kept[0], kept[1], halves(groups))
+    verdict = "met" if off <= 0.02 else "not met"
+    print(f"| {name}: their damages of random halves | {off:.2%} off | 2% | {verdict} | |")
+    return kept[0]
+
+
+def answers(found: pl.Evidence) -> None:
+    """What is asked of evidence at hand, in milliseconds."""
+    graph = found.graph
+    groups = [group for group in graph.groups if group.prunable]
+    sets = halves(groups)
+    worst = max(groups, key=lambda group: group.width**2 * len(group.consumers)).name
+    x = torch.zeros(1, 3, 224, 224)
+    network = graph.network()
+    assert network is not None
+    data = pl.Data(*[[(x, torch.zeros(1, dtype=torch.int64))]] * 3)
+    method = pl.AOFP(theta=0.01, groups="all", images=1)
+    session = pl.Session(network, data, method, graph=graph)
+    session.propose()
+
+    def propose(target: float | None = None) -> None:
+        session.reject()
+        session.propose(**({} if target is None else {"target_macs": target}))
+
+    plan = pl.WidthPlan.full(graph).drop(sets)
+    for what, bar, work in (
+        ("all groups' first damages", None, lambda: [found[n].damage(u) for n, u in sets.items()]),
+        ("propose for all groups, a session's verb", 100, propose),
+        ("the same towards half the MACs", 100, lambda: propose(0.5)),
+        (f"a damage ({worst})", 50, lambda: found[worst].damage(sets[worst])),
+        ("all groups' damages", 50, lambda: [found[n].damage(u) for n, u in sets.items()]),
+        (
+            "a new theta, all ladders",
+            50,
+            lambda: [list(ladder(found[group.name], 0.02)) for group in groups],
+        ),
+        ("a plan's cost", 50, lambda: pl.cost(graph, plan)),
+        ("a plan, and its cost", 50, lambda: pl.cost(graph, pl.WidthPlan.full(graph).drop(sets))),
+    ):
+        once = bar is None
+        taken = seconds(work, 1 if once else 5, warm=not once) * 1e3
+        verdict = "" if bar is None else "met" if taken <= bar else "not met"
+        print(f"| resnet50: {what} | {taken:.1f} ms | {bar or ''} | {verdict} | |", flush=True)
+
+
+def gradients(model: nn.Module) -> None:
+    """Group Fisher and sampled AOFP beside what they add to."""
+    batch = (torch.randn(8, 3, 224, 224), torch.randint(0, 1000, (8,)))
+    graph = pl.trace(model, batch[0][:1])
+
+    def both_ways() -> None:
+        model.zero_grad(set_to_none=True)
+        cross_entropy(model, batch).backward()
+
+    plain = seconds(both_ways)
+    taken = seconds(lambda: pl.measure(model, graph, [batch], kinds=("gradient",)))
+    row("resnet50: Group Fisher's evidence", taken / plain, 1.3, taken, "forwards + backwards")
+    model.train()
+    optimiser = Training(lr=1e-3).optimiser(model)
+    step = seconds(lambda: descend(model, batch, cross_entropy, optimiser))
+    watch = MaskWatch(model, graph)
+
+    def fisher() -> None:
+        with differentiable(model):
+            descend(model, batch, cross_entropy, optimiser, watch=watch)
+        watch.add(8)
+
+    taken = seconds(fisher)
+    row("resnet50: Group Fisher while training", taken / step, 1.3, taken, "training steps")
+    for which in ("internal", "all"):
+        groups = [g for g in graph.groups if g.prunable and (which == "all" or not g.residual)]
+        masks = halves(groups)
+
+        def score(masks: dict[str, tuple[int, ...]] = masks) -> None:
+            path = ScoringPath(model, graph, masks, "relu")
+            descend(model, batch, cross_entropy, optimiser, watch=path)
+            for name in masks:
+                path.damage(name)
+
+        taken = seconds(score)
+        what = f"resnet50: sampled AOFP, {len(groups)} groups ({which})"
+        row(what, taken / step, 1.5, taken, "training steps")
+    model.eval()
+
+
+def memory() -> None:
+    """Peak memory of measuring few and many batches, each in a process of its own."""
+    peaks = []
+    for count in (4, 64):
+        command = [sys.executable, __file__, "stream", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    growth = peaks[1] / peaks[0]
+    verdict = "met" if growth < 1.05 else "not met"
+    what = f"resnet20: peak memory of 64 batches against 4 ({peaks[1]:.0f} and {peaks[0]:.0f} MB)"
+    print(f"| {what} | {growth:.3f} | 1, within 5% | {verdict} | |")
+
+
+def stream(count: int) -> None:
+    """Measure fresh batches and print the peak in kB."""
+    model = pl.zoo.load("resnet20")
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(count):
+            yield torch.randn(64, 1, 28, 28)
+
+    pl.measure(model, pl.trace(model, torch.zeros(1, 1, 28, 28)), batches())
+    status = Path("/proc/self/status").read_text()  # getrusage tells the peak of the parent
+    print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+def main(images: int) -> None:
+    """Print the table."""
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    print("| what | measured | bar | | CPU time |\n|--|--|--|--|--|")
+    model = resnet50(weights=None).eval()
+    xs = [torch.randn(BATCH, 3, 224, 224) for _ in range(images // BATCH)]
+    answers(evidence("resnet50", model, xs, (3, 1.5)))
+    gradients(model)
+    data = pl.data.load("fashion", subset=True, batch_size=64)
+    xs = [x for (x, _), _ in zip(data.train, range(8), strict=False)]
+    evidence("resnet20", pl.zoo.load("resnet20"), xs, (None, None))
+    memory()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["stream"]:
+        stream(int(sys.argv[2]))
+    else:
+        main(int(sys.argv[1]) if sys.argv[1:] else 48)
