@@ -236,23 +236,31 @@ class Bench(Splits):
         check_finite(small, "the repair")
 
     def tuned(
-        self, network: nn.Module, steps: int, seed: int
-    ) -> Generator[Progress, None, tuple[str, bool]]:
-        """Train `network` in place; gives who did it, and whether that can be replayed."""
-        by, replayable = "prunelab", True
+        self, network: nn.Module, steps: int, seed: int, enough: Callable[[], bool]
+    ) -> Generator[Progress, None, tuple[int, str, bool]]:
+        """Train `network` in place until it is `enough`.
+
+        Gives the steps done, who did them, and whether that can be replayed: a training that was
+        ended early cannot, its learning rate was to fall on.
+        """
+        done, by, replayable = steps, "prunelab", True
         if isinstance(self.train, Training):
             loss = self.loss
             if self.classifies and self.train.imitate:
                 loss = imitating(copy_of(self.base).eval(), seed)
-            yield from training(
+            for progress in training(
                 network, lambda epoch: self.shuffled(seed + epoch), steps, loss, self.train
-            )
+            ):
+                yield progress
+                if enough() and progress.done < steps:
+                    done, replayable = progress.done, False
+                    break
         else:
             self.train(network, self.data, steps)
             by, replayable = getattr(self.train, "__name__", "your trainer"), False
         check_finite(network, by)
         network.eval()
-        return by, replayable
+        return done, by, replayable
 
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:

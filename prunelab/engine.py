@@ -6,7 +6,9 @@ ledger and network as they were. May import foresight, desk, bench, methods, led
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+import itertools
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -32,12 +34,14 @@ from prunelab.ledger import (
     Proposed,
     Rejected,
     Repaired,
+    Returned,
     Tuned,
     Undone,
 )
 from prunelab.methods.contract import parameters
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of
+from prunelab.training import Training
 from prunelab.trial import Trial
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan
 from prunelab.verbs import Work, uninterrupted
@@ -155,14 +159,16 @@ class Engine(Foresees):
         self.commit(Adjusted(**self.header(), drop=move.drop, move=move))
         return move
 
-    def approve(self, floor: float | None = None) -> Generator[Any, None, bool]:
+    def approve(
+        self, floor: float | None = None, *, repair: bool = True
+    ) -> Generator[Any, None, bool]:
         """Cut, and repair if the bench says so; False where that would break the floor."""
         move, bench = self._fresh("approve"), self.bench
         plan = self.plan.drop(move.drop)
         small = cut(self._source, self.graph, plan)
         steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
         steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
-        if bench.repair is not None:
+        if repair and bench.repair is not None:
             fixed = copy_of(small)
             yield from self._mended(fixed, plan, bench.repair)
             extra = {"kind": bench.repair, "automatic": True}
@@ -208,35 +214,62 @@ class Engine(Foresees):
         _, answers = yield from self.bench.judged(network)
         self.commit(event, network, answers=answers)
 
+    def go(self, seq: int) -> Generator[Any, None, None]:
+        """Take up the network as it was after event `seq`."""
+        state = self.state
+        known = [point.seq for point in state.points if point.seq != state.head]
+        if seq not in known:
+            raise InvalidValue(
+                f"There is no other network at event {seq!r} to go to; there is one at "
+                f"{', '.join(map(str, known)) or 'none yet'}."
+            )
+        network = self.network_at(state.point(seq))
+        _, answers = yield from self.bench.judged(network)
+        self.commit(Returned(**self.header(), to=seq), network, answers=answers)
+
     def repair(self, kind: str) -> Generator[Any, None, None]:
         """Repair the network front to back, and commit that."""
         small = copy_of(self.network)
         yield from self.bench.mended(small, self.plan, kind, self.trained())
         yield from self.step(Repaired, small, self.plan, {"kind": kind, "automatic": False})
 
-    def tune(self, steps: int) -> Generator[Any, None, None]:
-        """Train a copy of the network, and commit that."""
+    def tune(self, steps: int, enough: Callable[[], bool]) -> Generator[Any, None, None]:
+        """Train a copy of the network until it is `enough`, and commit that."""
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InvalidValue(f"steps must be a whole number of at least 1, not {steps!r}.")
         network = copy_of(self.network)
         seed = self.bench.seed_of(len(self.ledger))
-        by, replayable = yield from self.bench.tuned(network, steps, seed)
-        extra = {"steps": steps, "by": by, "replayable": replayable}
+        done, by, replayable = yield from self.bench.tuned(network, steps, seed, enough)
+        extra = {"steps": done, "by": by, "replayable": replayable}
         yield from self.step(Tuned, network, self.plan, extra)
 
-    def run(self, target: float, floor: float | None) -> Work:
-        """Propose and approve until the target is met or a move breaks the floor."""
+    def pace(self) -> Generator[Any, None, float | None]:
+        """Seconds that one step of tuning takes, tried on a copy; None of a trainer of your own."""
+        if not isinstance(self.bench.train, Training):
+            return None
+        work = self.bench.tuned(copy_of(self.network), 3, self.bench.seed, lambda: False)
+        times = [time.perf_counter()]
+        for progress in work:
+            times.append(time.perf_counter())
+            yield progress
+        return min(after - before for before, after in itertools.pairwise(times))
+
+    def run(self, target: float, floor: float | None, moves: int | None, repair: bool) -> Work:
+        """Propose and approve until the target is met, or a move breaks the floor."""
         goal = self.goal(target)
         if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
             name = next(iter(self.bench.metrics))
             raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
-        while self.state.now.cost.macs > goal:
+        if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
+            raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
+        last = None if moves is None else self.state.moves + moves
+        while self.state.now.cost.macs > goal and self.state.moves != last:
             if self.state.pending is None or self.state.stale:
                 move = yield from self.propose(target)
                 if move is None:
                     self._relax(goal)
                     continue
-            if not (yield from self.approve(floor)):
+            if not (yield from self.approve(floor, repair=repair)):
                 return
 
     def _relax(self, goal: int) -> None:

@@ -33,6 +33,7 @@ from prunelab.ledger import (
     Proposed,
     Rejected,
     Repaired,
+    Returned,
     Tuned,
     Undone,
 )
@@ -238,8 +239,12 @@ def to_script(session: Session) -> str:
         f"    session = pl.Session(model, data, method={current},",
         f"        repair={began.settings['repair']!r}, seed={began.seed})",
     ]
-    for event in session.ledger:
-        if isinstance(event, Proposed):
+    events = list(session.ledger)
+    for event, after in zip(events, [*events[1:], None], strict=True):
+        if isinstance(event, Approved):
+            mended = began.settings["repair"] is None or getattr(after, "automatic", False)
+            lines.append(f"    session.approve({'' if mended else 'repair=False'})")
+        elif isinstance(event, Proposed):
             asked = _method_text(event.method, dict(event.parameters))
             if asked != current:
                 current = asked
@@ -265,12 +270,12 @@ def _lines(event: Any) -> list[str]:
         case Adjusted():
             drop = {name: list(units) for name, units in event.drop.items()}
             return [f"    session.adjust(drop={drop!r})"]
-        case Approved():
-            return ["    session.approve()"]
         case Rejected():
             return [f"    session.reject({event.reason!r})"]
         case Undone():
             return ["    session.undo()"]
+        case Returned():
+            return [f"    session.go({event.to})"]
         case Repaired(automatic=False):
             return [f"    session.repair({event.kind!r})"]
         case Tuned(replayable=True):

@@ -122,7 +122,16 @@ class Undone(Event):
     proposal: bool
 
 
-Codec.register(Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned(Event):
+    """The network became again what it was after event `to`, on this branch or another."""
+
+    to: int
+
+
+Codec.register(
+    Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone, Returned
+)
 
 
 # ---------------------------------------------------------------- the fold
@@ -324,6 +333,11 @@ def _next(state: State, event: Event) -> State:
             open_no_more = withdrawn(state.predictions)
             return replace(
                 state, head=head, pending=None, exhausted=False, predictions=open_no_more
+            )
+        case Returned():
+            open_no_more = withdrawn(state.predictions)
+            return replace(
+                state, head=event.to, pending=None, exhausted=False, predictions=open_no_more
             )
         case Noted(kind="prediction"):
             return replace(state, predictions=locked(state.predictions, event.seq, event.value))

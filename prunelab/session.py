@@ -170,13 +170,13 @@ class Session(Shown):
         """
         return self._drive("adjust", self._engine.adjust(drop))
 
-    def approve(self) -> State:
-        """Carry out the pending move: cut, then repair unless the session says `repair=None`.
+    def approve(self, repair: bool = True) -> State:
+        """Carry out the pending move: cut, then repair as the session's `repair` says, or not.
 
         Raises `WrongState` when nothing is pending, `StaleEvidence` when the network has changed
         since it was measured.
         """
-        self._drive("approve", self._engine.approve())
+        self._drive("approve", self._engine.approve(repair=repair))
         return self.state
 
     def reject(self, reason: str = "") -> State:
@@ -194,6 +194,15 @@ class Session(Shown):
         self._drive("undo", self._engine.undo())
         return self.state
 
+    def go(self, seq: int) -> State:
+        """Go to the point of the trajectory that event `seq` made, on whatever branch it lies.
+
+        A pending proposal is dropped; nothing is lost, and the next step opens a branch there.
+        Raises `InvalidValue` where no other network is.
+        """
+        self._drive("go", self._engine.go(seq))
+        return self.state
+
     def repair(self, kind: str = "lstsq") -> State:
         """Repair without training, front to back.
 
@@ -209,10 +218,19 @@ class Session(Shown):
         """Train the network for `steps` batches; committed when they are done, or nothing is.
 
         The session's `train` says how; `Training` imitates the original network by default.
-        Raises `NotFinite` when the loss is, naming the layer; `Stopped` on Stop.
+        Raises `NotFinite` when the loss is, naming the layer; `Stopped` on `stop()`. After
+        `stop(keep=True)` the steps done so far are committed, as a tune that no script repeats.
         """
-        self._drive("tune", self._engine.tune(steps))
+        self._drive("tune", self._engine.tune(steps, self._enough.is_set))
         return self.state
+
+    def pace(self, *, aside: bool = False) -> float | None:
+        """Seconds that one step of `tune` takes here, tried on a copy: nothing is changed.
+
+        None where the session's trainer is your own. Done `aside`, it raises `Stopped` as soon as
+        another verb wants the session.
+        """
+        return self._drive("pace", self._engine.pace(), aside)
 
     @contextmanager
     def tuning(self, by: str) -> Iterator[nn.Module]:
@@ -247,8 +265,15 @@ class Session(Shown):
         judged = self._bench.judged(self._engine.network if network is None else network, loader)
         return self._drive("evaluate", judged)[0]
 
-    def run(self, target_macs: float = 0.5, min_accuracy: float | None = None) -> State:
-        """Propose and approve until the network has `target_macs`.
+    def run(
+        self,
+        target_macs: float = 0.5,
+        min_accuracy: float | None = None,
+        *,
+        moves: int | None = None,
+        repair: bool = True,
+    ) -> State:
+        """Propose and approve until the network has `target_macs`, or `moves` are made.
 
         That is a share of the original when at most 1, else a number. Where the method finds
         nothing it is relaxed (AOFP doubles theta).
@@ -257,7 +282,7 @@ class Session(Shown):
         it is left pending and the run ends. Raises `BudgetUnreachable`, with the best plan so
         far, when nothing is left to propose.
         """
-        self._drive("run", self._engine.run(target_macs, min_accuracy))
+        self._drive("run", self._engine.run(target_macs, min_accuracy, moves, repair))
         return self.state
 
     def note(self, text: str, kind: str = "note") -> State:
@@ -292,12 +317,13 @@ class Session(Shown):
             self._engine.note(notes.answer(exercise, value))
         return self.state
 
-    def measure(self) -> AtHand:
+    def measure(self, *, aside: bool = False) -> AtHand:
         """Measure what `foresee` answers from, unless it is at hand; changes nothing.
 
         Contributions, on as many training images as the method takes, and the time of every layer.
+        Done `aside`, it raises `Stopped` as soon as another verb wants the session.
         """
-        self._drive("measure", self._engine.measure())
+        self._drive("measure", self._engine.measure(), aside)
         measured = self.evidence
         assert measured is not None
         return measured
@@ -307,15 +333,18 @@ class Session(Shown):
         drop: Mapping[str, Iterable[int]] | None = None,
         images: int = 1000,
         repair: bool = False,
+        *,
+        aside: bool = False,
     ) -> Trial:
         """How the network without these units does on the first `images` validation images.
 
         Against the network now, image by image; `drop` defaults to the pending move's. With
         `repair` as the session would repair it on approve, which takes longer. Nothing is changed.
-        Raises `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what
-        `adjust` raises for a `drop`, `Stopped`.
+        Done `aside`, it raises `Stopped` as soon as another verb wants the session. Raises
+        `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what `adjust`
+        raises for a `drop`, `Stopped`.
         """
-        return self._drive("trial", self._engine.trying(drop, images, repair))
+        return self._drive("trial", self._engine.trying(drop, images, repair), aside)
 
     def trying(
         self,

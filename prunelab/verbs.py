@@ -24,9 +24,12 @@ class Verbs:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._gate = threading.Condition()  # held only to look and to change who is at work
         self._stop = threading.Event()
+        self._enough = threading.Event()
         self._busy: str | None = None
+        self._aside = False  # whether it is one that gives way to others
+        self._wanted = threading.Event()
         self._listeners: list[Callable[[Any], None]] = []
 
     @property
@@ -48,27 +51,44 @@ class Verbs:
 
         return end
 
-    def stop(self) -> None:
-        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing."""
-        if self._busy is not None:
+    def stop(self, keep: bool = False) -> None:
+        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing.
+
+        With `keep` a tune ends there and then, and commits what it has learnt.
+        """
+        if keep and self._busy == "tune":
+            self._enough.set()
+        elif self._busy is not None:
             self._stop.set()
 
+    def make_way(self) -> None:
+        """End what is done aside, if anything is: it raises `Stopped` at its next step."""
+        if self._aside:
+            self._wanted.set()
+
     @contextmanager
-    def _verb(self, name: str) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
-        self._busy = name
-        self._stop.clear()
+    def _verb(self, name: str, aside: bool = False) -> Iterator[None]:
+        """Hold the session for the verb `name`; done `aside`, it stops where another verb comes."""
+        with self._gate:
+            while self._busy is not None:
+                if aside or not self._aside:
+                    raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
+                self._wanted.set()
+                self._gate.wait()
+            self._busy, self._aside = name, aside
+            for flag in (self._wanted, self._stop, self._enough):
+                flag.clear()
         try:
             yield
         finally:
-            self._busy = None
-            self._lock.release()
+            with self._gate:
+                self._busy, self._aside = None, False
+                self._gate.notify_all()
             self._tell(Ended(name))
 
-    def _drive(self, name: str, work: Work) -> Any:
+    def _drive(self, name: str, work: Work, aside: bool = False) -> Any:
         """Do all of `work` as the verb `name`."""
-        with self._verb(name):
+        with self._verb(name, aside):
             return finish(self._telling(work))
 
     def _telling(self, work: Work) -> Work:
@@ -79,7 +99,7 @@ class Verbs:
             except StopIteration as end:
                 return end.value
             self._tell(item)
-            if self._stop.is_set():
+            if self._stop.is_set() or (self._aside and self._wanted.is_set()):
                 work.close()
                 raise Stopped(f"{self._busy} was stopped; what it had not finished is discarded.")
             yield item

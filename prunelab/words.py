@@ -19,6 +19,7 @@ from prunelab.ledger import (
     Proposed,
     Rejected,
     Repaired,
+    Returned,
     State,
     Step,
     Tuned,
@@ -131,6 +132,8 @@ def outcome(state: State, last: Event | None) -> str:
     if isinstance(last, Rejected):
         why = f" ({last.reason})" if last.reason else ""
         return f"Rejected{why}: nothing was changed."
+    if isinstance(last, Returned):
+        return f"The network is again as it was at event {state.head}."
     if isinstance(last, Undone):
         return f"Undone: the network is as it was at event {state.head}."
     if not isinstance(state.now.event, Step):
@@ -252,6 +255,8 @@ def told(event: Event) -> str:
             return plural(event.steps, "step")
         case Noted():
             return event.text if event.kind == "note" else f"{event.kind}: {event.text}"
+        case Returned():
+            return f"to event {event.to}"
         case Undone():
             parts = ["the proposal"] * event.proposal
             parts += [f"event {event.step}"] * (event.step is not None)

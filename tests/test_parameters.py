@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from html import unescape
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import ipywidgets as ipw
 import numpy as np
 import pytest
+from page import Page
 
 import prunelab as pl
 from prunelab.errors import InvalidValue
@@ -54,8 +53,17 @@ def screen(session: pl.Session) -> Iterator[Screen]:
     made.close()
 
 
-def boxes(screen: Screen) -> dict[str, Any]:
-    return screen.parameters.boxes
+@pytest.fixture
+def page(screen: Screen) -> Page:
+    """The screen with the method's fold open."""
+    made = Page(screen)
+    made.unfold("method")
+    return made
+
+
+def kinds(page: Page) -> dict[str, str]:
+    boxes = [e for e in page.elements if e.get("data-do") == "parameter"]
+    return {e["data-arg"]: e.get("type", e.tag) for e in boxes}
 
 
 # ---------------------------------------------------------------- fields become boxes
@@ -64,26 +72,32 @@ def boxes(screen: Screen) -> dict[str, Any]:
 def test_every_field_of_the_method_has_a_box_with_its_value(
     screen: Screen, session: pl.Session
 ) -> None:
-    shown = {name: box.value for name, box in boxes(screen).items()}
-    assert shown == {**parameters(session.method), "at": ""}
-    assert screen.parameters.fold.titles == ("Method: AOFP · theta 0.05",)
-    assert screen.parameters.fold.selected_index is None, "closed at first"
+    page = Page(screen)
+    assert "Method: AOFP · theta 0.05" in page.html
+    assert kinds(page) == {}, "closed at first"
+    page.unfold("method")
+    wanted = parameters(session.method)
+    assert list(kinds(page)) == list(wanted)
+    assert page.value("parameter", "images") == "128"
+    assert page.value("parameter", "theta") == "0.05"
+    assert page.value("parameter", "at") == ""
 
 
-def test_the_box_fits_the_type(screen: Screen, session: pl.Session) -> None:
+def test_the_box_fits_the_type(page: Page, session: pl.Session) -> None:
     session.method = Mine()
-    assert {name: type(box) for name, box in boxes(screen).items()} == {
-        "ratio": ipw.FloatText,
-        "rounds": ipw.IntText,
-        "greedy": ipw.Checkbox,
-        "order": ipw.Dropdown,
-        "start": ipw.Dropdown,
-        "layer": ipw.Text,
-        "place": ipw.Text,
-        "shares": ipw.Text,
+    assert kinds(page) == {
+        "ratio": "number",
+        "rounds": "number",
+        "greedy": "checkbox",
+        "order": "select",
+        "start": "select",
+        "layer": "text",
+        "place": "text",
+        "shares": "text",
     }
-    assert "A method of one&#x27;s own" in screen.parameters.about.value
-    assert screen.parameters.words.value == "", "no theta, no words of it"
+    assert page.find("parameter", "rounds")["step"] == "1"
+    assert "A method of one's own" in page.said("hint")
+    assert page.said("words") == "", "no theta, no words of it"
 
 
 @pytest.mark.parametrize(
@@ -92,8 +106,8 @@ def test_the_box_fits_the_type(screen: Screen, session: pl.Session) -> None:
         ("ratio", 0.25, 0.25),
         ("rounds", 7, 7),
         ("greedy", True, True),
-        ("order", "down", "down"),
-        ("start", "here", "here"),
+        ("order", "'down'", "down"),
+        ("start", "'here'", "here"),
         ("layer", "conv2", "conv2"),
         ("place", "bn", "bn"),
         ("shares", "0.3", 0.3),
@@ -101,20 +115,20 @@ def test_the_box_fits_the_type(screen: Screen, session: pl.Session) -> None:
     ],
 )
 def test_a_box_changes_its_field_and_no_other(
-    screen: Screen, session: pl.Session, name: str, given: Any, becomes: Any
+    page: Page, session: pl.Session, name: str, given: Any, becomes: Any
 ) -> None:
     session.method = Mine()
-    boxes(screen)[name].value = given
+    page.put("parameter", name, given)
     assert session.method == replace(Mine(), **{name: becomes})
-    assert screen.controls.error.value == ""
+    assert page.said("error") == ""
 
 
 def test_unknown_and_odd_annotations_get_a_text_box_or_go_by_the_value() -> None:
-    assert kind_of(None, 3) is ipw.IntText
-    assert kind_of(int, 2.5) is ipw.Text
-    assert kind_of(float, 1) is ipw.FloatText
-    assert kind_of(float, float("inf")) is ipw.Text
-    assert kind_of(tuple[int, ...], (1, 2)) is ipw.Text
+    assert kind_of(None, 3) == "whole"
+    assert kind_of(int, 2.5) == "text"
+    assert kind_of(float, 1) == "number"
+    assert kind_of(float, float("inf")) == "text"
+    assert kind_of(tuple[int, ...], (1, 2)) == "text"
     assert choices(Literal["a"] | None) == ("a", None)
     assert choices(int | None) == ()
 
@@ -134,11 +148,11 @@ def test_what_is_written_can_be_read(value: Any) -> None:
 
 
 def test_propose_uses_the_parameters_and_the_script_writes_them(
-    screen: Screen, session: pl.Session, tmp_path: Path
+    page: Page, session: pl.Session, tmp_path: Path
 ) -> None:
-    boxes(screen)["theta"].value = 0.2
-    boxes(screen)["images"].value = 64
-    screen.press("propose")
+    page.put("parameter", "theta", 0.2)
+    page.put("parameter", "images", 64)
+    page.screen.press("propose")
     made = session.ledger[-1]
     assert isinstance(made, Proposed)
     assert made.parameters == parameters(pl.AOFP(theta=0.2, images=64))
@@ -148,61 +162,58 @@ def test_propose_uses_the_parameters_and_the_script_writes_them(
     assert len(session.ledger) == 2, "a change of parameters is no event"
 
 
-def test_a_bad_value_is_a_red_line_and_changes_nothing(screen: Screen, session: pl.Session) -> None:
+def test_a_bad_value_is_a_red_line_and_changes_nothing(page: Page, session: pl.Session) -> None:
     before = session.method
-    boxes(screen)["theta"].value = -1
-    assert "theta is a share of a layer&#x27;s signal" in screen.controls.error.value
+    page.put("parameter", "theta", -1)
+    assert "theta is a share of a layer's signal" in page.said("error")
     assert session.method is before
-    assert boxes(screen)["theta"].value == 0.05
-    boxes(screen)["at"].value = "moon"
-    assert "at is one of conv, bn" in screen.controls.error.value
-    assert boxes(screen)["at"].value == ""
-    boxes(screen)["theta"].value = 0.1
-    assert screen.controls.error.value == ""
+    assert page.value("parameter", "theta") == "0.05"
+    page.put("parameter", "at", "moon")
+    assert "at is one of conv, bn" in page.said("error")
+    assert page.value("parameter", "at") == ""
+    page.put("parameter", "theta", 0.1)
+    assert page.said("error") == ""
 
 
-def test_trouble_in_ones_own_validation_is_a_red_line_too(
-    screen: Screen, session: pl.Session
-) -> None:
+def test_trouble_in_ones_own_validation_is_a_red_line_too(page: Page, session: pl.Session) -> None:
     session.method = Mine()
-    boxes(screen)["ratio"].value = 2
-    assert "ValueError: ratio is a share" in screen.controls.error.value
-    boxes(screen)["shares"].value = "{"
-    assert "no value in Python" in unescape(screen.controls.error.value)
+    page.put("parameter", "ratio", 2)
+    assert "ValueError: ratio is a share" in page.said("error")
+    page.put("parameter", "shares", "{")
+    assert "no value in Python" in page.said("error")
     assert session.method == Mine()
     with pytest.raises(InvalidValue):
         read("{", Any)
 
 
-def test_the_boxes_follow_what_code_sets_in_every_screen(
-    screen: Screen, session: pl.Session
-) -> None:
-    other = pl.show(session)
+def test_the_boxes_follow_what_code_sets_in_every_screen(page: Page, session: pl.Session) -> None:
+    other = Page(Screen(session))
+    other.unfold("method")
     session.method = pl.AOFP(theta=0.03)
-    assert boxes(screen)["theta"].value == boxes(other)["theta"].value == 0.03
-    boxes(screen)["theta"].value = 0.04
-    assert boxes(other)["theta"].value == 0.04
-    assert other.parameters.fold.titles == ("Method: AOFP · theta 0.04",)
-    other.close()
+    assert page.value("parameter", "theta") == other.value("parameter", "theta") == "0.03"
+    page.put("parameter", "theta", 0.04)
+    assert other.value("parameter", "theta") == "0.04"
+    assert "Method: AOFP · theta 0.04" in other.html
+    other.screen.close()
 
 
 def test_methods_keep_their_parameters_while_others_are_tried(
-    screen: Screen, session: pl.Session
+    page: Page, session: pl.Session
 ) -> None:
     session.method = Mine(rounds=9)
-    assert "mine" in dict(screen.parameters.method.options).values()
-    screen.parameters.method.value = "aofp"
+    assert "mine" in {e.get("value") for e in page.elements if e.tag == "option"}
+    page.put("method", None, "aofp")
     assert session.method == pl.AOFP(theta=0.05, images=128)
-    screen.parameters.method.value = "mine"
+    page.put("method", None, "mine")
     assert session.method == Mine(rounds=9)
 
 
-def test_boxes_rest_while_a_verb_is_at_work(screen: Screen, session: pl.Session) -> None:
+def test_boxes_rest_while_a_verb_is_at_work(page: Page, session: pl.Session) -> None:
     seen: set[bool] = set()
-    session.listen(lambda told: seen.add(boxes(screen)["theta"].disabled))
-    screen.press("propose")
+    session.listen(lambda told: seen.add("disabled" in page.find("parameter", "theta")))
+    page.screen.press("propose")
     assert True in seen
-    assert not boxes(screen)["theta"].disabled
+    assert "disabled" not in page.find("parameter", "theta")
 
 
 # ---------------------------------------------------------------- theta
@@ -222,54 +233,54 @@ def test_theta_reads_in_words(theta: float, words: str) -> None:
     assert text.theta(theta) == words
 
 
-def test_the_slider_moves_theta_to_two_digits(screen: Screen, session: pl.Session) -> None:
-    screen.parameters.slider.value = 0.0281838
+def test_the_slider_moves_theta_to_two_digits(page: Page, session: pl.Session) -> None:
+    page.put("theta", None, -1.55)  # the slider counts in decades
     assert session.method == replace(pl.AOFP(theta=0.028), images=128)
-    assert boxes(screen)["theta"].value == 0.028
-    assert "0.028 = stop where" in screen.parameters.words.value
-    boxes(screen)["theta"].value = 0
-    assert screen.controls.error.value == "", "zero has no logarithm but is a theta"
-    assert boxes(screen)["theta"].value == 0
+    assert page.value("parameter", "theta") == "0.028"
+    assert "0.028 = stop where" in page.said("words")
+    page.put("parameter", "theta", 0)
+    assert page.said("error") == "", "zero has no logarithm but is a theta"
+    assert page.value("parameter", "theta") == "0"
 
 
 def test_a_new_theta_redraws_the_search_as_it_would_have_gone(
-    screen: Screen, session: pl.Session
+    page: Page, session: pl.Session
 ) -> None:
-    screen.press("propose")
-    screen.press("reject")
-    drawn = screen.live.drawn
-    boxes(screen)["theta"].value = 0.3
-    foreseen = screen.live.drawn
+    page.screen.press("propose")
+    page.screen.press("reject")
+    drawn = page.screen._info()
+    page.put("parameter", "theta", 0.3)
+    foreseen = page.screen._info()
     assert foreseen.ladder != drawn.ladder
     assert len(session.ledger) == 3, "nothing was asked of the session"
-    screen.press("propose")
-    assert screen.group == foreseen.ladder.group
-    assert screen.live.drawn.ladder == foreseen.ladder
-    assert screen.live.drawn.importance.values == foreseen.importance.values
+    page.screen.press("propose")
+    assert page.screen.choice.group == foreseen.ladder.group
+    assert page.screen._info().ladder == foreseen.ladder
+    assert page.screen._info().importance.values == foreseen.importance.values
 
 
 def test_a_pending_proposal_made_with_another_theta_says_so(
-    screen: Screen, session: pl.Session
+    page: Page, session: pl.Session
 ) -> None:
-    screen.press("propose")
-    assert screen.parameters.note.value == ""
-    boxes(screen)["theta"].value = 0.3
-    assert text.OUTDATED in unescape(screen.parameters.note.value)
-    boxes(screen)["theta"].value = 0.05
-    assert screen.parameters.note.value == ""
+    page.screen.press("propose")
+    assert text.OUTDATED not in page.said("hint")
+    page.put("parameter", "theta", 0.3)
+    assert text.OUTDATED in page.said("hint")
+    page.put("parameter", "theta", 0.05)
+    assert text.OUTDATED not in page.said("hint")
 
 
 def test_only_a_new_search_can_tell_once_the_network_or_the_measure_changed(
-    screen: Screen, session: pl.Session
+    page: Page, session: pl.Session
 ) -> None:
-    screen.press("propose")
-    boxes(screen)["at"].value = "bn"
-    boxes(screen)["theta"].value = 0.3
-    assert screen.live.drawn.ladder.theta == 0.05
-    boxes(screen)["at"].value = ""
-    assert screen.live.drawn.ladder.theta == 0.3
-    screen.press("approve")
-    assert screen.live.drawn.ladder.theta == 0.05
+    page.screen.press("propose")
+    page.put("parameter", "at", "bn")
+    page.put("parameter", "theta", 0.3)
+    assert page.screen._info().ladder.theta == 0.05
+    page.put("parameter", "at", "")
+    assert page.screen._info().ladder.theta == 0.3
+    page.screen.press("approve")
+    assert page.screen._info().ladder.theta == 0.05
 
 
 RUNGS = (

@@ -8,17 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from html import unescape
+from functools import partial
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from page import Page
 from plotly.callbacks import Points
 
 import prunelab as pl
 from prunelab.errors import SessionBusy, Stopped, UnknownName, WrongState
+from prunelab.foresight import AtHand, Foresight, Selection
 from prunelab.ledger import (
     Adjusted,
     Approved,
@@ -34,9 +36,10 @@ from prunelab.ledger import (
     Undone,
 )
 from prunelab.notebook import Screen, show, text
-from prunelab.notebook.controls import enabled
+from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan
+from prunelab.trial import Trial
+from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan, units_of
 
 WIDTH = 16
 
@@ -79,6 +82,8 @@ class FakeSession:
         self.busy: str | None = None
         self.told: list[Callable[[object], None]] = []
         self.stopping = threading.Event()
+        self.enough = threading.Event()
+        self.metrics = {"accuracy": pl.Metric(lambda model, loader: 0.0)}
         self.calls: list[tuple[Any, ...]] = []
         self.pause = 0.0  # seconds per step of a search
         self._method: Any = pl.AOFP(theta=0.01)
@@ -89,7 +94,7 @@ class FakeSession:
             seed=0,
             method="aofp",
             parameters=FrozenMap({"theta": 0.01}),
-            settings=FrozenMap(),
+            settings=FrozenMap({"repair": "lstsq"}),
             widths=FrozenMap(self.plan.widths),
             metrics=FrozenMap({"accuracy": 0.921}),
             cost=self.cost(self.plan),
@@ -147,10 +152,47 @@ class FakeSession:
             fingerprint=str(self.state.head),
         )
 
-    def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        return self._move(drop, "person")
+    def foresee(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        *,
+        theta: float | None = None,
+        target_macs: float | None = None,
+    ) -> Foresight:
+        seen: tuple[Rung, ...] = ()
+        if drop is None:
+            theta = 0.01 if theta is None else theta
+            rungs = {group.name: self._rungs(group.name, theta) for group in self.graph.groups}
+            drop = {name: r[-1].candidates for name, r in rungs.items() if r[-1].verdict == "take"}
+            seen = tuple(rung for each in rungs.values() for rung in each)
+        move = self._move(drop, "person")
+        best = {name: self._best(name, len(units)) for name, units in move.drop.items()}
+        plan = self.plan.drop(move.drop)
+        return Foresight(move, plan, move.before, move.after, seen, FrozenMap(best), (0.002, 0.001))
 
-    def _rungs(self, group: str) -> list[Rung]:
+    def _best(self, group: str, count: int) -> Selection:
+        damages = self.damages(group)
+        units = sorted(self.plan.kept[group], key=lambda unit: damages[unit])[:count]
+        return Selection(units_of(units), float(damages[units].sum()))
+
+    @property
+    def evidence(self) -> AtHand | None:
+        return None
+
+    def measure(self, aside: bool = False) -> None:
+        self.calls.append(("measure",))
+
+    def trial(self, drop: Mapping[str, Iterable[int]], aside: bool = False) -> Trial:
+        self.calls.append(("trial", drop))
+        return Trial("accuracy", 0.921, 0.914, 0.006, 1000)
+
+    def pace(self, aside: bool = False) -> float:
+        return 0.1
+
+    def make_way(self) -> None:
+        pass
+
+    def _rungs(self, group: str, theta: float = 0.01) -> list[Rung]:
         damages = self.damages(group)
         search = self.plan.kept[group]
         rungs = []
@@ -158,7 +200,7 @@ class FakeSession:
             ranked = sorted(search, key=lambda unit: damages[unit])
             half = tuple(sorted(ranked[: len(search) // 2]))
             worst = float(damages[list(half)].max() * len(half))
-            verdict = "take" if worst < 0.01 else "halve" if len(half) > 1 else "fail"
+            verdict = "take" if worst < theta else "halve" if len(half) > 1 else "fail"
             rungs.append(
                 Rung(
                     group,
@@ -167,7 +209,7 @@ class FakeSession:
                     tuple(float(damages[u] * len(half)) for u in search),
                     half,
                     worst,
-                    0.01,
+                    theta,
                     verdict,
                 )
             )
@@ -205,6 +247,7 @@ class FakeSession:
             raise SessionBusy(f"{self.busy} is at work; press Stop to end it.")
         self.busy = verb
         self.stopping.clear()
+        self.enough.clear()
         self.calls.append((verb, *given.items()))
 
     def _leave(self) -> None:
@@ -235,11 +278,12 @@ class FakeSession:
             **facts,
         )
 
-    def approve(self) -> None:
-        self.calls.append(("approve",))
+    def approve(self, repair: bool = True) -> None:
+        self.calls.append(("approve", repair))
         self.plan = self.plan.drop(self._pending().drop)
         self._step(Approved, -0.012)
-        self._step(Repaired, 0.005, kind="lstsq", automatic=True)
+        if repair:
+            self._step(Repaired, 0.005, kind="lstsq", automatic=True)
 
     def reject(self, why: str = "") -> None:
         self.calls.append(("reject", why))
@@ -263,18 +307,21 @@ class FakeSession:
             for done in range(steps):
                 if self.stopping.is_set():
                     raise Stopped("tune was stopped.")
+                if self.enough.is_set():
+                    steps = done
+                    break
                 time.sleep(self.pause)
                 self.tell(Progress(done + 1, steps, "training"))
             self._step(Tuned, 0.004, steps=steps, by="prunelab", replayable=True)
         finally:
             self._leave()
 
-    def run(self, target_macs: float = 0.5, min_accuracy: float | None = None) -> None:
-        self.calls.append(("run", target_macs, min_accuracy))
+    def run(self, target_macs: float, min_accuracy: float | None, **more: Any) -> None:
+        self.calls.append(("run", target_macs, min_accuracy, more))
         raise ZeroDivisionError("a bug")
 
-    def stop(self) -> None:
-        self.stopping.set()
+    def stop(self, keep: bool = False) -> None:
+        (self.enough if keep else self.stopping).set()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -291,24 +338,36 @@ def session() -> FakeSession:
 
 @pytest.fixture
 def screen(session: FakeSession) -> Iterator[Screen]:
-    made = show(session)
+    made = Screen(session)
     yield made
     made.close()
 
 
+@pytest.fixture
+def page(screen: Screen) -> Page:
+    return Page(screen)
+
+
+@pytest.fixture
+def figured(screen: Screen) -> Screen:
+    """A screen with its interactive figure, as when a page shows it."""
+    screen.make_figure()
+    return screen
+
+
 def on(screen: Screen) -> set[str]:
-    return {verb for verb, button in screen.controls.buttons.items() if not button.disabled}
+    return Page(screen).on
 
 
 def trace(screen: Screen, name: str) -> Any:
-    return next(trace for trace in screen.live.widget.data if trace.name == name)
+    return next(trace for trace in screen.stage.live.widget.data if trace.name == name)
 
 
 # ---------------------------------------------------------------- buttons
 
 
-def test_the_buttons_carry_the_verbs(screen: Screen) -> None:
-    texts = [button.description for button in screen.controls.buttons.values()]
+def test_the_buttons_carry_the_verbs(page: Page) -> None:
+    texts = [e.text for e in page.elements if e.tag == "button" and e.get("data-do") == "press"]
     assert texts == [
         "Propose",
         "Approve",
@@ -347,7 +406,7 @@ def test_at_work_only_stop_can_be_pressed(session: FakeSession) -> None:
 def test_press_is_synchronous_and_a_click_is_not(screen: Screen, session: FakeSession) -> None:
     session.pause = 0.005
     started = time.monotonic()
-    screen.controls.buttons["propose"].click()
+    Page(screen).click("press", "propose")
     assert time.monotonic() - started < 0.1
     assert on(screen) == {"stop"}
     assert session.state.pending is None
@@ -360,7 +419,7 @@ def test_press_is_synchronous_and_a_click_is_not(screen: Screen, session: FakeSe
 def test_a_verb_called_from_code_shows_too(screen: Screen, session: FakeSession) -> None:
     session.propose()
     assert "approve" in on(screen)
-    assert "AOFP proposes to drop" in screen.controls.sentence.value
+    assert "AOFP proposes to drop" in Page(screen).said("reason")
 
 
 def test_an_unknown_button_is_refused(screen: Screen) -> None:
@@ -369,16 +428,37 @@ def test_an_unknown_button_is_refused(screen: Screen) -> None:
 
 
 def test_the_boxes_give_the_verbs_their_arguments(screen: Screen, session: FakeSession) -> None:
-    screen.controls.steps.value = 3
+    page = Page(screen)
+    page.put("aim", "steps", 3)
     screen.press("tune")
-    screen.controls.target.value, screen.controls.guard.value = 60, 88
+    page.put("aim", "macs", 60)
+    page.put("aim", "lose", 4.1)
+    page.put("aim", "moves", 5)
+    screen.press("run")
+    page.put("aim", "lose", "")
+    page.put("aim", "repair", False)
+    page.put("aim", "moves", "")
     screen.press("run")
     screen.press("propose")
-    screen.controls.reason.value = "too much"
+    screen.press("approve")
+    screen.press("propose")
+    page.put("aim", "reason", "too much")
     screen.press("reject")
     assert ("tune", ("steps", 3)) in session.calls
-    assert ("run", 0.6, 0.88) in session.calls
+    assert ("run", 0.6, pytest.approx(0.88), {"moves": 5, "repair": True}) in session.calls
+    assert ("run", 0.6, None, {"moves": None, "repair": False}) in session.calls
+    assert ("approve", False) in session.calls
     assert ("reject", "too much") in session.calls
+
+
+@pytest.mark.parametrize(("name", "typed"), [("macs", 0), ("macs", "x"), ("steps", 1.5)])
+def test_an_odd_number_is_a_red_line_and_changes_nothing(
+    page: Page, name: str, typed: object
+) -> None:
+    before = page.value("aim", name)
+    page.put("aim", name, typed)
+    assert f"{name} is a number from" in page.said("error")
+    assert page.value("aim", name) == before
 
 
 # ---------------------------------------------------------------- stop, trouble
@@ -386,15 +466,17 @@ def test_the_boxes_give_the_verbs_their_arguments(screen: Screen, session: FakeS
 
 def test_stop_passes_the_queue(screen: Screen, session: FakeSession) -> None:
     session.pause = 0.01
-    screen.controls.steps.value = 500
-    screen.controls.buttons["tune"].click()
-    screen.controls.buttons["propose"].click()
+    page = Page(screen)
+    page.put("aim", "steps", 500)
+    page.click("press", "tune")
+    screen._worker.submit(partial(screen._perform, "propose", None))
+    screen._at_work.append("propose")
     wait_until(lambda: session.busy == "tune")
-    screen.controls.buttons["stop"].click()
+    Page(screen).click("press", "stop")
     assert worker_of(session).wait(5)
     assert len(session.ledger) == 1
     assert [call[0] for call in session.calls] == ["tune"]
-    assert screen.controls.error.value == ""
+    assert Page(screen).said("error") == ""
     assert on(screen) == {"propose", "tune", "run"}
 
 
@@ -402,43 +484,44 @@ def test_trouble_is_a_red_line_and_the_session_is_intact(
     screen: Screen, session: FakeSession
 ) -> None:
     screen.press("approve")
-    assert "propose first" in screen.controls.error.value
-    assert 'role="alert"' in screen.controls.error.value
+    assert "propose first" in Page(screen).said("error")
+    assert any(e.has("pl-error") and e["role"] == "alert" for e in Page(screen).elements)
     screen.press("run")
-    assert "ZeroDivisionError: a bug" in screen.controls.error.value
+    assert "ZeroDivisionError: a bug" in Page(screen).said("error")
     screen.press("propose")
-    assert screen.controls.error.value == ""
+    assert Page(screen).said("error") == ""
     assert session.state.pending is not None
 
 
 def test_a_screen_that_fails_does_not_fail_the_verb(
     screen: Screen, session: FakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screen.live, "draw", lambda info: 1 / 0)
+    monkeypatch.setattr(screen.stage, "show", lambda info: 1 / 0)
     session.propose()
     assert session.state.pending is not None
-    assert "ZeroDivisionError" in screen.controls.error.value
+    assert "ZeroDivisionError" in Page(screen).said("error")
 
 
 def test_text_from_outside_is_escaped(screen: Screen) -> None:
-    screen.controls.reason.value = "<script>"
+    page = Page(screen)
+    page.unfold("history")
+    page.put("aim", "reason", "<script>")
     screen.press("propose")
     screen.press("reject")
-    assert "&lt;script&gt;" in screen.controls.history.value
-    assert "<script>" not in screen.controls.history.value
+    assert page.html.count("&lt;script&gt;") == 3, "the box, the sentence and the history"
+    assert "<script>" not in page.html
 
 
 def test_two_screens_share_one_worker_and_show_the_same(session: FakeSession) -> None:
-    one, two = show(session), show(session)
-    one.controls.buttons["propose"].click()
+    one, two = Screen(session), Screen(session)
+    Page(one).click("press", "propose")
     assert worker_of(session).wait(20)
-    assert two.controls.line.value == one.controls.line.value
+    assert Page(two).html == Page(one).html
     assert "approve" in on(two)
-    threads = [thread for thread in threading.enumerate() if thread.name == "prunelab"]
+    assert one._worker is two._worker
     two.press("approve")
     one.close()
     session.undo()
-    assert len([t for t in threading.enumerate() if t.name == "prunelab"]) == len(threads)
     two.close()
 
 
@@ -456,11 +539,12 @@ def test_the_worker_ends_with_its_session() -> None:
 
 
 def test_clicking_bars_changes_a_draft_and_adjust_commits_it_once(
-    screen: Screen, session: FakeSession
+    figured: Screen, session: FakeSession
 ) -> None:
+    screen = figured
     screen.press("propose")
     events = len(session.ledger)
-    group = screen.group
+    group = screen.choice.group
     assert session.state.pending is not None
     proposed = session.state.pending.drop[group]
     bars = trace(screen, "channel")
@@ -471,40 +555,46 @@ def test_clicking_bars_changes_a_draft_and_adjust_commits_it_once(
         bars._dispatch_on_click(points, None)
     assert len(session.ledger) == events
     wanted = set(proposed) ^ {proposed[0], bars.customdata[kept]}
-    assert set(screen.draft.drop[group]) == wanted
-    assert screen.controls.sentence.value.count("Your choice: drop") == 1
+    assert set(screen.choice.drop[group]) == wanted
+    assert Page(screen).said("reason").count("Your choice: drop") == 1
     screen.press("adjust")
-    assert "You propose to drop" in screen.controls.sentence.value
+    assert "You propose to drop" in Page(screen).said("reason")
     assert len(session.ledger) == events + 1
     assert set(session.state.pending.drop[group]) == wanted
     assert [call[0] for call in session.calls].count("adjust") == 1
 
 
 def test_a_count_drops_the_least_important(screen: Screen, session: FakeSession) -> None:
+    page, group = Page(screen), "layer2.0.conv1"
+    page.unfold("layers")
     screen.press("propose")
-    screen.controls.count.value = 3
-    ranked = screen.live.drawn.importance.units
-    assert screen.draft.drop[screen.group] == tuple(sorted(ranked[:3]))
-    assert screen.controls.units.value == ", ".join(map(str, sorted(ranked[:3])))
+    page.put("width", group, 29, live=True)
+    assert screen.choice.group == group, "the layer that is dragged is looked at"
+    ranked = screen._info().importance.units
+    assert screen.choice.drop[group] == tuple(sorted(ranked[:3]))
+    assert page.value("units") == ", ".join(map(str, sorted(ranked[:3])))
+    assert page.value("width", group) == "29"
 
 
 def test_a_list_of_channels_is_taken_or_answered(screen: Screen) -> None:
+    page = Page(screen)
+    page.unfold("layers")
     screen.press("propose")
-    screen.controls.units.value = "3, 7, 10-12"
-    assert screen.draft.drop[screen.group] == (3, 7, 10, 11, 12)
-    screen.controls.units.value = "3, x"
-    assert "&#x27;x&#x27; is no channel" in screen.controls.error.value
-    screen.controls.units.value = "9999"
-    assert "does not have" in screen.controls.error.value
-    assert screen.draft.drop[screen.group] == (3, 7, 10, 11, 12)
+    page.put("units", None, "3, 7, 10-12")
+    assert screen.choice.drop[screen.choice.group] == (3, 7, 10, 11, 12)
+    page.put("units", None, "3, x")
+    assert "'x' is no channel" in Page(screen).said("error")
+    page.put("units", None, "9999")
+    assert "does not have" in Page(screen).said("error")
+    assert screen.choice.drop[screen.choice.group] == (3, 7, 10, 11, 12)
 
 
 def test_the_draft_starts_over_with_every_proposal(screen: Screen) -> None:
     screen.press("propose")
-    screen.controls.count.value = 1
+    screen.choice.keep(screen.choice.group, 15)
     screen.press("reject")
-    assert screen.draft.drop == {}
-    assert screen.draft.move is None
+    assert screen.choice.drop == {}
+    assert screen.choice.made is None
 
 
 @pytest.mark.parametrize(
@@ -519,22 +609,25 @@ def test_typed_channels(typed: str, units: tuple[int, ...]) -> None:
 
 def test_the_state_line_is_the_sessions_own(screen: Screen, session: FakeSession) -> None:
     screen.press("propose")
-    assert session.state.line() in unescape(screen.controls.line.value)
-    assert 'role="status"' in screen.controls.line.value
+    (line,) = [e for e in Page(screen).elements if e.has("pl-line") and "aria-live" in e]
+    assert line.text == session.state.line()
+    assert line["role"] == "status"
 
 
 def test_a_proposal_is_told_in_plain_words(screen: Screen, session: FakeSession) -> None:
     screen.press("propose")
-    screen.controls.group.value = "layer1.0.conv1"
+    page = Page(screen)
+    page.put("group", None, "layer1.0.conv1")
     assert session.state.pending is not None
     dropped = len(session.state.pending.drop["layer1.0.conv1"])
-    words = unescape(screen.controls.sentence.value)
+    words = page.said("reason")
+    assert page.said("question").startswith(f"Remove {dropped} of 16 channels in layer1.0.conv1")
     assert f"drop {dropped} of 16 channels in layer1.0.conv1: removes " in words
     assert "% of the signal entering layer1.0.conv2 ... and 8 more groups" in words
-    screen.controls.group.value = "conv1"
-    assert "Coupled: 3 layers lose the same channels." in screen.controls.sentence.value
-    screen.controls.group.value = "layer3.2.conv1"
-    assert "none in layer3.2.conv1" in screen.controls.sentence.value
+    page.put("group", None, "conv1")
+    assert "Coupled: 3 layers lose the same channels." in Page(screen).said("reason")
+    page.put("group", None, "layer3.2.conv1")
+    assert "none in layer3.2.conv1" in Page(screen).said("reason")
 
 
 def test_a_step_is_told_with_what_it_lost_and_gained(screen: Screen) -> None:
@@ -542,14 +635,15 @@ def test_a_step_is_told_with_what_it_lost_and_gained(screen: Screen) -> None:
     screen.press("approve")
     assert (
         "Approved and repaired: validation accuracy 92.1% → 91.4% on 1,000 images: "
-        "11 lost, 4 gained" in screen.controls.sentence.value
+        "11 lost, 4 gained" in Page(screen).said("reason")
     )
 
 
 def test_the_history_has_every_event_newest_first(screen: Screen, session: FakeSession) -> None:
+    Page(screen).unfold("history")
     for verb in ("propose", "adjust", "approve", "undo", "propose", "reject"):
         screen.press(verb)
-    table = screen.controls.history.value
+    table = screen.below.history
     rows = re.findall(r"<tr><td>(?:<s>)?(\d+)", table)
     assert rows == [str(seq) for seq in reversed(range(len(session.ledger)))]
     assert "<s>Approved</s>" in table
@@ -559,33 +653,35 @@ def test_the_history_has_every_event_newest_first(screen: Screen, session: FakeS
 def test_progress_tells_the_time_that_is_left() -> None:
     assert text.remaining(3, 12, 0.5) == "3 of 12"
     assert text.remaining(3, 12, 6.0) == "3 of 12, about 18 s left"
+    assert text.remaining(1, 101, 6.0) == "1 of 101, about 10 min left"
     assert text.remaining(12, 12, 6.0) == "12 of 12"
 
 
 def test_progress_shows_only_while_a_verb_works(session: FakeSession, screen: Screen) -> None:
     shown: list[str] = []
-    session.listen(lambda _: shown.append(screen.controls.working.layout.display))
+    session.listen(lambda _: shown.append(Page(screen).said("work")))
+    Page(screen).put("aim", "steps", 3)
     screen.press("tune")
-    assert "flex" in shown
-    assert screen.controls.working.layout.display == "none"
+    assert any(words.startswith("training: ") for words in shown)
+    assert Page(screen).said("work") == ""
 
 
 def test_a_verb_called_from_code_and_stopped_leaves_no_trace(
     session: FakeSession, screen: Screen
 ) -> None:
     session.pause = 0.02
-    session.listen(lambda told: session.stop() if screen.live.drawn.ladder.others else None)
-    before = screen.live.drawn
+    session.listen(lambda told: session.stop() if screen._info().ladder.others else None)
+    before = screen._info()
     with pytest.raises(Stopped):
         session.propose()
-    assert screen.live.drawn == before
-    assert screen.controls.working.layout.display == "none"
+    assert screen._info() == before
+    assert Page(screen).said("work") == ""
 
 
 def test_the_ladder_is_drawn_while_rungs_come(session: FakeSession, screen: Screen) -> None:
     session.pause = 0.02
     sizes: set[int] = set()
-    session.listen(lambda _: sizes.add(len(screen.live.drawn.ladder.others)))
+    session.listen(lambda _: sizes.add(len(screen._info().ladder.others)))
     session.propose()
     assert len(sizes) >= 3
 
@@ -594,9 +690,9 @@ def test_redraws_are_at_most_five_a_second(
     session: FakeSession, screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[float] = []
-    draw = screen.live.draw
+    draw = screen.stage.show
     monkeypatch.setattr(
-        screen.live, "draw", lambda info: (drawn.append(time.monotonic()), draw(info))
+        screen.stage, "show", lambda info: (drawn.append(time.monotonic()), draw(info))
     )
     session.pause = 0.01
     started = time.monotonic()
@@ -605,82 +701,84 @@ def test_redraws_are_at_most_five_a_second(
 
 
 def test_the_network_without_a_proposal_shows_a_hint(screen: Screen) -> None:
-    assert text.WELCOME in screen.controls.sentence.value
+    assert text.WELCOME in Page(screen).said("reason")
 
 
 # ---------------------------------------------------------------- the one figure
 
 
-def test_redraws_reuse_the_one_figure(screen: Screen) -> None:
-    figure, uids = screen.live.widget, [trace.uid for trace in screen.live.widget.data]
+def test_redraws_reuse_the_one_figure(figured: Screen) -> None:
+    figure, uids = (
+        figured.stage.live.widget,
+        [trace.uid for trace in figured.stage.live.widget.data],
+    )
     for verb in ("propose", "approve", "propose", "undo"):
-        screen.press(verb)
-    assert screen.live.widget is figure
+        figured.press(verb)
+    assert figured.stage.live.widget is figure
     assert [trace.uid for trace in figure.data] == uids
 
 
-def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(screen: Screen) -> None:
+def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(figured: Screen) -> None:
     sent: list[str] = []
-    screen.live.widget.observe(
+    figured.stage.live.widget.observe(
         lambda change: change["new"] and sent.append(change["name"]),
         ["_py2js_update", "_py2js_restyle", "_py2js_relayout"],
     )
-    screen.press("propose")
+    figured.press("propose")
     assert 1 <= len(sent) <= 4
     sent.clear()
-    screen.live.draw(screen.live.drawn)
+    figured.stage.live.draw(figured.stage.live.drawn)
     assert sent == []
 
 
-def test_a_page_loaded_anew_starts_from_what_is_shown(screen: Screen) -> None:
-    screen.press("propose")
-    synced = {trace["name"]: trace for trace in screen.live.widget._widget_data}
-    assert synced["channel"]["customdata"] == list(trace(screen, "channel").customdata)
+def test_a_page_loaded_anew_starts_from_what_is_shown(figured: Screen) -> None:
+    figured.press("propose")
+    synced = {trace["name"]: trace for trace in figured.stage.live.widget._widget_data}
+    assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
     assert synced["search"]["x"]
 
 
-def test_plotlys_private_names_are_there(screen: Screen) -> None:
+def test_plotlys_private_names_are_there(figured: Screen) -> None:
     """If this fails, plotly has moved: look at `live.py`."""
-    assert screen.live.widget._config["responsive"] is True
-    assert "widget-view" in next(iter(screen.live.widget._repr_mimebundle_()))
+    assert figured.stage.live.widget._config["responsive"] is True
+    assert "widget-view" in next(iter(figured.stage.live.widget._repr_mimebundle_()))
     for name in ("_handler_js2py_traceDeltas", "_handler_js2py_layoutDelta"):
         assert hasattr(go.FigureWidget, name)
 
 
-def test_what_the_browser_reports_changes_no_data(screen: Screen) -> None:
-    screen.press("propose")
-    figure = screen.live.widget
-    before = list(trace(screen, "channel").x)
+def test_what_the_browser_reports_changes_no_data(figured: Screen) -> None:
+    figured.press("propose")
+    figure = figured.stage.live.widget
+    before = list(trace(figured, "channel").x)
     figure._js2py_traceDeltas = {
-        "trace_deltas": [{"uid": trace(screen, "channel").uid, "x": [1], "y": [1]}],
+        "trace_deltas": [{"uid": trace(figured, "channel").uid, "x": [1], "y": [1]}],
         "trace_edit_id": figure._last_trace_edit_id,
     }
-    assert list(trace(screen, "channel").x) == before
+    assert list(trace(figured, "channel").x) == before
 
 
-def test_a_narrow_screen_stacks_its_panels(screen: Screen) -> None:
-    keys = screen.children[-1]
-    keys.narrow = True
-    assert screen.live.arrange == "stack"
-    assert list(screen.live.widget.layout.xaxis.domain) == [0, 1]
-    assert "prunelab-stack" in screen._dom_classes
-    assert "prunelab-grid" not in screen._dom_classes
-    keys.narrow = False
-    assert screen.live.arrange == "grid"
+def test_a_narrow_screen_stacks_its_panels(figured: Screen) -> None:
+    figured._told("narrow", None, True, False)
+    assert figured.stage.live.arrange == "stack"
+    assert list(figured.stage.live.widget.layout.xaxis.domain) == [0, 1]
+    assert "prunelab-stack" in figured._dom_classes
+    assert "prunelab-grid" not in figured._dom_classes
+    figured._told("narrow", None, False, False)
+    assert figured.stage.live.arrange == "grid"
 
 
-def test_the_browser_alone_knows_the_size_of_the_figure(screen: Screen) -> None:
+def test_the_browser_alone_knows_the_size_of_the_figure(figured: Screen) -> None:
     """plotly.js that is told a height later on keeps the width of that moment for ever."""
     sent: list[str] = []
     for name in ("_py2js_update", "_py2js_relayout"):
-        screen.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
-    screen.children[-1].narrow = True
-    screen.press("propose")
-    screen.children[-1].narrow = False
+        figured.stage.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
+    figured._told("narrow", None, True, False)
+    figured.press("propose")
+    figured._told("narrow", None, False, False)
     told = " ".join(sent)
     assert "domain" in told
     assert "'height'" not in told
-    assert screen.live.widget.layout.width is None
+    assert figured.stage.live.widget.layout.width is None
 
 
 # ---------------------------------------------------------------- pages without widgets
@@ -719,23 +817,24 @@ def test_odd_arguments_are_refused(session: FakeSession, name: str, given: str) 
 def test_every_button_works_on_a_real_session(trained: Any, data: Any) -> None:
     session = pl.Session(trained, data, method=pl.AOFP(theta=0.2))
     screen = pl.show(session)
+    page = Page(screen)
     errors = []
     for verb in ("propose", "adjust", "approve", "repair", "tune", "undo", "propose", "reject"):
         if verb == "adjust":
-            screen._flipped(screen.live.drawn.importance.units[-1])
+            screen._told("flip", None, screen._info().importance.units[-1], False)
         if verb == "tune":
-            screen.controls.steps.value = 2
+            page.put("aim", "steps", 2)
         screen.press(verb)
-        errors.append(screen.controls.error.value)
-    screen.controls.target.value = 80
+        errors.append(Page(screen).said("error"))
+    page.put("aim", "macs", 80)
     screen.press("run")
-    errors.append(screen.controls.error.value)
+    errors.append(Page(screen).said("error"))
     assert errors == [""] * 9
     kinds = [type(event).__name__ for event in session.ledger]
     assert kinds[1:7] == ["Proposed", "Adjusted", "Approved", "Repaired", "Repaired", "Tuned"]
     assert session.state.now.cost.macs <= 0.8 * session.state.base.cost.macs
-    assert session.state.line() in unescape(screen.controls.line.value)
-    assert screen.live.drawn.trajectory.path[-1].macs <= 80
+    assert session.state.line() in page.said("line")
+    assert screen._info().trajectory.path[-1].macs <= 80
     screen.close()
 
 
@@ -746,8 +845,9 @@ def test_a_verb_that_leaves_no_event_leaves_no_progress_bar(
     screen = pl.show(session)
     monkeypatch.setattr(screen._pace, "due", lambda: True)
     shown: list[str] = []
-    session.listen(lambda _: shown.append(screen.controls.working.layout.display))
+    session.listen(lambda _: shown.append(Page(screen).said("work")))
     session.evaluate()
-    assert shown[:-1] == ["flex"] * (len(shown) - 1)
-    assert shown[-1] == "none"
+    assert len(shown) > 1
+    assert all(shown[:-1])
+    assert shown[-1] == ""
     screen.close()

@@ -548,3 +548,57 @@ def test_prune_does_the_whole_job_without_a_person(trained: nn.Module, data: pl.
     assert after.macs <= 0.5 * before.macs
     assert result.trajectory[-1].cost == after
     assert result.plan.widths["conv1"] < 12
+
+
+def test_a_tune_that_is_stopped_can_keep_what_it_has(trained: nn.Module, data: pl.Data) -> None:
+    session = pl.Session(trained, data, repair=None)
+    seen: list[int] = []
+
+    def enough(told: object) -> None:
+        if isinstance(told, Progress) and told.what == "tuning":
+            seen.append(told.done)
+            if told.done == 3:
+                session.stop(keep=True)
+
+    session.listen(enough)
+    session.tune(steps=50)
+    event = session.ledger[-1]
+    assert isinstance(event, Tuned)
+    assert (event.steps, event.replayable) == (3, False)
+    assert max(seen) == 3
+    session.stop(keep=True)
+    session.tune(steps=2)
+    assert session.ledger[-1].steps == 2, "an old word to keep ends no later tune"
+
+
+def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
+    trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128))
+    session.run(target_macs=0.3, moves=1, repair=False)
+    assert [type(event).__name__ for event in session.ledger] == ["Began", "Proposed", "Approved"]
+    assert "session.approve(repair=False)" in session.export(tmp_path / "run.py").read_text()
+    with pytest.raises(pl.InvalidValue, match="moves is a whole number"):
+        session.run(moves=1.5)
+
+
+def test_go_takes_up_any_point_on_any_branch(
+    trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128), path=tmp_path / "s")
+    session.propose()
+    session.approve()
+    far = session.state.head
+    weights = {name: t.clone() for name, t in session.model.state_dict().items()}
+    session.undo()
+    session.propose()
+    session.go(far)
+    assert session.state.head == far
+    assert session.state.pending is None
+    again = session.model.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    assert f"session.go({far})" in session.export(tmp_path / "run.py").read_text()
+    opened = pl.Session.open(tmp_path / "s", model=trained, data=data)
+    assert opened.state == session.state
+    with pytest.raises(pl.InvalidValue, match="no other network at event"):
+        session.go(far)

@@ -19,6 +19,7 @@ from prunelab.ledger import (
     Noted,
     Proposed,
     Rejected,
+    Returned,
     State,
     Step,
     Undone,
@@ -99,6 +100,9 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
             undone = (state.undo_target()[0], move is not None)
             if not state.undoable or (event.step, event.proposal) != undone:
                 raise _impossible(event, "undid what was not there to undo")
+        case Returned():
+            if event.to == state.head or event.to not in {point.seq for point in state.points}:
+                raise _impossible(event, "it goes where no other network was")
         case Noted():
             if {type(event.text), type(event.kind), type(event.about)} != {str}:
                 raise _impossible(event, "it notes what is no text")

@@ -23,6 +23,7 @@ SAID = {
     "Approved": "approve",
     "Rejected": "reject",
     "Undone": "undo",
+    "Returned": "go",
     "Repaired": "repair",
     "Tuned": "tune",
 }

@@ -17,7 +17,7 @@ from prunelab.values import FrozenMap
 
 SPLITS = ("train", "val", "test")
 VERBS = (
-    *("propose", "adjust", "approve", "reject", "undo", "repair", "tune"),
+    *("propose", "adjust", "approve", "reject", "undo", "go", "repair", "tune"),
     *("predict", "answer", "note", "reason"),
 )
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import plotly.graph_objects as go
 
 from prunelab.figures.importance import ImportanceInfo, Seen, draw_importance, importance_info
 from prunelab.figures.ladder import LadderInfo, draw_ladder, ladder_info
+from prunelab.figures.path import PathInfo, draw_path, path_info
 from prunelab.figures.style import (
     COUPLED,
     DROP,
     GHOST,
+    INVISIBLE,
     KEEP,
     TARGET,
     TEXT_PX,
@@ -29,21 +31,22 @@ from prunelab.ledger import State
 
 Arrange = Literal["grid", "stack"]
 
-NAMES = ("importance", "ladder", "widths", "trajectory")
+NAMES = ("importance", "search", "widths", "trajectory")
 
 # (left, right), (bottom, top) of each panel, as shares of the figure. Widths and trajectory stand
-# on the left: the names of the groups then take margin, which plotly sizes in pixels.
+# on the left: the names of the groups then take margin, which plotly sizes in pixels. Widths and
+# importance are the upper half, which a screen shows first.
 DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]]] = {
     "grid": {
         "widths": ((0, 0.46), (0.56, 1)),
-        "trajectory": ((0, 0.46), (0, 0.4)),
         "importance": ((0.56, 1), (0.56, 1)),
-        "ladder": ((0.56, 1), (0, 0.4)),
+        "trajectory": ((0, 0.46), (0, 0.4)),
+        "search": ((0.56, 1), (0, 0.4)),
     },
     "stack": {
-        "importance": ((0, 1), (0.81, 1)),
-        "ladder": ((0, 1), (0.54, 0.73)),
-        "widths": ((0, 1), (0.27, 0.46)),
+        "widths": ((0, 1), (0.81, 1)),
+        "importance": ((0, 1), (0.54, 0.73)),
+        "search": ((0, 1), (0.27, 0.46)),
         "trajectory": ((0, 1), (0, 0.19)),
     },
 }
@@ -71,8 +74,10 @@ class BoardInfo:
 
     importance: ImportanceInfo
     ladder: LadderInfo
+    path: PathInfo
     widths: WidthsInfo
     trajectory: TrajectoryInfo
+    stale: str = ""  # when the evidence was measured, if the network has changed since
 
 
 def board_info(
@@ -86,16 +91,53 @@ def board_info(
     return BoardInfo(
         importance=importance_info(state, group, seen),
         ladder=ladder_info(state, group, seen),
+        path=path_info(state, group, seen),
         widths=widths_info(state, layers, group),
         trajectory=trajectory_info(state),
+        stale=measured(state) if seen is None else "",
     )
+
+
+def measured(state: State) -> str:
+    """When the latest proposal's evidence was measured, if the network has changed since."""
+    latest = state.proposed
+    if latest is None or latest.move is None:
+        return ""
+    mark = latest.move.fingerprint
+    if mark == state.now.event.fingerprint:
+        return ""
+    of = next((point.seq for point in state.points if point.event.fingerprint == mark), None)
+    if of is None:
+        return ""
+    moves = state.moves_at(of)
+    return f"measured after move {moves}" if moves else "measured before the first move"
+
+
+def faded(panel: Panel, when: str) -> Panel:
+    """`panel` in grey, with `when` its evidence was measured behind its title; "" leaves it."""
+    if when:
+        for trace in panel.traces:
+            for part in ("marker", "line"):
+                if part in trace and "color" in trace[part] and trace[part]["color"] != INVISIBLE:
+                    trace[part]["color"] = GHOST
+    return replace(panel, title=panel.title + f" · {when}" * bool(when))
+
+
+def draw_search(ladder: LadderInfo, path: PathInfo) -> Panel:
+    """How the method decided: the LASSO path where there is one, else the binary search."""
+    drawn = draw_ladder(ladder), draw_path(path)
+    shown = drawn[bool(path.penalties)]
+    for panel in drawn:
+        for trace in panel.traces:
+            trace.visible = panel is shown
+    return replace(shown, traces=drawn[0].traces + drawn[1].traces)
 
 
 def panels(info: BoardInfo) -> dict[str, Panel]:
     """The four panels, in the order of `NAMES`."""
     return {
-        "importance": draw_importance(info.importance),
-        "ladder": draw_ladder(info.ladder),
+        "importance": faded(draw_importance(info.importance), info.stale),
+        "search": faded(draw_search(info.ladder, info.path), info.stale),
         "widths": draw_widths(info.widths),
         "trajectory": draw_trajectory(info.trajectory),
     }

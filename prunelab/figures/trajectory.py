@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from prunelab.figures.style import (
     DROP,
     GHOST,
+    INVISIBLE,
     KEEP,
     TARGET,
     TEXT_PX,
@@ -111,7 +112,10 @@ def trajectory_info(state: State) -> TrajectoryInfo:
 
 
 def draw_trajectory(info: TrajectoryInfo) -> Panel:
-    """From the original network on the left to fewer MACs on the right."""
+    """From the original network on the left to fewer MACs on the right.
+
+    The transparent points, last, take hover and clicks, on every branch.
+    """
     now = info.path[-1]
     grey_x: list[float | None] = []
     grey_y: list[float | None] = []
@@ -120,6 +124,7 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
         grey_y += [start.value, end.value, None]
     ahead = [] if info.pending is None else [now.macs, info.pending]
     dots = [*info.path, *(dot for pair in info.undone for dot in pair)]
+    points = list({dot.seq: dot for dot in dots}.values())
     macs = [*(dot.macs for dot in dots), *ahead]
     values = [
         value
@@ -177,10 +182,20 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
                 textposition="bottom center",
                 textfont={"size": TEXT_PX},
                 name="path",
+                hoverinfo="skip",
+            ),
+            go.Scatter(
+                x=[dot.macs for dot in points],
+                y=[dot.value for dot in points],
+                mode="markers",
+                marker={"color": INVISIBLE, "size": 18},
+                name="point",
+                customdata=[dot.seq for dot in points],
                 hovertext=[
                     f"{dot.kind.lower()}, move {dot.move}: {dot.macs:.1f}% of the MACs, "
                     f"{info.metric} {dot.value:.4g}{'%' * info.percent}"
-                    for dot in info.path
+                    + ("" if dot in info.path else "; undone")
+                    for dot in points
                 ],
                 hoverinfo="text",
             ),

@@ -1,39 +1,77 @@
 """The one figure of a screen, redrawn in place. The only file that uses plotly's private names.
 
-A FigureWidget carries 5 MB of JavaScript, takes seconds to show and is never collected, so a
-screen makes one and keeps it.
+A FigureWidget carries 5 MB of JavaScript, takes seconds to show and is never collected: so it
+travels packed, a screen makes one once its first picture is on the page, and a closed screen
+leaves its figure to the next.
 """
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import plotly.graph_objects as go
+from traitlets import Bytes, Unicode, default
 
 from prunelab.figures.board import (
     NAMES,
     Arrange,
     BoardInfo,
     board,
+    frame,
     layout,
     panels,
     traces,
 )
 from prunelab.figures.style import Theme
+from prunelab.notebook import text
+
+
+@cache
+def packed() -> bytes:
+    """Plotly's widget in JavaScript, gzip."""
+    return gzip.compress((files("plotly") / "package_data" / "widgetbundle.js").read_bytes(), 6)
 
 
 class _Figure(go.FigureWidget):
-    """A FigureWidget that does not let the browser tell it its data.
+    """A FigureWidget that travels packed, and does not let the browser tell it its data.
 
     plotly.js reports what it drew, and the widget takes what it did not know for a default and
     forgets its own; with redraws that follow each other fast the report is about an older one,
     and x and y of a trace are lost. Nothing here reads those defaults.
     """
 
+    _esm = (files("prunelab") / "assets" / "figure.js").read_text(encoding="utf-8")
+    _packed = Bytes().tag(sync=True)
+    _sorry = Unicode(text.NO_FIGURE).tag(sync=True)
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        self._whole = False
+        super().__init__(*args, **more)
+        # the widget has no public way to plotly.js's config; without it the figure stays 700 px
+        self._config = {**self._config, "responsive": True, "displayModeBar": False}
+        self.add_class("prunelab-figure")
+        self._whole = True
+        self.open()
+
+    def open(self) -> None:
+        """Tell the page, once there is all to tell: a page that asks meanwhile gets no half."""
+        if self._whole:
+            super().open()
+
+    @default("_packed")
+    def _pack(self) -> bytes:
+        return packed()
+
     def _handler_js2py_traceDeltas(self, change: Any) -> None: ...
 
     def _handler_js2py_layoutDelta(self, change: Any) -> None: ...
+
+
+_left: list[_Figure] = []  # figures of closed screens
 
 
 def changed(old: Any, new: Any) -> Any:
@@ -51,13 +89,20 @@ class Live:
     def __init__(self, info: BoardInfo, arrange: Arrange, theme: Theme) -> None:
         self._drawn = info
         self.arrange = arrange
-        self.widget = _Figure(board(info, arrange=arrange, theme=theme))
-        # the widget has no public way to plotly.js's config; without it the figure stays 700 px
-        self.widget._config = {
-            **self.widget._config,
-            "responsive": True,
-            "displayModeBar": False,
-        }
+        self.widget = self._taken(info, theme) if _left else self._made(info, theme)
+
+    def _made(self, info: BoardInfo, theme: Theme) -> _Figure:
+        return _Figure(board(info, arrange=self.arrange, theme=theme))
+
+    def _taken(self, info: BoardInfo, theme: Theme) -> _Figure:
+        widget, drawn = _left.pop(), panels(info)
+        with widget.batch_update():
+            for trace, new in zip(widget.data, traces(drawn), strict=True):
+                trace.update(new.to_plotly_json())
+            made = frame(drawn, self.arrange, theme)
+            del made["height"]  # told one again, plotly.js never changes its width again
+            widget.update_layout(made)
+        return widget
 
     @property
     def drawn(self) -> BoardInfo:
@@ -110,3 +155,9 @@ class Live:
                 told(trace.customdata[index])
 
         trace.on_click(clicked)
+
+    def leave(self) -> None:
+        """Let another screen have the figure: it holds nothing of this one any more."""
+        for trace in self.widget.data:
+            trace.on_click(None)
+        _left.append(self.widget)

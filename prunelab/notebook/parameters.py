@@ -1,127 +1,113 @@
-"""The fold with the method and its own parameters: a box for every field of its dataclass."""
+"""The fold of the method: a box for every field of its dataclass, and a slider for theta."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from functools import partial
 from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import ipywidgets as ipw
 
 from prunelab import words
 from prunelab.errors import InvalidValue
 from prunelab.figures.ladder import rejudged
 from prunelab.ledger import State
-from prunelab.methods import METHODS, make_method
 from prunelab.methods.contract import parameters
 from prunelab.notebook import text
-from prunelab.notebook.controls import WRAP, said
+from prunelab.notebook.markup import box, choose, say, tag, tick
+from prunelab.notebook.view import View
 
 THETA = "theta"  # has a slider and words of its own
-DECADES = (-4, 0)  # of the slider: theta from 0.0001 to 1
-Make = Callable[[], Any]
+DECADES = (-4.0, 0.0)  # of the slider: theta from 0.0001 to 1
+Kind = Literal["flag", "whole", "number", "text"]
 
 
-class Parameters:
-    """A list of methods, and a box for every field of the session's; theta has a slider, too.
+def parameters_form(view: View) -> str:
+    """A list of methods, and a box for every field of the one there is."""
+    method, off = view.method, bool(view.at_work)
+    head = choose(
+        "method", text.METHOD_LABEL, text.METHOD_TIP,
+        [(words.method(name), name) for name in view.known], method.name, disabled=off,
+    )  # fmt: skip
+    about = text.about(inspect.getdoc(type(method)))
+    values = values_of(method)
+    parts = [tag("div", head, say(about, "hint", "span"), kind="pl-line")]
+    if THETA in values:
+        shown = view.chosen.theta if view.chosen else None
+        parts.append(_theta(values[THETA] if shown is None else shown, off))
+    hints = hints_of(type(method))
+    boxes = (_box(n, hints.get(n), v, off) for n, v in values.items() if n != THETA)
+    parts.append(tag("div", *boxes, kind="pl-line"))
+    outdated = view.state.pending is not None and others(view.state, method)
+    return "".join(parts) + say(text.OUTDATED if outdated else "", "hint", role="status")
 
-    A change calls `asked` with a function that makes the method, and raises what the method's
-    own validation raises. The boxes only ask: `follow` sets them to what there is.
-    """
 
-    def __init__(self, asked: Callable[[Make], None]) -> None:
-        self._asked = asked
-        self.shown: Any = None  # the method whose parameters stand in the boxes
-        self._hints: dict[str, Any] = {}
-        self._kinds: dict[str, Any] = {}
-        self._known: dict[str, Any] = {}  # the methods shown so far, with their parameters
-        self._quiet = False  # whether the boxes change because `follow` sets them
-        self.boxes: dict[str, Any] = {}
-        self.method = box_of(text.METHOD, ())
-        self.method.observe(lambda change: self._picked(change["new"]), "value")
-        self.slider = ipw.FloatLogSlider(
-            min=DECADES[0],
-            max=DECADES[1],
-            step=0.05,
-            readout=False,
-            continuous_update=False,
-            tooltip=text.THETA_TIP,
-            layout={"width": "260px", "margin": "2px 12px 2px 0"},
-        )
-        self.slider.observe(lambda change: self._slid(change["new"]), "value")
-        self.about, self.words, self.note = (ipw.HTML() for _ in range(3))
-        self._theta, self._rest = ipw.Box(layout=WRAP), ipw.Box(layout=WRAP)
-        first = ipw.Box([self.method, self.about], layout=WRAP)
-        self.fold = ipw.Accordion(
-            [ipw.VBox([first, self._theta, self._rest, self.note])], selected_index=None
-        )
+def _theta(value: float, off: bool) -> str:
+    place = min(max(math.log10(max(value, 1e-9)), DECADES[0]), DECADES[1])
+    slider = tag(
+        "input", type="range", min=DECADES[0], max=DECADES[1], step=0.02, value=f"{place:.2f}",
+        data_do="theta", data_live=True, disabled=off, title=text.THETA_TIP, kind="pl-theta",
+        aria_label=text.THETA_LABEL, aria_valuetext=text.theta(value),
+    )  # fmt: skip
+    typed = box(
+        "parameter", text.THETA_LABEL, text.THETA_TIP, data_arg=THETA, value=f"{value:g}",
+        step="any", min=0, disabled=off,
+    )  # fmt: skip
+    return tag("div", typed, slider, say(text.theta(value), "words", "span"), kind="pl-line")
 
-    def follow(self, method: Any, state: State, busy: bool) -> None:
-        """Show the parameters of `method`; they cannot be changed while a verb is at work."""
-        self._quiet = True
-        try:
-            self._show(method)
-        finally:
-            self._quiet = False
-        for box in (self.method, self.slider, *self.boxes.values()):
-            box.disabled = busy
-        outdated = state.pending is not None and others(state, method)
-        self.note.value = said(text.OUTDATED if outdated else "", "hint", "status")
 
-    def _show(self, method: Any) -> None:
-        values = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
-        if type(method) is not type(self.shown):
-            self._hints, self._kinds = hints_of(type(method)), {}
-            self.about.value = said(text.about(inspect.getdoc(type(method))), "hint")
-        self.shown = self._known[method.name] = method
-        names = sorted({*METHODS, *self._known})
-        self.method.options = [(words.method(name), name) for name in names]
-        self.method.value = method.name
-        kinds = {name: kind_of(self._hints.get(name), value) for name, value in values.items()}
-        if kinds != self._kinds:
-            self._kinds = kinds
-            self._build()
-        for name, box in self.boxes.items():
-            box.value = written(values[name]) if kinds[name] is ipw.Text else values[name]
-        if THETA in values:
-            self.slider.value = max(values[THETA], 10.0 ** DECADES[0])
-        self.words.value = said(text.theta(values[THETA]) if THETA in values else "", "words")
-        self.fold.titles = (text.fold(method.name, values),)
+def _box(name: str, hint: Any, value: Any, off: bool) -> str:
+    kind, label = kind_of(hint, value), text.parameter(name)
+    more = {"data_arg": name, "disabled": off}
+    if isinstance(kind, tuple):
+        options = [(text.choice(item), repr(item)) for item in kind]
+        return choose("parameter", label, text.PARAMETER_TIP, options, repr(value), **more)
+    if kind == "flag":
+        return tick("parameter", label, text.PARAMETER_TIP, value, **more)
+    if kind == "text":
+        more |= {"type": "text", "placeholder": text.choice(None)}
+        return box("parameter", label, text.PARAMETER_TIP, value=written(value), **more)
+    step = "1" if kind == "whole" else "any"
+    return box("parameter", label, text.PARAMETER_TIP, value=f"{value:.12g}", step=step, **more)
 
-    def _build(self) -> None:
-        for box in self.boxes.values():
-            box.close()
-        self.boxes = {name: box_of(name, kind) for name, kind in self._kinds.items()}
-        for name, box in self.boxes.items():
-            box.observe(partial(self._changed, name), "value")
-        theta = self.boxes.get(THETA)
-        self._theta.children = () if theta is None else (theta, self.slider, self.words)
-        self._rest.children = tuple(box for name, box in self.boxes.items() if name != THETA)
 
-    def _picked(self, name: str) -> None:
-        if not self._quiet:
-            self._asked(lambda: self._known.get(name) or make_method(name))
+# ---------------------------------------------------------------- from boxes to a method
 
-    def _changed(self, name: str, change: Any) -> None:
-        if self._quiet:
-            return
-        given, typed = change["new"], self._kinds[name] is ipw.Text
 
-        def make() -> Any:
-            value = read(given, self._hints.get(name)) if typed else given
-            return replace(self.shown, **{name: value})
+def values_of(method: Any) -> dict[str, Any]:
+    """The parameters of `method` by name."""
+    return {f.name: getattr(method, f.name) for f in fields(method) if f.init}
 
-        self._asked(make)
 
-    def _slid(self, value: float) -> None:
-        if not self._quiet:
-            self.boxes[THETA].value = float(f"{value:.2g}")
+def with_parameter(method: Any, name: str, given: Any) -> Any:
+    """`method` with what was put into the box `name`; raises what its own validation raises."""
+    hint = hints_of(type(method)).get(name)
+    kind = kind_of(hint, getattr(method, name))
+    if isinstance(kind, tuple):
+        value = next((item for item in kind if repr(item) == given), given)
+    elif kind == "flag":
+        value = bool(given)
+    elif kind == "text":
+        value = read(str(given), hint)
+    else:
+        value = _number(given, kind)
+    return replace(method, **{name: value})
+
+
+def _number(given: Any, kind: Any) -> float:
+    try:
+        return int(given) if kind == "whole" else float(given)
+    except (TypeError, ValueError):
+        wanted = "a whole number" if kind == "whole" else "a number"
+        raise InvalidValue(f"{given!r} is not {wanted}.") from None
+
+
+def slid(place: Any) -> float:
+    """The theta at a place of the slider, with two digits."""
+    return float(f"{10 ** float(place):.2g}")
 
 
 def others(state: State, method: Any, but: str = "") -> bool:
@@ -147,7 +133,7 @@ def foreseen(state: State, method: Any) -> list[Any] | None:
     return rejudged(latest.seen, theta) if of_now or state.exhausted else None
 
 
-def hints_of(kind: type) -> dict[str, Any]:
+def hints_of(kind: type) -> Mapping[str, Any]:
     """The annotations of a dataclass; none where they name what only type checkers import."""
     try:
         return get_type_hints(kind)
@@ -155,15 +141,15 @@ def hints_of(kind: type) -> dict[str, Any]:
         return {}
 
 
-def kind_of(hint: Any, value: Any) -> Any:
-    """How a field of type `hint` (None: unknown) is set: a widget class, or the choices."""
+def kind_of(hint: Any, value: Any) -> Kind | tuple[Any, ...]:
+    """How a field of type `hint` (None: unknown) is set: a kind of box, or the choices."""
     allowed = choices(hint)
     if value in allowed:
         return allowed
-    plain = {bool: ipw.Checkbox, int: ipw.IntText, float: ipw.FloatText}
+    plain: dict[type, Kind] = {bool: "flag", int: "whole", float: "number"}
     if type(value) in plain and hint in (None, float, type(value)) and math.isfinite(value):
         return plain[float if hint is float else type(value)]
-    return ipw.Text
+    return "text"
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
@@ -174,22 +160,6 @@ def choices(hint: Any) -> tuple[Any, ...]:
     if parts and all(part is NoneType or get_origin(part) is Literal for part in parts):
         return (*chain.from_iterable(get_args(part) for part in parts), None)
     return ()
-
-
-def box_of(name: str, kind: Any) -> Any:
-    """The widget for a field."""
-    look = {
-        "description": text.parameter(name),
-        "style": {"description_width": "initial"},
-        "layout": {"width": "200px", "margin": "2px 12px 2px 0"},
-    }
-    if isinstance(kind, tuple):
-        return ipw.Dropdown(options=[(text.choice(item), item) for item in kind], **look)
-    if kind is ipw.Checkbox:
-        return kind(indent=False, **look)
-    if kind is ipw.Text:
-        look["placeholder"] = text.choice(None)
-    return kind(continuous_update=False, **look)
 
 
 def written(value: Any) -> str:

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
 
 from prunelab.errors import PruneLabError, Stopped, UnknownName
-from prunelab.figures.board import Arrange, BoardInfo, board_info
-from prunelab.ledger import Event, State
+from prunelab.figures.board import Arrange, BoardInfo
+from prunelab.ledger import Event
 from prunelab.notebook import text
-from prunelab.notebook.controls import Controls, enabled, said
-from prunelab.notebook.draft import Draft
-from prunelab.notebook.keys import SCREEN, Keys
-from prunelab.notebook.live import Live
+from prunelab.notebook.aside import Aside
+from prunelab.notebook.choice import Choice
+from prunelab.notebook.folds import CHANNEL, FIGURE, NAMES, folds
+from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.pace import Pace
-from prunelab.notebook.parameters import Parameters, foreseen
+from prunelab.notebook.panel import Panel
+from prunelab.notebook.stage import Stage
 from prunelab.notebook.static import svg
+from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
-from prunelab.values import Ended, Importance, Progress, Rung
-from prunelab.words import history
+from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
 
 Look = Literal["auto", "light", "dark"]
+SCREEN = "prunelab-screen"
+
+_open: list[Screen] = []  # what `show` made and nobody closed
 
 
 class Screen(ipw.VBox):
     """A session as Jupyter shows it. `press` is what its buttons do.
 
     Verbs called from code run at once in the caller; a click only queues its verb for the
-    session's worker thread, so a screen never makes the kernel wait.
+    session's worker thread, so a screen never makes the kernel wait. The parts are HTML, made
+    anew from the state and sent where they differ; the figure, which is large, is made when a
+    page says that it shows the rest.
     """
 
-    def __init__(
-        self,
-        session: Any,
-        arrange: Arrange = "grid",
-        theme: Look = "auto",
-    ) -> None:
+    def __init__(self, session: Any, arrange: Arrange = "grid", theme: Look = "auto") -> None:
         self._endings: list[Callable[[], object]] = []  # first: a widget half made is closed too
         for name, given, known in (
             ("arrange", arrange, get_args(Arrange)),
@@ -49,32 +49,26 @@ class Screen(ipw.VBox):
             if given not in known:
                 raise UnknownName(name, given, known)
         self.session = session
-        self._arrange: Arrange = arrange
+        self.look = arrange, theme
+        self.choice = Choice(session)
         self._ui = threading.RLock()  # verbs, clicks and the browser speak on several threads
         self._worker = worker_of(session)
+        self._aside = Aside(session, self._worker, self._changed)
+        self._here = False  # whether a page shows the screen: only then is anything done aside
         self._at_work: list[str] = []
-        self._seen: list[Importance | Rung] = []  # of the search under way
+        self._busy: Busy | None = None
+        self._error = ""
         self._pace = Pace()
-        self._quiet = False  # whether the boxes change because the screen sets them
-        self._last: Event | None = next(reversed(list(session.ledger)), None)
-        self.draft = Draft(session)
-        self.draft.follow(session.state.pending)
-        groups = [group for group in session.graph.groups if group.prunable]
-        self._layers = {group.name: tuple(group.producers) for group in groups}
-        self.group = next(iter(self._layers))
-        self.controls = Controls()
-        self.parameters = Parameters(self._asked)
-        self.live = Live(self._info(), arrange, "dark" if theme == "dark" else "light")
-        self._endings.append(self.live.widget.close)
-        narrow = Keys()
-        above = (*self.controls.rows, self.parameters.fold)
-        super().__init__([*above, self.live.widget, *self.controls.below, narrow])
-        self.layout.width = "100%"
-        self.add_class(SCREEN)
-        self.add_class(f"prunelab-{theme}")
-        self.add_class(f"prunelab-{arrange}")
-        self._connect(narrow)
-        self._choose_group(session.state)
+        self._opened: set[str] = set()
+        self.head = Panel(("warnings", "form", "picture"), self._told, first=True)
+        self.below = Panel((*NAMES, "state"), self._told)
+        self.stage = Stage(
+            self.head, arrange, theme == "dark", lambda *what: self._told(*what, False)
+        )
+        self._endings += [self._aside.cancel, self.stage.leave, self.head.close, self.below.close]
+        super().__init__([self.head, self.below])
+        for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
+            self.add_class(name)
         self._refresh()
         self._endings.append(session.listen(self._receive))
 
@@ -90,25 +84,29 @@ class Screen(ipw.VBox):
             self._begin(verb)
             self._perform(verb)
 
-    def _click(self, verb: str) -> None:
+    def _click(self, verb: str, arg: Any = None) -> None:
         """What a real click does: queue the verb and return; Stop passes the queue."""
         if verb == "stop":
             self._stop()
-        else:
+            return
+        with self._ui:
+            if self._at_work:
+                return  # a second click, on its way when the first had begun
             self._begin(verb)
-            self._worker.submit(partial(self._perform, verb))
+        self._worker.submit(partial(self._perform, verb, arg))
 
     def _begin(self, verb: str) -> None:
         with self._ui:
             self._at_work.append(verb)
-            self.controls.error.value = ""
+            self._aside.cancel()
+            self._error = ""
             self._refresh()
 
-    def _perform(self, verb: str, stopped: bool = False) -> None:
+    def _perform(self, verb: str, arg: Any = None, stopped: bool = False) -> None:
         trouble = ""
         try:
             if not stopped:
-                self.controls.call(verb, self.session, self.draft.drop)
+                self.choice.call(verb, arg)
         except Stopped:
             pass
         except Exception as error:
@@ -116,168 +114,178 @@ class Screen(ipw.VBox):
         finally:
             with self._ui:
                 self._at_work.remove(verb)
-                self.controls.error.value = said(trouble, "error", "alert")
+                self._error = trouble
                 self._rest()
 
-    def _stop(self) -> None:
+    def _stop(self, keep: bool = False) -> None:
         self._worker.stop()
-        self.session.stop()
+        self.session.stop(keep=keep)
         with self._ui:
-            if self._at_work:
-                self.controls.work.value = said(text.STOPPING, "work")
+            if self._busy:
+                self._busy = Busy(self._busy.done, text.STOPPING)
+                self._refresh()
 
     # ------------------------------------------------------------ what the session tells
 
     def _receive(self, told: object) -> None:
         """Show an Event, evidence or Progress; a screen that fails must not fail the verb."""
+        if isinstance(told, Progress) and self._aside.at_work:
+            return  # whoever waits for what is done aside to give way may hold the lock
         try:
             with self._ui:
                 match told:
                     case Event():
-                        self._happened(told)
-                    case Importance() | Rung():
-                        self._saw(told)
+                        self.choice.follow(told)
+                        self._rest()
+                    case Importance() | Rung() | PathPoint():
+                        self.choice.seen.append(told)
+                        if self._pace.due() and told.group in self.choice.layers:
+                            self.stage.show(self.choice.info(told.group))
                     case Progress():
                         self._progress(told)
-                    case Ended():
-                        self._ended()
+                    case Ended() if self._outdated():
+                        self._rest()
         except Exception as error:
-            self.controls.error.value = said(text.trouble(error, False), "error", "alert")
-
-    def _happened(self, event: Event) -> None:
-        state = self.session.state
-        self._last = event
-        self.draft.follow(state.pending)
-        self._choose_group(state)
-        self._rest()
-
-    def _rest(self) -> None:
-        """Show the state as it is: nothing is under way any more."""
-        self._seen.clear()
-        self.controls.working.layout.display = "none"
-        self._refresh()
-        self.live.settle()
-
-    def _ended(self) -> None:
-        """Nothing is under way any more, even if no event has told what became of it."""
-        under_way = self._seen or self.controls.working.layout.display != "none"
-        if under_way or self.parameters.shown != self.session.method:
-            self._rest()
-
-    def _saw(self, evidence: Importance | Rung) -> None:
-        self._seen.append(evidence)
-        if evidence.group in self._layers and self._pace.due():
-            self.live.draw(self._info(evidence.group))
+            self._error = text.BROKEN.format(text.trouble(error, False))
+            self.head.show(form=form(self._view()))
 
     def _progress(self, progress: Progress) -> None:
         elapsed = self._pace.elapsed(progress)
         if self._pace.due():
             rest = text.remaining(progress.done, progress.total, elapsed)
-            self.controls.bar.value = progress.done / max(progress.total, 1)
-            self.controls.work.value = said(f"{progress.what}: {rest}", "work")
-            self.controls.working.layout.display = "flex"
+            self._busy = Busy(progress.done / max(progress.total, 1), f"{progress.what}: {rest}")
+            self.head.show(form=form(self._view()))
 
-    # ------------------------------------------------------------ what the person chooses
+    def _outdated(self) -> bool:
+        """Whether work shows as under way that has ended, or another method than there is."""
+        return bool(self.choice.seen or self._busy or self._method != self.session.method)
 
-    def _connect(self, narrow: Keys) -> None:
-        controls = self.controls
-        for verb, button in controls.buttons.items():
-            button.on_click(lambda _, verb=verb: self._click(verb))
-        controls.group.observe(lambda change: self._picked(change["new"]), "value")
-        controls.count.observe(lambda change: self._counted(change["new"]), "value")
-        controls.units.observe(lambda change: self._typed(change["new"]), "value")
-        narrow.observe(self._resized, "narrow")
-        self.live.on_click("importance", self._flipped)
-        self.live.on_click("widths", self._picked)
+    def _rest(self) -> None:
+        """Show the state as it is: nothing is under way any more."""
+        self.choice.seen.clear()
+        self._busy = None
+        self._refresh()
+        self.stage.settle()
+        self._go_on()
 
-    def _resized(self, change: Any) -> None:
+    def _go_on(self) -> None:
+        """Let the worker measure, try or look closer, once the person has rested."""
+        if self._here and not self._at_work and not self.session.busy:
+            self._aside.go_on(self.choice, CHANNEL in self._opened)
+
+    def _changed(self) -> None:
+        """Something has begun or ended aside."""
         with self._ui:
-            self.remove_class(f"prunelab-{self.live.arrange}")
-            self.live.rearrange("stack" if change["new"] else self._arrange)
-            self.add_class(f"prunelab-{self.live.arrange}")
-            self.live.settle()
+            self._refresh()
+            if not self._aside.at_work:
+                self._go_on()
 
-    def _picked(self, group: str) -> None:
-        with self._ui:
-            if not self._quiet and group in self._layers:
-                self.group = group
-                self._refresh()
-                self.live.settle()
+    # ------------------------------------------------------------ what the page tells
 
-    def _flipped(self, unit: int) -> None:
-        self._choose(lambda: self.draft.flip(self.group, int(unit)))
-
-    def _counted(self, count: int) -> None:
-        self._choose(lambda: self.draft.lowest(self.live.drawn.importance, count))
-
-    def _typed(self, words: str) -> None:
-        self._choose(lambda: self.draft.choose(self.group, text.parse_units(words)))
+    def _told(self, do: str, arg: Any, value: Any, live: bool) -> None:
+        """Deal with what a person does on the page, or with what the page does."""
+        match do:
+            case "press" if arg in text.VERBS:
+                self._click(arg)
+            case "go":
+                self._click("go", int(arg))
+            case "keep":
+                self._stop(keep=True)
+            case "here":
+                self._shown()
+            case "figure":
+                self.stage.drawn()
+            case "narrow":
+                self._fit(bool(value))
+            case "unfold":
+                self._unfold(str(arg), bool(value))
+            case _:
+                self._choose(lambda: self.choice.change(do, arg, value, live))
 
     def _choose(self, change: Callable[[], None]) -> None:
-        """Change the draft; show what it would do, or why it cannot be."""
+        """Change what is chosen; show what it would do, or why it cannot be."""
         with self._ui:
-            if not self._quiet and not self._at_work and self.session.state.pending is not None:
-                self._attempt(change)
+            self._error = ""
+            try:
+                change()
+            except Exception as error:
+                self._error = text.trouble(error, isinstance(error, PruneLabError))
+            self._refresh()
+            self._go_on()
 
-    def _asked(self, make: Callable[[], Any]) -> None:
-        """Let the session propose with the method that `make` gives, or say why it cannot."""
+    def _unfold(self, name: str, opened: bool) -> None:
         with self._ui:
-            self._attempt(lambda: setattr(self.session, "method", make()))
-            self.live.settle()
+            (self._opened.add if opened else self._opened.discard)(name)
+            if name == FIGURE:
+                (self.add_class if opened else self.remove_class)("prunelab-whole")
+            self._refresh()
+            self._go_on()
 
-    def _attempt(self, change: Callable[[], None]) -> None:
-        trouble = ""
-        try:
-            change()
-        except Exception as error:
-            trouble = text.trouble(error, isinstance(error, PruneLabError))
-        self.controls.error.value = said(trouble, "error", "alert")
-        self._refresh()
+    def _shown(self) -> None:
+        """A page shows the screen: it wants a picture at once, and then the figure."""
+        with self._ui:
+            self._here = True
+            self.stage.appear(self._info())
+            if self.stage.live is None:
+                threading.Thread(target=self._animate, name="prunelab-figure", daemon=True).start()
+
+    def _animate(self) -> None:
+        """Make the figure, or say why it cannot be."""
+        with self._ui:
+            if self.stage.live is None and self._endings:
+                try:
+                    self.make_figure()
+                except Exception as error:
+                    self._error = text.NO_FIGURE.format(text.trouble(error, False))
+                    self._refresh()
+            self._go_on()
+
+    def make_figure(self) -> None:
+        """Put the interactive figure in its place."""
+        self.stage.make(self._info())
+        self.children = (self.head, self.stage.live.widget, self.below)
+
+    def _fit(self, narrow: bool) -> None:
+        with self._ui:
+            self.remove_class(f"prunelab-{self.stage.arrange}")
+            self.add_class(f"prunelab-{self.stage.fit(narrow)}")
 
     # ------------------------------------------------------------ showing
 
-    def _choose_group(self, state: State) -> None:
-        """Show a group that the proposal touches: the one that loses most, if it is free."""
-        touched = state.pending.drop if state.pending else {}
-        if touched and self.group not in touched:
-            self.group = max(touched, key=lambda name: len(touched[name]))
+    def _info(self) -> BoardInfo:
+        return self._view().info
 
-    def _info(self, group: str | None = None) -> BoardInfo:
-        """What to draw of `group` (None: the chosen one), as if the draft were the proposal."""
-        state = self.session.state
-        if self.draft.move:
-            state = replace(state, pending=self.draft.move)
-        seen = self._seen or foreseen(state, self.session.method)
-        return board_info(state, group or self.group, layers=self._layers, seen=seen)
-
-    def _sentence(self) -> str:
-        group = self.session.graph[self.group]
-        return text.sentence(self.session.state, self._last, self.draft.move, group)
+    def _view(self) -> View:
+        at_work = self._at_work or ([self.session.busy] if self._busy else [])
+        choice = self.choice
+        return choice.view(
+            at_work=tuple(filter(None, at_work)),
+            busy=self._busy,
+            error=self._error,
+            opened=frozenset(self._opened),
+            tried=self._aside.tried(choice.move),
+            channel=self._aside.channel(choice.group, choice.unit),
+            pace=self._aside.pace(),
+            trying=self._aside.at_work and choice.move is not None,
+        )
 
     def _refresh(self) -> None:
-        """Set every widget from the state; what does not change is not sent."""
-        state = self.session.state
-        controls = self.controls
-        for verb, can in enabled(state, bool(self._at_work)).items():
-            controls.buttons[verb].disabled = not can
-        controls.line.value = said(state.line(), "line", "status")
-        controls.sentence.value = said(self._sentence(), "sentence")
-        controls.history.value = history(state, list(self.session.ledger))
-        controls.adjusting.layout.display = "flex" if state.pending else "none"
-        self.parameters.follow(self.session.method, state, bool(self._at_work))
-        info = self._info()
-        self._quiet = True
-        try:
-            controls.fill(info, self.draft.drop.get(self.group, ()))
-        finally:
-            self._quiet = False
-        self.live.draw(info)
+        """Make every part from the state; what does not change is not sent."""
+        view = self._view()
+        self._method = view.method
+        self.head.show(warnings=warnings(), form=form(view))
+        self.below.show(**folds(view, list(self.session.ledger)), state=line(view))
+        self.stage.show(view.info)
 
     def close(self) -> None:
         """Take the screen off the page and off the session."""
         for end in self._endings:
             end()
         self._endings.clear()
+        if self in _open:
+            _open.remove(self)
+        for part in (self.head, self.below, self):
+            part.layout.close()
         super().close()
 
     def __repr__(self) -> str:
@@ -286,19 +294,21 @@ class Screen(ipw.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The widget, and for pages that run none the same line and picture every time."""
         bundle = dict(super()._repr_mimebundle_(**kwargs))
+        view = self._view()
         bundle["text/plain"] = repr(self)
-        bundle["image/svg+xml"] = svg(self._info(), self.session.state.line(), self._sentence())
+        bundle["image/svg+xml"] = svg(view.info, view.state.line(), reason(view))
         return bundle
 
 
-def show(
-    session: Any,
-    arrange: Arrange = "grid",
-    theme: Look = "auto",
-) -> Screen:
+def show(session: Any, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 
     `arrange` "stack" puts the panels under each other, as a screen below 700 px always does.
-    `theme` "auto" takes the text colour from JupyterLab.
+    `theme` "auto" follows JupyterLab's. A cell that is run again shows the screen that is there.
     """
-    return Screen(session, arrange, theme)
+    for screen in _open:
+        if screen.session is session and screen.look == (arrange, theme):
+            return screen
+    made = Screen(session, arrange, theme)
+    _open.append(made)
+    return made

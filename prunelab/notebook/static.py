@@ -1,4 +1,7 @@
-"""The screen as an SVG, for pages that run no widgets; the same state gives the same text."""
+"""The panels as an SVG: what a page shows before the figure has come, and where nothing runs.
+
+The same state gives the same text.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +17,51 @@ from prunelab.figures.style import DROP, GHOST, KEEP, TARGET, shorten
 WIDE, TALL = 900, 560
 INK = "#222222"
 PLOT_W, PLOT_H = 340, 165  # of one panel, px
-FATES = {"keep": KEEP, "drop": "url(#hatch)", "gone": GHOST}
+FATES = {"keep": KEEP, "drop": "url(#prunelab-hatch)", "gone": GHOST}
 Scale = Callable[[float], float]
 
 
+HATCHING = (
+    '<defs><pattern id="prunelab-hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
+    f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{DROP}"/>'
+    '<rect width="2" height="6" fill="white"/></pattern></defs>'
+)
+
+
 def svg(info: BoardInfo, line: str, sentence: str) -> str:
-    """The four panels of `info` under the state `line` and a `sentence`."""
-    drawn = [
-        _panel(140, 100, f"Widths ({len(info.widths.rows)} groups)", _widths(info)),
-        _panel(140, 350, _measure(info), _trajectory(info)),
-        _panel(530, 100, f"Importance in {info.importance.group}", _bars(info)),
-        _panel(530, 350, f"Binary search in {info.ladder.group}", _ladder(info.ladder)),
-    ]
+    """The four panels of `info` under the state `line` and a `sentence`, on white."""
     told = [(words, 'font-weight="bold"') for words in wrap(line, 120)]
     told += [(words, "") for words in wrap(sentence, 145)]
+    body = f'<rect width="{WIDE}" height="{TALL}" rx="6" fill="white"/>' + "".join(
+        _text(20, 22 + 17 * i, words, weight) for i, (words, weight) in enumerate(told[:4])
+    )
+    return _drawing(
+        TALL,
+        line,
+        body
+        + _upper(info, 100)
+        + _panel(140, 350, _measure(info), _trajectory(info))
+        + _panel(530, 350, f"Binary search in {info.ladder.group}", _ladder(info.ladder)),
+    )
+
+
+def picture(info: BoardInfo) -> str:
+    """The first two panels of `info` alone, without a ground of their own."""
+    return _drawing(PLOT_H + 60, f"Widths, and importance in {info.importance.group}",
+                    _upper(info, 30))  # fmt: skip
+
+
+def _upper(info: BoardInfo, y: int) -> str:
+    return _panel(140, y, f"Widths ({len(info.widths.rows)} groups)", _widths(info)) + _panel(
+        530, y, f"Importance in {info.importance.group}", _bars(info)
+    )
+
+
+def _drawing(tall: int, title: str, body: str) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {TALL}" width="{WIDE}" '
-        f'height="{TALL}" font-family="sans-serif" font-size="12" fill="{INK}" role="img">'
-        f"<title>{escape(line)}</title>"
-        '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
-        f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{DROP}"/>'
-        '<rect width="2" height="6" fill="white"/></pattern></defs>'
-        f'<rect width="{WIDE}" height="{TALL}" rx="6" fill="white"/>'
-        + "".join(
-            _text(20, 22 + 17 * i, words, weight) for i, (words, weight) in enumerate(told[:4])
-        )
-        + "".join(drawn)
-        + "</svg>"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {tall}" width="{WIDE}" '
+        f'height="{tall}" font-family="sans-serif" font-size="12" fill="{INK}" role="img">'
+        f"<title>{escape(title)}</title>{HATCHING}{body}</svg>"
     )
 
 

@@ -1,51 +1,31 @@
-"""What the screen says of itself; what it says of the session stands in words.py.
+"""All that the screen says of itself; what it says of the session stands in words.py.
 
-May import values, ledger, words and figures only.
+May import values, ledger, words and view only.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunelab import words
 from prunelab.errors import InvalidValue
-from prunelab.figures.widths import DIAMOND, Row
-from prunelab.ledger import Event, State
-from prunelab.values import Move, Units, units_of
+from prunelab.ledger import Event, Point, State
+from prunelab.notebook.view import Chosen
+from prunelab.values import Units, units_of
 
 VERBS: dict[str, str] = {
-    "propose": "Ask the method what to drop next (key p)",
-    "approve": "Carry out the proposal: the network gets smaller (key a)",
-    "adjust": "Take over the channels you chose below (key e)",
-    "reject": "Decline the proposal; nothing changes (key r)",
+    "propose": "Ask the method what to drop next; nothing is changed yet (key p)",
+    "approve": "Carry out the proposal: the network gets smaller, then is repaired (key a)",
+    "adjust": "Make what you chose by hand the proposal (key e)",
+    "reject": "Decline the proposal; nothing changes. A reason can be given under Settings (key r)",
     "undo": "Take back the proposal and the latest step (key u)",
     "repair": "Fit the remaining weights to the lost signal, without training",
-    "tune": "Train for the number of steps given below",
-    "run": "Propose and approve by itself until the target below is reached",
+    "tune": "Train the network; how long is said under Settings",
+    "run": "Propose and approve by itself until the aim is met or the loss would be too large",
     "stop": "Stop what is at work; what it did not finish changes nothing",
 }
-
-GROUP = "Group"
-COUNT = "Drop"
-UNITS = "Channels"
-REASON = "Reason"
-TARGET_MACS = "Target MACs %"
-GUARD = "Min accuracy %"
-STEPS = "Tune steps"
-HISTORY = "History"
-COUNT_TIP = "How many channels of this group to drop, least important first"
-UNITS_TIP = "Which channels of this group to drop, for example 3, 7, 10-12"
-REASON_TIP = "Why you decline; Reject writes it down"
-TARGET_TIP = "Run stops at this share of the original MACs"
-GUARD_TIP = "Run stops before validation accuracy falls below; 0: no limit"
-METHOD = "method"
-THETA_TIP = "The share of its signal that a layer may lose at a move"
-OUTDATED = "The proposal was made with other parameters: Reject it, then Propose, to use these."
-HINT = "Click bars to keep or drop, or use the boxes; Adjust takes it over."
-WELCOME = "Press Propose to see what the method would drop first."
-STOPPING = "stopping ..."
 
 
 def label(verb: str) -> str:
@@ -53,7 +33,193 @@ def label(verb: str) -> str:
     return verb.capitalize()
 
 
+# ---------------------------------------------------------------- the form
+
+TITLE = "prunelab"
+START = "Which channels can go?"
+WELCOME = (
+    "Propose asks the method what it would drop first. Nothing changes the network until Approve."
+)
+NEXT = "What next?"
+DONE = "The aim is met."
+AIM = "I aim at"
+AIM_UNIT = "% of the MACs"
+AIM_TIP = (
+    "MACs of the network at which Run stops, as a share of the original's. Low is fast. "
+    "The widths that would meet it are marked in the list of layers."
+)
+LOSE = "I may lose"
+LOSE_TIP = (
+    "How far the validation metric may fall below the original network's. Run does not carry out "
+    "a move that would break it: it leaves that one for you to decide."
+)
+SETTINGS = "Settings: moves, tuning{}, repair"
+ESTIMATE = " ({} steps, about {})"
+MOVES = "Run at most"
+MOVES_UNIT = "moves"
+MOVES_TIP = "Run ends after as many moves, even if the aim is not met; empty: no limit"
+STEPS = "Tune for"
+STEPS_UNIT = "steps"
+STEPS_TIP = "Batches of training images that Tune trains on"
+TUNE_TIP = "Train the network: {} steps, about {} on this machine"
+REASON = "Reject because"
+REASON_TIP = "Why you decline; Reject writes it into the history"
+REPAIR = "Repair after every Approve"
+REPAIR_TIP = (
+    "Fit the weights that read the dropped channels to the original's signal, by least squares on "
+    "training images. No training; seconds."
+)
+KEEP_TUNED = "Stop and keep"
+KEEP_TUNED_TIP = "End the training now; the network keeps what it has learnt so far"
+LEAVE_TUNED = "Stop and discard"
+LEAVE_TUNED_TIP = "End the training now; the network stays as it was before Tune"
+STOPPING = "stopping ..."
+SILENT = (
+    "The kernel has not answered yet: it runs a cell, or it was restarted. After a restart, run "
+    "the cells again; a session with a path resumes with pl.Session.open."
+)
+LATE = (
+    "The interactive figure (1.6 MB) has not arrived yet. The picture shows the same, and every "
+    "button works without it."
+)
+NO_FIGURE = (
+    "The interactive figure could not be loaded ({}). The picture shows the same, and every "
+    "button works without it."
+)
+BROKEN = "The screen could not show this: {}"
+
+# ---------------------------------------------------------------- numbers and their tooltips
+
+MACS = "MACs"
+MACS_TIP = (
+    "Multiply-adds of one input through the network, now and (→) if the proposal is approved, as "
+    "a share of the original's. Counted, not measured. Low is good."
+)
+PARAMS = "Parameters"
+PARAMS_TIP = "Weights of the network now, as a share of the original's. Low is good."
+LATENCY = "Latency"
+LATENCY_TIP = (
+    "One run of one input on this machine, now and (→) as chosen: estimated from the time that "
+    "every layer took when evidence was measured. Low is good."
+)
+MOVE = "Moves"
+MOVE_TIP = "Approved moves in effect; undone ones do not count."
+
+
+def metric(name: str) -> str:
+    """A metric's name as it heads its number."""
+    return name.replace("_", " ").capitalize()
+
+
+def metric_tip(name: str, state: State) -> str:
+    """What the metric's number is."""
+    good = "High is good" if "accuracy" in name else "Whether high or low is good, the metric says"
+    return (
+        f"The {name} of the network after move {state.moves}, on all validation images, and how "
+        f"far it is from the original network's. {good}. Test images are read by evaluate() only."
+    )
+
+
+def points(name: str, value: float) -> str:
+    """A difference of a metric: points where it is a percentage."""
+    if "accuracy" in name:
+        return f"{100 * value:+.1f} points".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def lose_unit(name: str) -> str:
+    """The unit of what may be lost."""
+    return f"points of {name}" if "accuracy" in name else f"of {name}"
+
+
+# ---------------------------------------------------------------- the question
+
+
+def question(state: State, group: words.Group, chosen: Chosen | None) -> str:
+    """The one sentence that the screen asks."""
+    move = chosen.move if chosen else state.pending
+    if move is None:
+        if chosen is not None:
+            return f"With theta {two_digits(chosen.theta or 0)}, nothing goes"
+        return START if state.now.parent is None else NEXT
+    here = move.drop.get(group.name, ())
+    rest = {name: units for name, units in move.drop.items() if name != group.name}
+    elsewhere = words.plural(sum(map(len, rest.values())), "channel")
+    if not here:
+        text = f"Remove {elsewhere} in {words.plural(len(rest), 'layer')}" if rest else NOTHING
+    else:
+        alive = words.plural(state.widths()[group.name], "channel")
+        text = f"Remove {len(here)} of {alive} in {group.name}"
+        text += f", and {elsewhere} in {words.plural(len(rest), 'other layer')}" if rest else ""
+    return text + (" instead?" if chosen is not None and state.pending is not None else "?")
+
+
+def reason(state: State, last: Event | None, chosen: Chosen | None, group: words.Group) -> str:
+    """Why, and at what price: of the person's choice, the proposal, or what happened last."""
+    if chosen is None or chosen.move is None:
+        return words.sentence(state, last, group) or WELCOME
+    who = {
+        "person": "Your choice: ",
+        "budget": "Widths that spread your aim over the layers: ",
+        "theta": f"With theta {two_digits(chosen.theta or 0)} the method would ",
+    }[chosen.by]
+    move = chosen.move
+    if group.name in move.drop:
+        what = words.loss(move, group, state)
+    else:
+        layers = words.plural(len(move.drop), "layer")
+        what = f"drop {words.plural(move.units, 'channel')} in {layers}, none in {group.name}"
+    return f"{who}{what}. {words.macs(state, move)}"
+
+
+def better(chosen: Chosen | None, group: str) -> str:
+    """What the best selection of the same size would lose, where the chosen one is not it."""
+    if chosen is None or chosen.move is None or group not in chosen.best:
+        return ""
+    best, lost = chosen.best[group], chosen.move.damage[group]
+    if not best.damage < 0.995 * lost:
+        return ""
+    return f"The best {len(best.units)} would remove {words.share(best.damage)}."
+
+
+TAKE_BEST = "Take the best"
+BEST_TIP = "The best selection of this size that is known: greedy, as ThiNet chooses"
+BACK = "Back to the proposal"
+CLEAR = "Choose nothing"
+BACK_TIP = "Forget what was chosen here; nothing has been changed"
+NOTHING = "Remove nothing"
+
+
+def trial(found: Any) -> str:
+    """How the move does on validation images, `found` being a Trial."""
+    told = str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
+    return f"On {words.plural(found.images, 'validation image')}: {told}"
+
+
+TRYING = "Trying it on validation images ..."
+TRIAL_TIP = (
+    "The network with these channels masked, before any repair, against the network as it is now, "
+    "on the same validation images. ± holds 95%: a difference smaller than that may be chance. "
+    "High is good; lost and gained are images that only the one or the other classifies right."
+)
+
+
+LOSS_TIP = (
+    "The share of the next layer's input signal that the dropped channels carry, on training "
+    "images, in the network as it is now. 0% would change nothing; low is good."
+)
+
 # ---------------------------------------------------------------- the method's parameters
+
+METHOD_LABEL = "method"
+METHOD_TIP = "Which method proposes; what it is told stands beside and below"
+PARAMETER_TIP = "A parameter of the method, with its own name; help(type(session.method)) says more"
+THETA_LABEL = "theta"
+THETA_TIP = (
+    "The share of its signal that a layer may lose in one move, on training images, in the network "
+    "as it is now. Low is careful. Dragging shows what would follow; nothing is changed."
+)
+OUTDATED = "The proposal was made with other parameters: Reject it, then Propose, to use these."
 
 
 def parameter(name: str) -> str:
@@ -66,7 +232,7 @@ def choice(value: Any) -> str:
     return "default" if value is None else str(value)
 
 
-def fold(name: str, values: Mapping[str, Any]) -> str:
+def method_fold(name: str, values: Mapping[str, Any]) -> str:
     """The title of the method's fold: the method and its first parameter."""
     title = f"Method: {words.method(name)}"
     for key, value in [*values.items()][:1]:
@@ -92,30 +258,158 @@ def two_digits(value: float) -> str:
     return short if float(short) == value and "e" not in short else f"{value:.6g}"
 
 
-# ---------------------------------------------------------------- sentences
+def evidence(at_hand: Any) -> str:
+    """What evidence there is, and when it was measured."""
+    return f"What-if answers from evidence {at_hand}."
 
 
-def sentence(state: State, last: Event | None, chosen: Move | None, group: words.Group) -> str:
-    """What the screen says: of the person's choice, the proposal, or what happened last."""
-    if state.pending is not None and chosen is not None:
-        return f"Your choice: {words.loss(chosen, group, state)}. {words.macs(state, chosen)}"
-    return words.sentence(state, last, group) or WELCOME
+# ---------------------------------------------------------------- the layers
+
+LAYERS = "Layers: choose widths by hand"
+LAYERS_TIP = "Every group of layers that lose the same channels, with a slider for its width"
+SEARCH = "Find a layer"
+COUNT = "Keep"
+COUNT_TIP = "How many channels to keep; the least important go first. Drag, or use the arrow keys"
+UNITS = "Drop the channels"
+UNITS_TIP = "Which channels of this layer to drop, by number, for example 3, 7, 10-12"
+COUPLED_TIP = "These layers lose the same channels: {}"
+HEADS = (
+    ("layer", "The first layer of the group; ◆ marks coupled layers. Click to look at it"),
+    ("width", "Channels now, of the original's, and (→) what is proposed or chosen"),
+    ("", "Grey: original. Blue: kept. Hatched: to be dropped"),
+    ("keep", COUNT_TIP),
+    ("loses", LOSS_TIP),
+)
+
+# ---------------------------------------------------------------- what would change
+
+CHANGES = "What would change"
+CHANGES_TIP = "Recall of every class, and validation images whose answer changes"
+UNTRIED = "Propose, or choose channels: after a moment it is tried on validation images."
+RECALL_TIP = "Percentage points of recall, after minus before. High is good."
+RECALL_HEADS = (
+    ("class", "The right answer of the images"),
+    ("images", "Validation images of this class that were tried"),
+    (
+        "recall now",
+        "The share of them that the network classifies right as it is. High is good",
+    ),
+    ("after", "The same with the channels masked, before any repair. High is good"),
+    ("change", RECALL_TIP),
+)
+FLIPPED = "Images lost (dashed) and gained (solid):"
+FLIPPED_TIP = "The first validation images that only one of the two networks classifies right"
 
 
-def option(row: Row) -> str:
+def flip(label: str, before: str, after: str) -> str:
+    """What became of an image."""
+    return f"{label}: {before} → {after}"
+
+
+# ---------------------------------------------------------------- one channel
+
+ONE = "One channel"
+ONE_TIP = "Its kernels, its feature maps on a few images, and what it is coupled to"
+CHANNEL = "channel"
+CHANNEL_OF = "Channel of {}"
+CHANNEL_TIP = "A channel by its number in the original network; clicking a bar does the same"
+NO_CHANNEL = "Choose a channel, or click a bar of the importance."
+LOOKING = "Looking ..."
+KERNELS = "Heaviest kernels"
+KERNELS_TIP = "Weights that read the layer's inputs: blue is positive, orange negative, white zero"
+INPUTS = "Validation images"
+INPUTS_TIP = "The first images of the validation set"
+MAPS = "Its map on each"
+MAPS_TIP = "What the channel gives, before normalisation: black is the least, white the most"
+NORM = "length of its weights"
+NORM_TIP = "The L2 norm of the channel's weights in the network as it is now, without a unit"
+ZEROS = "map at or below zero"
+ZEROS_TIP = "The share of its feature map's pixels that are not positive, on the images shown"
+ALONE = "alone it carries"
+
+
+def coupled(producers: Sequence[str], consumers: Sequence[str]) -> str:
+    """With which layers a channel goes, and who reads it."""
+    text = f"Read by {words.listed(consumers) or 'no layer that is known'}."
+    if len(producers) > 1:
+        text = f"It goes together with the same channel of {words.listed(producers[1:])}. {text}"
+    return text
+
+
+# ---------------------------------------------------------------- costs, two points
+
+COST = "Costs"
+COST_TIP = "MACs, parameters, activation memory and latency"
+COSTS = (
+    (
+        "MACs",
+        "Multiply-adds of one input; some papers count two FLOPs for each. Low is good",
+        "macs",
+    ),
+    ("Parameters", "Numbers that the network's file holds. Low is good", "params"),
+    (
+        "Activations, bytes",
+        "What all convolutions and linear layers give for one input. Low is good",
+        "activation_bytes",
+    ),
+)
+COST_HEADS = (
+    ("", ""),
+    ("original", "The network that the session began with"),
+    ("now", "The network as it is now"),
+    ("then", "If what is proposed or chosen is approved"),
+)
+COMPARE = "Compare"
+COMPARE_TIP = "Any two points of the trajectory, on any branch"
+COMPARE_HEADS = (
+    ("", "Metrics on validation images, costs of one input, and the widths that differ"),
+    ("first", "The network at the first point"),
+    ("second", "The network at the second point"),
+    ("difference", "Second minus first; points are percentage points"),
+)
+ENDS = ("Compare", "with")
+GO = "Go to the second"
+GO_TIP = "Make the network again what it was there; nothing is lost, the next step opens a branch"
+
+
+def at(size: str) -> str:
+    """At which input costs are counted."""
+    return f"For one input of {size}." if size else ""
+
+
+def point(point: Point, state: State) -> str:
+    """A point of the trajectory in a list."""
+    share = f"{point.cost.macs / state.base.cost.macs:.0%} of the MACs"
+    return f"{point.seq}: {type(point.event).__name__.lower()}, {share}"
+
+
+# ---------------------------------------------------------------- the other folds
+
+MORE = "Show search and trajectory"
+LESS = "Hide search and trajectory"
+MORE_TIP = "Two more panels: how the method decided, and what every step cost"
+HISTORY = "History"
+HISTORY_TIP = "Every event, newest first; what was undone is struck through"
+GROUP = "Look at"
+GROUP_TIP = "The layer whose evidence is shown; clicking its bar does the same"
+
+
+def option(name: str, now: int, proposed: int) -> str:
     """A group in the list of groups: its channels now, and after the proposal."""
-    text = f"{row.name} · {row.now} of {row.original}"
-    if row.proposed != row.now:
-        text += f" → {row.proposed}"
-    return text + f" {DIAMOND}" * row.coupled
+    return f"{name} · {now}" + (f" → {proposed}" if proposed != now else "")
 
 
 def remaining(done: int, total: int, elapsed: float) -> str:
-    """How far work is and, after a second, how many seconds it may still take."""
+    """How far work is and, after a second, how long it may still take."""
     text = f"{done:,} of {total:,}"
     if elapsed > 1 and 0 < done < total:
-        text += f", about {max(1, round(elapsed / done * (total - done)))} s left"
+        text += f", about {duration(elapsed / done * (total - done))} left"
     return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes where there are many."""
+    return f"{max(1, round(seconds))} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def trouble(error: Exception, ours: bool) -> str:
@@ -137,3 +431,9 @@ def parse_units(text: str) -> Units:
         if match:
             units.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return units_of(units)
+
+
+def change(now: int, proposed: int, original: int | None = None) -> str:
+    """A width now, of the original's, and what is proposed."""
+    text = str(now) if original in (None, now) else f"{now} of {original}"
+    return text + (f" → {proposed}" if proposed != now else "")

@@ -1,0 +1,36 @@
+// Plotly's widget, which is 5 MB of JavaScript: it comes packed, is unpacked once a page, and says
+// so where it cannot be. All of that waits for the first view: a widget that is not initialised
+// within two seconds never hears from the kernel again.
+
+const unpacked = async (model) => {
+  const stream = new Blob([model.get("_packed")]).stream()
+    .pipeThrough(new DecompressionStream("gzip"));
+  const script = new Blob([await new Response(stream).arrayBuffer()], { type: "text/javascript" });
+  const address = URL.createObjectURL(script);
+  try { return (await import(address)).default; } finally { URL.revokeObjectURL(address); }
+};
+
+export default () => {
+  let begun = null, ready = null;
+  const begin = async () => {
+    const make = await (globalThis.prunelabPlotly ??= unpacked(begun.model));
+    const widget = make();
+    widget.initialize(begun);
+    return widget;
+  };
+  return {
+    initialize(given) { begun = given; },
+    async render(given) {
+      try {
+        return (await (ready ??= begin())).render(given);
+      } catch (error) {
+        globalThis.prunelabPlotly = undefined;
+        const told = document.createElement("p");
+        told.className = "pl-error";
+        told.setAttribute("role", "alert");
+        told.textContent = given.model.get("_sorry").replace("{}", String(error));
+        given.el.append(told);
+      }
+    },
+  };
+};

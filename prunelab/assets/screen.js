@@ -1,0 +1,209 @@
+// One part of the screen. The kernel writes every part as HTML; this file puts it on the page,
+// changing only what differs, and tells the kernel what is pressed, typed and dragged:
+//   data-do="verb" data-arg="..."   what a click, or a change of the value, tells the kernel
+//   data-live                       a value that is told while it moves, not only when it rests
+//   data-filter="region"            a box that hides the rows of a region without its text
+//   data-fold="name"                a <details> whose contents the kernel makes once it is open
+// It holds no text of its own.
+
+const NARROW = 700;      // px; narrower screens stand in one column
+const PATIENCE = 2500;   // ms without an answer until the page says so
+const LATE = 20000;      // ms until the page says that the figure has not come
+
+const keyed = (node) => node.dataset?.key;
+
+function morph(old, fresh) {
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) return;
+  for (const { name, value } of fresh.attributes)
+    if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const { name } of [...old.attributes])
+    if (name !== "open" && name !== "hidden" && !fresh.hasAttribute(name)) old.removeAttribute(name);
+  const [had, has] = [[...old.childNodes], [...fresh.childNodes]];
+  has.forEach((node, i) => {
+    if (!had[i]) old.append(node);
+    else if (had[i].nodeName !== node.nodeName || keyed(had[i]) !== keyed(node))
+      had[i].replaceWith(node);
+    else morph(had[i], node);
+  });
+  had.slice(has.length).forEach((node) => node.remove());
+  if (old.matches("input, textarea, select") && !old.editing) {  // a value at work is the person's
+    if (old.type === "checkbox") old.checked = fresh.hasAttribute("checked");
+    else if (old.matches("select")) {
+      const chosen = fresh.querySelector("option[selected]");
+      if (chosen) old.value = chosen.value;
+    } else old.value = fresh.getAttribute("value") ?? "";
+  }
+}
+
+function render({ model, el }) {
+  const names = model.get("_parts"), regions = {};
+  const sheet = document.createElement("div");
+  sheet.className = "pl-part";
+  for (const name of names) {
+    regions[name] = document.createElement("div");
+    regions[name].className = `pl-${name}`;
+    sheet.append(regions[name]);
+  }
+  el.append(sheet);
+  let root = null, ended = false, count = 0, flying = null, silence = 0;
+  const queue = [];
+
+  // ---------------------------------------------------------------- to and from the kernel
+
+  // One message is on its way at a time; of a value that moves only the latest waits behind it.
+  const tell = (message) => {
+    const same = queue.findIndex((m) => m.live && m.do === message.do && m.arg === message.arg);
+    if (same >= 0) queue.splice(same, 1);
+    queue.push(message);
+    next();
+  };
+  const next = () => {
+    if (flying || !queue.length) return;
+    flying = queue.shift();
+    flying.n = `${Date.now()}.${++count}`;
+    sheet.classList.add("pl-waits");
+    clearTimeout(silence);
+    silence = setTimeout(() => root?.classList.add("pl-silent"), PATIENCE);
+    try { model.send(flying); } catch { /* a kernel that is gone: silence will tell */ }
+  };
+  const heard = () => {
+    if (!flying || model.get("heard") !== flying.n) return;
+    flying = null;
+    clearTimeout(silence);
+    root?.classList.remove("pl-silent");
+    sheet.classList.toggle("pl-waits", queue.length > 0);
+    next();
+  };
+
+  const show = (name) => {
+    const fresh = document.createElement("div");
+    fresh.className = regions[name].className;
+    fresh.innerHTML = model.get(name);
+    morph(regions[name], fresh);
+    regions[name].querySelectorAll("[data-filter]").forEach(filter);
+  };
+  const filter = (box) => {
+    const wanted = box.value.trim().toLowerCase();
+    for (const row of regions[box.dataset.filter].querySelectorAll("[data-row]"))
+      row.hidden = wanted !== "" && !row.dataset.row.toLowerCase().includes(wanted);
+    for (const module of regions[box.dataset.filter].querySelectorAll(".pl-module")) {
+      const some = module.querySelector("[data-row]:not([hidden])") !== null;
+      module.hidden = !some;
+      if (wanted && some) module.open = true;
+    }
+  };
+
+  // ---------------------------------------------------------------- what the person does
+
+  const valueOf = (node) => (node.type === "checkbox" ? node.checked : node.value);
+  const told = (node, live) => ({
+    do: node.dataset.do, arg: node.dataset.arg ?? null, value: valueOf(node) ?? null, live,
+  });
+  const clicked = (event) => {
+    const node = event.target.closest("[data-do]");
+    if (!node || node.matches("input, select, textarea") || node.disabled) return;
+    if (node.ariaDisabled === "true") return;
+    tell(told(node, false));
+  };
+  const typed = (event) => {
+    const node = event.target;
+    if (node.dataset.filter) return filter(node);
+    if (!node.dataset.do) return;
+    node.editing = true;
+    if ("live" in node.dataset) tell(told(node, true));
+  };
+  const changed = (event) => {
+    const node = event.target;
+    if (!node.dataset?.do || !node.editing) return;
+    node.editing = false;
+    tell(told(node, false));
+  };
+  const entered = (event) => { if (event.key === "Enter") changed(event); };
+  const unfolded = (event) => {
+    const node = event.target;
+    if (node.dataset?.fold)
+      tell({ do: "unfold", arg: node.dataset.fold, value: node.open, live: false });
+  };
+  sheet.addEventListener("click", clicked);
+  sheet.addEventListener("input", typed);
+  for (const end of ["change", "focusout"]) sheet.addEventListener(end, changed);
+  sheet.addEventListener("keydown", entered);
+  sheet.addEventListener("toggle", unfolded, true);
+
+  for (const name of names) { show(name); model.on(`change:${name}`, () => show(name)); }
+  model.on("change:heard", heard);
+
+  // ---------------------------------------------------------------- the screen as a whole
+
+  const keys = { p: "propose", a: "approve", e: "adjust", r: "reject", u: "undo" };
+  const pressed = (event) => {
+    const verb = keys[event.key];
+    if (!verb || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input:not([type=range]):not([type=checkbox]), textarea, select")) return;
+    event.preventDefault(); event.stopPropagation();
+    root.querySelector(`[data-do=press][data-arg=${verb}]:not(:disabled)`)?.click();
+  };
+  // plotly draws before it is on the page, and looks for its size only when the *window* changes
+  // size: say that it did, and say it again until the picture has the size of its place
+  let width = 0, later = 0;
+  const size = (node) => { const box = node.getBoundingClientRect(); return [box.width, box.height]; };
+  const fit = (wait) => {
+    clearTimeout(later);
+    if (ended || !root.clientWidth) return;  // 0: behind another tab
+    if (root.clientWidth !== width) {
+      const was = width;
+      width = root.clientWidth;
+      root.classList.toggle("pl-narrow", width < NARROW);
+      if (!was || was < NARROW !== width < NARROW)
+        tell({ do: "narrow", arg: null, value: width < NARROW, live: false });
+    }
+    const place = root.querySelector(".js-plotly-plot"), drawn = place?.querySelector(".main-svg");
+    if (!drawn) return;
+    const [is, ought] = [size(drawn), size(place)];
+    if (is.every((length, side) => Math.abs(length - ought[side]) < 2)) return;
+    window.dispatchEvent(new Event("resize"));
+    if (wait < 10000) later = setTimeout(fit, wait, 2 * wait);
+  };
+  const sized = new ResizeObserver(() => requestAnimationFrame(() => fit(300)));
+  let late = 0;
+  const figure = new MutationObserver(() => {
+    if (!root.querySelector(".js-plotly-plot .main-svg")) return;
+    figure.disconnect();
+    clearTimeout(late);
+    root.classList.remove("pl-late");
+    root.classList.add("pl-live");
+    requestAnimationFrame(() => fit(300));
+    tell({ do: "figure", arg: null, value: true, live: false });
+  });
+  const place = () => {
+    if (ended) return;
+    root = el.closest(".prunelab-screen");
+    if (!root || !root.clientWidth) { requestAnimationFrame(place); return; }
+    if (!model.get("_first")) return;
+    root.tabIndex = 0;
+    root.dataset.lmSuppressShortcuts = "true";  // JupyterLab's own a and r would act first
+    root.addEventListener("keydown", pressed, true);
+    sized.observe(root);
+    figure.observe(root, { childList: true, subtree: true });
+    late = setTimeout(() => root.classList.add("pl-late"), LATE);
+    // two frames later the first picture is on the page: only now may the figure be sent
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+      performance.mark("prunelab-painted");
+      tell({ do: "here", arg: null, value: true, live: false });
+    }));
+  };
+  requestAnimationFrame(place);
+
+  return () => {
+    ended = true;
+    sized.disconnect(); figure.disconnect(); clearTimeout(later); clearTimeout(late);
+    clearTimeout(silence);
+    root?.removeEventListener("keydown", pressed, true);
+  };
+}
+
+export default { render };

@@ -1,0 +1,253 @@
+"""What the person looks at and chooses, before Adjust and Approve make it so. No Jupyter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from prunelab.errors import BudgetUnreachable, PruneLabError, WrongState
+from prunelab.figures.board import BoardInfo, board_info
+from prunelab.figures.importance import importance_info
+from prunelab.ledger import Event, Returned, Step, Undone
+from prunelab.methods import METHODS, make_method
+from prunelab.notebook import text
+from prunelab.notebook.parameters import THETA, foreseen, slid, with_parameter
+from prunelab.notebook.view import Aims, Chosen, View
+from prunelab.values import Importance, Move, PathPoint, Rung, Units, units_of
+
+
+class Choice:
+    """The layer and channel looked at, what is chosen, the aims; the session only predicts.
+
+    `seen` is the evidence of a search under way; `made` is what was chosen, None where that is
+    the proposal itself.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.aims = Aims(repair=session.state.began.settings.get("repair") is not None)
+        self.seen: list[Importance | Rung | PathPoint] = []
+        self.last: Event | None = next(reversed(list(session.ledger)), None)
+        groups = [group for group in session.graph.groups if group.prunable]
+        self.layers = {group.name: tuple(group.producers) for group in groups}
+        self.group = next(iter(self.layers))
+        self.unit: int | None = None  # the channel looked at, of that group
+        self.compared: tuple[int, int] | None = None  # two points, where others than first and now
+        self._drop: dict[str, Units] = {}
+        self.made: Chosen | None = None
+        self._known: dict[str, Any] = {}  # the methods there were, with their parameters
+        self._start(session.state.pending)
+
+    @property
+    def drop(self) -> dict[str, Units]:
+        """The units to drop of each group."""
+        return dict(self._drop)
+
+    @property
+    def move(self) -> Move | None:
+        """What is chosen, or else the proposal."""
+        return self.made.move if self.made else self._session.state.pending
+
+    # ------------------------------------------------------------ what the session tells
+
+    def follow(self, event: Event) -> None:
+        """Start over from what is proposed now."""
+        self.last = event
+        self._start(self._session.state.pending)
+        if isinstance(event, Step | Undone | Returned):
+            self.compared = None
+
+    def _start(self, pending: Move | None) -> None:
+        self._drop = dict(pending.drop) if pending else {}
+        self.made = None
+        self._look_where_it_matters()
+
+    def _look_where_it_matters(self) -> None:
+        if self._drop and self.group not in self._drop:  # at the group that loses most
+            self.look(max(self._drop, key=lambda name: len(self._drop[name])))
+
+    # ------------------------------------------------------------ what the person does
+
+    def change(self, do: str, arg: Any, value: Any, live: bool) -> None:
+        """One change by the person; raises what is wrong with it, and then changes nothing."""
+        state = self._session.state
+        match do:
+            case "group":
+                self.look(str(arg or value))
+            case "unit":
+                self.unit = int(value) if value else None
+            case "compare":
+                ends = list(self.compared or (state.base.seq, state.head))
+                ends[int(arg)] = int(value)
+                self.compared = ends[0], ends[1]
+            case "point":
+                self.compared = state.head, int(value)
+            case "flip":
+                self.unit = int(value)
+                self.flip(self.group, int(value))
+            case "width":
+                self.keep(str(arg), int(value))
+            case "best":
+                assert self.made is not None
+                self.choose(str(arg), self.made.best[str(arg)].units)
+            case "units":
+                self.choose(self.group, text.parse_units(str(value)))
+            case "back":
+                self._start(self._session.state.pending)
+            case "aim":
+                self.aims = self.aims.with_typed(str(arg), value)
+                if arg == "macs" and live:
+                    self.spread(self.aims.macs / 100)
+            case "method":
+                self._session.method = self._known.get(value) or make_method(value)
+                self._start(self._session.state.pending)
+            case "parameter":
+                self._session.method = with_parameter(self._session.method, str(arg), value)
+                self._start(self._session.state.pending)
+            case "theta":
+                self.theta(slid(value), live)
+
+    def look(self, group: str) -> None:
+        """Look at `group`."""
+        if group in self.layers and group != self.group:
+            self.group, self.unit = group, None
+
+    def choose(self, group: str, units: Iterable[int]) -> None:
+        """Drop just these units of `group`; on an illegal choice raises and changes nothing."""
+        chosen = {**self._drop, group: units_of(units)}
+        chosen = {name: gone for name, gone in chosen.items() if gone}
+        self.made = self._imagined(chosen)
+        self._drop = chosen
+        self.look(group)
+
+    def flip(self, group: str, unit: int) -> None:
+        """Keep `unit` where it would be dropped, drop it where it would be kept."""
+        self.choose(group, set(self._drop.get(group, ())) ^ {unit})
+
+    def keep(self, group: str, width: int) -> None:
+        """Keep `width` channels of `group`: the least important ones go."""
+        alive = self._ranked(group)
+        count = max(len(alive) - width, 0)
+        drop = alive[:count]
+        if count and not self._scored(group):  # no scores: the best selection that is known
+            drop = list(self._imagined({group: tuple(drop)}).best[group].units)
+        self.choose(group, drop)
+
+    def _scored(self, group: str) -> bool:
+        return bool(importance_info(self._session.state, group, self.seen or None).units)
+
+    def _ranked(self, group: str) -> list[int]:
+        """The units of `group` that are left, least important first where that is known."""
+        shown = importance_info(self._session.state, group, self.seen or None)
+        alive = set(self._session.plan.kept[group])
+        ranked = [unit for unit in shown.units if unit in alive]
+        return ranked + sorted(alive.difference(ranked))
+
+    def _imagined(self, drop: dict[str, Units]) -> Chosen:
+        """What `drop` would do, by the evidence at hand, or measured if there is none."""
+        try:
+            found = self._session.foresee(drop)
+        except WrongState:
+            self._session.measure()
+            found = self._session.foresee(drop)
+        return Chosen("person", found.move, (), found.best, found.seconds)
+
+    def spread(self, target: float) -> None:
+        """Choose the widths that spread a budget over the layers."""
+        try:
+            found = self._session.foresee(target_macs=target)
+        except (WrongState, BudgetUnreachable):
+            return  # the box says what is aimed at; Run will say whether it can be met
+        self._drop = dict(found.move.drop) if found.move else {}
+        self.made = None
+        if found.move is not None and found.move.drop:
+            self.made = Chosen("budget", found.move, (), found.best, found.seconds)
+        self._look_where_it_matters()
+
+    def theta(self, theta: float, live: bool) -> None:
+        """Show what the method would propose with this theta; at rest it is the session's."""
+        session = self._session
+        if not live:
+            session.method = replace(session.method, **{THETA: theta})
+        try:
+            found = session.foresee(theta=theta)
+        except WrongState:
+            self._start(session.state.pending)
+            return
+        if not live and session.state.pending is not None:
+            self._start(session.state.pending)  # the proposal is what it was made with
+            return
+        self.made = Chosen("theta", found.move, found.seen, found.best, found.seconds, theta)
+        self._drop = dict(found.move.drop) if found.move else {}
+
+    # ------------------------------------------------------------ verbs
+
+    def call(self, verb: str, arg: Any = None) -> None:
+        """Say `verb` to the session with what is chosen and aimed at, or with `arg`."""
+        session, aims = self._session, self.aims
+        match verb:
+            case "adjust":
+                drop = self.drop
+                if session.state.pending is None:
+                    session.propose()
+                session.adjust(drop=drop)
+            case "approve":
+                session.approve(repair=aims.repair)
+            case "reject":
+                session.reject(aims.reason)
+            case "tune":
+                session.tune(steps=aims.steps)
+            case "run":
+                first = next(iter(session.metrics.values()), None)
+                higher = first is None or first.higher_is_better
+                session.run(
+                    target_macs=aims.macs / 100,
+                    min_accuracy=aims.floor(session.state, higher),
+                    moves=aims.moves,
+                    repair=aims.repair,
+                )
+            case _:
+                getattr(session, verb)(*([] if arg is None else [arg]))
+
+    # ------------------------------------------------------------ what is shown
+
+    def info(self, group: str | None = None) -> BoardInfo:
+        """What to draw of `group` (None: the one looked at), as if the choice were proposed."""
+        state, made = self._session.state, self.made
+        if made is not None:
+            state = replace(state, pending=made.move)
+        seen = self.seen or (made.seen if made else ()) or foreseen(state, self._session.method)
+        return board_info(state, group or self.group, layers=self.layers, seen=seen or None)
+
+    def view(self, **more: Any) -> View:
+        """The moment as plain values; `more` is what the screen knows of it."""
+        session = self._session
+        self._known[session.method.name] = session.method
+        return View(
+            state=session.state,
+            group=session.graph[self.group],
+            unit=self.unit,
+            layers=self.layers,
+            info=self.info(),
+            aims=self.aims,
+            method=session.method,
+            known=tuple(sorted({*METHODS, *self._known})),
+            last=self.last,
+            chosen=self.made,
+            drop=self.drop,
+            at_hand=session.evidence,
+            alone=self._alone(),
+            compared=self.compared,
+            classes=tuple(map(str, getattr(getattr(session, "data", None), "classes", None) or ())),
+            **more,
+        )
+
+    def _alone(self) -> float | None:
+        """The share of the signal that the channel looked at carries by itself, if it is known."""
+        if self.unit is None:
+            return None
+        try:
+            return float(self._session.foresee({self.group: [self.unit]}).damage[self.group])
+        except PruneLabError:
+            return None

@@ -1,0 +1,176 @@
+"""The form at the top: where we are, the one question, the buttons, the two aims."""
+
+from __future__ import annotations
+
+from prunelab.ledger import show
+from prunelab.notebook import text
+from prunelab.notebook.markup import box, button, choose, fold, number, say, tag, tick
+from prunelab.notebook.view import View, enabled
+from prunelab.values import si
+
+LOUD = {"propose": "pl-first", "approve": "pl-yes", "stop": "pl-stop"}
+GROUPS = (("propose", "approve", "adjust", "reject", "undo"), ("repair", "tune", "run", "stop"))
+
+
+def form(view: View) -> str:
+    """Everything above the figure."""
+    question = text.question(view.state, view.group, view.chosen)
+    return tag("div", tiles(view), kind="pl-tiles") + "".join((
+        say(question, "question", "h2"),
+        say(reason(view), "reason",
+            title=text.LOSS_TIP if view.move else None),
+        otherwise(view),
+        tried(view),
+        buttons(view),
+        working(view),
+        say(view.error, "error", role="alert"),
+        aims(view),
+        looking(view),
+    ))  # fmt: skip
+
+
+def reason(view: View) -> str:
+    """Why, and at what price, in a sentence."""
+    return text.reason(view.state, view.last, view.chosen, view.group)
+
+
+def otherwise(view: View) -> str:
+    """What the person's choice could be instead."""
+    if view.chosen is None:
+        return ""
+    back = text.BACK if view.state.pending else text.CLEAR
+    inside = button("back", back, text.BACK_TIP, kind="pl-small", data_do="back", data_arg=None)
+    better = text.better(view.chosen, view.group.name)
+    if better:
+        best = button("best", text.TAKE_BEST, text.BEST_TIP, kind="pl-small", data_do="best",
+                      data_arg=view.group.name)  # fmt: skip
+        inside = say(better, "hint", "span", title=text.BEST_TIP) + best + inside
+    return tag("div", inside, kind="pl-line")
+
+
+def tried(view: View) -> str:
+    """How the move does on validation images, as soon as that is known."""
+    if view.tried is not None:
+        return say(text.trial(view.tried.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
+    return say(text.TRYING, "trial pl-hint") if view.trying else ""
+
+
+def looking(view: View) -> str:
+    """Which layer the evidence is shown of."""
+    rows = view.info.widths.rows
+    options = [(text.option(row.name, row.now, row.proposed), row.name) for row in rows]
+    chosen = choose("group", text.GROUP, text.GROUP_TIP, options, view.group.name)
+    return tag("div", chosen, kind="pl-looking")
+
+
+def warnings() -> str:
+    """What the page shows by itself when the kernel or the figure lets it wait."""
+    return say(text.SILENT, "silence", role="status") + say(text.LATE, "lateness", role="status")
+
+
+def line(view: View) -> str:
+    """The state in one line, which screen readers say whenever it changes."""
+    return say(view.state.line(), "line", role="status", aria_live="polite")
+
+
+def tiles(view: View) -> str:
+    """Numbers in large type: MACs, parameters, the metric, moves."""
+    state = view.state
+    base, now, move = state.base, state.now, view.move
+    parts = [
+        _tile(
+            text.MACS,
+            f"{now.cost.macs / base.cost.macs:.0%}",
+            f"→ {move.after.macs / base.cost.macs:.0%}" if move else si(now.cost.macs),
+            text.MACS_TIP,
+        ),
+        _tile(
+            text.PARAMS,
+            f"{now.cost.params / base.cost.params:.0%}",
+            f"→ {move.after.params / base.cost.params:.0%}" if move else si(now.cost.params),
+            text.PARAMS_TIP,
+        ),
+    ]
+    for name, value in [*now.metrics.items()][:1]:
+        by = value - base.metrics[name]
+        beside = text.points(name, by) if now.parent is not None else ""
+        tip = text.metric_tip(name, state)
+        parts.append(_tile(text.metric(name), show(name, value), beside, tip))
+    seconds = view.chosen.seconds if view.chosen else None
+    if seconds is not None:
+        before, after = (f"{1000 * each:.3g}" for each in seconds)
+        parts.append(_tile(text.LATENCY, f"{before} ms", f"→ {after} ms", text.LATENCY_TIP))
+    parts.append(_tile(text.MOVE, str(state.moves), "", text.MOVE_TIP))
+    return "".join(parts)
+
+
+def _tile(head: str, shown: str, beside: str, tip: str) -> str:
+    inside = say(head, "head", "span") + number(shown, tip) + say(beside, "beside", "span")
+    return tag("div", inside, kind="pl-tile", title=tip)
+
+
+def buttons(view: View) -> str:
+    """The verbs; those that cannot be pressed now are off."""
+    can = enabled(view.state, bool(view.at_work), view.chosen is not None)
+    rows = []
+    for verbs in GROUPS:
+        made = [
+            button(verb, text.label(verb), _tip(verb, view), on=can[verb], kind=LOUD.get(verb, ""))
+            for verb in verbs
+        ]
+        rows.append(tag("div", *made, kind="pl-verbs"))
+    return tag("div", *rows, kind="pl-buttons")
+
+
+def _tip(verb: str, view: View) -> str:
+    if verb != "tune" or view.pace is None:
+        return text.VERBS[verb]
+    return text.TUNE_TIP.format(view.aims.steps, text.duration(view.pace * view.aims.steps))
+
+
+def working(view: View) -> str:
+    """How far the verb under way is; a tune can be ended with what it has."""
+    if view.busy is None:
+        return ""
+    bar = tag("progress", value=f"{view.busy.done:.3f}", max="1")
+    inside = bar + say(view.busy.words, "work", "span")
+    if view.at_work[:1] == ("tune",):
+        keep, leave = (text.KEEP_TUNED, text.KEEP_TUNED_TIP), (text.LEAVE_TUNED,
+                                                                text.LEAVE_TUNED_TIP)  # fmt: skip
+        inside += button("stop", keep[0], keep[1], data_do="keep", data_arg=None)
+        inside += button("stop", leave[0], leave[1])
+    return tag("div", inside, kind="pl-working")
+
+
+def aims(view: View) -> str:
+    """The two aims, and the settings that fold away."""
+    wanted, metric = view.aims, next(iter(view.state.base.metrics), None)
+    parts = [
+        box("aim", text.AIM, text.AIM_TIP, text.AIM_UNIT, data_arg="macs", data_live=True,
+            value=f"{wanted.macs:g}", min=1, max=100, step=1)
+    ]  # fmt: skip
+    if metric is not None:
+        lose = "" if wanted.lose is None else f"{wanted.lose:g}"
+        parts.append(
+            box("aim", text.LOSE, text.LOSE_TIP, text.lose_unit(metric), data_arg="lose",
+                value=lose, min=0, step=0.1)
+        )  # fmt: skip
+    return tag("div", *parts, kind="pl-aims") + settings(view)
+
+
+def settings(view: View) -> str:
+    """Moves, tuning, reason and repair."""
+    wanted = view.aims
+    inside = "".join((
+        box("aim", text.MOVES, text.MOVES_TIP, text.MOVES_UNIT, data_arg="moves",
+            value=wanted.moves or "", min=1, step=1),
+        box("aim", text.STEPS, text.STEPS_TIP, text.STEPS_UNIT, data_arg="steps",
+            value=wanted.steps, min=1, step=1),
+        tick("aim", text.REPAIR, text.REPAIR_TIP, wanted.repair, data_arg="repair"),
+        box("aim", text.REASON, text.REASON_TIP, data_arg="reason", type="text",
+            value=wanted.reason),
+    ))  # fmt: skip
+    estimate = ""
+    if view.pace is not None:
+        estimate = text.ESTIMATE.format(wanted.steps, text.duration(view.pace * wanted.steps))
+    return fold("settings", text.SETTINGS.format(estimate), inside)

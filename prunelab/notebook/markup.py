@@ -1,0 +1,77 @@
+"""Small pieces of HTML; the words come from text.py. No Jupyter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+
+def tag(name: str, *inside: str, **attributes: Any) -> str:
+    """An element around ready HTML; `data_do` becomes data-do, `kind` class; None is left out."""
+    pairs = []
+    for key, value in attributes.items():
+        key = {"kind": "class"}.get(key, key.rstrip("_").replace("_", "-"))
+        if value is True:
+            pairs.append(key)
+        elif value is not None and value is not False:
+            pairs.append(f'{key}="{escape(str(value), quote=True)}"')
+    start = " ".join([name, *pairs])
+    return f"<{start}>" if name in ("input", "br") else f"<{start}>{''.join(inside)}</{name}>"
+
+
+def say(words: str, kind: str, name: str = "p", **more: Any) -> str:
+    """`words` as an element of its own; nothing where there are none."""
+    return tag(name, escape(words), kind=f"pl-{kind}", **more) if words else ""
+
+
+def number(shown: str, tip: str) -> str:
+    """A number with its unit; `tip` says what it is, of what it was measured, which way is good."""
+    return tag("b", escape(shown), kind="pl-number", title=tip)
+
+
+def button(verb: str, label: str, tip: str, *, on: bool = True, kind: str = "", **more: Any) -> str:
+    """A button that presses `verb`."""
+    given = {"data_do": "press", "data_arg": verb, **more}
+    return tag(
+        "button", escape(label), kind=f"pl-button {kind}".strip(), type="button", title=tip,
+        disabled=not on, **given,
+    )  # fmt: skip
+
+
+def box(do: str, label: str, tip: str, unit: str = "", **more: Any) -> str:
+    """A labelled input that tells the kernel `do`; `unit` stands behind it."""
+    field = tag("input", data_do=do, **{"type": "number", **more})
+    return tag("label", tag("span", escape(label)), field, escape(unit), kind="pl-box", title=tip)
+
+
+def tick(do: str, label: str, tip: str, on: bool, **more: Any) -> str:
+    """A labelled checkbox."""
+    field = tag("input", type="checkbox", data_do=do, checked=on, **more)
+    return tag("label", field, tag("span", escape(label)), kind="pl-box pl-tick", title=tip)
+
+
+def choose(
+    do: str, label: str, tip: str, options: Iterable[tuple[str, str]], chosen: str, **more: Any
+) -> str:
+    """A labelled list of (words, value)."""
+    inside = [
+        tag("option", escape(words), value=value, selected=value == chosen)
+        for words, value in options
+    ]
+    field = tag("select", *inside, data_do=do, **more)
+    return tag("label", tag("span", escape(label)), field, kind="pl-box", title=tip)
+
+
+def table(heads: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]], **more: Any) -> str:
+    """A table; a head is (words, tip), a cell ready HTML."""
+    head = "".join(tag("th", escape(words), scope="col", title=tip or None) for words, tip in heads)
+    body = "".join(tag("tr", *(tag("td", cell) for cell in row)) for row in rows)
+    inside = tag("thead", tag("tr", head)) + tag("tbody", body)
+    return tag("div", tag("table", inside, **more), kind="pl-scroll")
+
+
+def fold(name: str, title: str, inside: str, tip: str = "") -> str:
+    """A part that unfolds; `inside` is made once it is open."""
+    head = tag("summary", escape(title), title=tip or None)
+    return tag("details", head, tag("div", inside, kind="pl-inside"), data_fold=name, data_key=name)

@@ -1,0 +1,46 @@
+"""The parts of a screen that are HTML: one widget that shows them, and hears what is done there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.resources import files
+from typing import Any
+
+import anywidget
+from traitlets import Bool, List, Unicode
+
+Told = Callable[[str, Any, Any, bool], None]
+"""Called with what is done, its argument, the value, and whether the value still moves."""
+
+ASSETS = files("prunelab") / "assets"
+
+
+class Panel(anywidget.AnyWidget):
+    """Parts under each other; `show` replaces the HTML of some, and only what differs is sent."""
+
+    _esm = (ASSETS / "screen.js").read_text(encoding="utf-8")
+    _css = (ASSETS / "screen.css").read_text(encoding="utf-8")
+
+    _parts = List(Unicode(), help="the names of the parts, in order").tag(sync=True)
+    _first = Bool(help="whether this panel watches over the screen as a whole").tag(sync=True)
+    heard = Unicode(help="the number of the last message that was dealt with").tag(sync=True)
+
+    def __init__(self, parts: Sequence[str], told: Told, first: bool = False) -> None:
+        self._told = told
+        self.add_traits(**{name: Unicode().tag(sync=True) for name in parts})
+        super().__init__(_parts=list(parts), _first=first)
+        self.on_msg(self._hear)
+
+    def show(self, **parts: str) -> None:
+        """Set the HTML of these parts."""
+        with self.hold_sync():
+            for name, html in parts.items():
+                setattr(self, name, html)
+
+    def _hear(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        try:
+            with suppress(KeyError, TypeError):  # not a message of ours
+                self._told(content["do"], content["arg"], content["value"], content["live"])
+        finally:
+            self.heard = str(content.get("n", ""))

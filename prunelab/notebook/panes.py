@@ -1,0 +1,164 @@
+"""What unfolds about a move: what it would change, one channel, costs, two points compared."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from prunelab import words
+from prunelab.ledger import Point, show
+from prunelab.notebook import text
+from prunelab.notebook.closer import Channel, Flipped
+from prunelab.notebook.markup import choose, number, say, table, tag
+from prunelab.notebook.pictures import address
+from prunelab.notebook.view import View
+from prunelab.values import si
+
+# ---------------------------------------------------------------- what would change
+
+
+def changes(view: View) -> str:
+    """Per-class recall before and after, and images whose answer changes."""
+    if view.tried is None:
+        return say(text.TRYING if view.trying else text.UNTRIED, "hint")
+    trial = view.tried.trial
+    told = say(text.trial(trial), "trial", title=text.TRIAL_TIP)
+    if trial.answers is None:
+        return told
+    flipped = "".join(_flipped(each, view.classes) for each in view.tried.flipped)
+    if flipped:
+        head = say(text.FLIPPED, "hint", title=text.FLIPPED_TIP)
+        flipped = head + tag("div", flipped, kind="pl-tiles")
+    return told + tag("div", _recalls(trial, view.classes) + tag("div", flipped), kind="pl-side")
+
+
+def _recalls(trial: Any, classes: tuple[str, ...]) -> str:
+    before, after = trial.answers
+    labels = np.asarray(before.labels)
+    rows = []
+    for label in np.unique(labels):
+        here = labels == label
+        was, now = before.right[here].mean(), after.right[here].mean()
+        name = classes[label] if label < len(classes) else str(label)
+        rows.append((
+            escape(name), str(int(here.sum())), f"{was:.1%}", f"{now:.1%}",
+            number(text.points("accuracy", now - was), text.RECALL_TIP),
+        ))  # fmt: skip
+    return table(text.RECALL_HEADS, rows)
+
+
+def _flipped(each: Flipped, classes: tuple[str, ...]) -> str:
+    def name(label: int) -> str:
+        return classes[label] if label < len(classes) else str(label)
+
+    told = text.flip(name(each.label), name(each.before), name(each.after))
+    image = "" if each.picture is None else _image(each.picture, told, 64)
+    kind = "pl-lost" if each.before == each.label else "pl-gained"
+    return tag("figure", image, tag("figcaption", escape(told)), kind=f"pl-flip {kind}")
+
+
+def _image(pixels: np.ndarray, told: str, px: int) -> str:
+    return tag("img", src=address(pixels), alt=told, width=px, height=px, kind="pl-pixels")
+
+
+# ---------------------------------------------------------------- one channel
+
+
+def channel(view: View) -> str:
+    """The channel looked at: its kernels, its maps, what it is coupled to."""
+    kept = view.state.now.kept
+    units = range(view.group.width) if kept is None else kept[view.group.name]
+    chosen = "" if view.unit is None else str(view.unit)
+    options = [("", ""), *((f"{text.CHANNEL} {unit}", str(unit)) for unit in units)]
+    head = choose(
+        "unit", text.CHANNEL_OF.format(view.group.name), text.CHANNEL_TIP, options, chosen
+    )
+    look = view.channel
+    if look is None or (look.group, look.unit) != (view.group.name, view.unit):
+        return head + say(text.NO_CHANNEL if view.unit is None else text.LOOKING, "hint")
+    coupled = text.coupled(view.group.producers, view.group.consumers)
+    return head + _facts(view, look) + "".join((
+        _row(text.KERNELS, text.KERNELS_TIP, look.kernels, 48),
+        _row(text.INPUTS, text.INPUTS_TIP, look.inputs, 64),
+        _row(text.MAPS, text.MAPS_TIP, look.maps, 64),
+        say(coupled, "hint"),
+    ))  # fmt: skip
+
+
+def _facts(view: View, look: Channel) -> str:
+    facts = [(text.NORM, f"{look.norm:.3g}", text.NORM_TIP)]
+    if look.maps:
+        facts.append((text.ZEROS, f"{look.zeros:.0%}", text.ZEROS_TIP))
+    if view.alone is not None:
+        facts.append((text.ALONE, words.share(view.alone), text.LOSS_TIP))
+    return tag("div", *(
+        tag("span", escape(f"{name} "), number(value, tip)) for name, value, tip in facts
+    ), kind="pl-line")  # fmt: skip
+
+
+def _row(title: str, tip: str, pictures: tuple[np.ndarray, ...], px: int) -> str:
+    if not pictures:
+        return ""
+    images = (_image(pixels, f"{title} {i + 1}", px) for i, pixels in enumerate(pictures))
+    return tag("div", say(title, "head", "div", title=tip), *images, kind="pl-strip")
+
+
+# ---------------------------------------------------------------- costs and comparisons
+
+
+def costs(view: View) -> str:
+    """What one input costs: the original, now, and after the move."""
+    state, move = view.state, view.move
+    columns = [state.base.cost, state.now.cost, *([move.after] if move else [])]
+    rows = []
+    for name, tip, kind in text.COSTS:
+        values = [getattr(cost, kind) for cost in columns]
+        rows.append([
+            tag("span", escape(name), title=tip),
+            *(f"{si(v)} ({v / values[0]:.0%})" for v in values),
+        ])  # fmt: skip
+    seconds = view.chosen.seconds if view.chosen else None
+    if seconds:
+        shown = [f"{1000 * each:.3g} ms" for each in seconds]
+        rows.append([tag("span", text.LATENCY, title=text.LATENCY_TIP), "", *shown])
+    heads = text.COST_HEADS[: 1 + len(columns)]
+    return table(heads, rows) + say(text.at(state.base.cost.at), "hint")
+
+
+def comparison(view: View) -> str:
+    """Two points of the trajectory side by side: metrics, costs, and the widths that differ."""
+    points = view.state.points
+    options = [(text.point(p, view.state), str(p.seq)) for p in points]
+    ends = view.compared or (points[0].seq, view.state.head)
+    lists = "".join(
+        choose("compare", label, text.COMPARE_TIP, options, str(seq), data_arg=str(i))
+        for i, (label, seq) in enumerate(zip(text.ENDS, ends, strict=True))
+    )
+    one, two = (view.state.point(seq) for seq in ends)
+    rows = [
+        [escape(name), show(name, one.metrics[name]), show(name, two.metrics[name]),
+         number(text.points(name, two.metrics[name] - one.metrics[name]),
+                text.metric_tip(name, view.state))]
+        for name in one.metrics if name in two.metrics
+    ]  # fmt: skip
+    for name, tip, kind in text.COSTS:
+        a, b = getattr(one.cost, kind), getattr(two.cost, kind)
+        rows.append([tag("span", escape(name), title=tip), si(a), si(b), f"{b / a - 1:+.0%}"])
+    widths = [_width(view, point) for point in (one, two)]
+    for name in widths[0]:
+        a, b = widths[0][name], widths[1][name]
+        if a != b:
+            rows.append([escape(name), str(a), str(b), f"{b - a:+d}"])
+    buttons = tag(
+        "button", escape(text.GO), kind="pl-button pl-small", type="button", title=text.GO_TIP,
+        data_do="go", data_arg=str(two.seq),
+        disabled=two.seq == view.state.head or bool(view.at_work),
+    )  # fmt: skip
+    return tag("div", lists + buttons, kind="pl-line") + table(text.COMPARE_HEADS, rows)
+
+
+def _width(view: View, point: Point) -> dict[str, int]:
+    full = view.state.began.widths
+    return dict(full) if point.kept is None else {n: len(u) for n, u in point.kept.items()}

@@ -1,0 +1,83 @@
+"""The list of layers: a row each, with a slider for its width; by module where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+
+from prunelab import words
+from prunelab.figures.modules import modules
+from prunelab.figures.widths import DIAMOND, Row
+from prunelab.notebook import text
+from prunelab.notebook.markup import box, number, say, tag
+from prunelab.notebook.view import View
+
+MANY = 30  # rows; above it they are gathered
+MODULES = 16  # into at most as many modules
+
+
+def layers(view: View) -> str:
+    """A box to find a layer, the rows, and the channels of the chosen one as a list."""
+    rows = view.info.widths.rows
+    widest = max((row.original for row in rows), default=1)
+    search = tag("input", type="search", placeholder=text.SEARCH, data_filter="layers",
+                 aria_label=text.SEARCH, kind="pl-search")  # fmt: skip
+    head = tag("div", *(
+        tag("span", escape(name), title=tip) for name, tip in text.HEADS
+    ), kind="pl-row pl-heads")  # fmt: skip
+    if len(rows) <= MANY:
+        body = "".join(_row(view, row, widest) for row in rows)
+    else:
+        part = modules([row.name for row in rows], MODULES)
+        body = "".join(
+            _module(view, name, list(inside), widest)
+            for name, inside in groupby(rows, key=lambda row: part[row.name])
+        )
+    chosen = ", ".join(map(str, view.drop.get(view.group.name, ())))
+    typed = box("units", text.UNITS, text.UNITS_TIP, f"({view.group.name})", type="text",
+                value=chosen)  # fmt: skip
+    return search + tag("div", head + body, kind="pl-rows", role="list") + typed
+
+
+def _module(view: View, name: str, rows: Sequence[Row], widest: int) -> str:
+    now, proposed = sum(row.now for row in rows), sum(row.proposed for row in rows)
+    label = f"{name}: {words.plural(len(rows), 'layer')}, {text.change(now, proposed)} channels"
+    body = "".join(_row(view, row, widest) for row in rows)
+    opened = any(row.name == view.group.name for row in rows)
+    return tag(
+        "details", tag("summary", escape(label)), body, kind="pl-module", data_key=name, open=opened
+    )
+
+
+def _row(view: View, row: Row, widest: int) -> str:
+    chosen = row.name == view.group.name
+    mark = f" {DIAMOND}" if row.coupled else ""
+    tip = text.COUPLED_TIP.format(", ".join(row.layers)) if row.coupled else None
+    name = tag(
+        "button", escape(row.name + mark), kind="pl-name", type="button", data_do="group",
+        data_arg=row.name, title=tip, aria_pressed="true" if chosen else "false",
+    )  # fmt: skip
+    move = view.move
+    loses = words.share(move.damage[row.name]) if move and row.name in move.damage else ""
+    parts = (
+        name,
+        say(text.change(row.now, row.proposed, row.original), "width", "span"),
+        _bar(row, widest),
+        tag(
+            "input", type="range", min="1", max=row.now, step="1", value=row.proposed,
+            data_do="width", data_arg=row.name, data_live=True, title=text.COUNT_TIP,
+            aria_label=f"{text.COUNT}: {row.name}", disabled=row.now < 2 or bool(view.at_work),
+        ),
+        number(loses, text.LOSS_TIP) if loses else "<b></b>",
+    )  # fmt: skip
+    kind = "pl-row pl-chosen" if chosen else "pl-row"
+    return tag("div", *parts, kind=kind, role="listitem", data_row=row.name, data_key=row.name)
+
+
+def _bar(row: Row, widest: int) -> str:
+    def part(kind: str, channels: int) -> str:
+        return tag("i", kind=f"pl-{kind}", style=f"width:{100 * channels / widest:.2f}%")
+
+    parts = part("kept", row.proposed), part("going", row.now - row.proposed)
+    return tag("span", *parts, part("gone", row.original - row.now), kind="pl-bar")

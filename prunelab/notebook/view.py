@@ -1,0 +1,139 @@
+"""What a screen shows at one moment: plain values that form, folds and picture are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from prunelab.errors import InvalidValue
+from prunelab.figures.board import BoardInfo
+from prunelab.ledger import Event, State
+from prunelab.notebook.closer import Channel, Tried
+from prunelab.training import STEPS
+from prunelab.values import Move, Units
+
+
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What the person wants: MACs in % of the original's, and what the metric may lose.
+
+    `lose` counts in percentage points where the metric is an accuracy, else in its own unit;
+    None: no limit. `moves` limits Run, `steps` are Tune's, `reason` is Reject's, and `repair`
+    says whether Approve repairs.
+    """
+
+    macs: float = 50.0
+    lose: float | None = 2.0
+    moves: int | None = None
+    steps: int = STEPS
+    reason: str = ""
+    repair: bool = True
+
+    def with_typed(self, name: str, value: Any) -> Aims:
+        """A copy with what was typed into the box `name`; raises `InvalidValue`."""
+        if name in ("reason", "repair"):
+            return replace(self, **{name: value})
+        if str(value).strip() == "" and name in ("lose", "moves"):
+            return replace(self, **{name: None})
+        low, high = {"macs": (0.1, 100), "lose": (0, 1e9)}.get(name, (1, 1e7))
+        try:
+            number = (float if name in ("macs", "lose") else int)(value)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise InvalidValue(f"{name} is a number from {low:g} to {high:g}, not {value!r}.")
+        return replace(self, **{name: number})
+
+    def floor(self, state: State, higher_is_better: bool) -> float | None:
+        """The worst value that the first metric may have."""
+        name = next(iter(state.base.metrics), None)
+        if name is None or self.lose is None:
+            return None
+        lose = self.lose / 100 if "accuracy" in name else self.lose
+        best = state.base.metrics[name]
+        return best - lose if higher_is_better else best + lose
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the person chose, or only looks at, instead of the proposal: it changes nothing.
+
+    `by` says how: channel by channel, as the spread of a budget, or by a theta that the method
+    has not searched with yet (then `seen` is what it would show). `best` holds, of each group,
+    the best selection of that size; `seconds` are before and after, where layers were timed.
+    """
+
+    by: Literal["person", "budget", "theta"]
+    move: Move | None
+    seen: tuple[Any, ...]
+    best: Mapping[str, Any]
+    seconds: tuple[float, float] | None
+    theta: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Work under way: how much of it is done (0 .. 1), and what it is in words."""
+
+    done: float
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The moment. `chosen` is what the person chose, which is not yet the proposal.
+
+    `group` and `unit` are the group and the channel looked at, `layers` the producers of every
+    prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
+    queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
+    `tried` how the move does on validation images, `trying` whether it is being tried. `channel`
+    is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
+    two points, by the events that made them, `pace` the seconds that a step of tuning takes.
+    """
+
+    state: State
+    group: Any
+    layers: Mapping[str, tuple[str, ...]]
+    info: BoardInfo
+    aims: Aims
+    method: Any
+    unit: int | None = None
+    known: tuple[str, ...] = ()
+    last: Event | None = None
+    chosen: Chosen | None = None
+    drop: Mapping[str, Units] = field(default_factory=dict)
+    at_work: tuple[str, ...] = ()
+    busy: Busy | None = None
+    error: str = ""
+    opened: frozenset[str] = frozenset()
+    at_hand: Any = None
+    tried: Tried | None = None
+    trying: bool = False
+    channel: Channel | None = None
+    alone: float | None = None
+    compared: tuple[int, int] | None = None
+    pace: float | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def move(self) -> Move | None:
+        """What Approve, or Adjust and then Approve, would carry out."""
+        return self.chosen.move if self.chosen else self.state.pending
+
+
+def enabled(state: State, busy: bool, chosen: bool = False) -> dict[str, bool]:
+    """Which buttons can be pressed; `chosen` is whether the person chose otherwise."""
+    pending = state.pending is not None
+    free = not pending or state.stale
+    can = {
+        "propose": free,
+        "approve": pending and not state.stale and not chosen,  # only what is shown is approved
+        "adjust": pending or chosen,
+        "reject": pending,
+        "undo": state.undoable,
+        "repair": free and state.now.parent is not None,
+        "tune": free,
+        "run": free,
+    }
+    return {**{verb: can[verb] and not busy for verb in can}, "stop": busy}

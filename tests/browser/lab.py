@@ -1,0 +1,121 @@
+"""A real JupyterLab for browser tests and benchmarks, and what one does on its pages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import nbformat
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+REPOSITORY = Path(__file__).parents[2]
+SECONDS = 1000  # Playwright counts in ms
+FIGURE = ".prunelab-screen .js-plotly-plot .main-svg"
+
+
+def write(path: Path, cells: Sequence[str]) -> None:
+    """A notebook of code cells."""
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in cells],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    nbformat.write(notebook, path)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a JupyterLab on `folder`."""
+    news = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    news.mkdir(parents=True, exist_ok=True)
+    (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "ServerApp.port": port,
+        "ServerApp.root_dir": folder,
+        "IdentityProvider.token": "",
+        "ServerApp.allow_root": True,
+        "LabApp.open_browser": False,
+        "LabApp.expose_app_in_browser": True,
+        "LabApp.user_settings_dir": folder / "settings",
+        "LabApp.workspaces_dir": folder / "workspaces",
+    }
+    command = [sys.executable, "-m", "jupyterlab"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+    }
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/api/status", server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urlopen(address, timeout=2).close()
+            return
+        except (URLError, OSError):
+            time.sleep(0.3)
+    raise RuntimeError("JupyterLab did not start")
+
+
+def opened(browser: Any, address: str, notebook: str, **viewport: int) -> Any:
+    """A page with `notebook` open and its kernel idle."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1500, **viewport})
+    page.set_default_timeout(120 * SECONDS)
+    page.goto(f"{address}/lab/tree/{notebook}?reset")
+    ready(page)
+    return page
+
+
+def ready(page: Any) -> None:
+    """The application is restored, the notebook's session is ready and the kernel idle."""
+    page.wait_for_function("window.jupyterapp !== undefined")
+    page.evaluate("jupyterapp.restored.then(() => true)")
+    page.wait_for_function("jupyterapp.shell.currentWidget?.sessionContext !== undefined")
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready.then(() => true)")
+    idle(page)
+
+
+def idle(page: Any) -> None:
+    """The kernel has nothing to do."""
+    page.wait_for_function(
+        "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
+    )
+
+
+def run_all(page: Any) -> None:
+    """Run every cell, and wait until the screen with its figure stands."""
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_selector(FIGURE)
+    settled(page)
+
+
+def settled(page: Any) -> None:
+    """No verb is at work (Stop is off), every message is answered, and plotly has drawn."""
+    page.wait_for_function(
+        """() => document.querySelector('.prunelab-screen [data-arg=stop]')?.disabled
+             && !document.querySelector('.prunelab-screen .pl-waits')"""
+    )

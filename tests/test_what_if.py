@@ -1,0 +1,305 @@
+"""What the screen answers while a person drags and types, and what it has done aside."""
+
+from __future__ import annotations
+
+import gc
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ipywidgets.widgets import widget as widgets
+from page import Page, elements
+
+import prunelab as pl
+from prunelab.errors import Stopped
+from prunelab.figures.widths import Row
+from prunelab.ledger import Proposed
+from prunelab.notebook import Screen, aside, text
+from prunelab.notebook.closer import channel, images_at
+from prunelab.notebook.pictures import address, grey, png, signed
+from prunelab.notebook.rows import layers
+from prunelab.notebook.worker import worker_of
+
+
+@pytest.fixture
+def screen(session: pl.Session) -> Iterator[Screen]:
+    made = Screen(session)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def page(screen: Screen) -> Page:
+    made = Page(screen)
+    for name in ("method", "layers"):
+        made.unfold(name)
+    return made
+
+
+@pytest.fixture
+def shown(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A screen that a page shows, where no rest is needed and no figure is made."""
+    monkeypatch.setattr(aside, "REST", 0.0)
+    monkeypatch.setattr(screen, "make_figure", lambda: None)
+    screen._told("here", None, True, False)
+    return screen
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_a_theta_that_moves_shows_what_the_method_would_propose(
+    page: Page, session: pl.Session
+) -> None:
+    session.measure()
+    method = session.method
+    page.put("theta", None, -0.7, live=True)
+    foreseen = session.foresee(theta=0.2)
+    assert page.screen.choice.move == foreseen.move
+    assert "with theta 0.20" in page.said("reason").lower()
+    assert "0.20 = stop where" in page.said("words")
+    assert page.screen._info().ladder.theta == 0.2
+    assert session.method is method, "the slider still moves"
+    assert len(session.ledger) == 1
+    page.put("theta", None, -0.7)
+    assert session.method.theta == 0.2
+    move = session.propose()
+    assert move is not None
+    assert move.drop == foreseen.move.drop
+
+
+def test_a_width_that_is_dragged_takes_the_best_where_there_are_no_scores(
+    page: Page, session: pl.Session
+) -> None:
+    session.measure()
+    group = page.screen.choice.group
+    width = len(session.plan.kept[group])
+    page.put("width", group, width - 2, live=True)
+    drop = page.screen.choice.drop[group]
+    assert len(drop) == 2
+    found = session.foresee({group: drop})
+    assert found.best[group].units == drop
+    assert page.value("width", group) == str(width - 2)
+    assert text.better(page.screen.choice.made, group) == ""
+    assert len(session.ledger) == 1
+
+
+def test_a_worse_choice_is_told_the_best_of_its_size_and_can_take_it(
+    page: Page, session: pl.Session
+) -> None:
+    session.measure()
+    group = page.screen.choice.group
+    units = session.plan.kept[group]
+    alone = {unit: session.foresee({group: [unit]}).damage[group] for unit in units}
+    worst = max(alone, key=alone.__getitem__)
+    page.put("units", None, worst)
+    assert "The best 1 would remove" in page.html
+    page.click("best", group)
+    assert page.screen.choice.drop[group] == (min(alone, key=alone.__getitem__),)
+    page.click("back")
+    assert page.screen.choice.drop == {}
+    assert page.said("question") == text.START
+
+
+def test_a_budget_that_is_typed_is_spread_over_the_layers(page: Page, session: pl.Session) -> None:
+    session.measure()
+    page.put("aim", "macs", 70, live=True)
+    move = page.screen.choice.move
+    assert move == session.foresee(target_macs=0.7).move
+    assert move.after.macs <= 0.7 * session.state.base.cost.macs
+    page.screen.press("adjust")
+    assert session.state.pending is not None
+    assert session.state.pending.drop == move.drop, "with no proposal, the method is asked first"
+    assert isinstance(session.ledger[1], Proposed)
+
+
+def test_only_what_is_shown_can_be_approved(page: Page) -> None:
+    page.screen.press("propose")
+    assert "approve" in page.on
+    page.put("units", None, "0")
+    assert "approve" not in page.on
+    assert "adjust" in page.on
+    page.screen.press("adjust")
+    assert "approve" in page.on
+
+
+def test_without_evidence_a_choice_is_measured_first(page: Page, session: pl.Session) -> None:
+    assert session.evidence is None
+    page.put("units", None, "0, 1")
+    assert session.evidence is not None
+    assert page.screen.choice.move is not None
+    assert page.said("error") == ""
+
+
+# ---------------------------------------------------------------- aside
+
+
+def test_nothing_is_done_aside_while_no_page_shows_the_screen(
+    page: Page, session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aside, "REST", 0.0)
+    page.screen.press("propose")
+    page.screen.press("reject")
+    assert worker_of(session).wait(5)
+    assert page.screen._aside._found == {}
+
+
+def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
+    shown: Screen, session: pl.Session
+) -> None:
+    wait_until(lambda: session.evidence is not None)
+    shown.press("propose")
+    page = Page(shown)
+    wait_until(lambda: page.said("trial").startswith("On 128 validation images: "))
+    page.unfold("changes")
+    assert worker_of(session).wait(30)
+    trial = session.trial()
+    assert text.trial(trial) in page.said("trial")
+    assert page.html.count("<figure") == min(len(trial.lost) + len(trial.gained), 12)
+    assert len(session.ledger) == 2, "nothing is written down"
+    shown.press("approve")
+    assert page.said("trial") == ""
+    wait_until(lambda: shown._aside.pace() is not None)
+    page.unfold("settings")
+    assert "400 steps, about" in page.html
+
+
+def test_another_verb_ends_what_is_done_aside(session: pl.Session) -> None:
+    began, ended = threading.Event(), []
+
+    def slow() -> Any:
+        for _ in range(1000):
+            began.set()
+            time.sleep(0.005)
+            yield
+        ended.append("done")
+
+    def work() -> None:
+        try:
+            session._drive("trial", slow(), aside=True)
+        except Stopped:
+            ended.append("stopped")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert began.wait(5)
+    session.note("first come")
+    thread.join(5)
+    assert ended == ["stopped"]
+    assert session.busy is None
+
+
+# ---------------------------------------------------------------- a closer look
+
+
+def test_a_channel_is_looked_at_without_a_trace(session: pl.Session) -> None:
+    before = {name: t.clone() for name, t in session.model.state_dict().items()}
+    group = next(g for g in session.graph.groups if g.prunable)
+    unit = session.plan.kept[group.name][1]
+    look = channel(session, group, unit)
+    weight = dict(session.model.named_modules())[group.producers[0]].weight[1].detach()
+    assert look.norm == pytest.approx(float(weight.norm()))
+    assert len(look.maps) == len(look.inputs) == 4
+    assert look.kernels[0].shape == (*weight.shape[1:], 3)
+    after = session.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not session.model.training
+
+
+def test_images_are_found_in_whatever_batch_they_are() -> None:
+    batches = [(torch.full((3, 1, 2, 2), float(i)), torch.zeros(3)) for i in range(4)]
+    batches[1][0][2, 0, 0, 0] = 9.0
+    found = images_at(batches, [5, 0])
+    assert sorted(found) == [0, 5]
+    assert found[5].tolist() == [[255, 0], [0, 0]]
+    assert images_at([{"x": 1}], [0]) == {}
+
+
+def read(data: bytes) -> np.ndarray:
+    """The pixels of a PNG whose lines have no filter, by the standard's own words."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    place, chunks = 8, {}
+    while place < len(data):
+        (size,) = struct.unpack(">I", data[place : place + 4])
+        name, inside = data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
+        (check,) = struct.unpack(">I", data[place + 8 + size : place + 12 + size])
+        assert check == zlib.crc32(name + inside)
+        chunks[name], place = inside, place + 12 + size
+    width, height, depth, kind = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
+    assert (depth, list(chunks)) == (8, [b"IHDR", b"IDAT", b"IEND"])
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert not lines[:, 0].any()
+    return lines[:, 1:] if kind == 0 else lines[:, 1:].reshape(height, width, 3)
+
+
+def test_a_png_is_read_back_as_it_was() -> None:
+    generator = np.random.default_rng(0)
+    for shape in ((5, 7), (4, 3, 3)):
+        pixels = generator.integers(0, 256, shape, dtype=np.uint8)
+        assert np.array_equal(read(png(pixels)), pixels)
+    assert address(pixels).startswith("data:image/png;base64,")
+    assert grey(np.array([[1.0, 3.0]])).tolist() == [[0, 255]]
+    assert signed(np.zeros((1, 1)), 1.0).tolist() == [[[255, 255, 255]]]
+
+
+# ---------------------------------------------------------------- many shows
+
+
+def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
+    session: pl.Session,
+) -> None:
+    screen = pl.show(session)
+    assert pl.show(session) is screen
+    assert pl.show(session, theme="dark") is not screen
+    pl.show(session, theme="dark").close()
+    screen.close()
+    assert pl.show(session) is not screen
+    pl.show(session).close()
+
+    def around() -> tuple[int, int, int]:
+        gc.collect()
+        return len(widgets._instances), len(session._listeners), threading.active_count()
+
+    counts = []
+    for turn in range(100):
+        made = Screen(session)
+        if turn % 30 == 0:
+            made.make_figure()  # the first makes one, the others take it over
+        made.close()
+        if turn in (0, 99):
+            counts.append(around())
+    assert counts[-1] == counts[0], "widgets, listeners and threads stay as many"
+
+
+def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> None:
+    rows = tuple(
+        Row(f"stage{i // 50}.block{i % 50}.conv", 64, 64, 60, (f"conv{i}",)) for i in range(200)
+    )
+    view = SimpleNamespace(
+        info=SimpleNamespace(widths=SimpleNamespace(rows=rows)),
+        group=SimpleNamespace(name=rows[120].name),
+        drop={},
+        move=None,
+        at_work=(),
+    )
+    found = elements(layers(view))
+    assert len([e for e in found if "data-row" in e]) == 200
+    modules = [e for e in found if e.has("pl-module")]
+    assert [e["data-key"] for e in modules] == [f"stage{i}" for i in range(4)]
+    assert ["open" in e for e in modules] == [False, False, True, False], "the chosen layer's"
+    assert "stage0: 50 layers, 3200 → 3000 channels" in [e.text for e in found]
+    assert any(e.get("data-filter") == "layers" for e in found)
