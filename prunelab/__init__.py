@@ -10,6 +10,10 @@ __version__ = "0.1.0"
 from prunelab import data, zoo
 from prunelab.allocate import allocate
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.classroom.grading import Grade, grade
+from prunelab.classroom.handin import submit
+from prunelab.classroom.marking import Mark
+from prunelab.classroom.rubric import Rubric
 from prunelab.compare import compare
 from prunelab.comparison import Comparison
 from prunelab.cost import Latency, cost, latency
@@ -37,10 +41,7 @@ from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
 from prunelab.foresight import Foresight
-from prunelab.grading import Grade, grade
-from prunelab.handin import submit
 from prunelab.ledger import Ledger, State
-from prunelab.marking import Mark
 from prunelab.methods import (
     AOFP,
     BatchNormScale,
@@ -61,7 +62,6 @@ from prunelab.methods import (
 from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
 from prunelab.redesign import Redesign, redesign
-from prunelab.rubric import Rubric
 from prunelab.session import Session
 from prunelab.surgery import cut, masked, rebuild, sampled
 from prunelab.tracing import trace

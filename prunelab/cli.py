@@ -15,7 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunelab import classroom, doctor
+from prunelab import doctor
+from prunelab.classroom import commands as classroom
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger import show
 from prunelab.named import call

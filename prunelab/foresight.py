@@ -21,6 +21,7 @@ from prunelab.methods import Method
 from prunelab.methods.contract import parameters
 from prunelab.values import Cost, FrozenMap, Move, Progress, Units, WidthPlan, many, si, units_of
 
+FEW = 8  # groups: so many can trade widths within a live answer
 NEAR = 0.002  # of the MACs: how close a live budget comes to its limit before it is filled up
 
 
@@ -273,6 +274,8 @@ class Foresees(Desk):
         problem = self._problem[1]
         with self._budgeting:  # the problem remembers the widths it was asked for last
             choice = problem.sketched(limit, NEAR)
+            if choice is not None and len(problem.curves) <= FEW:
+                choice = problem.polished(choice, limit)
         if choice is None:
             problem.refuse(limit)
             return {}

@@ -108,6 +108,8 @@ class _Probe:
     def _trains(self, small: nn.Module) -> bool:
         """Whether a cut network runs in training mode; its numbers are not looked at."""
         assert self.train is not None
+        buffers = {name: buffer.clone() for name, buffer in small.named_buffers()}
+        small = copy_with(small, buffers, share=True)  # what training writes is its own
         for watch in (Sketch(), nullcontext()):  # zeros may lead code astray
             with suppress(Exception):  # whatever its forward raises, it is the cut that made it
                 with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:

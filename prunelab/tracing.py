@@ -116,12 +116,12 @@ def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> Lab
     mode = fresh()
     mode.numbers = False
     try:
-        run_on_labels(mode, _stand_in(model), run, OUTPUT)
+        _run_stand_in(mode, model, run, OUTPUT)
     except TraceError:
         raise
     except Exception:  # zeros may lead code astray: its real numbers decide
         mode = fresh()
-        run_on_labels(mode, _stand_in(model), run, OUTPUT)
+        _run_stand_in(mode, model, run, OUTPUT)
     return mode
 
 
@@ -130,7 +130,7 @@ def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
     mode.counting, mode.numbers, mode.careful = False, False, False
     outputs = "it is an output of the network in training"
     try:
-        run_on_labels(mode, _stand_in(model), train, outputs)
+        _run_stand_in(mode, model, train, outputs)
         missed = _unused(model, mode)
     except TraceError:
         raise
@@ -138,7 +138,7 @@ def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
         missed = True
     if missed:
         mode.numbers = True
-        run_on_labels(mode, _stand_in(model), train, outputs)
+        _run_stand_in(mode, model, train, outputs)
 
 
 class _Again:
@@ -167,15 +167,16 @@ class _Again:
             book.guarded[above] = f"{part}, which did not run, may read it in training"
         mode.numbers, mode.careful = self.numbers, True
         self.model.eval()
-        run_on_labels(mode, _stand_in(self.model), self.run, OUTPUT)
+        _run_stand_in(mode, self.model, self.run, OUTPUT)
 
 
-def _stand_in(model: nn.Module) -> nn.Module:
-    """A network of the same tensors as `model`, to be run in its place.
+def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> None:
+    """`run_on_labels` with a network of the same tensors as `model` in its place.
 
-    Code may keep what it computes in an attribute, and zeros are not to be kept.
+    Code may keep what it computes in an attribute or a buffer, and zeros are not to be kept.
     """
-    return copy_with(model, {}, share=True)
+    with undisturbed(model):
+        run_on_labels(mode, copy_with(model, {}, share=True), run, outputs)
 
 
 def _unused(model: nn.Module, mode: LabelMode) -> bool:

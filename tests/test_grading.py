@@ -23,11 +23,12 @@ from torch import nn
 from toys import Tiny, batches
 
 import prunelab as pl
-from prunelab import cli, handin
+from prunelab import cli
+from prunelab.classroom import handin
+from prunelab.classroom.grading import Grader
+from prunelab.classroom.marking import mark, said
+from prunelab.classroom.rubric import KINDS, Check, Rubric
 from prunelab.errors import HandInError, InvalidValue, SessionFileError, UnknownName
-from prunelab.grading import Grader
-from prunelab.marking import mark, said
-from prunelab.rubric import KINDS, Check, Rubric
 from prunelab.values import FrozenMap
 
 RUBRIC = """

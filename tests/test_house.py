@@ -24,16 +24,16 @@ LAYERS = [
     {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
     | {"beside", "tracing"},
     {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
-    | {"notes", "named", "rubric"},
+    | {"notes", "named"},
     {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
     | {"pricing", "allocate", "timing", "splits"}
-    | {"terminal", "comparison", "doctor", "verbs", "figures", "handin", "audit", "marking"},
+    | {"terminal", "comparison", "doctor", "verbs", "figures"},
     {"bench"},
     {"desk"},
     {"foresight"},
     {"engine"},
     {"shown"},
-    {"session", "prune", "compare", "redesign", "export", "grading"},
+    {"session", "prune", "compare", "redesign", "export"},
     {"notebook", "classroom"},
     {"cli"},
     {"__init__", "__main__"},
@@ -42,8 +42,7 @@ FIGURES = {"errors", "values", "predictions", "ledger", "words", "trial", "compa
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {
     *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),
-    *("fashion", "store", "terminal", "doctor", "figures", "named", "rubric", "marking"),
-    *("handin", "classroom", "cli"),
+    *("fashion", "store", "terminal", "doctor", "figures", "named", "cli"),
 }
 
 

@@ -410,6 +410,34 @@ def test_a_detector_without_inputs_for_training_can_be_cut_and_trained() -> None
     sum(small([torch.rand(3, 64, 64)], [box]).values()).backward()
 
 
+class Scaled(nn.Module):
+    """Training writes a scale that evaluation divides by; its numbers depend on its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.register_buffer("scale", torch.ones(()))
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.training:
+            self.scale.copy_(self.out(x).abs().max())
+        x = self.out(self.body(x) * x.shape[1] / self.scale)
+        if self.seen is None:
+            self.seen = x.mean()
+        return x
+
+
+def test_what_training_writes_blinds_no_probe_and_is_not_kept() -> None:
+    model = Scaled()
+    graph = pl.trace(model, torch.randn(2, 3, 6, 6))
+    assert graph["stem"].producers == ("stem", "body")
+    assert graph["stem"].why == "the network's code hard-codes its width"
+    assert model.scale == 1
+    assert model.seen is None or model.seen != 0
+
+
 # ---------------------------------------------------------------- the user's word
 
 

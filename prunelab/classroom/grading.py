@@ -19,16 +19,17 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from prunelab import data as images
-from prunelab import handin, zoo
-from prunelab.audit import audit, plan_of
+from prunelab import zoo
 from prunelab.bench import check_finite
+from prunelab.classroom import handin
+from prunelab.classroom.audit import audit, plan_of
+from prunelab.classroom.marking import Mark, mark, short
+from prunelab.classroom.rubric import Rubric
 from prunelab.cost import cost
 from prunelab.errors import BadData, BadModel, HandInError, PruneLabError
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger import Event, State
-from prunelab.marking import Mark, mark, short
 from prunelab.named import call
-from prunelab.rubric import Rubric
 from prunelab.surgery import cut
 from prunelab.tracing import copy_of, trace
 from prunelab.training import accuracy

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prunelab.classroom.rubric import Check
 from prunelab.ledger import Event, Noted, Repaired, State
-from prunelab.rubric import Check
 from prunelab.values import FrozenMap, listed, many, thaw
 
 LONGEST = 300  # characters of a student's that a grade repeats

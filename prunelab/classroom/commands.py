@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunelab import handin
+from prunelab.classroom import handin
+from prunelab.classroom.rubric import Rubric
 from prunelab.errors import InvalidValue, PruneLabError
-from prunelab.rubric import Rubric
 from prunelab.terminal import Terminal
 
 if TYPE_CHECKING:
-    from prunelab.grading import Grade
+    from prunelab.classroom.grading import Grade
 
 
 def add(commands: Any) -> None:
@@ -49,7 +49,7 @@ def _grade(options: argparse.Namespace) -> int:
     if options.csv is not None and not options.csv.resolve().parent.is_dir():
         raise InvalidValue(f"--csv {options.csv}: there is no folder for it. Make it.")
 
-    from prunelab.grading import Grader
+    from prunelab.classroom.grading import Grader
 
     grader = Grader(rubric)
     terminal = Terminal(sys.stderr)
