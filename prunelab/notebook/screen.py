@@ -67,6 +67,7 @@ class Screen(ipw.VBox):
         )
         self._endings += [self._aside.cancel, self.stage.leave, self.head.close, self.below.close]
         super().__init__([self.head, self.below])
+        self._endings += [part.layout.close for part in (self.head, self.below, self)]
         for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
             self.add_class(name)
         self._refresh()
@@ -285,8 +286,6 @@ class Screen(ipw.VBox):
         self._endings.clear()
         if self in _open:
             _open.remove(self)
-        for part in (self.head, self.below, self):
-            part.layout.close()
         super().close()
 
     def __repr__(self) -> str:
