@@ -43,23 +43,24 @@ def layers(view: View) -> str:
 def _module(view: View, name: str, rows: Sequence[Row], widest: int) -> str:
     now, proposed = sum(row.now for row in rows), sum(row.proposed for row in rows)
     label = f"{name}: {words.plural(len(rows), 'layer')}, {text.change(now, proposed)} channels"
-    body = "".join(_row(view, row, widest) for row in rows)
+    body = "".join(_row(view, row, widest, row.name.removeprefix(f"{name}.")) for row in rows)
     opened = any(row.name == view.group.name for row in rows)
     return tag(
         "details", tag("summary", escape(label)), body, kind="pl-module", data_key=name, open=opened
     )
 
 
-def _row(view: View, row: Row, widest: int) -> str:
+def _row(view: View, row: Row, widest: int, short: str = "") -> str:
+    """One layer, under its `short` name where the module's is said above."""
     chosen = row.name == view.group.name
     mark = f" {DIAMOND}" if row.coupled else ""
-    tip = text.COUPLED_TIP.format(", ".join(row.layers)) if row.coupled else None
+    tip = text.COUPLED_TIP.format(", ".join(row.layers)) if row.coupled else row.name
     name = tag(
-        "button", escape(row.name + mark), kind="pl-name", type="button", data_do="group",
+        "button", escape((short or row.name) + mark), kind="pl-name", type="button", data_do="group",
         data_arg=row.name, title=tip, aria_pressed="true" if chosen else "false",
     )  # fmt: skip
     move = view.move
-    loses = words.share(move.damage[row.name]) if move and row.name in move.damage else ""
+    loses = text.little(move.damage[row.name]) if move and row.name in move.damage else ""
     parts = (
         name,
         say(text.change(row.now, row.proposed, row.original), "width", "span"),

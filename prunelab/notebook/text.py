@@ -446,6 +446,11 @@ def parse_units(text: str) -> Units:
     return units_of(units)
 
 
+def little(share: float) -> str:
+    """A share as a percentage that fits a column."""
+    return "<0.001%" if 0 < share < 1e-5 else words.share(share)
+
+
 def change(now: int, proposed: int, original: int | None = None) -> str:
     """A width now, of the original's, and what is proposed."""
     text = str(now) if original in (None, now) else f"{now} of {original}"
