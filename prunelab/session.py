@@ -357,14 +357,21 @@ class Session(Shown):
             return (yield from self._telling(self._engine.trying(drop, images, repair)))
 
     def compare(
-        self, a: int | WidthPlan, b: int | WidthPlan, images: int = 1000, repair: bool = True
+        self,
+        a: int | WidthPlan,
+        b: int | WidthPlan,
+        images: int = 1000,
+        repair: bool = True,
+        *,
+        aside: bool = False,
     ) -> Trial:
         """How the network at `b` does against that at `a` on the first validation images.
 
         Each is a point of the trajectory, by the number of its event, or a plan: the original
         network cut to it, and with `repair` repaired as the session repairs. Nothing is changed.
+        Done `aside`, it raises `Stopped` as soon as another verb wants the session.
         """
-        return self._drive("compare", self._engine.comparing(a, b, images, repair))
+        return self._drive("compare", self._engine.comparing(a, b, images, repair), aside)
 
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """The move that would drop these units: `foresee(drop).move`, measured first if need be."""

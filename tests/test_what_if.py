@@ -19,11 +19,12 @@ from page import Page, elements
 
 import prunelab as pl
 from prunelab.errors import Stopped
+from prunelab.figures.png import address, png
 from prunelab.figures.widths import Row
 from prunelab.ledger import Proposed
 from prunelab.notebook import Screen, aside, text
-from prunelab.notebook.closer import channel, images_at
-from prunelab.notebook.pictures import address, grey, png, signed
+from prunelab.notebook.closer import channel
+from prunelab.notebook.pictures import grey, signed
 from prunelab.notebook.rows import layers
 from prunelab.notebook.worker import worker_of
 
@@ -173,6 +174,11 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     assert len(session.ledger) == 2, "nothing is written down"
     shown.press("approve")
     assert page.said("trial") == ""
+    page.unfold("compare")
+    ends = shown.choice.ends
+    wait_until(lambda: page.said("trial"))
+    assert worker_of(session).wait(30)
+    assert text.difference(session.compare(*ends)) == page.said("trial")
     wait_until(lambda: shown._aside.pace() is not None)
     page.unfold("settings")
     assert "400 steps, about" in page.html
@@ -218,15 +224,6 @@ def test_a_channel_is_looked_at_without_a_trace(session: pl.Session) -> None:
     after = session.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not session.model.training
-
-
-def test_images_are_found_in_whatever_batch_they_are() -> None:
-    batches = [(torch.full((3, 1, 2, 2), float(i)), torch.zeros(3)) for i in range(4)]
-    batches[1][0][2, 0, 0, 0] = 9.0
-    found = images_at(batches, [5, 0])
-    assert sorted(found) == [0, 5]
-    assert found[5].tolist() == [[255, 0], [0, 0]]
-    assert images_at([{"x": 1}], [0]) == {}
 
 
 def read(data: bytes) -> np.ndarray:

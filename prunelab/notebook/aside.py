@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from prunelab.notebook.closer import Channel, Tried, channel, tried
 from prunelab.notebook.worker import Worker
 from prunelab.values import Move
 
+CHANNEL, COMPARE = "channel", "compare"  # folds whose contents take work
 REST = 0.7  # seconds that a selection must rest before it is tried
 
 
@@ -32,10 +33,10 @@ class Aside:
         self._found: dict[str, tuple[Any, Any]] = {}  # of each kind of job: of what, and the result
         self.at_work = False
 
-    def go_on(self, choice: Choice, look: bool) -> None:
-        """Begin what is missing, after a rest; `look` is whether one channel is looked at."""
+    def go_on(self, choice: Choice, opened: Collection[str]) -> None:
+        """Begin what is missing, after a rest; `opened` are the names of the unfolded folds."""
         self.cancel()
-        for kind, of, job in self._wanted(choice, look):
+        for kind, of, job in self._wanted(choice, opened):
             if self._found.get(kind, (None, None))[0] != of:
                 submit = partial(self._worker.submit, partial(self._do, self._turn, kind, of, job))
                 self._timer = threading.Timer(REST, submit)
@@ -43,19 +44,24 @@ class Aside:
                 self._timer.start()
                 return
 
-    def _wanted(self, choice: Choice, look: bool) -> list[tuple[str, Any, Callable[[], Any]]]:
+    def _wanted(
+        self, choice: Choice, opened: Collection[str]
+    ) -> list[tuple[str, Any, Callable[[], Any]]]:
         session, move = self._session, choice.move
         mark = session.state.now.event.fingerprint
         at_hand = session.evidence
         jobs: list[tuple[str, Any, Callable[[], Any]]] = []
         if at_hand is None or at_hand.stale:
             jobs.append(("measured", mark, partial(session.measure, aside=True)))
-        if look and choice.unit is not None:
+        if CHANNEL in opened and choice.unit is not None:
             group = session.graph[choice.group]
             job = partial(channel, session, group, choice.unit)
             jobs.append(("channel", (mark, group.name, choice.unit), job))
         if move is not None and move.drop and move.fingerprint == mark:
             jobs.append(("tried", (mark, move.drop), partial(tried, session, dict(move.drop))))
+        ends = choice.ends
+        if COMPARE in opened and ends[0] != ends[1]:
+            jobs.append(("compared", ends, partial(session.compare, *ends, aside=True)))
         jobs.append(("pace", mark, partial(session.pace, aside=True)))
         return jobs
 
@@ -88,6 +94,10 @@ class Aside:
     def channel(self, group: str, unit: int | None) -> Channel | None:
         """The look at a channel of the network as it is now."""
         return self._result("channel", (self._session.state.now.event.fingerprint, group, unit))
+
+    def difference(self, ends: tuple[int, int]) -> Any:
+        """How the second of two points does against the first."""
+        return self._result("compared", ends)
 
     def pace(self) -> float | None:
         """Seconds that a step of tuning takes, of the network as it is now or as it was."""

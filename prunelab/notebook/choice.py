@@ -49,6 +49,12 @@ class Choice:
         """What is chosen, or else the proposal."""
         return self.made.move if self.made else self._session.state.pending
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The two points that are compared: the original and now, unless others were chosen."""
+        state = self._session.state
+        return self.compared or (state.base.seq, state.head)
+
     # ------------------------------------------------------------ what the session tells
 
     def follow(self, event: Event) -> None:
@@ -78,7 +84,7 @@ class Choice:
             case "unit":
                 self.unit = int(value) if value else None
             case "compare":
-                ends = list(self.compared or (state.base.seq, state.head))
+                ends = list(self.ends)
                 ends[int(arg)] = int(value)
                 self.compared = ends[0], ends[1]
             case "point":
@@ -238,7 +244,7 @@ class Choice:
             drop=self.drop,
             at_hand=session.evidence,
             alone=self._alone(),
-            compared=self.compared,
+            compared=self.ends,
             classes=tuple(map(str, getattr(getattr(session, "data", None), "classes", None) or ())),
             **more,
         )

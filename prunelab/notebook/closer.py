@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunelab.errors import InvalidValue
 from prunelab.notebook.pictures import grey, shown, signed
 from prunelab.tracing import copy_of
 
@@ -59,31 +59,22 @@ def tried(session: Any, drop: dict[str, Any]) -> Tried:
     if trial.answers is None:
         return Tried(trial)
     places = [*trial.lost, *trial.gained][:MOST]
-    pictures = images_at(session.data.val, places)
+    try:
+        pictures = session.pictures(places)
+    except InvalidValue:  # not images: the answers alone are shown
+        pictures = {}
     before, after = trial.answers
     return Tried(
         trial,
         tuple(
-            Flipped(i, pictures.get(i), before.labels[i], before.given[i], after.given[i])
+            Flipped(i, _picture(pictures.get(i)), before.labels[i], before.given[i], after.given[i])
             for i in places
         ),
     )
 
 
-def images_at(batches: Iterable[Any], places: Iterable[int]) -> dict[int, np.ndarray]:
-    """The inputs at these places of a loader, as pictures, where they are images."""
-    wanted, found, first = set(places), {}, 0
-    for batch in batches:
-        if not wanted.difference(found):
-            break
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            break
-        for i in wanted:
-            if first <= i < first + len(images):
-                found[i] = shown(images[i - first].float().cpu().numpy())
-        first += len(images)
-    return found
+def _picture(image: np.ndarray | None) -> np.ndarray | None:
+    return None if image is None else shown(np.asarray(image, np.float32))
 
 
 def channel(session: Any, group: Any, unit: int) -> Channel:

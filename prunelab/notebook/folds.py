@@ -8,14 +8,15 @@ from prunelab import words
 from prunelab.figures.board import LEGEND
 from prunelab.ledger import Event
 from prunelab.notebook import text
+from prunelab.notebook.aside import CHANNEL, COMPARE
 from prunelab.notebook.markup import fold, say, tag
 from prunelab.notebook.panes import changes, channel, comparison, costs
 from prunelab.notebook.parameters import parameters_form, values_of
 from prunelab.notebook.rows import layers
 from prunelab.notebook.view import View
 
-FIGURE, CHANNEL = "figure", "channel"
-NAMES = ("key", "method", "layers", "changes", CHANNEL, "costs", "compare", "history")
+FIGURE = "figure"
+NAMES = ("key", "method", "layers", "changes", CHANNEL, "costs", COMPARE, "history")
 
 
 def folds(view: View, events: Sequence[Event]) -> dict[str, str]:
@@ -27,7 +28,7 @@ def folds(view: View, events: Sequence[Event]) -> dict[str, str]:
         "changes": (text.CHANGES, text.CHANGES_TIP, changes),
         CHANNEL: (text.ONE, text.ONE_TIP, channel),
         "costs": (text.COST, text.COST_TIP, costs),
-        "compare": (text.COMPARE, text.COMPARE_TIP, comparison),
+        COMPARE: (text.COMPARE, text.COMPARE_TIP, comparison),
         "history": (text.HISTORY, text.HISTORY_TIP, lambda _: words.history(view.state, events)),
     }
     return {"key": key(view)} | {

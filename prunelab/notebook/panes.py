@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from prunelab import words
+from prunelab.figures.png import address
 from prunelab.ledger import Point, show
 from prunelab.notebook import text
 from prunelab.notebook.closer import Channel, Flipped
 from prunelab.notebook.markup import choose, number, say, table, tag
-from prunelab.notebook.pictures import address
 from prunelab.notebook.view import View
 from prunelab.values import si
 
@@ -131,7 +131,7 @@ def comparison(view: View) -> str:
     """Two points of the trajectory side by side: metrics, costs, and the widths that differ."""
     points = view.state.points
     options = [(text.point(p, view.state), str(p.seq)) for p in points]
-    ends = view.compared or (points[0].seq, view.state.head)
+    ends = view.compared
     lists = "".join(
         choose("compare", label, text.COMPARE_TIP, options, str(seq), data_arg=str(i))
         for i, (label, seq) in enumerate(zip(text.ENDS, ends, strict=True))
@@ -156,7 +156,9 @@ def comparison(view: View) -> str:
         data_do="go", data_arg=str(two.seq),
         disabled=two.seq == view.state.head or bool(view.at_work),
     )  # fmt: skip
-    return tag("div", lists + buttons, kind="pl-line") + table(text.COMPARE_HEADS, rows)
+    told = "" if view.difference is None else text.difference(view.difference)
+    head = tag("div", lists + buttons, kind="pl-line")
+    return head + say(told, "trial", title=text.COMPARED_TIP) + table(text.COMPARE_HEADS, rows)
 
 
 def _width(view: View, point: Point) -> dict[str, int]:

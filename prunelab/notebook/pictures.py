@@ -1,37 +1,10 @@
-"""Small pictures as PNG, written by numpy and zlib alone."""
+"""Kernels, feature maps and images as bytes that a page can show."""
 
 from __future__ import annotations
-
-import struct
-import zlib
-from base64 import b64encode
-from collections.abc import Sequence
 
 import numpy as np
 
 from prunelab.figures.style import DROP, KEEP
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """A picture [height, width] or [height, width, 3] of bytes as a PNG file."""
-    height, width = pixels.shape[:2]
-    kind = 0 if pixels.ndim == 2 else 2  # grey, or red green blue
-    lines = pixels.astype(np.uint8).reshape(height, -1)
-    raw = np.hstack([np.zeros((height, 1), np.uint8), lines]).tobytes()  # filter 0 on every line
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
-        (b"IDAT", zlib.compress(raw)),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in parts
-    )
-
-
-def address(pixels: np.ndarray) -> str:
-    """A picture as an address that a page shows without asking anybody."""
-    return "data:image/png;base64," + b64encode(png(pixels)).decode()
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -53,8 +26,3 @@ def shown(image: np.ndarray) -> np.ndarray:
     if image.shape[0] == 3:
         return grey(image.reshape(3, -1)).reshape(image.shape).transpose(1, 2, 0)
     return grey(image[0])
-
-
-def apart(pictures: Sequence[np.ndarray], least: int) -> int:
-    """By how much to enlarge pictures so that each is at least `least` px wide."""
-    return max(1, -(-least // max(picture.shape[1] for picture in pictures)))

@@ -15,7 +15,7 @@ from prunelab.ledger import Event
 from prunelab.notebook import text
 from prunelab.notebook.aside import Aside
 from prunelab.notebook.choice import Choice
-from prunelab.notebook.folds import CHANNEL, FIGURE, NAMES, folds
+from prunelab.notebook.folds import FIGURE, NAMES, folds
 from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.pace import Pace
 from prunelab.notebook.panel import Panel
@@ -67,6 +67,7 @@ class Screen(ipw.VBox):
         )
         self._endings += [self._aside.cancel, self.stage.leave, self.head.close, self.below.close]
         super().__init__([self.head, self.below])
+        self._endings += [part.layout.close for part in (self.head, self.below, self)]
         for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
             self.add_class(name)
         self._refresh()
@@ -171,7 +172,7 @@ class Screen(ipw.VBox):
     def _go_on(self) -> None:
         """Let the worker measure, try or look closer, once the person has rested."""
         if self._here and not self._at_work and not self.session.busy:
-            self._aside.go_on(self.choice, CHANNEL in self._opened)
+            self._aside.go_on(self.choice, self._opened)
 
     def _changed(self) -> None:
         """Something has begun or ended aside."""
@@ -266,6 +267,7 @@ class Screen(ipw.VBox):
             tried=self._aside.tried(choice.move),
             channel=self._aside.channel(choice.group, choice.unit),
             pace=self._aside.pace(),
+            difference=self._aside.difference(choice.ends),
             trying=self._aside.at_work and choice.move is not None,
         )
 
@@ -284,8 +286,6 @@ class Screen(ipw.VBox):
         self._endings.clear()
         if self in _open:
             _open.remove(self)
-        for part in (self.head, self.below, self):
-            part.layout.close()
         super().close()
 
     def __repr__(self) -> str:

@@ -192,10 +192,23 @@ NOTHING = "Remove nothing"
 
 def trial(found: Any) -> str:
     """How the move does on validation images, `found` being a Trial."""
+    return _typeset(found)
+
+
+def difference(found: Any) -> str:
+    """How the second point does against the first on validation images."""
+    return _typeset(found)
+
+
+def _typeset(found: Any) -> str:
     told = str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
     return f"On {words.plural(found.images, 'validation image')}: {told}"
 
 
+COMPARED_TIP = (
+    "The network at the second point against that at the first, on the same validation images. "
+    "± holds 95%: a difference smaller than that may be chance. High is good."
+)
 TRYING = "Trying it on validation images ..."
 TRIAL_TIP = (
     "The network with these channels masked, before any repair, against the network as it is now, "

@@ -89,7 +89,8 @@ class View:
     queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
     `tried` how the move does on validation images, `trying` whether it is being tried. `channel`
     is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
-    two points, by the events that made them, `pace` the seconds that a step of tuning takes.
+    two points, by the events that made them, `pace` the seconds that a step of tuning takes,
+    `difference` how the second of the points compared does against the first.
     """
 
     state: State
@@ -112,8 +113,9 @@ class View:
     trying: bool = False
     channel: Channel | None = None
     alone: float | None = None
-    compared: tuple[int, int] | None = None
+    compared: tuple[int, int] = (0, 0)
     pace: float | None = None
+    difference: Any = None
     classes: tuple[str, ...] = ()
 
     @property
