@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from prunelab import words
 from prunelab.figures.modules import modules
 from prunelab.figures.widths import DIAMOND, Row
 from prunelab.notebook import text
@@ -42,7 +41,7 @@ def layers(view: View) -> str:
 
 def _module(view: View, name: str, rows: Sequence[Row], widest: int) -> str:
     now, proposed = sum(row.now for row in rows), sum(row.proposed for row in rows)
-    label = f"{name}: {words.plural(len(rows), 'layer')}, {text.change(now, proposed)} channels"
+    label = text.module(name, len(rows), now, proposed)
     body = "".join(_row(view, row, widest, row.name.removeprefix(f"{name}.")) for row in rows)
     opened = any(row.name == view.group.name for row in rows)
     return tag(

@@ -446,6 +446,11 @@ def parse_units(text: str) -> Units:
     return units_of(units)
 
 
+def module(name: str, layers: int, now: int, proposed: int) -> str:
+    """A module that gathers layers, and their channels in all."""
+    return f"{name}: {words.plural(layers, 'layer')}, {change(now, proposed)} channels"
+
+
 def little(share: float) -> str:
     """A share as a percentage that fits a column."""
     return "<0.001%" if 0 < share < 1e-5 else words.share(share)
