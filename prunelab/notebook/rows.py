@@ -56,8 +56,8 @@ def _row(view: View, row: Row, widest: int, short: str = "") -> str:
     mark = f" {DIAMOND}" if row.coupled else ""
     tip = text.COUPLED_TIP.format(", ".join(row.layers)) if row.coupled else row.name
     name = tag(
-        "button", escape((short or row.name) + mark), kind="pl-name", type="button", data_do="group",
-        data_arg=row.name, title=tip, aria_pressed="true" if chosen else "false",
+        "button", escape((short or row.name) + mark), kind="pl-name", type="button",
+        data_do="group", data_arg=row.name, title=tip, aria_pressed="true" if chosen else "false",
     )  # fmt: skip
     move = view.move
     loses = text.little(move.damage[row.name]) if move and row.name in move.damage else ""
