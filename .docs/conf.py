@@ -22,10 +22,8 @@ python_display_short_literal_types = True
 
 # Names in annotations that are other projects', or that only prunelab's own modules use.
 nitpick_ignore_regex = [
-    (
-        "py:.*",
-        r"(torch|nn|np|numpy|collections|typing|t|pathlib|ipywidgets|widgets|traitlets|plotly|go)\..*",
-    ),
+    ("py:.*", r"(torch|nn|np|numpy|collections|typing|t|pathlib|plotly|go)\..*"),
+    ("py:.*", r"(ipywidgets|widgets|traitlets)\..*"),
     ("py:.*", r"(Any|Callable|Generator|Iterable|Iterator|Mapping|NDArray|Path|Sequence|Tensor)"),
     ("py:.*", r"prunelab\.values\.(Graph|Group)"),
     ("py:.*", r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Scope|Side|Sums|Theme)"),
