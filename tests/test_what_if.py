@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from prunelab.notebook.closer import channel
 from prunelab.notebook.pictures import grey, signed
 from prunelab.notebook.rows import layers
 from prunelab.notebook.worker import worker_of
+from prunelab.values import si
 
 
 @pytest.fixture
@@ -182,6 +184,30 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     wait_until(lambda: shown._aside.pace() is not None)
     page.unfold("settings")
     assert "400 steps, about" in page.html
+
+
+def test_a_plan_file_is_compared_with_a_point(
+    shown: Screen, session: pl.Session, tmp_path: Path
+) -> None:
+    shown.press("propose")
+    shown.press("approve")
+    file = session.export(tmp_path / "plan.json")
+    shown.press("undo")
+    page = Page(shown)
+    page.unfold("compare")
+    page.put("plan", None, tmp_path / "nothing.json")
+    assert "cannot be read" in page.said("error")
+    page.put("plan", None, file)
+    assert shown.choice.ends == (0, str(file))
+    plan = shown.choice.plans[str(file)]
+    assert si(pl.cost(plan.graph, plan).macs) in page.html
+    assert "disabled" in page.find("go", str(file)), "no point to go to"
+    wait_until(lambda: page.said("trial"))
+    assert worker_of(session).wait(30)
+    assert page.said("trial") == text.difference(session.compare(0, plan))
+    page.put("compare", "0", file)
+    page.put("compare", "1", 0)
+    assert shown.choice.ends == (str(file), 0)
 
 
 def test_another_verb_ends_what_is_done_aside(session: pl.Session) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from prunelab.errors import PruneLabError
 from prunelab.notebook.choice import Choice
 from prunelab.notebook.closer import Channel, Tried, channel, tried
+from prunelab.notebook.view import End
 from prunelab.notebook.worker import Worker
 from prunelab.values import Move
 
@@ -61,7 +62,8 @@ class Aside:
             jobs.append(("tried", (mark, move.drop), partial(tried, session, dict(move.drop))))
         ends = choice.ends
         if COMPARE in opened and ends[0] != ends[1]:
-            jobs.append(("compared", ends, partial(session.compare, *ends, aside=True)))
+            sides = [choice.plans.get(end, end) for end in ends]
+            jobs.append(("compared", ends, partial(session.compare, *sides, aside=True)))
         jobs.append(("pace", mark, partial(session.pace, aside=True)))
         return jobs
 
@@ -95,8 +97,8 @@ class Aside:
         """The look at a channel of the network as it is now."""
         return self._result("channel", (self._session.state.now.event.fingerprint, group, unit))
 
-    def difference(self, ends: tuple[int, int]) -> Any:
-        """How the second of two points does against the first."""
+    def difference(self, ends: tuple[End, End]) -> Any:
+        """How the second of two points or plans does against the first."""
         return self._result("compared", ends)
 
     def pace(self) -> float | None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from prunelab.errors import BudgetUnreachable, PruneLabError, WrongState
+from prunelab.errors import BudgetUnreachable, IllegalPlan, PruneLabError, WrongState
 from prunelab.figures.board import BoardInfo, board_info
 from prunelab.figures.importance import importance_info
 from prunelab.ledger import Event, Returned, Step, Undone
 from prunelab.methods import METHODS, make_method
 from prunelab.notebook import text
 from prunelab.notebook.parameters import THETA, foreseen, slid, with_parameter
-from prunelab.notebook.view import Aims, Chosen, View
-from prunelab.values import Importance, Move, PathPoint, Rung, Units, units_of
+from prunelab.notebook.view import Aims, Chosen, End, View
+from prunelab.values import Importance, Move, PathPoint, Rung, Units, WidthPlan, units_of
 
 
 class Choice:
@@ -33,7 +34,8 @@ class Choice:
         self.layers = {group.name: tuple(group.producers) for group in groups}
         self.group = next(iter(self.layers))
         self.unit: int | None = None  # the channel looked at, of that group
-        self.compared: tuple[int, int] | None = None  # two points, where others than first and now
+        self.compared: tuple[End, End] | None = None  # where others than first and now
+        self.plans: dict[str, WidthPlan] = {}  # read from files, to be compared, by path
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
         self._known: dict[str, Any] = {}  # the methods there were, with their parameters
@@ -50,8 +52,8 @@ class Choice:
         return self.made.move if self.made else self._session.state.pending
 
     @property
-    def ends(self) -> tuple[int, int]:
-        """The two points that are compared: the original and now, unless others were chosen."""
+    def ends(self) -> tuple[End, End]:
+        """The two that are compared: the original and now, unless others were chosen."""
         state = self._session.state
         return self.compared or (state.base.seq, state.head)
 
@@ -84,9 +86,11 @@ class Choice:
             case "unit":
                 self.unit = int(value) if value else None
             case "compare":
-                ends = list(self.ends)
-                ends[int(arg)] = int(value)
-                self.compared = ends[0], ends[1]
+                end = str(value) if str(value) in self.plans else int(value)
+                first, second = self.ends
+                self.compared = (first, end) if int(arg) else (end, second)
+            case "plan":
+                self.compared = self.ends[0], self._read(str(value))
             case "point":
                 self.compared = state.head, int(value)
             case "flip":
@@ -187,6 +191,16 @@ class Choice:
         self.made = Chosen("theta", found.move, found.seen, found.best, found.seconds, theta)
         self._drop = dict(found.move.drop) if found.move else {}
 
+    def _read(self, given: str) -> str:
+        """Read a plan that `export` wrote; gives the name that it has among `plans`."""
+        path = Path(given.strip()).expanduser()
+        try:
+            words = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise IllegalPlan(text.NO_PLAN.format(given, error)) from None
+        self.plans[str(path)] = WidthPlan.from_json(words, self._session.plan.graph)
+        return str(path)
+
     # ------------------------------------------------------------ verbs
 
     def call(self, verb: str, arg: Any = None) -> None:
@@ -245,6 +259,7 @@ class Choice:
             at_hand=session.evidence,
             alone=self._alone(),
             compared=self.ends,
+            plans=dict(self.plans),
             classes=tuple(map(str, getattr(getattr(session, "data", None), "classes", None) or ())),
             **more,
         )

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from prunelab import words
+from prunelab.cost import cost
+from prunelab.figures.compare import Side, plan_side, point_side
 from prunelab.figures.png import address
-from prunelab.ledger import Point, show
+from prunelab.ledger import show
 from prunelab.notebook import text
 from prunelab.notebook.closer import Channel, Flipped
-from prunelab.notebook.markup import choose, number, say, table, tag
-from prunelab.notebook.view import View
+from prunelab.notebook.markup import box, choose, number, say, table, tag
+from prunelab.notebook.view import End, View
 from prunelab.values import si
 
 # ---------------------------------------------------------------- what would change
@@ -128,15 +130,14 @@ def costs(view: View) -> str:
 
 
 def comparison(view: View) -> str:
-    """Two points of the trajectory side by side: metrics, costs, and the widths that differ."""
-    points = view.state.points
-    options = [(text.point(p, view.state), str(p.seq)) for p in points]
-    ends = view.compared
+    """Two points or plans side by side: metrics, costs, and the widths that differ."""
+    options = [(text.point(p, view.state), str(p.seq)) for p in view.state.points]
+    options += [(path, path) for path in view.plans]
     lists = "".join(
-        choose("compare", label, text.COMPARE_TIP, options, str(seq), data_arg=str(i))
-        for i, (label, seq) in enumerate(zip(text.ENDS, ends, strict=True))
+        choose("compare", label, text.COMPARE_TIP, options, str(end), data_arg=str(i))
+        for i, (label, end) in enumerate(zip(text.ENDS, view.compared, strict=True))
     )
-    one, two = (view.state.point(seq) for seq in ends)
+    one, two = (_side(view, end) for end in view.compared)
     rows = [
         [escape(name), show(name, one.metrics[name]), show(name, two.metrics[name]),
          number(text.points(name, two.metrics[name] - one.metrics[name]),
@@ -146,21 +147,24 @@ def comparison(view: View) -> str:
     for name, tip, kind in text.COSTS:
         a, b = getattr(one.cost, kind), getattr(two.cost, kind)
         rows.append([tag("span", escape(name), title=tip), si(a), si(b), f"{b / a - 1:+.0%}"])
-    widths = [_width(view, point) for point in (one, two)]
-    for name in widths[0]:
-        a, b = widths[0][name], widths[1][name]
+    for name in one.widths:
+        a, b = one.widths[name], two.widths[name]
         if a != b:
             rows.append([escape(name), str(a), str(b), f"{b - a:+d}"])
+    second = view.compared[1]
     buttons = tag(
         "button", escape(text.GO), kind="pl-button pl-small", type="button", title=text.GO_TIP,
-        data_do="go", data_arg=str(two.seq),
-        disabled=two.seq == view.state.head or bool(view.at_work),
+        data_do="go", data_arg=str(second),
+        disabled=second in (view.state.head, *view.plans) or bool(view.at_work),
     )  # fmt: skip
     told = "" if view.difference is None else text.difference(view.difference)
-    head = tag("div", lists + buttons, kind="pl-line")
+    plan = box("plan", text.PLAN, text.PLAN_TIP, type="text", value="", size="24")
+    head = tag("div", lists + plan + buttons, kind="pl-line")
     return head + say(told, "trial", title=text.COMPARED_TIP) + table(text.COMPARE_HEADS, rows)
 
 
-def _width(view: View, point: Point) -> dict[str, int]:
-    full = view.state.began.widths
-    return dict(full) if point.kept is None else {n: len(u) for n, u in point.kept.items()}
+def _side(view: View, end: End) -> Side:
+    plan = view.plans.get(end) if isinstance(end, str) else None
+    if plan is None:
+        return point_side(view.state, int(end))
+    return plan_side(str(end), plan, cost(plan.graph, plan))

@@ -206,8 +206,9 @@ def _typeset(found: Any) -> str:
 
 
 COMPARED_TIP = (
-    "The network at the second point against that at the first, on the same validation images. "
-    "± holds 95%: a difference smaller than that may be chance. High is good."
+    "The second network against the first, on the same validation images; that of a plan is the "
+    "original cut to it, and repaired as the session repairs. ± holds 95%: a difference smaller "
+    "than that may be chance. High is good."
 )
 TRYING = "Trying it on validation images ..."
 TRIAL_TIP = (
@@ -373,14 +374,21 @@ COST_HEADS = (
     ("then", "If what is proposed or chosen is approved"),
 )
 COMPARE = "Compare"
-COMPARE_TIP = "Any two points of the trajectory, on any branch"
+COMPARE_TIP = "Any two points of the trajectory, on any branch, or plans read from files"
 COMPARE_HEADS = (
     ("", "Metrics on validation images, costs of one input, and the widths that differ"),
-    ("first", "The network at the first point"),
-    ("second", "The network at the second point"),
+    ("first", "The network at the first point, or of the first plan"),
+    ("second", "The network at the second point, or of the second plan"),
     ("difference", "Second minus first; points are percentage points"),
 )
 ENDS = ("Compare", "with")
+PLAN = "or a plan file"
+PLAN_TIP = (
+    "The path of a plan that export wrote (.json), where the kernel runs; it becomes the second"
+)
+NO_PLAN = (
+    "{!r} cannot be read: {}. Give the path of a plan, as session.export('plan.json') writes it."
+)
 GO = "Go to the second"
 GO_TIP = "Make the network again what it was there; nothing is lost, the next step opens a branch"
 

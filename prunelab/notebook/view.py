@@ -11,7 +11,9 @@ from prunelab.figures.board import BoardInfo
 from prunelab.ledger import Event, State
 from prunelab.notebook.closer import Channel, Tried
 from prunelab.training import STEPS
-from prunelab.values import Move, Units
+from prunelab.values import Move, Units, WidthPlan
+
+End = int | str  # what is compared: a point, by its event, or a plan file, by its path
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,9 @@ class View:
     queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
     `tried` how the move does on validation images, `trying` whether it is being tried. `channel`
     is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
-    two points, by the events that made them, `pace` the seconds that a step of tuning takes,
-    `difference` how the second of the points compared does against the first.
+    two points, by the events that made them, or two of the `plans` read from files, by their paths;
+    `difference` is how the second does against the first, `pace` the seconds that a step of tuning
+    takes.
     """
 
     state: State
@@ -113,7 +116,8 @@ class View:
     trying: bool = False
     channel: Channel | None = None
     alone: float | None = None
-    compared: tuple[int, int] = (0, 0)
+    compared: tuple[End, End] = (0, 0)
+    plans: Mapping[str, WidthPlan] = field(default_factory=dict)
     pace: float | None = None
     difference: Any = None
     classes: tuple[str, ...] = ()
