@@ -114,13 +114,13 @@ def measured(state: State) -> str:
 
 
 def faded(panel: Panel, when: str) -> Panel:
-    """`panel` in grey, with `when` its evidence was measured behind its title; "" leaves it."""
+    """`panel` in grey, with `when` its evidence was measured under its title; "" leaves it."""
     if when:
         for trace in panel.traces:
             for part in ("marker", "line"):
                 if part in trace and "color" in trace[part] and trace[part]["color"] != INVISIBLE:
                     trace[part]["color"] = GHOST
-    return replace(panel, title=panel.title + f" · {when}" * bool(when))
+    return replace(panel, title=panel.title + f"<br>{when}" * bool(when))
 
 
 def draw_search(ladder: LadderInfo, path: PathInfo) -> Panel:
@@ -163,9 +163,10 @@ def layout(drawn: Mapping[str, Panel], arrange: Arrange) -> dict[str, Any]:
         made[f"xaxis{suffix}"] = {**panel.xaxis, "domain": across, "anchor": f"y{suffix}"}
         made[f"yaxis{suffix}"] = {**panel.yaxis, "domain": up, "anchor": f"x{suffix}"}
         place = {"xref": "paper", "yref": "paper"}
+        title, *when = panel.title.split("<br>")
         made["annotations"] += [
             caption(
-                f"<b>{panel.title}</b>",
+                "<br>".join([f"<b>{title}</b>", *when]),
                 TITLE_PX,
                 x=across[0],
                 y=up[1],
@@ -187,7 +188,7 @@ def frame(
         **paper(theme),
         **layout(drawn, arrange),
         "height": HEIGHTS[arrange],
-        "margin": {"l": 70, "r": 16, "t": 34, "b": 50},
+        "margin": {"l": 70, "r": 16, "t": 50, "b": 50},
     }
 
 
