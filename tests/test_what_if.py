@@ -210,6 +210,25 @@ def test_a_plan_file_is_compared_with_a_point(
     assert shown.choice.ends == (str(file), 0)
 
 
+def test_a_button_writes_a_file_and_says_where(
+    shown: Screen, session: pl.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Page(shown)
+    page.unfold("export")
+    page.click("export", "plan.json")
+    assert worker_of(session).wait(30)
+    assert (tmp_path / "plan.json").read_text().strip() == session.plan.to_json()
+    assert f"Written: {tmp_path.resolve() / 'plan.json'} (" in page.html
+    page.put("export", None, tmp_path / "my.py")
+    assert worker_of(session).wait(30)
+    assert (tmp_path / "my.py").is_file()
+    page.put("export", None, "small.pt")
+    assert worker_of(session).wait(30)
+    assert "small.pt" in page.said("error")
+    assert len(session.ledger) == 1
+
+
 def test_another_verb_ends_what_is_done_aside(session: pl.Session) -> None:
     began, ended = threading.Event(), []
 

@@ -36,6 +36,7 @@ class Choice:
         self.unit: int | None = None  # the channel looked at, of that group
         self.compared: tuple[End, End] | None = None  # where others than first and now
         self.plans: dict[str, WidthPlan] = {}  # read from files, to be compared, by path
+        self.written = ""  # the file exported last, in words
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
         self._known: dict[str, Any] = {}  # the methods there were, with their parameters
@@ -216,6 +217,8 @@ class Choice:
                 session.approve(repair=aims.repair)
             case "reject":
                 session.reject(aims.reason)
+            case "export":
+                self.written = text.written(session.export(Path(str(arg).strip()).expanduser()))
             case "tune":
                 session.tune(steps=aims.steps)
             case "run":
@@ -260,6 +263,7 @@ class Choice:
             alone=self._alone(),
             compared=self.ends,
             plans=dict(self.plans),
+            written=self.written,
             classes=tuple(map(str, getattr(getattr(session, "data", None), "classes", None) or ())),
             **more,
         )

@@ -10,13 +10,13 @@ from prunelab.ledger import Event
 from prunelab.notebook import text
 from prunelab.notebook.aside import CHANNEL, COMPARE
 from prunelab.notebook.markup import fold, say, tag
-from prunelab.notebook.panes import changes, channel, comparison, costs
+from prunelab.notebook.panes import changes, channel, comparison, costs, exporting
 from prunelab.notebook.parameters import parameters_form, values_of
 from prunelab.notebook.rows import layers
 from prunelab.notebook.view import View
 
 FIGURE = "figure"
-NAMES = ("key", "method", "layers", "changes", CHANNEL, "costs", COMPARE, "history")
+NAMES = ("key", "method", "layers", "changes", CHANNEL, "costs", COMPARE, "history", "export")
 
 
 def folds(view: View, events: Sequence[Event]) -> dict[str, str]:
@@ -30,6 +30,7 @@ def folds(view: View, events: Sequence[Event]) -> dict[str, str]:
         "costs": (text.COST, text.COST_TIP, costs),
         COMPARE: (text.COMPARE, text.COMPARE_TIP, comparison),
         "history": (text.HISTORY, text.HISTORY_TIP, lambda _: words.history(view.state, events)),
+        "export": (text.EXPORT, text.EXPORT_TIP, exporting),
     }
     return {"key": key(view)} | {
         name: fold(name, title, inside(view) if name in view.opened else "", tip)

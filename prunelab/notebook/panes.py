@@ -168,3 +168,20 @@ def _side(view: View, end: End) -> Side:
     if plan is None:
         return point_side(view.state, int(end))
     return plan_side(str(end), plan, cost(plan.graph, plan))
+
+
+def exporting(view: View) -> str:
+    """A button for every kind of file, a box for another name, and what was written last."""
+    off = bool(view.at_work)
+    buttons = "".join(
+        tag(
+            "button", escape(label), kind="pl-button pl-small", type="button", title=tip,
+            data_do="export", data_arg=name, disabled=off,
+        )
+        for label, name, tip in text.FILES
+    )  # fmt: skip
+    own = box(
+        "export", text.OTHER_NAME, text.OTHER_NAME_TIP, type="text", value="", size="24",
+        disabled=off,
+    )  # fmt: skip
+    return tag("div", buttons + own, kind="pl-line") + say(view.written, "line", role="status")

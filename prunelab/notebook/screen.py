@@ -190,6 +190,8 @@ class Screen(ipw.VBox):
                 self._click(arg)
             case "go":
                 self._click("go", int(arg))
+            case "export":
+                self._click("export", str(arg or value))
             case "keep":
                 self._stop(keep=True)
             case "here":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prunelab import words
@@ -405,6 +406,23 @@ def point(point: Point, state: State) -> str:
 
 
 # ---------------------------------------------------------------- the other folds
+
+EXPORT = "Export"
+EXPORT_TIP = "Write the result to files, into the folder in which the kernel runs"
+FILES = (
+    ("Network", "pruned.safetensors", "Weights and plan, for pl.load_pruned: pruned.safetensors"),
+    ("Plan", "plan.json", "Which channels are kept: plan.json"),
+    ("Script", "run.py", "A script that does all of this again: run.py"),
+    ("Report", "run.html", "A page to step through, which needs no network: run.html"),
+)
+OTHER_NAME = "or as"
+OTHER_NAME_TIP = "A path of your own that ends in .safetensors, .json, .py or .html"
+
+
+def written(path: Path) -> str:
+    """What was exported."""
+    return f"Written: {path.resolve()} ({path.stat().st_size / 1000:,.0f} kB)."
+
 
 MORE = "Show search and trajectory"
 LESS = "Hide search and trajectory"

@@ -93,7 +93,7 @@ class View:
     is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
     two points, by the events that made them, or two of the `plans` read from files, by their paths;
     `difference` is how the second does against the first, `pace` the seconds that a step of tuning
-    takes.
+    takes, `written` the file exported last.
     """
 
     state: State
@@ -118,6 +118,7 @@ class View:
     alone: float | None = None
     compared: tuple[End, End] = (0, 0)
     plans: Mapping[str, WidthPlan] = field(default_factory=dict)
+    written: str = ""
     pace: float | None = None
     difference: Any = None
     classes: tuple[str, ...] = ()
