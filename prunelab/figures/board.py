@@ -171,6 +171,7 @@ def layout(drawn: Mapping[str, Panel], arrange: Arrange) -> dict[str, Any]:
                 x=across[0],
                 y=up[1],
                 xanchor="left",
+                align="left",
                 yanchor="bottom",
                 yshift=6,
                 **place,
