@@ -76,7 +76,7 @@ def wait_for_drawn(page: Any, test: str, arg: Any = None) -> None:
         f"""arg => ({test})(Object.fromEntries(
               document.querySelector('.js-plotly-plot').data.map(t => [t.name, t])), arg)""",
         arg=arg,
-        timeout=30 * SECONDS,
+        timeout=90 * SECONDS,
     )
 
 
