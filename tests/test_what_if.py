@@ -173,6 +173,9 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     trial = session.trial()
     assert text.trial(trial) in page.said("trial")
     assert page.html.count("<figure") == min(len(trial.lost) + len(trial.gained), 12)
+    before, after = trial.answers
+    moved = [i for i in trial.lost if before.given[i] != after.given[i]]
+    assert ("Confused: " in page.said("hint")) == bool(moved or trial.gained)
     assert len(session.ledger) == 2, "nothing is written down"
     shown.press("approve")
     assert page.said("trial") == ""

@@ -10,13 +10,17 @@ import numpy as np
 from prunelab import words
 from prunelab.cost import cost
 from prunelab.figures.compare import Side, plan_side, point_side
+from prunelab.figures.losses import losses_info
 from prunelab.figures.png import address
 from prunelab.ledger import show
 from prunelab.notebook import text
 from prunelab.notebook.closer import Channel, Flipped
 from prunelab.notebook.markup import box, choose, number, say, table, tag
+from prunelab.notebook.rows import bar
 from prunelab.notebook.view import End, View
 from prunelab.values import si
+
+MOST = 6  # pairs of classes that are named
 
 # ---------------------------------------------------------------- what would change
 
@@ -33,7 +37,8 @@ def changes(view: View) -> str:
     if flipped:
         head = say(text.FLIPPED, "hint", title=text.FLIPPED_TIP)
         flipped = head + tag("div", flipped, kind="pl-tiles")
-    return told + tag("div", _recalls(trial, view.classes) + tag("div", flipped), kind="pl-side")
+    left = _recalls(trial, view.classes) + _confused(trial, view.classes)
+    return told + tag("div", tag("div", left) + tag("div", flipped), kind="pl-side")
 
 
 def _recalls(trial: Any, classes: tuple[str, ...]) -> str:
@@ -49,6 +54,19 @@ def _recalls(trial: Any, classes: tuple[str, ...]) -> str:
             number(text.points("accuracy", now - was), text.RECALL_TIP),
         ))  # fmt: skip
     return table(text.RECALL_HEADS, rows)
+
+
+def _confused(trial: Any, classes: tuple[str, ...]) -> str:
+    """The pairs of classes that are confused more often than before, or less."""
+    info = losses_info(*trial.answers, classes)
+    pairs = [
+        (more, truth, given)
+        for truth, row in zip(info.classes, info.confused, strict=True)
+        for given, more in zip(info.classes, row, strict=True)
+        if more and truth != given
+    ]
+    pairs.sort(key=lambda pair: -abs(pair[0]))
+    return say(text.confused(pairs[:MOST]), "hint", title=text.CONFUSED_TIP)
 
 
 def _flipped(each: Flipped, classes: tuple[str, ...]) -> str:
@@ -147,10 +165,12 @@ def comparison(view: View) -> str:
     for name, tip, kind in text.COSTS:
         a, b = getattr(one.cost, kind), getattr(two.cost, kind)
         rows.append([tag("span", escape(name), title=tip), si(a), si(b), f"{b / a - 1:+.0%}"])
+    full, widest = view.state.began.widths, max(view.state.began.widths.values())
     for name in one.widths:
         a, b = one.widths[name], two.widths[name]
         if a != b:
-            rows.append([escape(name), str(a), str(b), f"{b - a:+d}"])
+            overlaid = bar(min(a, b), max(a, b), full[name], widest)
+            rows.append([escape(name), str(a), str(b), f"{b - a:+d} {overlaid}"])
     second = view.compared[1]
     buttons = tag(
         "button", escape(text.GO), kind="pl-button pl-small", type="button", title=text.GO_TIP,

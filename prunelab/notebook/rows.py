@@ -63,7 +63,7 @@ def _row(view: View, row: Row, widest: int, short: str = "") -> str:
     parts = (
         name,
         say(text.change(row.now, row.proposed, row.original), "width", "span"),
-        _bar(row, widest),
+        bar(row.proposed, row.now, row.original, widest),
         tag(
             "input", type="range", min="1", max=row.now, step="1", value=row.proposed,
             data_do="width", data_arg=row.name, data_live=True, title=text.COUNT_TIP,
@@ -75,9 +75,11 @@ def _row(view: View, row: Row, widest: int, short: str = "") -> str:
     return tag("div", *parts, kind=kind, role="listitem", data_row=row.name, data_key=row.name)
 
 
-def _bar(row: Row, widest: int) -> str:
+def bar(kept: int, now: int, original: int, widest: int) -> str:
+    """Channels kept, those that would go of the ones there are now, and those gone before."""
+
     def part(kind: str, channels: int) -> str:
         return tag("i", kind=f"pl-{kind}", style=f"width:{100 * channels / widest:.2f}%")
 
-    parts = part("kept", row.proposed), part("going", row.now - row.proposed)
-    return tag("span", *parts, part("gone", row.original - row.now), kind="pl-bar")
+    parts = part("kept", kept), part("going", now - kept), part("gone", original - now)
+    return tag("span", *parts, kind="pl-bar")

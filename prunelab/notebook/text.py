@@ -407,6 +407,21 @@ def point(point: Point, state: State) -> str:
 
 # ---------------------------------------------------------------- the other folds
 
+CONFUSED_TIP = (
+    "Images of the first class that are taken for the second: how many more than now, or fewer. "
+    "Fewer is good"
+)
+
+
+def confused(pairs: Sequence[tuple[int, str, str]]) -> str:
+    """Which classes are taken for which, more often than before or less."""
+    if not pairs:
+        return ""
+    signed = [f"{more:+d}".replace("-", "\N{MINUS SIGN}") for more, _, _ in pairs]
+    told = (f"{t} as {g} {n}" for n, (_, t, g) in zip(signed, pairs, strict=True))
+    return f"Confused: {', '.join(told)}."
+
+
 EXPORT = "Export"
 EXPORT_TIP = "Write the result to files, into the folder in which the kernel runs"
 FILES = (
