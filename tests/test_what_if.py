@@ -327,7 +327,8 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
         made.close()
         if turn in (0, 99):
             counts.append(around())
-    assert counts[-1] == counts[0], "widgets, listeners and threads stay as many"
+    # not equal: a thread of an earlier test may end in between
+    assert all(now <= then for then, now in zip(*counts, strict=True)), "none is left behind"
 
 
 def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> None:

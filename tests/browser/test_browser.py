@@ -93,7 +93,11 @@ def click_bar(page: Any, rank: int) -> None:
     )
     page.mouse.move(x - 2, y)
     page.mouse.move(x, y)
-    page.wait_for_selector(".js-plotly-plot .hovertext")  # plotly clicks what it hovers over
+    # plotly clicks what it hovered over last, and looks for that at most every 50 ms: a click
+    # that comes sooner would hit the column that the mouse crossed on its way
+    page.wait_for_function(
+        "rank => document.querySelector('.js-plotly-plot')._hoverdata?.[0]?.x === rank", arg=rank
+    )
     page.mouse.click(x, y)
 
 
