@@ -14,6 +14,7 @@ import pytest
 
 from prunelab.errors import InvalidValue
 from prunelab.figures import (
+    bars,
     board,
     board_info,
     importance,
@@ -413,6 +414,34 @@ def test_long_names_keep_their_end() -> None:
     assert shorten("layer1.0.conv1") == "layer1.0.conv1"
     assert shorten("features.denseblock1.denselayer2.conv1", 18) == "…denselayer2.conv1"
     assert all(len(line) <= 38 for line in wrap("a word " * 30).split("<br>"))
+
+
+# ---------------------------------------------------------------- bars
+
+
+def test_bars_stand_in_order_under_the_numbers_of_their_units() -> None:
+    drawn = bars([0.3, -0.1, 0.2], "title", "damage", units=[7, 8, 9], marked={9}, threshold=0.25)
+    plain, marked, line = drawn.data
+    assert list(drawn.layout.xaxis.ticktext) == ["8", "9", "7"]
+    assert (list(plain.x), list(plain.y)) == ([0, 2], [-0.1, 0.3])
+    assert (list(marked.x), list(marked.y)) == ([1], [0.2])
+    assert marked.marker.pattern.shape and not plain.marker.pattern.shape, "not by colour alone"
+    assert set(line.y) == {0.25}
+    assert drawn.layout.yaxis.title.text == "damage"
+
+
+def test_bars_of_many_units_label_some_of_them() -> None:
+    drawn = bars(np.linspace(0, 1, 100))
+    assert len(drawn.layout.xaxis.tickvals) <= 32
+    assert len(drawn.data[0].x) == 100
+    assert not len(drawn.data[2].x), "no threshold, no line"
+
+
+def test_bars_say_what_they_take() -> None:
+    with pytest.raises(InvalidValue, match=r"one value for each unit; given values \[3\] and 2"):
+        bars([1, 2, 3], units=[0, 1])
+    with pytest.raises(InvalidValue, match=r"given values \[1, 3\]"):
+        bars([[1, 2, 3]])
 
 
 # ---------------------------------------------------------------- tiles

@@ -5,6 +5,7 @@ Each panel has an `..._info` function, from a State to the numbers that are draw
 channel graph.
 """
 
+from prunelab.figures.bars import bars
 from prunelab.figures.board import BoardInfo, board, board_info
 from prunelab.figures.compare import Side, compare, compare_info, plan_side, point_side
 from prunelab.figures.costs import costs, costs_info
@@ -24,6 +25,7 @@ from prunelab.figures.widths import widths, widths_info
 __all__ = [
     "BoardInfo",
     "Side",
+    "bars",
     "board",
     "board_info",
     "compare",

@@ -1,0 +1,73 @@
+"""Bars: one value for each channel, such as damages, losses or scales."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from prunelab.errors import InvalidValue
+from prunelab.figures.style import DROP, HATCH, KEEP, Panel, Theme, axis, figure, level, stride
+
+LABELS = 32  # so many channels have room for their number
+
+
+def bars(
+    values: Sequence[float],
+    title: str = "",
+    meaning: str = "",
+    *,
+    units: Sequence[int] = (),
+    marked: Collection[int] = (),
+    threshold: float | None = None,
+    theme: Theme = "light",
+) -> go.Figure:
+    """A bar for each of `values` [units], smallest first, with the number of its unit below.
+
+    `meaning` is what the values are, with their unit; `units` are the numbers (default: 0, 1, ...).
+    Units in `marked` are hatched; `threshold` is a dashed line at that value. Arrays and tensors
+    are taken, too. Raises `InvalidValue` unless there is a unit for each value.
+    """
+    heights = np.asarray(values, dtype=float)
+    numbers = list(units) or list(range(len(heights)))
+    if heights.ndim != 1 or len(numbers) != len(heights):
+        raise InvalidValue(
+            f"bars draws one value for each unit; given values {list(heights.shape)} and "
+            f"{len(numbers)} units."
+        )
+    order = np.argsort(heights, kind="stable").tolist()
+    places = list(range(len(order)))
+    step = stride(len(order), LABELS)
+    traces = []
+    for name, marker, stands_out in (
+        ("channels", {"color": KEEP}, False),
+        ("marked", {"color": DROP, "pattern": HATCH}, True),
+    ):
+        chosen = [x for x in places if (numbers[order[x]] in marked) is stands_out]
+        traces.append(
+            go.Bar(
+                x=chosen,
+                y=[float(heights[order[x]]) for x in chosen],
+                marker=marker,
+                name=name,
+                hovertext=[f"channel {numbers[order[x]]}: {heights[order[x]]:.3g}" for x in chosen],
+                hoverinfo="text",
+            )
+        )
+    ends = (-0.7, len(order) - 0.3)
+    label = "" if threshold is None else f"{threshold:g}"
+    panel = Panel(
+        title=title,
+        traces=(*traces, level(threshold, label, ends, "threshold")),
+        xaxis=axis(
+            "channel, smallest value first",
+            range=list(ends),
+            tickmode="array",
+            tickvals=places[::step],
+            ticktext=[str(numbers[i]) for i in order[::step]],
+            showgrid=False,
+        ),
+        yaxis=axis(meaning, nticks=6, zeroline=True),
+    )
+    return figure(panel, theme, height=320)
