@@ -4,7 +4,8 @@
 
 Prints a table: CPU seconds of the kernel (one thread, so about the seconds on an idle machine),
 its peak of memory, and the size of the file. `--write` puts the outputs back into the notebooks,
-a PNG beside every plotly figure for viewers that run no JavaScript; it needs Chromium.
+a PNG beside every figure for viewers that run no JavaScript and, as JupyterLab does in a notebook
+that it does not trust yet, draw no SVG either; it needs Chromium.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import plotly
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-PLOTLY = "application/vnd.plotly.v1+json"
+PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDTH, SCALE = 860, 1  # pixels of a PNG, for figures that say no width of their own
 ASK = (  # ru_maxrss is in kB on Linux
@@ -60,16 +61,15 @@ def stored(notebook: Any) -> Any:
 
 
 def drawn(notebook: Any) -> None:
-    """Put a PNG beside every plotly figure."""
+    """Put a PNG beside every plotly figure, and beside every SVG."""
     from playwright.sync_api import sync_playwright
 
-    found = [
-        output.data
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if PLOTLY in output.get("data", {})
+    outputs = [
+        out.data for cell in notebook.cells for out in cell.get("outputs", ()) if "data" in out
     ]
-    if not found:
+    found = [data for data in outputs if PLOTLY in data]
+    still = [data for data in outputs if SVG in data]
+    if not found and not still:
         return
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     with sync_playwright() as play:
@@ -94,6 +94,9 @@ def drawn(notebook: Any) -> None:
             png = url.split(",", 1)[1]
             assert base64.b64decode(png).startswith(b"\x89PNG")
             data["image/png"] = png
+        for data in still:
+            page.set_content(data[SVG])
+            data["image/png"] = base64.b64encode(page.locator("svg").first.screenshot()).decode()
         browser.close()
 
 
