@@ -182,7 +182,13 @@ def change(state: State) -> str:
     if "images" in seen:
         text += f" on {plural(seen['images'], 'image')}"
     if "lost" in seen and "gained" in seen:
-        text += f": {seen['lost']} lost, {seen['gained']} gained"
+        flips = f"{seen['lost']} lost, {seen['gained']} gained"
+        cut = state.point(now.parent).event
+        if before.seq != now.parent and isinstance(cut, Step) and "lost" in cut.compared:
+            # each step flips images of its own: the counts of the two do not add up
+            first = f"{cut.compared['lost']} lost, {cut.compared['gained']} gained by the cut"
+            flips = f"{first}, then {flips} by the repair"
+        text += f": {flips}"
     return text
 
 

@@ -135,7 +135,7 @@ def draw_ladder(info: LadderInfo) -> Panel:
                 x=faint_x,
                 y=faint_y,
                 mode="lines",
-                line={"color": FAINT, "width": 1},
+                line={"color": FAINT, "width": 2},
                 name="other groups",
                 hoverinfo="skip",
             ),

@@ -212,6 +212,7 @@ def draw_confused(info: LossesInfo) -> Panel:
             tickmode="array",
             tickvals=list(range(count)),
             ticktext=[shorten(name, 12) for name in info.classes],
+            tickangle=-45,  # to the left, where there is room for the last one too
         ),
         yaxis=_classes(info),
         note="" if cells else "no answer changes",
