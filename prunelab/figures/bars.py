@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from prunelab.errors import InvalidValue
 from prunelab.figures.style import DROP, HATCH, KEEP, Panel, Theme, axis, figure, level, stride
 
-LABELS = 32  # so many channels have room for their number
+ROOM = 64  # characters of numbers that stand side by side below the bars
 
 
 def bars(
@@ -38,7 +38,7 @@ def bars(
         )
     order = np.argsort(heights, kind="stable").tolist()
     places = list(range(len(order)))
-    step = stride(len(order), LABELS)
+    step = stride(len(order), ROOM // max((len(str(number)) for number in numbers), default=1))
     traces = []
     for name, marker, stands_out in (
         ("channels", {"color": KEEP}, False),

@@ -62,7 +62,7 @@ def draw_coupling(info: CouplingInfo, theme: Theme = "light") -> go.Figure:
     end = max(row.original for row in rows) * (ROOM_OF_A_CUT if cut else ROOM)
     lines = _legend(info)
     legend = "".join(f'<br><span style="font-size:{TEXT_PX}px">{line}</span>' for line in lines)
-    top, bottom = 44 + 18 * len(lines), 46
+    top, bottom = 52 + 18 * len(lines), 46
     return go.Figure(
         [*_arcs(info, row_px), *_bars(info, row_px, end), _nodes(info, row_px)],
         {
@@ -91,7 +91,7 @@ def draw_coupling(info: CouplingInfo, theme: Theme = "light") -> go.Figure:
                 "font": {"size": TITLE_PX},
                 **{"x": 0, "xref": "container", "xanchor": "left"},
                 **{"y": 1, "yref": "container", "yanchor": "top"},
-                "pad": {"l": 16, "t": 12},
+                "pad": {"l": 16, "t": 20},
             },
         },
     )

@@ -102,7 +102,7 @@ def figure(panel: Panel, theme: Theme = "light", height: int = 360) -> go.Figure
             **paper(theme),
             "height": height,
             "xaxis": panel.xaxis,
-            "yaxis": panel.yaxis,
+            "yaxis": {**panel.yaxis, "automargin": True},  # titles may have two lines
             "title": {"text": panel.title, "font": {"size": TITLE_PX}},
             "annotations": [
                 caption(panel.note, TEXT_PX + 1, xref="paper", yref="paper", x=0.5, y=0.5)
