@@ -22,7 +22,7 @@ import prunelab as pl
 from prunelab.errors import Stopped
 from prunelab.figures.png import address, png
 from prunelab.figures.widths import Row
-from prunelab.ledger import Proposed
+from prunelab.ledger.events import Proposed
 from prunelab.notebook import Screen, aside, text
 from prunelab.notebook.closer import channel
 from prunelab.notebook.pictures import grey, signed

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import Layer
+from prunelab.coupling.calls import Call, Watch
 from prunelab.errors import BadModel, InvalidValue, NotFinite
 from prunelab.evidence.batch import Loss, batch_size, checked, run_batch
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph
+from prunelab.coupling.calls import Call, Watch
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence.batch import Loss, batch_size, checked
 from prunelab.values import Units

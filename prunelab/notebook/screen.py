@@ -11,7 +11,7 @@ import ipywidgets as ipw
 
 from prunelab.errors import PruneLabError, Stopped, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
-from prunelab.ledger import Event
+from prunelab.ledger.events import Event
 from prunelab.notebook import text
 from prunelab.notebook.aside import Aside
 from prunelab.notebook.choice import Choice
