@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from prunelab.ledger.events import (
-    Event,
-)
+from prunelab.ledger.events import Event
 from prunelab.ledger.state import State, advance, fold
 
 
