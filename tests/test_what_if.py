@@ -25,6 +25,7 @@ from prunelab.figures.widths import Row
 from prunelab.ledger.events import Proposed
 from prunelab.notebook import Screen, aside, text
 from prunelab.notebook.closer import channel
+from prunelab.notebook.panel import Panel
 from prunelab.notebook.pictures import grey, signed
 from prunelab.notebook.rows import layers
 from prunelab.notebook.worker import worker_of
@@ -329,6 +330,20 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
             counts.append(around())
     # not equal: a thread of an earlier test may end in between
     assert all(now <= then for then, now in zip(*counts, strict=True)), "none is left behind"
+
+
+def test_a_page_that_is_loaded_anew_is_sent_every_part(
+    session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(Panel, "send_state", lambda panel, key=None: sent.append((panel, key)))
+    screen = Screen(session)
+    screen._told("here", None, True, False)
+    assert (screen.head, None) not in sent, "it came with everything"
+    screen._told("here", None, True, False)
+    assert (screen.head, None) in sent
+    assert (screen.below, None) in sent
+    screen.close()
 
 
 def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -28,13 +29,14 @@ class Panel(anywidget.AnyWidget):
 
     def __init__(self, parts: Sequence[str], told: Told, first: bool = False) -> None:
         self._told = told
+        self._sending = threading.Lock()  # ipywidgets' hold_sync loses what another thread sets
         self.add_traits(**{name: Unicode().tag(sync=True) for name in parts})
         super().__init__(_parts=list(parts), _first=first)
         self.on_msg(self._hear)
 
     def show(self, **parts: str) -> None:
         """Set the HTML of these parts."""
-        with self.hold_sync():
+        with self._sending, self.hold_sync():
             for name, html in parts.items():
                 setattr(self, name, html)
 
@@ -43,4 +45,10 @@ class Panel(anywidget.AnyWidget):
             with suppress(KeyError, TypeError):  # not a message of ours
                 self._told(content["do"], content["arg"], content["value"], content["live"])
         finally:
-            self.heard = str(content.get("n", ""))
+            with self._sending:
+                self.heard = str(content.get("n", ""))
+
+    def show_again(self) -> None:
+        """Send everything: a page that is loading anew misses what comes meanwhile."""
+        with self._sending:
+            self.send_state()
