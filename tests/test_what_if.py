@@ -346,6 +346,21 @@ def test_a_page_that_is_loaded_anew_is_sent_every_part(
     screen.close()
 
 
+def test_a_message_that_comes_twice_is_dealt_with_once_and_answered_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    panel = Panel(("form",), lambda *what: told.append(what))
+    answers: list[Any] = []
+    monkeypatch.setattr(Panel, "send_state", lambda panel, key=None: answers.append(key))
+    message = {"n": "1.1", "do": "press", "arg": "stop", "value": None, "live": False}
+    for content in (message, message, {**message, "n": "1.2"}):
+        panel._hear(panel, content, None)
+    assert told == [("press", "stop", None, False)] * 2
+    assert answers.count("heard") == 3
+    panel.close()
+
+
 def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> None:
     rows = tuple(
         Row(f"stage{i // 50}.block{i % 50}.conv", 64, 64, 60, (f"conv{i}",)) for i in range(200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -29,6 +30,7 @@ class Panel(anywidget.AnyWidget):
 
     def __init__(self, parts: Sequence[str], told: Told, first: bool = False) -> None:
         self._told = told
+        self._dealt_with: deque[str] = deque(maxlen=100)  # numbers of messages; some come twice
         self._sending = threading.Lock()  # ipywidgets' hold_sync loses what another thread sets
         self.add_traits(**{name: Unicode().tag(sync=True) for name in parts})
         super().__init__(_parts=list(parts), _first=first)
@@ -41,12 +43,18 @@ class Panel(anywidget.AnyWidget):
                 setattr(self, name, html)
 
     def _hear(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        number = str(content.get("n", ""))
         try:
-            with suppress(KeyError, TypeError):  # not a message of ours
-                self._told(content["do"], content["arg"], content["value"], content["live"])
+            if number not in self._dealt_with:
+                self._dealt_with.append(number)
+                with suppress(KeyError, TypeError):  # not a message of ours
+                    self._told(content["do"], content["arg"], content["value"], content["live"])
         finally:
             with self._sending:
-                self.heard = str(content.get("n", ""))
+                if self.heard != number:
+                    self.heard = number
+                else:  # the page asks again: our answer was lost
+                    self.send_state("heard")
 
     def show_again(self) -> None:
         """Send everything: a page that is loading anew misses what comes meanwhile."""
