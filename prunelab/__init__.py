@@ -16,7 +16,7 @@ from prunelab.classroom.marking import Mark
 from prunelab.classroom.rubric import Rubric
 from prunelab.compare import compare
 from prunelab.comparison import Comparison
-from prunelab.cost import Latency, cost, latency
+from prunelab.cost.counting import Latency, cost, latency
 from prunelab.coupling.explain import Explanation
 from prunelab.data import Data
 from prunelab.errors import (
@@ -40,8 +40,9 @@ from prunelab.errors import (
 from prunelab.evidence import Evidence, ablate, measure
 from prunelab.export import load_pruned
 from prunelab.fidelity import Fidelity, fidelity
-from prunelab.foresight import Foresight
-from prunelab.ledger import Ledger, State
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.predictions import Prediction
+from prunelab.ledger.state import State
 from prunelab.methods import (
     AOFP,
     BatchNormScale,
@@ -59,12 +60,12 @@ from prunelab.methods import (
     ThiNet,
     make_method,
 )
-from prunelab.predictions import Prediction
 from prunelab.prune import Pruned, prune
 from prunelab.redesign import Redesign, redesign
 from prunelab.session import Session
-from prunelab.surgery import cut, masked, rebuild, sampled
-from prunelab.tracing import trace
+from prunelab.surgery.editing import cut, masked, rebuild, sampled
+from prunelab.surgery.widening import widened
+from prunelab.tracing.tracer import trace
 from prunelab.training import Metric, Training
 from prunelab.trial import Trial
 from prunelab.values import (
@@ -77,7 +78,7 @@ from prunelab.values import (
     Rung,
     WidthPlan,
 )
-from prunelab.widening import widened
+from prunelab.workshop.foresight import Foresight
 
 if TYPE_CHECKING:
     from prunelab import figures

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from prunelab.channels import ChannelGraph
+from prunelab.cost.pricing import Bill, terms_of
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
-from prunelab.pricing import Bill, terms_of
 from prunelab.values import Units, WidthPlan, si
 
 Array = np.ndarray

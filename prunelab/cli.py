@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prunelab import doctor
 from prunelab.classroom import commands as classroom
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
-from prunelab.ledger import show
+from prunelab.ledger.state import show
 from prunelab.named import call
 from prunelab.terminal import Terminal, table
 from prunelab.values import si

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from prunelab.errors import InvalidValue, MissingPackage, UnknownName
-from prunelab.ledger import show
+from prunelab.ledger.state import show
 from prunelab.terminal import table
 from prunelab.values import Codec, Cost, FrozenMap, revive, si, thaw
 

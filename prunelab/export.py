@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunelab.coupling.truth import tell_width
 from prunelab.errors import (
     BadModel,
     InvalidValue,
@@ -25,7 +26,7 @@ from prunelab.errors import (
     PruneLabError,
     SessionFileError,
 )
-from prunelab.ledger import (
+from prunelab.ledger.events import (
     Adjusted,
     Approved,
     Began,
@@ -37,8 +38,7 @@ from prunelab.ledger import (
     Tuned,
     Undone,
 )
-from prunelab.surgery import replace_tensors
-from prunelab.truth import tell_width
+from prunelab.surgery.editing import replace_tensors
 from prunelab.values import Cost, FrozenMap, WidthPlan, thaw
 
 if TYPE_CHECKING:

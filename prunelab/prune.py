@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from prunelab.ledger import Ledger, Point
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.state import Point
 from prunelab.session import Session
 from prunelab.values import WidthPlan
 

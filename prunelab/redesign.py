@@ -21,12 +21,12 @@ from prunelab.comparison import Comparison, Outcome
 from prunelab.errors import BadModel, InvalidValue
 from prunelab.methods import Method, make_method
 from prunelab.session import Session
-from prunelab.surgery import rebuild
+from prunelab.surgery.editing import rebuild
+from prunelab.surgery.widening import NOISE, widened
 from prunelab.terminal import table
-from prunelab.tracing import copy_of
+from prunelab.tracing.tracer import copy_of
 from prunelab.training import STEPS, Training
 from prunelab.values import FrozenMap, Progress, WidthPlan
-from prunelab.widening import NOISE, widened
 
 Init = Callable[[nn.Module], Any]
 

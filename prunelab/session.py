@@ -14,31 +14,27 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from prunelab import notes
-from prunelab.bench import Bench, check_finite
 from prunelab.channels import ChannelGraph
-from prunelab.engine import Engine
 from prunelab.errors import (
     BadModel,
     InvalidValue,
     SessionFileError,
 )
 from prunelab.evidence.batch import finish
-from prunelab.foresight import AtHand
-from prunelab.ledger import (
-    Ledger,
-    MemoryStore,
-    State,
-    Store,
-    Tuned,
-)
+from prunelab.ledger import notes
+from prunelab.ledger.events import Tuned
+from prunelab.ledger.ledger import Ledger, MemoryStore, Store
+from prunelab.ledger.state import State
+from prunelab.ledger.store import FileStore
 from prunelab.methods import Method, make_method
-from prunelab.shown import Shown
-from prunelab.store import FileStore
-from prunelab.tracing import copy_of
+from prunelab.tracing.tracer import copy_of
 from prunelab.training import STEPS
 from prunelab.trial import Trial
 from prunelab.values import Move, WidthPlan
+from prunelab.workshop.bench import Bench, check_finite
+from prunelab.workshop.engine import Engine
+from prunelab.workshop.foresight import AtHand
+from prunelab.workshop.shown import Shown
 
 
 class Session(Shown):

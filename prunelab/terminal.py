@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from prunelab.ledger import Approved, Event, Proposed, Repaired, Step, Tuned, show
+from prunelab.ledger.events import Approved, Event, Proposed, Repaired, Step, Tuned
+from prunelab.ledger.state import show
 from prunelab.values import Progress, si
 
 WIDTH = 24  # characters of the bar

@@ -26,7 +26,7 @@ from prunelab.evidence.batch import (
     labels_of,
     run_batch,
 )
-from prunelab.tracing import undisturbed
+from prunelab.tracing.tracer import undisturbed
 from prunelab.trial import Answers
 from prunelab.values import Progress
 

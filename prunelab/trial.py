@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from prunelab.ledger import show
+from prunelab.ledger.state import show
 
 NORMAL = NormalDist().inv_cdf(0.975)  # intervals hold 95%
 

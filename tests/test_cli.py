@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from prunelab import cli, doctor
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
-from prunelab.ledger import Approved, Proposed
+from prunelab.ledger.events import Approved, Proposed
 from prunelab.named import call
 from prunelab.terminal import Terminal, table, told
 from prunelab.values import Cost, FrozenMap, Progress

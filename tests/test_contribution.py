@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
-from prunelab.calls import Conv
+from prunelab.coupling.calls import Conv
 from prunelab.evidence.moments import cross_moment, patch_moments, patches
 from prunelab.methods.halving import expected_damages
 

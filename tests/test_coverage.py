@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import prunelab as pl
-from prunelab.tracing import runner
+from prunelab.tracing.tracer import runner
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 

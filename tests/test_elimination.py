@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
-from prunelab.calls import Conv
+from prunelab.coupling.calls import Conv
 from prunelab.evidence.moments import patches
 from prunelab.methods.elimination import Problem, eliminated, problem_of
 

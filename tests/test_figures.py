@@ -33,7 +33,7 @@ from prunelab.figures.ladder import draw_ladder
 from prunelab.figures.style import shorten, wrap
 from prunelab.figures.trajectory import draw_trajectory
 from prunelab.figures.widths import draw_widths
-from prunelab.ledger import (
+from prunelab.ledger.events import (
     Adjusted,
     Approved,
     Began,
@@ -41,10 +41,9 @@ from prunelab.ledger import (
     Noted,
     Proposed,
     Repaired,
-    State,
     Undone,
-    fold,
 )
+from prunelab.ledger.state import State, fold
 from prunelab.values import Cost, FrozenMap, Importance, Move, Rung
 
 WIDTHS = {"conv1": 4, "conv2": 8}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from toys import Couplings, Tiny
 
 import prunelab as pl
-from prunelab.bench import Bench
+from prunelab.cost.timing import LayerTimes
 from prunelab.evidence import damage_curve
-from prunelab.timing import LayerTimes
 from prunelab.values import FrozenMap
+from prunelab.workshop.bench import Bench
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_stopping_a_measurement_leaves_the_evidence_there_was(session: pl.Sessio
 def test_times_follow_macs_and_activations(trained: torch.nn.Module, data: pl.Data) -> None:
     graph = pl.trace(trained, torch.zeros(1, 1, 12, 12))
     full = pl.WidthPlan.full(graph)
-    from prunelab.cost import layer_costs
+    from prunelab.cost.counting import layer_costs
 
     costs = FrozenMap(layer_costs(graph, full))
     times = LayerTimes(full, costs, FrozenMap(dict.fromkeys(costs, 1.0)), 2.0, "cpu")
@@ -270,7 +270,7 @@ def test_a_measurement_times_the_layers(measured: pl.Session) -> None:
 
 def test_layers_cost_what_the_network_costs() -> None:
     for model, shape in ((Tiny(), (1, 1, 12, 12)), (Couplings(), (1, 2, 8, 8))):
-        from prunelab.cost import layer_costs
+        from prunelab.cost.counting import layer_costs
 
         graph = pl.trace(model, torch.randn(shape))
         plan = pl.WidthPlan.full(graph).drop({graph.groups[1].name: [0]})

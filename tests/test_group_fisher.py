@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toys import Couplings, Tiny, batches
 
 import prunelab as pl
-from prunelab.cost import savings
+from prunelab.cost.counting import savings
 
 FROZEN = {"training": False, "images": 64}
 

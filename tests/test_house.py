@@ -20,29 +20,24 @@ PACKAGE = ROOT / "prunelab"
 # A module imports from its own layer and from those above it in this list, never from below.
 LAYERS = [
     {"errors"},
-    {"values", "fashion", "coupling", "calls", "sampler", "truth"},
-    {"predictions", "ledger", "channels", "grouping", "surgery", "widening", "probe", "modes"}
-    | {"beside", "tracing"},
-    {"cost", "fingerprint", "evidence", "batches", "data", "zoo", "store", "words", "trial"}
-    | {"notes", "named"},
-    {"recalibration", "repair", "rescale", "training", "methods", "fidelity"}
-    | {"pricing", "allocate", "timing", "splits"}
-    | {"terminal", "comparison", "doctor", "verbs", "figures"},
-    {"bench"},
-    {"desk"},
-    {"foresight"},
-    {"engine"},
-    {"shown"},
+    {"values", "fashion", "sampler", "coupling"},
+    {"ledger", "channels"},
+    {"surgery"},
+    {"tracing"},
+    {"fingerprint", "evidence", "batches", "data", "zoo", "trial", "named"},
+    {"cost", "repair", "training", "allocate", "methods", "fidelity"}
+    | {"terminal", "comparison", "doctor", "figures"},
+    {"workshop"},
     {"session", "prune", "compare", "redesign", "export"},
     {"notebook", "classroom"},
     {"cli"},
     {"__init__", "__main__"},
 ]
-FIGURES = {"errors", "values", "predictions", "ledger", "words", "trial", "comparison"}
+FIGURES = {"errors", "values", "ledger", "trial", "comparison"}
 JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
 LIGHT = {
-    *("errors", "values", "predictions", "ledger", "words", "notes", "trial", "comparison"),
-    *("fashion", "store", "terminal", "doctor", "figures", "named", "cli"),
+    *("errors", "values", "ledger", "trial", "comparison"),
+    *("fashion", "terminal", "doctor", "figures", "named", "cli"),
 }
 
 

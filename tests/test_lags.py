@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from toys import Couplings, Tiny, batches
 
 import prunelab as pl
-from prunelab.calls import Call, Conv, Watch
 from prunelab.channels import ChannelGraph
+from prunelab.coupling.calls import Call, Conv, Watch
 from prunelab.evidence.lags import lags_of, mirrored
 from prunelab.evidence.meter import columns_of
 from prunelab.evidence.moments import patch_moments, patches

@@ -14,7 +14,7 @@ from page import Page
 import prunelab as pl
 from prunelab.errors import InvalidValue
 from prunelab.figures.ladder import rejudged
-from prunelab.ledger import Proposed
+from prunelab.ledger.events import Proposed
 from prunelab.methods.contract import parameters
 from prunelab.methods.halving import judge
 from prunelab.notebook import Screen, text

@@ -13,9 +13,10 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.errors import InvalidValue, UnknownName, WrongState
-from prunelab.ledger import Noted, fold
+from prunelab.ledger.events import Noted
+from prunelab.ledger.state import fold
+from prunelab.ledger.words import sentence, told
 from prunelab.values import revive
-from prunelab.words import sentence, told
 
 Session = pl.Session
 

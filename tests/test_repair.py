@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab import calls, repair
+from prunelab.coupling import calls
 from prunelab.evidence.aim import Output
 from prunelab.evidence.batch import finish, run_batch
 from prunelab.evidence.moments import patches
-from prunelab.recalibration import Traced
-from prunelab.repair import repairing
+from prunelab.repair import least_squares as repair
+from prunelab.repair.least_squares import repairing
+from prunelab.repair.recalibration import Traced
 
 
 class Chain(nn.Module):

@@ -21,8 +21,10 @@ from prunelab.figures.importance import draw_importance
 from prunelab.figures.ladder import draw_ladder
 from prunelab.figures.report import scenes
 from prunelab.figures.trajectory import draw_trajectory
-from prunelab.ledger import Event, Ledger, Noted, fold
-from prunelab.store import FileStore
+from prunelab.ledger.events import Event, Noted
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.state import fold
+from prunelab.ledger.store import FileStore
 from prunelab.values import FrozenMap
 
 HOSTILE = "</script><script>alert('{{data}}')</script><img src=x onerror=alert(2)> & \u2028"

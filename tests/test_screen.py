@@ -20,26 +20,25 @@ from plotly.callbacks import Points
 
 import prunelab as pl
 from prunelab.errors import SessionBusy, Stopped, UnknownName, WrongState
-from prunelab.foresight import AtHand, Foresight, Selection
-from prunelab.ledger import (
+from prunelab.ledger.events import (
     Adjusted,
     Approved,
     Began,
     Event,
-    Ledger,
-    MemoryStore,
     Proposed,
     Rejected,
     Repaired,
-    State,
     Tuned,
     Undone,
 )
+from prunelab.ledger.ledger import Ledger, MemoryStore
+from prunelab.ledger.state import State
 from prunelab.notebook import Screen, show, text
 from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
 from prunelab.trial import Trial
 from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan, units_of
+from prunelab.workshop.foresight import AtHand, Foresight, Selection
 
 WIDTH = 16
 

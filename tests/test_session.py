@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
-from prunelab.ledger import Approved, Proposed, Rejected, Repaired, Tuned, Undone, fold
+from prunelab.ledger.events import Approved, Proposed, Rejected, Repaired, Tuned, Undone
+from prunelab.ledger.state import fold
 from prunelab.values import Progress, revive, thaw
 
 

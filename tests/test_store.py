@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger import Approved, Began, Event, Ledger, MemoryStore, Noted, Proposed, Undone
-from prunelab.store import APPLICATION, FORMAT, FileStore
+from prunelab.ledger.events import Approved, Began, Event, Noted, Proposed, Undone
+from prunelab.ledger.ledger import Ledger, MemoryStore
+from prunelab.ledger.store import APPLICATION, FORMAT, FileStore
 from prunelab.values import Cost, FrozenMap, Importance, Move, Rung
 
 WEIGHTS = {"base": bytes(range(256)) * 64, "after": b"\0\1\2" * 3000}
@@ -125,8 +126,8 @@ def test_a_killed_process_loses_nothing_that_append_returned_from(tmp_path: Path
     path = tmp_path / "run.prunelab"
     program = f"""
 import os, sys
-from prunelab.ledger import Noted
-from prunelab.store import FileStore
+from prunelab.ledger.events import Noted
+from prunelab.ledger.store import FileStore
 store = FileStore.create({str(path)!r})
 for seq in range(100000):
     store.append(Noted(seq=seq, text="x" * 1000), {{str(seq): os.urandom(100000)}})
@@ -182,7 +183,7 @@ def test_two_writers_of_one_session_are_told(file: Path) -> None:
 
 
 def test_a_locked_file_says_so(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunelab.store.PATIENCE", 0.05)
+    monkeypatch.setattr("prunelab.ledger.store.PATIENCE", 0.05)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(SessionFileError, match=r"cannot be used now.*locked"):

@@ -13,7 +13,7 @@ from torch import nn
 from toys import Tiny
 
 import prunelab as pl
-from prunelab.ledger import Approved
+from prunelab.ledger.events import Approved
 from prunelab.methods.elimination import Problem
 
 

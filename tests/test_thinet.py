@@ -20,10 +20,10 @@ from prunelab.evidence import AimedGram, ConsumerGram, ContributionGram, aiming
 from prunelab.evidence.curve import damage_curve, removal
 from prunelab.evidence.measure import finish
 from prunelab.evidence.sampling import _drawn, sampled_rows, stratified
-from prunelab.ledger import Repaired
+from prunelab.ledger.events import Repaired
 from prunelab.methods.schedule import spared
 from prunelab.methods.thinet import by_pursuit, greedily, pursuit
-from prunelab.rescale import factors
+from prunelab.repair.rescale import factors
 
 seeds = st.integers(0, 10_000)
 patient = settings(deadline=None, max_examples=40)  # the machine may be busy
@@ -308,7 +308,7 @@ def test_rescaling_again_changes_nothing_more(trained: nn.Module, data: pl.Data)
 def test_a_sampled_row_adds_up_to_the_output_it_was_drawn_from(
     trained: nn.Module, name: str
 ) -> None:
-    from prunelab.calls import Call, Watch
+    from prunelab.coupling.calls import Call, Watch
     from prunelab.evidence.meter import columns_of
 
     model = doubled(trained)

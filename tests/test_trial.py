@@ -76,7 +76,7 @@ def test_the_network_now_is_not_run_again(
         session.trial({})  # a copy of it
     monkeypatch.undo()
     small = pl.cut(session.model, session.graph, session.plan.drop(HALF))
-    monkeypatch.setattr("prunelab.engine.cut", lambda *_: small)
+    monkeypatch.setattr("prunelab.workshop.engine.cut", lambda *_: small)
     monkeypatch.setattr(session.model, "forward", run)
     assert session.trial(HALF) == want
 

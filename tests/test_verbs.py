@@ -9,7 +9,7 @@ import pytest
 
 from prunelab.errors import Stopped
 from prunelab.values import Ended, Progress
-from prunelab.verbs import Verbs, Work
+from prunelab.workshop.verbs import Verbs, Work
 
 
 class Toy(Verbs):

@@ -22,9 +22,10 @@ import prunelab as pl
 from prunelab.errors import Stopped
 from prunelab.figures.png import address, png
 from prunelab.figures.widths import Row
-from prunelab.ledger import Proposed
+from prunelab.ledger.events import Proposed
 from prunelab.notebook import Screen, aside, text
 from prunelab.notebook.closer import channel
+from prunelab.notebook.panel import Panel
 from prunelab.notebook.pictures import grey, signed
 from prunelab.notebook.rows import layers
 from prunelab.notebook.worker import worker_of
@@ -329,6 +330,35 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
             counts.append(around())
     # not equal: a thread of an earlier test may end in between
     assert all(now <= then for then, now in zip(*counts, strict=True)), "none is left behind"
+
+
+def test_a_page_that_is_loaded_anew_is_sent_every_part(
+    session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(Panel, "send_state", lambda panel, key=None: sent.append((panel, key)))
+    screen = Screen(session)
+    screen._told("here", None, True, False)
+    assert (screen.head, None) not in sent, "it came with everything"
+    screen._told("here", None, True, False)
+    assert (screen.head, None) in sent
+    assert (screen.below, None) in sent
+    screen.close()
+
+
+def test_a_message_that_comes_twice_is_dealt_with_once_and_answered_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    panel = Panel(("form",), lambda *what: told.append(what))
+    answers: list[Any] = []
+    monkeypatch.setattr(Panel, "send_state", lambda panel, key=None: answers.append(key))
+    message = {"n": "1.1", "do": "press", "arg": "stop", "value": None, "live": False}
+    for content in (message, message, {**message, "n": "1.2"}):
+        panel._hear(panel, content, None)
+    assert told == [("press", "stop", None, False)] * 2
+    assert answers.count("heard") == 3
+    panel.close()
 
 
 def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> None:

@@ -7,7 +7,7 @@
 // It holds no text of its own.
 
 const NARROW = 700;      // px; narrower screens stand in one column
-const PATIENCE = 2500;   // ms without an answer until the page says so
+const PATIENCE = 2500;   // ms without an answer until the page says so, and asks again
 const LATE = 20000;      // ms until the page says that the figure has not come
 
 const keyed = (node) => node.dataset?.key;
@@ -66,8 +66,14 @@ function render({ model, el }) {
     flying = queue.shift();
     flying.n = `${Date.now()}.${++count}`;
     sheet.classList.add("pl-waits");
+    send(PATIENCE);
+  };
+  // While a page loads anew, a message can get lost on either way: the kernel knows one that
+  // comes twice by its number, and only answers it again.
+  const send = (wait) => {
     clearTimeout(silence);
-    silence = setTimeout(() => root?.classList.add("pl-silent"), PATIENCE);
+    if (ended) return;
+    silence = setTimeout(() => { root?.classList.add("pl-silent"); send(2 * wait); }, wait);
     try { model.send(flying); } catch { /* a kernel that is gone: silence will tell */ }
   };
   const heard = () => {

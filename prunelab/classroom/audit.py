@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prunelab.channels import ChannelGraph
-from prunelab.cost import cost
+from prunelab.cost.counting import cost
 from prunelab.errors import PruneLabError
-from prunelab.ledger import (
+from prunelab.ledger.events import (
     Adjusted,
     Approved,
     Began,
@@ -20,13 +20,11 @@ from prunelab.ledger import (
     Proposed,
     Rejected,
     Returned,
-    State,
     Step,
     Undone,
-    advance,
-    fold,
 )
-from prunelab.predictions import checked
+from prunelab.ledger.predictions import checked
+from prunelab.ledger.state import State, advance, fold
 from prunelab.values import Cost, Move, WidthPlan
 
 

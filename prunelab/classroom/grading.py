@@ -20,20 +20,21 @@ from torch import nn
 
 from prunelab import data as images
 from prunelab import zoo
-from prunelab.bench import check_finite
 from prunelab.classroom import handin
 from prunelab.classroom.audit import audit, plan_of
 from prunelab.classroom.marking import Mark, mark, short
 from prunelab.classroom.rubric import Rubric
-from prunelab.cost import cost
+from prunelab.cost.counting import cost
 from prunelab.errors import BadData, BadModel, HandInError, PruneLabError
 from prunelab.fingerprint import fingerprint
-from prunelab.ledger import Event, State
+from prunelab.ledger.events import Event
+from prunelab.ledger.state import State
 from prunelab.named import call
-from prunelab.surgery import cut
-from prunelab.tracing import copy_of, trace
+from prunelab.surgery.editing import cut
+from prunelab.tracing.tracer import copy_of, trace
 from prunelab.training import accuracy
 from prunelab.values import FrozenMap, WidthPlan
+from prunelab.workshop.bench import check_finite
 
 TOLERANCE = 0.005  # of accuracy: another machine's rounding may flip a few of 1,000 images
 SPARE = 1 << 20  # bytes of names and shapes beside a network's weights

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.errors import HandInError, PruneLabError
-from prunelab.ledger import Event, Ledger, State, Step
-from prunelab.store import FileStore
+from prunelab.ledger.events import Event, Step
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.state import State
+from prunelab.ledger.store import FileStore
 from prunelab.values import revive, thaw
 
 LEDGER, PLAN, WEIGHTS = "ledger.jsonl", "plan.json", "weights.safetensors"

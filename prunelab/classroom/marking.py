@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunelab.classroom.rubric import Check
-from prunelab.ledger import Event, Noted, Repaired, State
+from prunelab.ledger.events import Event, Noted, Repaired
+from prunelab.ledger.state import State
 from prunelab.values import FrozenMap, listed, many, thaw
 
 LONGEST = 300  # characters of a student's that a grade repeats

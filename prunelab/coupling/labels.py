@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.calls import Call, Conv, Watch
 from prunelab.coupling import arithmetic
 from prunelab.coupling.book import FROZEN, Book, Edge, LayerTrace, Trace
+from prunelab.coupling.calls import Call, Conv, Watch
 from prunelab.coupling.layout import tensors_in, varying, widened
 from prunelab.coupling.operations import (
     ALONG,
@@ -42,10 +42,10 @@ from prunelab.coupling.origins import Origin
 from prunelab.coupling.places import Places
 from prunelab.coupling.rearrange import REGIONS, rearrange
 from prunelab.coupling.sketch import LooksAtNumbers, looks, sketched
+from prunelab.coupling.truth import is_bare_norm
 from prunelab.coupling.views import Views, index_put
 from prunelab.errors import TraceError
 from prunelab.sampler import samplers
-from prunelab.truth import is_bare_norm
 
 __all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
 

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.errors import BadData, NotFinite
 from prunelab.evidence.batch import Loss, batch_size, checked, cross_entropy, finish, guarded
-from prunelab.surgery import masked_tensors
-from prunelab.tracing import copy_of, undisturbed
+from prunelab.surgery.editing import masked_tensors
+from prunelab.tracing.tracer import copy_of, undisturbed
 from prunelab.values import Progress, Units, many
 
 Array = np.ndarray

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunelab.calls import Call, Conv
+from prunelab.coupling.calls import Call, Conv
 from prunelab.evidence.lags import Lags, Term, lags_of, mirrored
 
 Array = np.ndarray

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
+from prunelab.coupling.calls import Call, Watch
 from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.errors import BadData
 from prunelab.evidence.accounts import Accounts, account_of, by_unit, contributions
 from prunelab.evidence.batch import batch_size, checked, guarded, run_batch
 from prunelab.evidence.meter import columns_of, distinct_units
 from prunelab.evidence.moments import cross_moment
-from prunelab.tracing import undisturbed
+from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
 Array = np.ndarray

@@ -8,19 +8,20 @@ not depend on g, e' C e / 2 on average to second: one currency for the errors of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import Layer
-from prunelab.errors import BadModel, InvalidValue, NotFinite
-from prunelab.evidence.batch import Loss, batch_size, checked, run_batch
+from prunelab.coupling.calls import Call
+from prunelab.errors import NotFinite
+from prunelab.evidence.backward import BackwardWatch
+from prunelab.evidence.batch import Loss, batch_size, run_batch
 
 
-class CurvatureWatch(Watch):
+class CurvatureWatch(BackwardWatch):
     """Watches a forward pass, and adds up g g' of the target layers in its backward pass.
 
     `sums` maps a weight's name to C [out, out] in float64. The loss must be a mean over the batch.
@@ -30,47 +31,26 @@ class CurvatureWatch(Watch):
         super().__init__(model)
         self.targets = targets
         self.sums: dict[str, Tensor] = {}
-        self._fresh: tuple[str, Tensor] | None = None
         self._outputs: list[tuple[str, Any]] = []  # a layer, and where its output's gradient comes
 
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            self._note()
-        super().__exit__(*error)
+    def wants(self, call: Call, out: Tensor) -> bool:
+        """The targets' outputs."""
+        return call.name in self.targets and out.numel() > 0
 
-    def on_call(self, call: Call, out: Tensor) -> None:
-        """Remember a target's output; autograd has not yet given it a node."""
-        self._note()
-        if call.name in self.targets and out.numel():
-            if not torch.is_grad_enabled():
-                raise BadModel(
-                    f"{call.name.removesuffix('.weight')} runs below torch.no_grad, so the loss "
-                    "has no gradient there. Name that part in trace(freeze=...), or choose a "
-                    "method that needs no gradients."
-                )
-            self._fresh = (call.name, out)
+    def noting(self, call: Call, out: Tensor) -> Callable[[], None]:
+        """Note where the output's gradient will come."""
 
-    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Any operation comes after the node of the call before it was made."""
-        self._note()
+        def note() -> None:
+            if out.requires_grad:
+                edge = torch.autograd.graph.get_gradient_edge(out)
+                self._outputs.append((call.name, edge))
 
-    def _note(self) -> None:
-        if self._fresh is None:
-            return
-        (name, out), self._fresh = self._fresh, None
-        if out.requires_grad:
-            self._outputs.append((name, torch.autograd.graph.get_gradient_edge(out)))
+        return note
 
     def measure(self, model: nn.Module, batch: Any, loss: Loss) -> None:
         """Go forward and back over one batch; the weights' gradients are not computed."""
         self._outputs = []
-        with torch.enable_grad(), self:
-            value = checked(loss, model, batch)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise InvalidValue(
-                "loss(model, batch) must give one number that autograd can follow back; it gave "
-                f"{value if not isinstance(value, Tensor) else tuple(value.shape)!r}."
-            )
+        value = self.forward(model, batch, loss)
         names = [name for name, _ in self._outputs]
         edges = [edge for _, edge in self._outputs]
         found = torch.autograd.grad(value, edges, allow_unused=True) if edges else ()

@@ -8,19 +8,21 @@ equations 3 and 4), Taylor the absolute values (Molchanov et al., ICLR 2017).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph
-from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
-from prunelab.evidence.batch import Loss, batch_size, checked
+from prunelab.coupling.calls import Call
+from prunelab.errors import BadData, InvalidValue, NotFinite
+from prunelab.evidence.backward import BackwardWatch
+from prunelab.evidence.batch import Loss, batch_size
 from prunelab.values import Units
 
 Array = np.ndarray
@@ -59,7 +61,7 @@ class MaskGradients:
         return self.signed / self.images
 
 
-class MaskWatch(Watch):
+class MaskWatch(BackwardWatch):
     """Watches a forward pass so that its backward pass leaves each image's mask gradients.
 
     Use it around the forward pass, go backward, then `add` the batch to the sums. `masks` says
@@ -85,41 +87,23 @@ class MaskWatch(Watch):
             if prunable[layer.in_units].any() and (layer.dense or masks == "readers")
         }
         self._edges: list[Any] = []  # where in autograd's graph the readers' inputs come from
-        self._fresh: tuple[Call, Tensor, Any] | None = None
         self._found: list[tuple[str, Tensor]] = []  # input times gradient, [rows, in] per call
 
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            self._hook()
-        super().__exit__(*error)
+    def wants(self, call: Call, out: Tensor) -> bool:
+        """Calls of the layers that read what may be pruned."""
+        return call.name in self._units
 
-    def on_call(self, call: Call, out: Tensor) -> None:
-        """Remember a reader's call; autograd has not yet given its output a node."""
-        self._hook()
-        if call.name not in self._units:
-            return
-        if not torch.is_grad_enabled():
-            raise BadModel(
-                f"{call.name.removesuffix('.weight')} runs below torch.no_grad, so the loss has "
-                "no gradient there. Name that part in trace(freeze=...), or choose a method that "
-                "needs no gradients."
-            )
-        if call.x.requires_grad:
-            edge = torch.autograd.graph.get_gradient_edge(call.x)
-            self._fresh = (call, out, edge)
+    def noting(self, call: Call, out: Tensor) -> Callable[[], None] | None:
+        """Hook the call's node, if a gradient comes to its input."""
+        if not call.x.requires_grad:
+            return None
+        return partial(self._hook, call, out, torch.autograd.graph.get_gradient_edge(call.x))
 
-    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Any operation comes after the node of the call before it was made."""
-        self._hook()
-
-    def _hook(self) -> None:
-        """Let the latest call's node hand over the gradient of its very input.
+    def _hook(self, call: Call, out: Tensor, edge: Any) -> None:
+        """Let the call's node hand over the gradient of its very input.
 
         The gradient of the input *tensor* would hold all its other uses, such as a shortcut.
         """
-        if self._fresh is None:
-            return
-        (call, out, edge), self._fresh = self._fresh, None
         node = out.grad_fn
         assert node is not None
         way = [(into, index) for into, index in node.next_functions].index(
@@ -138,13 +122,7 @@ class MaskWatch(Watch):
 
     def measure(self, model: nn.Module, batch: Any, loss: Loss) -> None:
         """Forward, backward and `add` one batch; the weights' gradients are not computed."""
-        with torch.enable_grad(), self:
-            value = checked(loss, model, batch)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise InvalidValue(
-                "loss(model, batch) must give one number that autograd can follow back; it gave "
-                f"{value if not isinstance(value, Tensor) else tuple(value.shape)!r}."
-            )
+        value = self.forward(model, batch, loss)
         if self._edges:
             torch.autograd.grad(value, self._edges, allow_unused=True)
         self.add(batch_size(batch))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunelab.calls import Conv
+from prunelab.coupling.calls import Conv
 
 BLOCK = 128  # rows of a symmetric product that are made at once, without what mirrors them
 

@@ -26,7 +26,7 @@ from prunelab.evidence.gradient import BatchNorm, Masks, MaskWatch, differentiab
 from prunelab.evidence.meter import Meter, Sums
 from prunelab.evidence.sampling import Sample
 from prunelab.fingerprint import fingerprint
-from prunelab.tracing import undisturbed
+from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
 AT = ("conv", "bn")

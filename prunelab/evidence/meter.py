@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, Layer
+from prunelab.coupling.calls import Call, Watch
 from prunelab.errors import NotFinite
 from prunelab.evidence.accounts import Account, Accounts, account_of
 from prunelab.evidence.moments import PatchMoments, patch_moments

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunelab.calls import Conv
+from prunelab.coupling.calls import Conv
 from prunelab.evidence.lags import lags_of
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelab.calls import Call, Conv
+from prunelab.coupling.calls import Call, Conv
 from prunelab.errors import BadData
 from prunelab.evidence.accounts import (
     Account,

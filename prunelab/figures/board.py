@@ -27,7 +27,7 @@ from prunelab.figures.style import (
 )
 from prunelab.figures.trajectory import TrajectoryInfo, draw_trajectory, trajectory_info
 from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, widths_info
-from prunelab.ledger import State
+from prunelab.ledger.state import State
 
 Arrange = Literal["grid", "stack"]
 

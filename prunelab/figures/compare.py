@@ -24,7 +24,7 @@ from prunelab.figures.style import (
     row_height,
     shorten,
 )
-from prunelab.ledger import State, show
+from prunelab.ledger.state import State, show
 from prunelab.trial import Trial
 from prunelab.values import Cost, FrozenMap, WidthPlan, si
 

@@ -26,7 +26,7 @@ from prunelab.figures.style import (
     stride,
     wrap,
 )
-from prunelab.ledger import State
+from prunelab.ledger.state import State
 from prunelab.values import Importance, Rung, Units
 
 Seen = Sequence[Importance | Rung]

@@ -22,7 +22,7 @@ from prunelab.figures.style import (
     level,
     shorten,
 )
-from prunelab.ledger import State
+from prunelab.ledger.state import State
 from prunelab.values import Rung, Verdict
 
 COLOURS: dict[Verdict, str] = {"take": TARGET, "halve": KEEP, "fail": DROP}

@@ -19,7 +19,7 @@ from prunelab.figures.style import (
     level,
     shorten,
 )
-from prunelab.ledger import State
+from prunelab.ledger.state import State
 from prunelab.values import PathPoint
 
 LEAST = 1e-6  # the smallest penalty that a logarithmic axis shows

@@ -23,9 +23,10 @@ from prunelab.figures.style import row_height
 from prunelab.figures.svg import DEFS, svg
 from prunelab.figures.trajectory import draw_trajectory
 from prunelab.figures.widths import draw_widths, gathered
-from prunelab.ledger import Approved, Event, Noted, Repaired, State, fold, show
+from prunelab.ledger.events import Approved, Event, Noted, Repaired
+from prunelab.ledger.state import State, fold, show
+from prunelab.ledger.words import history, sentence, share, told
 from prunelab.values import Cost, FrozenMap, si
-from prunelab.words import history, sentence, share, told
 
 START = "The network before the first move."
 COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}

@@ -20,8 +20,9 @@ from prunelab.figures.style import (
     figure,
     stride,
 )
-from prunelab.ledger import Approved, Began, Point, Repaired, State, Tuned
-from prunelab.predictions import Prediction
+from prunelab.ledger.events import Approved, Began, Repaired, Tuned
+from prunelab.ledger.predictions import Prediction
+from prunelab.ledger.state import Point, State
 
 SYMBOLS = {Began: "square", Approved: "circle", Repaired: "diamond", Tuned: "triangle-up"}
 

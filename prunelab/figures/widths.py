@@ -26,7 +26,7 @@ from prunelab.figures.style import (
     shorten,
     stride,
 )
-from prunelab.ledger import State
+from prunelab.ledger.state import State
 
 ROOM = 22  # labels that fit above each other in a panel of 300 px
 DIAMOND = "◆"

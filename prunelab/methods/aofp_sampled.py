@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph, ChannelGroup
+from prunelab.coupling.calls import Call, Watch
 from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.evidence.aim import batch_norm_scale
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.halving import judge
-from prunelab.surgery import silence
-from prunelab.tracing import copy_of
+from prunelab.surgery.editing import silence
+from prunelab.tracing.tracer import copy_of
 from prunelab.training import descend, forever
 from prunelab.values import Progress, Rung, Units
 

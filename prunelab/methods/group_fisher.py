@@ -13,14 +13,14 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from prunelab.cost import savings
+from prunelab.cost.counting import savings
 from prunelab.errors import InvalidValue
 from prunelab.evidence.batch import batch_size
 from prunelab.evidence.gradient import Masks, MaskWatch, differentiable
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.ranking import importances
-from prunelab.surgery import silence
-from prunelab.tracing import copy_of
+from prunelab.surgery.editing import silence
+from prunelab.tracing.tracer import copy_of
 from prunelab.training import descend, forever
 from prunelab.values import Progress, Units, WidthPlan, units_of
 

@@ -17,7 +17,7 @@ from prunelab.errors import InvalidValue
 from prunelab.evidence.ablation import ablating
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.ranking import OneShot, Scope, Scores, importances, quota
-from prunelab.surgery import masked
+from prunelab.surgery.editing import masked
 from prunelab.values import Units, units_of
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from prunelab.batches import take
 from prunelab.channels import ChannelGroup, Layer
-from prunelab.cost import savings
+from prunelab.cost.counting import savings
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
 from prunelab.evidence.measure import measuring

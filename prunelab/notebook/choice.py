@@ -10,7 +10,7 @@ from typing import Any
 from prunelab.errors import BudgetUnreachable, IllegalPlan, PruneLabError, WrongState
 from prunelab.figures.board import BoardInfo, board_info
 from prunelab.figures.importance import importance_info
-from prunelab.ledger import Event, Returned, Step, Undone
+from prunelab.ledger.events import Event, Returned, Step, Undone
 from prunelab.methods import METHODS, make_method
 from prunelab.notebook import text
 from prunelab.notebook.parameters import THETA, foreseen, slid, with_parameter

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunelab.errors import InvalidValue
 from prunelab.notebook.pictures import grey, shown, signed
-from prunelab.tracing import copy_of
+from prunelab.tracing.tracer import copy_of
 
 MOST = 12  # images or kernels that are shown
 IMAGES = 4  # on which feature maps are shown

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prunelab import words
 from prunelab.figures.board import LEGEND
-from prunelab.ledger import Event
+from prunelab.ledger import words
+from prunelab.ledger.events import Event
 from prunelab.notebook import text
 from prunelab.notebook.aside import CHANNEL, COMPARE
 from prunelab.notebook.markup import fold, say, tag

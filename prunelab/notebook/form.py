@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunelab.ledger import show
+from prunelab.ledger.state import show
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, button, choose, fold, number, say, tag, tick
 from prunelab.notebook.view import View, enabled

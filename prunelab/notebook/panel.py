@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -28,19 +30,33 @@ class Panel(anywidget.AnyWidget):
 
     def __init__(self, parts: Sequence[str], told: Told, first: bool = False) -> None:
         self._told = told
+        self._dealt_with: deque[str] = deque(maxlen=100)  # numbers of messages; some come twice
+        self._sending = threading.Lock()  # ipywidgets' hold_sync loses what another thread sets
         self.add_traits(**{name: Unicode().tag(sync=True) for name in parts})
         super().__init__(_parts=list(parts), _first=first)
         self.on_msg(self._hear)
 
     def show(self, **parts: str) -> None:
         """Set the HTML of these parts."""
-        with self.hold_sync():
+        with self._sending, self.hold_sync():
             for name, html in parts.items():
                 setattr(self, name, html)
 
     def _hear(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        number = str(content.get("n", ""))
         try:
-            with suppress(KeyError, TypeError):  # not a message of ours
-                self._told(content["do"], content["arg"], content["value"], content["live"])
+            if number not in self._dealt_with:
+                self._dealt_with.append(number)
+                with suppress(KeyError, TypeError):  # not a message of ours
+                    self._told(content["do"], content["arg"], content["value"], content["live"])
         finally:
-            self.heard = str(content.get("n", ""))
+            with self._sending:
+                if self.heard != number:
+                    self.heard = number
+                else:  # the page asks again: our answer was lost
+                    self.send_state("heard")
+
+    def show_again(self) -> None:
+        """Send everything: a page that is loading anew misses what comes meanwhile."""
+        with self._sending:
+            self.send_state()

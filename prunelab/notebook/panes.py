@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from prunelab import words
-from prunelab.cost import cost
+from prunelab.cost.counting import cost
 from prunelab.figures.compare import Side, plan_side, point_side
 from prunelab.figures.losses import losses_info
 from prunelab.figures.png import address
-from prunelab.ledger import show
+from prunelab.ledger import words
+from prunelab.ledger.state import show
 from prunelab.notebook import text
 from prunelab.notebook.closer import Channel, Flipped
 from prunelab.notebook.markup import box, choose, number, say, table, tag

@@ -11,10 +11,10 @@ from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from prunelab import words
 from prunelab.errors import InvalidValue
 from prunelab.figures.ladder import rejudged
-from prunelab.ledger import State
+from prunelab.ledger import words
+from prunelab.ledger.state import State
 from prunelab.methods.contract import parameters
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, choose, say, tag, tick

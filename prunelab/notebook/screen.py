@@ -11,7 +11,7 @@ import ipywidgets as ipw
 
 from prunelab.errors import PruneLabError, Stopped, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
-from prunelab.ledger import Event
+from prunelab.ledger.events import Event
 from prunelab.notebook import text
 from prunelab.notebook.aside import Aside
 from prunelab.notebook.choice import Choice
@@ -227,6 +227,9 @@ class Screen(ipw.VBox):
     def _shown(self) -> None:
         """A page shows the screen: it wants a picture at once, and then the figure."""
         with self._ui:
+            if self._here:
+                self.head.show_again()
+                self.below.show_again()
             self._here = True
             self.stage.appear(self._info())
             if self.stage.live is None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunelab import words
 from prunelab.errors import InvalidValue
-from prunelab.ledger import Event, Point, State
+from prunelab.ledger import words
+from prunelab.ledger.events import Event
+from prunelab.ledger.state import Point, State
 from prunelab.notebook.view import Chosen
 from prunelab.values import Units, units_of
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from prunelab.errors import InvalidValue
 from prunelab.figures.board import BoardInfo
-from prunelab.ledger import Event, State
+from prunelab.ledger.events import Event
+from prunelab.ledger.state import State
 from prunelab.notebook.closer import Channel, Tried
 from prunelab.training import STEPS
 from prunelab.values import Move, Units, WidthPlan

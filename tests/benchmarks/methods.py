@@ -7,11 +7,11 @@
 Shipped networks on the shipped subset of Fashion-MNIST, at equal multiply-adds. Evidence, repair
 and tuning use its 4,000 training images; what is chosen (Torch-Pruning's best) is chosen on val;
 reported are its 1,500 test images, and with --official the 9,000 that the official set has beside
-val; AOFP, whose claim is about training on all there is, then has all 60,000. Seeds vary the images measured, random choice and the order of tuning. Every choice of
-channels, Torch-Pruning's too, is cut by prunelab and gets the same three treatments: none,
-BatchNorm recalibrated, repaired. --keep FILE holds what was measured: what is there is not
-measured again, so the tables can be made in pieces; --kept-only shows what there is and measures
-nothing. Needs torch-pruning.
+val; AOFP, whose claim is about training on all there is, then has all 60,000. Seeds vary the images
+measured, random choice and the order of tuning. Every choice of channels, Torch-Pruning's too, is
+cut by prunelab and gets the same three treatments: none, BatchNorm recalibrated, repaired.
+--keep FILE holds what was measured: what is there is not measured again, so the tables can be made
+in pieces; --kept-only shows what there is and measures nothing. Needs torch-pruning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab.evidence.batch import finish, run_batch
 from prunelab.methods import Context, Search
-from prunelab.recalibration import Traced, recalibrating
+from prunelab.repair.recalibration import Traced, recalibrating
 from prunelab.values import FrozenMap
 
 SHARES = {"untrained": (0.7, 0.5, 0.3), "tuned": (0.5, 0.3, 0.2)}  # of the MACs, kept

@@ -16,6 +16,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import nbformat
+from playwright.sync_api import TimeoutError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -114,8 +115,16 @@ def run_all(page: Any) -> None:
 
 
 def settled(page: Any) -> None:
-    """No verb is at work (Stop is off), every message is answered, and plotly has drawn."""
-    page.wait_for_function(
-        """() => document.querySelector('.prunelab-screen [data-arg=stop]')?.disabled
-             && !document.querySelector('.prunelab-screen .pl-waits')"""
-    )
+    """No verb is at work (Stop is off), every message is answered, and the screen says so."""
+    try:
+        page.wait_for_function(
+            """() => document.querySelector('.prunelab-screen [data-arg=stop]')?.disabled
+                 && !document.querySelector('.prunelab-screen .pl-waits')"""
+        )
+    except TimeoutError as late:
+        shown = page.evaluate(
+            """() => { const screen = document.querySelector('.prunelab-screen');
+                 const waits = [...screen?.querySelectorAll('.pl-waits') ?? []];
+                 return [screen?.className, waits.length, screen?.innerText.slice(0, 1500)]; }"""
+        )
+        raise AssertionError(f"the screen does not settle: {shown}") from late

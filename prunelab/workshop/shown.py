@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunelab.bench import Bench
 from prunelab.channels import ChannelGraph
-from prunelab.cost import Latency, latency, layer_costs
-from prunelab.engine import Engine
+from prunelab.cost.counting import Latency, latency, layer_costs
 from prunelab.errors import InvalidValue
-from prunelab.foresight import AtHand, Foresight
-from prunelab.ledger import Ledger, State
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.state import State
 from prunelab.methods import Method, make_method
-from prunelab.tracing import copy_of, undisturbed
+from prunelab.tracing.tracer import copy_of, undisturbed
 from prunelab.training import Metric
 from prunelab.values import Cost, WidthPlan
-from prunelab.verbs import Verbs
+from prunelab.workshop.bench import Bench
+from prunelab.workshop.engine import Engine
+from prunelab.workshop.foresight import AtHand, Foresight
+from prunelab.workshop.verbs import Verbs
 
 
 class Shown(Verbs):

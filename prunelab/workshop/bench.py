@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
+from prunelab.cost.timing import LayerTimes, layer_times
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
 from prunelab.evidence.batch import batch_size, cross_entropy, guarded, run_batch
 from prunelab.evidence.gradient import Masks
 from prunelab.evidence.measure import measuring
-from prunelab.recalibration import Traced, recalibrating
-from prunelab.repair import chained, repairing
-from prunelab.rescale import rescaling
-from prunelab.splits import Splits, private_rng
-from prunelab.surgery import cut
-from prunelab.timing import LayerTimes, layer_times
-from prunelab.tracing import copy_of, trace
+from prunelab.repair.least_squares import chained, repairing
+from prunelab.repair.recalibration import Traced, recalibrating
+from prunelab.repair.rescale import rescaling
+from prunelab.surgery.editing import cut
+from prunelab.tracing.tracer import copy_of, trace
 from prunelab.training import (
     Training,
     answering,
@@ -34,6 +33,7 @@ from prunelab.training import (
 )
 from prunelab.trial import Answers, Trial, by_batch, by_image
 from prunelab.values import FrozenMap, Progress, WidthPlan
+from prunelab.workshop.splits import Splits, private_rng
 
 REPAIRS = ("lstsq", "rescale", "bn")
 REPAIR_IMAGES = 512  # four times as many: 4% less divergence from the original on vgg8

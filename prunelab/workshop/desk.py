@@ -13,29 +13,22 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from prunelab.bench import Bench
-from prunelab.cost import cost
+from prunelab.cost.counting import cost
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence, aiming
 from prunelab.evidence.batch import finish
 from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
-from prunelab.ledger import (
-    Adjusted,
-    Began,
-    Event,
-    Ledger,
-    Noted,
-    Point,
-    State,
-    Tuned,
-)
+from prunelab.ledger.events import Adjusted, Began, Event, Noted, Tuned
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.state import Point, State
 from prunelab.methods import Context, Method
-from prunelab.tracing import copy_of
+from prunelab.tracing.tracer import copy_of
 from prunelab.training import Training
 from prunelab.trial import Answers, by_image
 from prunelab.values import FrozenMap, WidthPlan
-from prunelab.verbs import Work, uninterrupted
+from prunelab.workshop.bench import Bench
+from prunelab.workshop.verbs import Work, uninterrupted
 
 CONTRIBUTION = ("contribution",)
 

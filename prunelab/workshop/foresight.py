@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunelab.allocate import Problem
-from prunelab.cost import cost
-from prunelab.desk import CONTRIBUTION, Desk
+from prunelab.cost.counting import cost
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
 from prunelab.evidence.gradient import Masks
-from prunelab.ledger import State
+from prunelab.ledger.state import State
 from prunelab.methods import Method
 from prunelab.methods.contract import parameters
 from prunelab.values import Cost, FrozenMap, Move, Progress, Units, WidthPlan, many, si, units_of
+from prunelab.workshop.desk import CONTRIBUTION, Desk
 
 FEW = 8  # groups: so many can trade widths within a live answer
 NEAR = 0.002  # of the MACs: how close a live budget comes to its limit before it is filled up

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prunelab import predictions
 from prunelab.errors import InvalidValue
-from prunelab.ledger import State
+from prunelab.ledger import predictions
+from prunelab.ledger.state import State
+from prunelab.ledger.words import quantity
 from prunelab.values import thaw
-from prunelab.words import quantity
 
 KINDS = ("note", "reason")
 LONGEST = 10_000  # characters of one note or answer

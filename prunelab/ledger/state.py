@@ -1,140 +1,26 @@
-"""What happened: events that are only ever appended, and the state that is a fold over them.
-
-Undo appends too, so a later move opens a branch and nothing is lost. May import predictions and
-values only: figures and reports read a ledger where no torch is.
-"""
+"""Where a session stands: a fold over its events."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-from prunelab.predictions import Prediction, locked, proposal, settled, withdrawn
-from prunelab.values import Codec, Cost, FrozenMap, Move, many, si
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One line of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared."""
-
-    seq: int
-    at: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Began(Event):
-    """A session began: with which network, method, seed and settings."""
-
-    network: str
-    fingerprint: str
-    seed: int
-    method: str
-    parameters: FrozenMap
-    settings: FrozenMap
-    widths: FrozenMap
-    metrics: FrozenMap
-    cost: Cost
-    weights: str
-    versions: FrozenMap = field(default_factory=FrozenMap, compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proposed(Event):
-    """A method proposed `move` (None: it has nothing more); `seen` is the evidence it showed."""
-
-    method: str
-    parameters: FrozenMap
-    move: Move | None
-    seen: tuple[Any, ...] = ()
-    target: float | None = None
-    weights: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adjusted(Event):
-    """The person changed which units the pending move drops."""
-
-    drop: FrozenMap
-    move: Move
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected(Event):
-    """The person declined the pending move."""
-
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step(Event):
-    """An event that changed the network: what it is now. `metrics` are on validation images."""
-
-    kept: FrozenMap
-    metrics: FrozenMap
-    cost: Cost
-    fingerprint: str
-    weights: str
-    compared: FrozenMap = field(default_factory=FrozenMap)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Approved(Step):
-    """The pending move was carried out: the network is smaller."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repaired(Step):
-    """Weights were repaired without training; `automatic` when it came with the approve."""
-
-    kind: str
-    automatic: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned(Step):
-    """Weights were trained; `replayable` when prunelab's own loop did it."""
-
-    steps: int
-    by: str
-    replayable: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noted(Event):
-    """The person wrote something down; `text` reads as it stands.
-
-    `kind` is "note", "reason", "prediction" (`value`: name to guess) or "answer" (`value`: the
-    answer to the exercise `about`).
-    """
-
-    text: str
-    kind: str = "note"
-    about: str = ""
-    value: Any = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undone(Event):
-    """The pending proposal was dropped and step `step` (its seq; None: no step) taken back."""
-
-    step: int | None
-    proposal: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Returned(Event):
-    """The network became again what it was after event `to`, on this branch or another."""
-
-    to: int
-
-
-Codec.register(
-    Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone, Returned
+from prunelab.ledger.events import (
+    Adjusted,
+    Approved,
+    Began,
+    Event,
+    Noted,
+    Proposed,
+    Rejected,
+    Repaired,
+    Returned,
+    Step,
+    Undone,
 )
-
-
-# ---------------------------------------------------------------- the fold
+from prunelab.ledger.predictions import Prediction, locked, proposal, settled, withdrawn
+from prunelab.values import Cost, FrozenMap, Move, many, si
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,78 +240,3 @@ def _revealed(
     known = mark in state.revealed
     predictions = settled(state.predictions, event.seq, results, known, instead)
     return replace(state, predictions=predictions, revealed=state.revealed | {mark})
-
-
-class Store(Protocol):
-    """Where a ledger keeps its events and weights: `MemoryStore`, or a file (`store.py`)."""
-
-    def append(self, event: Event, blobs: dict[str, bytes]) -> None:
-        """Keep `event` and `blobs`: all of it, or nothing."""
-        ...
-
-    def events(self) -> list[Event]:
-        """All events so far, in order."""
-        ...
-
-    def blob(self, key: str) -> bytes:
-        """The bytes kept under `key`."""
-        ...
-
-
-class Ledger:
-    """The events of a session, in order; `append` is the only change.
-
-    An event and the weights it brings are stored together or not at all.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._events = store.events()
-        self._state = fold(self._events)
-
-    @property
-    def state(self) -> State:
-        """The fold over all events."""
-        return self._state
-
-    def append(self, event: Event, blobs: dict[str, bytes] | None = None) -> Event:
-        """Store `event` with the weights in `blobs`; the state follows."""
-        state = advance(self._state, event)
-        self._store.append(event, blobs or {})
-        self._events.append(event)
-        self._state = state
-        return event
-
-    def blob(self, key: str) -> bytes:
-        """Stored weights (safetensors bytes)."""
-        return self._store.blob(key)
-
-    def __iter__(self) -> Iterator[Event]:
-        return iter(tuple(self._events))
-
-    def __len__(self) -> int:
-        return len(self._events)
-
-    def __getitem__(self, index: int) -> Event:
-        return self._events[index]
-
-
-class MemoryStore:
-    """Keeps everything in memory: for sessions without a file."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._blobs: dict[str, bytes] = {}
-
-    def append(self, event: Event, blobs: dict[str, bytes]) -> None:
-        """Keep `event` and `blobs`."""
-        self._events.append(event)
-        self._blobs.update(blobs)
-
-    def events(self) -> list[Event]:
-        """All events so far."""
-        return list(self._events)
-
-    def blob(self, key: str) -> bytes:
-        """The bytes stored under `key`."""
-        return self._blobs[key]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
+from prunelab.coupling.truth import tell_width
 from prunelab.errors import IllegalPlan, InvalidValue
-from prunelab.surgery import copy_with
-from prunelab.truth import tell_width
+from prunelab.surgery.editing import copy_with
 
 NOISE = 0.1  # of a filter's own standard deviation
 

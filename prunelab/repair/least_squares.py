@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call
 from prunelab.channels import FIXED, ChannelGraph, Layer
+from prunelab.coupling.calls import Call
 from prunelab.errors import BadData
 from prunelab.evidence.aim import Output, Outputs, aim, unbiased
 from prunelab.evidence.batch import batch_size, checked, guarded
 from prunelab.evidence.moments import cross_moment, patch_moments
-from prunelab.recalibration import Traced, places, shift_norm
-from prunelab.tracing import undisturbed
+from prunelab.repair.recalibration import Traced, places, shift_norm
+from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
 WIDEST = 8192  # patch entries whose second moment is kept: 0.5 GB in float64

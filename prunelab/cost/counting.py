@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, ChannelGraph
+from prunelab.coupling.calls import Call, Watch
 from prunelab.errors import InvalidValue
 from prunelab.sampler import samplers
-from prunelab.tracing import runner, undisturbed
+from prunelab.tracing.tracer import runner, undisturbed
 from prunelab.values import Cost, WidthPlan
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunelab.cost import cost
+from prunelab.cost.counting import cost
 from prunelab.errors import (
     BudgetUnreachable,
     InvalidValue,
@@ -25,8 +25,7 @@ from prunelab.errors import (
 )
 from prunelab.evidence.batch import finish
 from prunelab.fingerprint import fingerprint
-from prunelab.foresight import Foresees
-from prunelab.ledger import (
+from prunelab.ledger.events import (
     Adjusted,
     Approved,
     Began,
@@ -39,12 +38,13 @@ from prunelab.ledger import (
     Undone,
 )
 from prunelab.methods.contract import parameters
-from prunelab.surgery import cut
-from prunelab.tracing import copy_of
+from prunelab.surgery.editing import cut
+from prunelab.tracing.tracer import copy_of
 from prunelab.training import Training
 from prunelab.trial import Trial
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan
-from prunelab.verbs import Work, uninterrupted
+from prunelab.workshop.foresight import Foresees
+from prunelab.workshop.verbs import Work, uninterrupted
 
 
 class Engine(Foresees):

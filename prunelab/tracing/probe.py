@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.beside import Differs, Masked, Noted, close, in_double
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.coupling.sketch import Sketch
 from prunelab.errors import TraceError
-from prunelab.surgery import copy_with, cut_to
+from prunelab.surgery.editing import copy_with, cut_to
+from prunelab.tracing.beside import Differs, Masked, Noted, close, in_double
 
 Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # a place before any other

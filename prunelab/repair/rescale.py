@@ -16,7 +16,7 @@ from torch import nn
 from prunelab.channels import FIXED
 from prunelab.evidence.aim import AimedGram, aiming
 from prunelab.evidence.meter import columns_of
-from prunelab.recalibration import Traced
+from prunelab.repair.recalibration import Traced
 from prunelab.values import Progress
 
 Array = np.ndarray

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import FIXED, Layer
+from prunelab.coupling.calls import Call, Watch
 from prunelab.coupling.operations import aten
 
 Run = Callable[[nn.Module], Any]

@@ -9,23 +9,21 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Protocol
 
-from prunelab.ledger import (
+from prunelab.ledger.events import (
     Adjusted,
     Approved,
     Began,
     Event,
     Noted,
-    Point,
     Proposed,
     Rejected,
     Repaired,
     Returned,
-    State,
     Step,
     Tuned,
     Undone,
-    show,
 )
+from prunelab.ledger.state import Point, State, show
 from prunelab.values import Move, Units, si
 
 METHODS = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData
 from prunelab.evidence.batch import batch_size, checked, guarded
-from prunelab.tracing import undisturbed
+from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger import Event
+from prunelab.ledger.events import Event
 from prunelab.values import revive, thaw
 
 APPLICATION = 0x7072756E  # "prun", where SQLite keeps an application's mark

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from prunelab.channels import ChannelGraph
 from prunelab.coupling.labels import LabelMode, run_on_labels
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
-from prunelab.grouping import build_graph
-from prunelab.modes import branching, idle
-from prunelab.probe import probed
-from prunelab.surgery import copy_with
+from prunelab.surgery.editing import copy_with
+from prunelab.tracing.grouping import build_graph
+from prunelab.tracing.modes import branching, idle
+from prunelab.tracing.probe import probed
 
 Run = Callable[[nn.Module], Any]
 OUTPUT = "it is an output of the network"

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.calls import Call, Watch
 from prunelab.channels import ChannelGraph
-from prunelab.cost import layer_costs
-from prunelab.tracing import undisturbed
+from prunelab.cost.counting import layer_costs
+from prunelab.coupling.calls import Call, Watch
+from prunelab.tracing.tracer import undisturbed
 from prunelab.values import FrozenMap, WidthPlan
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
+from prunelab.coupling.truth import tell_the_truth, tell_width
 from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.sampler import read_all
-from prunelab.truth import tell_the_truth, tell_width
 from prunelab.values import WidthPlan
 
 

@@ -1,0 +1,132 @@
+"""What happened: events that are only ever appended.
+
+Undo appends too, so a later move opens a branch and nothing is lost. May import predictions and
+values only: figures and reports read a ledger where no torch is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunelab.values import Codec, Cost, FrozenMap, Move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared."""
+
+    seq: int
+    at: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Began(Event):
+    """A session began: with which network, method, seed and settings."""
+
+    network: str
+    fingerprint: str
+    seed: int
+    method: str
+    parameters: FrozenMap
+    settings: FrozenMap
+    widths: FrozenMap
+    metrics: FrozenMap
+    cost: Cost
+    weights: str
+    versions: FrozenMap = field(default_factory=FrozenMap, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposed(Event):
+    """A method proposed `move` (None: it has nothing more); `seen` is the evidence it showed."""
+
+    method: str
+    parameters: FrozenMap
+    move: Move | None
+    seen: tuple[Any, ...] = ()
+    target: float | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjusted(Event):
+    """The person changed which units the pending move drops."""
+
+    drop: FrozenMap
+    move: Move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected(Event):
+    """The person declined the pending move."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Event):
+    """An event that changed the network: what it is now. `metrics` are on validation images."""
+
+    kept: FrozenMap
+    metrics: FrozenMap
+    cost: Cost
+    fingerprint: str
+    weights: str
+    compared: FrozenMap = field(default_factory=FrozenMap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved(Step):
+    """The pending move was carried out: the network is smaller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired(Step):
+    """Weights were repaired without training; `automatic` when it came with the approve."""
+
+    kind: str
+    automatic: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned(Step):
+    """Weights were trained; `replayable` when prunelab's own loop did it."""
+
+    steps: int
+    by: str
+    replayable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted(Event):
+    """The person wrote something down; `text` reads as it stands.
+
+    `kind` is "note", "reason", "prediction" (`value`: name to guess) or "answer" (`value`: the
+    answer to the exercise `about`).
+    """
+
+    text: str
+    kind: str = "note"
+    about: str = ""
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undone(Event):
+    """The pending proposal was dropped and step `step` (its seq; None: no step) taken back."""
+
+    step: int | None
+    proposal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned(Event):
+    """The network became again what it was after event `to`, on this branch or another."""
+
+    to: int
+
+
+Codec.register(
+    Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone, Returned
+)

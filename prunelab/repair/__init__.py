@@ -1,0 +1,1 @@
+"""Repair without training: least squares, one factor a channel, BatchNorm statistics."""
