@@ -145,7 +145,7 @@ def files() -> list[Path]:
 
 def test_files_are_small() -> None:
     def limit(path: Path) -> int:
-        kinds = {".xz": 3_000_000, ".safetensors": 2_100_000, ".ipynb": 1_000_000}
+        kinds = {".xz": 3_000_000, ".safetensors": 2_100_000, ".ipynb": 600_000}
         return kinds.get(path.suffix, 200_000)
 
     assert [path for path in files() if path.stat().st_size > limit(path)] == []

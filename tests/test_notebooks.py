@@ -70,7 +70,7 @@ def test_every_output_shows_where_no_script_runs(path: Path) -> None:
     for output in outputs_of(path):
         kinds = set(output.get("data", ()))
         assert kinds <= SHOWN
-        if "application/vnd.plotly.v1+json" in kinds:
+        if kinds & {"application/vnd.plotly.v1+json", "image/svg+xml"}:
             assert "image/png" in kinds, "run tests/benchmarks/notebooks.py --write"
 
 
