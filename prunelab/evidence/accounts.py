@@ -167,29 +167,15 @@ def summed(entries: Tensor, weight: Tensor, columns: Tensor, count: int) -> Tens
     return by_unit(each, columns, count)
 
 
-class ByContribution(Account):
-    """From the contributions themselves, the definition.
+class Held(Account):
+    """Holds G [count, count] and the sums [count, `out`] as such."""
 
-    For transposed convolutions, and for linear layers behind a flatten, where a unit has so many
-    columns that it is cheaper.
-    """
-
-    def __init__(self, call: Call, columns: Tensor, count: int, scale: Tensor | None) -> None:
+    def __init__(
+        self, call: Call, columns: Tensor, count: int, scale: Tensor | None, out: int
+    ) -> None:
         super().__init__(call, columns, count, scale)
-        out = self.weight.shape[0 if call.conv is None else 1]
         self._gram = self.weight.new_zeros(count, count, dtype=torch.float64)
         self._sums = self._gram.new_zeros(count, out)
-
-    def add(self, x: Tensor) -> None:
-        """Take in one call."""
-        x = x.to(self.weight.dtype)
-        z = contributions(x[:1], self.weight, self.conv, self.columns, self.count)
-        step = max(1, ENTRIES // max(1, z.numel()))
-        for part in x.split(step):
-            z = contributions(part, self.weight, self.conv, self.columns, self.count)
-            self._gram += mirrored(z.flatten(1))
-            self._sums += z.sum((1, 3), dtype=torch.float64)
-            self.rows += z.shape[1] * z.shape[3]
 
     @property
     def gram(self) -> Tensor:
@@ -205,6 +191,29 @@ class ByContribution(Account):
     def sound(self) -> bool:
         """Whether the units' own energies are numbers."""
         return bool(torch.isfinite(self._gram.diagonal()).all())
+
+
+class ByContribution(Held):
+    """From the contributions themselves, the definition.
+
+    For transposed convolutions, and for linear layers behind a flatten, where a unit has so many
+    columns that it is cheaper.
+    """
+
+    def __init__(self, call: Call, columns: Tensor, count: int, scale: Tensor | None) -> None:
+        out = call.weight.shape[0 if call.conv is None else 1]
+        super().__init__(call, columns, count, scale, out)
+
+    def add(self, x: Tensor) -> None:
+        """Take in one call."""
+        x = x.to(self.weight.dtype)
+        z = contributions(x[:1], self.weight, self.conv, self.columns, self.count)
+        step = max(1, ENTRIES // max(1, z.numel()))
+        for part in x.split(step):
+            z = contributions(part, self.weight, self.conv, self.columns, self.count)
+            self._gram += mirrored(z.flatten(1))
+            self._sums += z.sum((1, 3), dtype=torch.float64)
+            self.rows += z.shape[1] * z.shape[3]
 
 
 def contributions(

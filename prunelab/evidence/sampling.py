@@ -22,6 +22,7 @@ from prunelab.errors import BadData
 from prunelab.evidence.accounts import (
     Account,
     ByContribution,
+    Held,
     account_of,
     by_unit,
     by_units,
@@ -112,16 +113,14 @@ class AtPositions(Account):
         return bool(torch.isfinite(self._blocks.diagonal(dim1=1, dim2=2)).all())
 
 
-class OfScalars(Account):
-    """What each unit contributes to a few scalars of every image's output."""
+class OfScalars(Held):
+    """What each unit contributes to a few scalars of every image's output; sums [count, 1]."""
 
     def __init__(
         self, call: Call, columns: Tensor, count: int, scale: Tensor | None, sample: Sample
     ) -> None:
-        super().__init__(call, columns, count, scale)
+        super().__init__(call, columns, count, scale, out=1)
         self.sample = sample
-        self._gram = self.weight.new_zeros(count, count, dtype=torch.float64)
-        self._sums = self._gram.new_zeros(count, 1)
 
     def add(self, x: Tensor) -> None:
         """Take in one call."""
@@ -133,21 +132,6 @@ class OfScalars(Account):
         self._gram += mirrored(rows.T) / share
         self._sums += rows.sum(0, dtype=torch.float64)[:, None] / share
         self.rows += len(x) * scalars
-
-    @property
-    def gram(self) -> Tensor:
-        """G, estimated."""
-        return self._gram
-
-    @property
-    def sums(self) -> Tensor:
-        """The sums over all outputs, estimated [count, 1]."""
-        return self._sums
-
-    @property
-    def sound(self) -> bool:
-        """Whether all that was drawn was a number."""
-        return bool(torch.isfinite(self._gram.diagonal()).all())
 
 
 def sampled_rows(
