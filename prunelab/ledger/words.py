@@ -184,8 +184,8 @@ def change(state: State) -> str:
         cut = state.point(now.parent).event
         if before.seq != now.parent and isinstance(cut, Step) and "lost" in cut.compared:
             # each step flips images of its own: the counts of the two do not add up
-            first = f"{cut.compared['lost']} lost, {cut.compared['gained']} gained by the cut"
-            flips = f"{first}, then {flips} by the repair"
+            first = f"{cut.compared['lost']} lost, {cut.compared['gained']} gained"
+            flips = f"cut {first}; repair {flips}"
         text += f": {flips}"
     return text
 
