@@ -26,7 +26,7 @@ from prunelab.figures.style import (
     paper,
 )
 from prunelab.figures.trajectory import TrajectoryInfo, draw_trajectory, trajectory_info
-from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, widths_info
+from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, gathered, widths_info
 from prunelab.ledger.state import State
 
 Arrange = Literal["grid", "stack"]
@@ -138,7 +138,7 @@ def panels(info: BoardInfo) -> dict[str, Panel]:
     return {
         "importance": faded(draw_importance(info.importance), info.stale),
         "search": faded(draw_search(info.ladder, info.path), info.stale),
-        "widths": draw_widths(info.widths),
+        "widths": draw_widths(gathered(info.widths)),
         "trajectory": draw_trajectory(info.trajectory),
     }
 
