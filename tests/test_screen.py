@@ -181,8 +181,10 @@ class FakeSession:
     def measure(self, aside: bool = False) -> None:
         self.calls.append(("measure",))
 
-    def trial(self, drop: Mapping[str, Iterable[int]], aside: bool = False) -> Trial:
-        self.calls.append(("trial", drop))
+    def trial(
+        self, drop: Mapping[str, Iterable[int]], repair: bool = False, aside: bool = False
+    ) -> Trial:
+        self.calls.append(("trial", drop, repair))
         return Trial("accuracy", 0.921, 0.914, 0.006, 1000)
 
     def pace(self, aside: bool = False) -> float:

@@ -53,6 +53,11 @@ class Choice:
         return self.made.move if self.made else self._session.state.pending
 
     @property
+    def repairs(self) -> bool:
+        """Whether Approve would repair what is left."""
+        return self.aims.repair and self._session.state.began.settings.get("repair") is not None
+
+    @property
     def ends(self) -> tuple[End, End]:
         """The two that are compared: the original and now, unless others were chosen."""
         state = self._session.state
@@ -254,6 +259,7 @@ class Choice:
             layers=self.layers,
             info=self.info(),
             aims=self.aims,
+            repairs=self.repairs,
             method=session.method,
             known=tuple(sorted({*METHODS, *self._known})),
             last=self.last,

@@ -49,10 +49,16 @@ def otherwise(view: View) -> str:
 
 
 def tried(view: View) -> str:
-    """How the move does on validation images, as soon as that is known."""
-    if view.tried is not None:
-        return say(text.trial(view.tried.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
-    return say(text.TRYING, "trial pl-hint") if view.trying else ""
+    """How the move does on validation images, as cut and then repaired, as soon as it is known."""
+    if view.tried is None:
+        return say(text.TRYING, "trial pl-hint") if view.aside == "tried" else ""
+    told = say(text.trial(view.tried.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
+    if view.repaired is not None:
+        words = text.repaired(view.repaired.trial)
+        told += say(words, "trial", title=text.REPAIRED_TIP, aria_live="polite")
+    elif view.aside == "repaired":
+        told += say(text.REPAIRING, "trial pl-hint")
+    return told
 
 
 def looking(view: View) -> str:

@@ -27,13 +27,17 @@ MOST = 6  # pairs of classes that are named
 
 def changes(view: View) -> str:
     """Per-class recall before and after, and images whose answer changes."""
-    if view.tried is None:
-        return say(text.TRYING if view.trying else text.UNTRIED, "hint")
-    trial = view.tried.trial
-    told = say(text.trial(trial), "trial", title=text.TRIAL_TIP)
+    found = view.repaired or view.tried
+    if found is None:
+        return say(text.TRYING if view.aside == "tried" else text.UNTRIED, "hint")
+    trial = found.trial
+    if view.repaired is None:
+        told = say(text.trial(trial), "trial", title=text.TRIAL_TIP)
+    else:
+        told = say(text.repaired(trial, alone=True), "trial", title=text.REPAIRED_TIP)
     if trial.answers is None:
         return told
-    flipped = "".join(_flipped(each, view.classes) for each in view.tried.flipped)
+    flipped = "".join(_flipped(each, view.classes) for each in found.flipped)
     if flipped:
         head = say(text.FLIPPED, "hint", title=text.FLIPPED_TIP)
         flipped = head + tag("div", flipped, kind="pl-tiles")
