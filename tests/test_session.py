@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
+from prunelab.ledger import words
 from prunelab.ledger.events import Approved, Proposed, Rejected, Repaired, Tuned, Undone
 from prunelab.ledger.state import fold
 from prunelab.values import Progress, revive, thaw
@@ -572,6 +573,15 @@ def test_a_tune_that_is_stopped_can_keep_what_it_has(trained: nn.Module, data: p
     assert session.ledger[-1].steps == 2, "an old word to keep ends no later tune"
 
 
+def test_a_metric_that_is_no_number_breaks_the_floor(trained: nn.Module, data: pl.Data) -> None:
+    values = iter([0.9])
+    metrics = {"score": lambda model, loader: next(values, float("nan"))}
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128), metrics=metrics)
+    session.run(target_macs=0.5, min_accuracy=0.1)
+    assert session.state.moves == 0
+    assert session.state.pending is not None
+
+
 def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     trained: nn.Module, data: pl.Data, tmp_path: Path
 ) -> None:
@@ -579,6 +589,14 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     session.run(target_macs=0.3, moves=1, repair=False)
     assert [type(event).__name__ for event in session.ledger] == ["Began", "Proposed", "Approved"]
     assert "session.approve(repair=False)" in session.export(tmp_path / "run.py").read_text()
+    assert session.ledger[-1].run == 0.3
+    assert [words.by(event) for event in session.ledger] == ["", "AOFP", "a run to 30% of the MACs"]
+    assert words.outcome(session.state, None).startswith("Approved by a run: ")
+    session.propose()
+    session.approve()
+    assert session.ledger[-2].run is None
+    assert [words.by(event) for event in session.ledger][3:] == ["AOFP", "you", "session"]
+    assert words.outcome(session.state, None).startswith("Approved and repaired: ")
     with pytest.raises(pl.InvalidValue, match="moves is a whole number"):
         session.run(moves=1.5)
 
