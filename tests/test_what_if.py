@@ -256,6 +256,43 @@ def test_a_verb_ends_the_trial_of_the_repaired_network(
     assert isinstance(session.ledger[-1], Rejected)
 
 
+def test_what_is_done_aside_and_fails_is_not_shown_and_not_begun_again(
+    shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def fails(*given: Any, **more: Any) -> Any:
+        tries.append(more["repair"])
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(session, "trial", fails)
+    shown.press("propose")
+    wait_until(lambda: shown._aside.pace() is not None)
+    assert tries == [False, True]
+    assert (Page(shown).said("trial"), Page(shown).said("error")) == ("", "")
+
+
+def test_a_trial_that_gave_way_to_a_verb_said_in_code_is_begun_again(
+    shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, trial, tries = threading.Event(), session.trial, []
+
+    def slow(drop: Any, **more: Any) -> Any:
+        tries.append(more["repair"])
+        if len(tries) > 1:
+            return trial(drop, **more)
+        began.set()
+        wait_until(session._wanted.is_set)
+        raise Stopped("it gave way")
+
+    monkeypatch.setattr(session, "trial", slow)
+    shown.press("propose")
+    assert began.wait(60)
+    session._wanted.set()
+    wait_until(lambda: "Repaired: " in Page(shown).said("trial"))
+    assert tries == [False, False, True]
+
+
 def test_a_plan_file_is_compared_with_a_point(
     shown: Screen, session: pl.Session, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from prunelab.errors import PruneLabError
+from prunelab.errors import SessionBusy, Stopped
 from prunelab.notebook.choice import Choice
 from prunelab.notebook.closer import Channel, Tried, channel, tried
 from prunelab.notebook.view import End
@@ -84,7 +84,9 @@ class Aside:
         self._changed()
         try:
             result = job()
-        except PruneLabError as error:
+        except (Stopped, SessionBusy):  # it gave way: not done, and no failure
+            turn = -1
+        except Exception as error:
             result = error
         finally:
             self.at_work = ""
