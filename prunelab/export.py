@@ -182,7 +182,7 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
         },
         "latency_seconds": {
             "before": session.latency(original).median,
-            "after": session.latency(session.model).median,
+            "after": session.latency().median,
             "batch": 1,
         },
         "versions": {

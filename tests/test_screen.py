@@ -189,6 +189,13 @@ class FakeSession:
         self.calls.append(("trial", drop, repair))
         return Trial("accuracy", 0.921, 0.914, 0.006, 1000)
 
+    @property
+    def latencies(self) -> dict[int, pl.Latency]:
+        return {}
+
+    def latency(self, aside: bool = False) -> pl.Latency:
+        return pl.Latency(0.002, 0.001, 0.003, 30, "cpu")
+
     def pace(self, aside: bool = False) -> float:
         return 0.1
 

@@ -582,6 +582,27 @@ def test_a_metric_that_is_no_number_breaks_the_floor(trained: nn.Module, data: p
     assert session.state.pending is not None
 
 
+def test_a_latency_is_remembered_of_the_point_where_it_was_measured(session: pl.Session) -> None:
+    assert session.latencies == {}
+    session.latency(session.original())
+    assert session.latencies == {}, "of another network"
+    first = session.latency()
+    assert 0 < first.low <= first.median <= first.high
+    assert (first.runs, first.device) == (30, "cpu")
+    session.propose()
+    session.approve()
+    assert session.latencies == {0: first}
+    second = session.latency()
+    assert session.latencies == {0: first, session.state.head: second}
+    session.undo()
+    assert session.latencies[session.state.head] == first
+    session.listen(lambda told: session.stop() if isinstance(told, Progress) else None)
+    with pytest.raises(pl.Stopped):
+        session.latency()
+    assert session.latencies[0] == first
+    assert [type(event).__name__ for event in session.ledger][-1] == "Undone", "no event of its own"
+
+
 def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     trained: nn.Module, data: pl.Data, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -291,6 +292,38 @@ def test_a_trial_that_gave_way_to_a_verb_said_in_code_is_begun_again(
     session._wanted.set()
     wait_until(lambda: "Repaired: " in Page(shown).said("trial"))
     assert tries == [False, False, True]
+
+
+def test_latency_is_shown_as_measured_where_it_was_and_as_estimated_where_it_is_not(
+    shown: Screen, session: pl.Session
+) -> None:
+    page = Page(shown)
+    page.unfold("costs")
+    wait_until(lambda: 0 in session.latencies and session.evidence is not None)
+    assert worker_of(session).wait(30)
+    first = session.latencies[0]
+    assert f"{text.MEASURED}{text.ms(first.median)}" in page.said("tile")
+    assert text.measured_tip(first) in unescape(page.html)
+    group = next(iter(shown.choice.layers))
+    shown._told("width", group, 1, False)
+    assert text.MEASURED not in page.said("tile")
+    assert text.LATENCY in page.said("tile")
+    rows = [e.text for e in page.elements if e.tag == "tr"]
+    assert f"{text.MEASURED}{text.ms(first.median)}{text.ms(first.median)}" in rows
+    assert [row for row in rows if row.startswith(text.LATENCY)]
+    shown.press("adjust")
+    shown.press("approve")
+    assert text.MEASURED not in page.said("tile"), "nothing was measured of this network yet"
+    wait_until(lambda: session.state.head in session.latencies)
+    assert worker_of(session).wait(30)
+    second = session.latencies[session.state.head]
+    tile = f"{text.MEASURED}{text.ms(second.median)}{text.was(first.median)}"
+    assert tile in page.said("tile")
+    assert shown._info().trajectory.path[-1].seconds == second.median
+    page.unfold("compare")
+    assert f"{text.MEASURED}{text.ms(first.median)}{text.ms(second.median)}" in [
+        e.text for e in page.elements if e.tag == "tr"
+    ]
 
 
 def test_a_plan_file_is_compared_with_a_point(

@@ -67,6 +67,8 @@ class Aside:
         if COMPARE in opened and ends[0] != ends[1]:
             sides = [choice.plans.get(end, end) for end in ends]
             jobs.append(("compared", ends, partial(session.compare, *sides, aside=True)))
+        if session.state.head not in session.latencies:
+            jobs.append(("latency", mark, partial(session.latency, aside=True)))
         jobs.append(("pace", mark, partial(session.pace, aside=True)))
         return jobs
 

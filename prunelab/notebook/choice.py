@@ -246,7 +246,10 @@ class Choice:
         if made is not None:
             state = replace(state, pending=made.move)
         seen = self.seen or (made.seen if made else ()) or foreseen(state, self._session.method)
-        return board_info(state, group or self.group, layers=self.layers, seen=seen or None)
+        return board_info(
+            state, group or self.group, layers=self.layers, seen=seen or None,
+            latencies=self._session.latencies,
+        )  # fmt: skip
 
     def view(self, **more: Any) -> View:
         """The moment as plain values; `more` is what the screen knows of it."""
@@ -266,6 +269,7 @@ class Choice:
             chosen=self.made,
             drop=self.drop,
             at_hand=session.evidence,
+            latencies=session.latencies,
             alone=self._alone(),
             compared=self.ends,
             plans=dict(self.plans),

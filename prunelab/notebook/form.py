@@ -103,9 +103,14 @@ def tiles(view: View) -> str:
         tip = text.metric_tip(name, state)
         parts.append(_tile(text.metric(name), show(name, value), beside, tip))
     seconds = view.chosen.seconds if view.chosen else None
+    found = view.latencies.get(now.seq)
     if seconds is not None:
-        before, after = (f"{1000 * each:.3g}" for each in seconds)
-        parts.append(_tile(text.LATENCY, f"{before} ms", f"→ {after} ms", text.LATENCY_TIP))
+        before, after = map(text.ms, seconds)
+        parts.append(_tile(text.LATENCY, before, f"→ {after}", text.LATENCY_TIP))
+    elif found is not None:
+        first = None if now is base else view.latencies.get(base.seq)
+        beside = text.was(first.median) if first else ""
+        parts.append(_tile(text.MEASURED, text.ms(found.median), beside, text.measured_tip(found)))
     parts.append(_tile(text.MOVE, str(state.moves), "", text.MOVE_TIP))
     return "".join(parts)
 

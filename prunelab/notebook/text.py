@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunelab.cost.counting import Latency
 from prunelab.errors import InvalidValue
 from prunelab.ledger import words
 from prunelab.ledger.events import Event
@@ -99,7 +100,12 @@ MACS_TIP = (
 )
 PARAMS = "Parameters"
 PARAMS_TIP = "Weights of the network now, as a share of the original's. Low is good."
-LATENCY = "Latency"
+MEASURED = "Measured latency"
+MEASURED_TIP = (
+    "One run of one input through the network on this machine: the median of {} runs on {}, half "
+    "of which took {} to {}. Every network is measured at its own time. Low is good."
+)
+LATENCY = "Estimated latency"
 LATENCY_TIP = (
     "One run of one input on this machine, now and (→) as chosen: estimated from the time that "
     "every layer took when evidence was measured. Low is good."
@@ -120,6 +126,21 @@ def metric_tip(name: str, state: State) -> str:
         f"The {name} of the network after move {state.moves}, on all validation images, and how "
         f"far it is from the original network's. {good}. Test images are read by evaluate() only."
     )
+
+
+def ms(seconds: float) -> str:
+    """A latency."""
+    return f"{1000 * seconds:.3g} ms"
+
+
+def measured_tip(found: Latency) -> str:
+    """How a latency was measured."""
+    return MEASURED_TIP.format(found.runs, found.device, ms(found.low), ms(found.high))
+
+
+def was(seconds: float) -> str:
+    """The original network's latency, beside that of the network now."""
+    return f"was {ms(seconds)}"
 
 
 def points(name: str, value: float) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
+from prunelab.cost.counting import Latency
 from prunelab.cost.timing import LayerTimes, layer_times
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
@@ -93,6 +94,7 @@ class Bench(Splits):
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
         self.times: LayerTimes | None = None  # of the network measured last
+        self.latencies: dict[str, Latency] = {}  # of the session's networks, by fingerprint
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
         self._evidence: dict[tuple[str, ...], tuple[tuple[object, ...], Evidence]] = {}
 

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from prunelab.cost.counting import cost
+from prunelab.cost.counting import Latency, cost, summed_up, timing
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence, aiming
 from prunelab.evidence.batch import finish
@@ -26,11 +26,12 @@ from prunelab.methods import Context, Method
 from prunelab.tracing.tracer import copy_of
 from prunelab.training import Training
 from prunelab.trial import Answers, by_image
-from prunelab.values import FrozenMap, WidthPlan
+from prunelab.values import FrozenMap, Progress, WidthPlan
 from prunelab.workshop.bench import Bench
 from prunelab.workshop.verbs import Work, uninterrupted
 
 CONTRIBUTION = ("contribution",)
+RUNS = 30  # of which a latency is the median
 
 
 class Desk:
@@ -141,6 +142,18 @@ class Desk:
             tuple(layers), forward=bench.forward, expected=images,
         )  # fmt: skip
         return (yield from work)
+
+    def latency(self, network: nn.Module | None) -> Generator[Progress, None, Latency]:
+        """Time `network` on one training input; that of the network now (None) is remembered."""
+        bench, measured = self.bench, self.network if network is None else network
+        seconds: list[float] = []
+        for took in timing(measured, bench.sample(), RUNS, bench.forward):
+            seconds.append(took)
+            yield Progress(len(seconds), RUNS, "timing")
+        found = summed_up(measured, seconds)
+        if network is None:
+            bench.latencies[self.state.now.event.fingerprint] = found
+        return found
 
     # ------------------------------------------------------------ commits
 
