@@ -35,7 +35,7 @@ from prunelab.figures.compare import draw_compare
 from prunelab.figures.losses import draw_confused, draw_recall
 from prunelab.figures.modules import modules
 from prunelab.figures.png import data_uri
-from prunelab.figures.widths import gathered
+from prunelab.figures.widths import Row, WidthsInfo, draw_widths, gathered
 from prunelab.trial import Answers, by_batch, by_image
 from prunelab.values import Cost
 
@@ -185,6 +185,10 @@ def test_modules_are_the_names_or_their_beginnings(names: list[str]) -> None:
     assert all(name == row or name.startswith(f"{row}.") for name, row in found.items())
     first = {name.split(".")[0] for name in names}
     assert len(set(found.values())) <= max(5, len(first))
+    for name in names:
+        apart = modules(names, most=5, opened=name)
+        assert apart[name] == name
+        assert all(apart[n] == found[n] or n.startswith(f"{found[name]}.") for n in names)
 
 
 def test_seconds_are_shown_with_all_that_is_no_layer(session: pl.Session) -> None:
@@ -201,6 +205,24 @@ def test_widths_of_a_long_network_are_gathered_too(session: pl.Session) -> None:
     info = gathered(widths_info(session.state, layers, "conv1"), most=1)
     assert [row.name for row in info.rows] == list(layers), "names without modules stay"
     assert isinstance(widths(session.state, layers, by="module"), go.Figure)
+
+
+def test_a_module_has_the_mean_of_its_groups_and_opens_for_the_selected_one() -> None:
+    rows = tuple(
+        Row(f"{block}.{i}.conv", 10 * (i + 1), 10 * (i + 1), 5 * (i + 1), (f"{block}.{i}.conv",))
+        for block in ("one", "two")
+        for i in range(3)
+    )
+    closed = gathered(WidthsInfo(rows), most=2)
+    assert [(row.name, row.original, row.proposed) for row in closed.rows] == [
+        ("one", 20, 10),
+        ("two", 20, 10),
+    ]
+    click = draw_widths(closed).traces[-1]
+    assert list(click.customdata) == ["one.0.conv", "two.0.conv"], "a click opens the module"
+    assert "mean of 3 groups" in click.hovertext[0]
+    opened = gathered(WidthsInfo(rows, "two.1.conv"), most=2)
+    assert [row.name for row in opened.rows] == ["one", "two.0.conv", "two.1.conv", "two.2.conv"]
 
 
 # ---------------------------------------------------------------- compare

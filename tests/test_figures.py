@@ -28,12 +28,12 @@ from prunelab.figures import (
     widths,
     widths_info,
 )
-from prunelab.figures.board import NAMES, panels, traces
+from prunelab.figures.board import NAMES, faded, panels, traces
 from prunelab.figures.importance import draw_importance
 from prunelab.figures.ladder import draw_ladder
 from prunelab.figures.style import shorten, wrap
 from prunelab.figures.trajectory import draw_trajectory
-from prunelab.figures.widths import draw_widths
+from prunelab.figures.widths import Row, WidthsInfo, draw_widths
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -490,3 +490,11 @@ def test_tiles_say_what_they_take(
 ) -> None:
     with pytest.raises(InvalidValue, match=told):
         tiles(pictures, labels, columns=columns)
+
+
+def test_stale_evidence_is_pale_and_says_when_it_was_measured() -> None:
+    panel = draw_widths(WidthsInfo((Row("conv1", 16, 12, 12, ("conv1",)),)))
+    assert {trace.opacity for trace in faded(panel, "").traces} == {1}
+    stale = faded(panel, "measured after move 3")
+    assert max(trace.opacity for trace in stale.traces) < 0.5
+    assert "measured after move 3" in stale.title

@@ -15,7 +15,6 @@ from prunelab.figures.style import (
     COUPLED,
     DROP,
     GHOST,
-    INVISIBLE,
     KEEP,
     TARGET,
     TEXT_PX,
@@ -26,7 +25,7 @@ from prunelab.figures.style import (
     paper,
 )
 from prunelab.figures.trajectory import Latencies, TrajectoryInfo, draw_trajectory, trajectory_info
-from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, widths_info
+from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, gathered, widths_info
 from prunelab.ledger.state import State
 
 Arrange = Literal["grid", "stack"]
@@ -51,6 +50,7 @@ DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]
     },
 }
 HEIGHTS: dict[Arrange, int] = {"grid": 720, "stack": 1440}
+PALE = 0.4  # opacity of stale evidence
 NARROW = 700  # px; on a narrower page the panels stand under each other
 
 # As HTML, below the board.
@@ -118,12 +118,12 @@ def measured(state: State) -> str:
 
 
 def faded(panel: Panel, when: str) -> Panel:
-    """`panel` in grey, with `when` its evidence was measured under its title; "" leaves it."""
-    if when:
-        for trace in panel.traces:
-            for part in ("marker", "line"):
-                if part in trace and "color" in trace[part] and trace[part]["color"] != INVISIBLE:
-                    trace[part]["color"] = GHOST
+    """`panel` pale, with `when` its evidence was measured under its title; "" leaves it.
+
+    Pale, not grey: what was kept and what was dropped must still be told apart.
+    """
+    for trace in panel.traces:
+        trace.opacity = PALE if when else 1
     return replace(panel, title=panel.title + f"<br>{when}" * bool(when))
 
 
@@ -142,7 +142,7 @@ def panels(info: BoardInfo) -> dict[str, Panel]:
     return {
         "importance": faded(draw_importance(info.importance), info.stale),
         "search": faded(draw_search(info.ladder, info.path), info.stale),
-        "widths": draw_widths(info.widths),
+        "widths": draw_widths(gathered(info.widths)),
         "trajectory": draw_trajectory(info.trajectory),
     }
 

@@ -34,13 +34,17 @@ DIAMOND = "◆"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One group: channels at the start, now, after the proposal; `layers` that share them."""
+    """One group: channels at the start, now, after the proposal; `layers` that share them.
+
+    Or a module: the means of its `groups`.
+    """
 
     name: str
-    original: int
-    now: int
-    proposed: int
+    original: float
+    now: float
+    proposed: float
     layers: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
     @property
     def coupled(self) -> bool:
@@ -137,13 +141,17 @@ def draw_widths(info: WidthsInfo) -> Panel:
                 marker={"color": INVISIBLE},
                 width=1,
                 name="group",
-                customdata=[row.name for row in rows],
+                customdata=[(*row.groups, row.name)[0] for row in rows],
                 hovertext=[_hover(row) for row in rows],
                 hoverinfo="text",
                 hoverlabel={"bgcolor": FAINT},
             ),
         ),
-        xaxis=axis("channels", range=[0, 1.25 * widest], nticks=6),
+        xaxis=axis(
+            "channels" + ", of a module the mean" * any(row.groups for row in rows),
+            range=[0, 1.25 * widest],
+            nticks=6,
+        ),
         yaxis=axis(
             "channel group",
             range=[count - 0.4, -0.6],
@@ -162,9 +170,11 @@ def _label(row: Row, selected: str | None) -> str:
 
 
 def _hover(row: Row) -> str:
-    text = f"{row.name}: {row.now} of {row.original} channels"
+    text = f"{row.name}: {row.now:.4g} of {row.original:.4g} channels"
     if row.proposed != row.now:
-        text += f", proposed {row.proposed}"
+        text += f", proposed {row.proposed:.4g}"
+    if row.groups:
+        text += f"<br>the mean of {len(row.groups)} groups; click to see them"
     if row.coupled:
         text += "<br>shared by " + "<br>".join(row.layers)
     return text
@@ -179,7 +189,7 @@ def widths(
 ) -> go.Figure:
     """The channels of every group: at the start, now, and after the pending move.
 
-    A long network makes a tall figure; `by="module"` adds up the groups of one module.
+    A long network makes a tall figure; `by="module"` gives the means of the modules' groups.
     """
     info = widths_info(state, layers)
     if by == "module":
@@ -189,25 +199,21 @@ def widths(
 
 
 def gathered(info: WidthsInfo, most: int = MOST) -> WidthsInfo:
-    """The same channels in at most `most` rows, as far as modules allow: a row per module."""
-    names = modules([row.name for row in info.rows], most)
-    rows: dict[str, list[Row]] = {}
+    """In about `most` rows at most: of more groups the means of their modules.
+
+    The modules that hold the selected group are taken apart.
+    """
+    names = modules([row.name for row in info.rows], most, info.selected)
+    inside: dict[str, list[Row]] = {}
     for row in info.rows:
-        rows.setdefault(names[row.name], []).append(row)
-    selected = names.get(info.selected) if info.selected else None
-    return WidthsInfo(
-        tuple(
-            group[0]
-            if len(group) == 1
-            else Row(
-                name,
-                sum(row.original for row in group),
-                sum(row.now for row in group),
-                sum(row.proposed for row in group),
-                (name,),
-            )
-            for name, group in rows.items()
-        ),
-        selected,
-        info.room,
+        inside.setdefault(names[row.name], []).append(row)
+    rows = [group[0] if len(group) == 1 else _mean(name, group) for name, group in inside.items()]
+    return replace(info, rows=tuple(rows))
+
+
+def _mean(module: str, rows: Sequence[Row]) -> Row:
+    original, now, proposed = (
+        sum(getattr(row, kind) for row in rows) / len(rows)
+        for kind in ("original", "now", "proposed")
     )
+    return Row(module, original, now, proposed, (module,), tuple(row.name for row in rows))
