@@ -230,10 +230,11 @@ class Session(Shown):
         return self._drive("pace", self._engine.pace(), aside)
 
     def latency(self, network: nn.Module | None = None, *, aside: bool = False) -> Latency:
-        """Measured seconds of one training input, run as the session runs it: median and spread.
+        """Measured seconds of one run as the session runs it: median and spread.
 
-        Of the network now, which `latencies` remembers, or of another `network`. Done `aside`, it
-        raises `Stopped` as soon as another verb wants the session.
+        One training input, or a batch where `forward` is your own. Of the network now, which
+        `latencies` remembers, or of another `network`. Done `aside`, it raises `Stopped` as soon
+        as another verb wants the session.
         """
         return self._drive("latency", self._engine.latency(network), aside)
 

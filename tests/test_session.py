@@ -479,6 +479,7 @@ def test_what_is_exported_comes_back_the_same(
     card = json.loads((tmp_path / "small.card.json").read_text())
     assert card["cost"]["after"]["macs"] == pl.cost(again, x[:1]).macs
     assert card["test"]["after"] == session.evaluate()
+    assert card["latency_seconds"]["batch"] == 1
     plan = pl.WidthPlan.from_json(
         session.export(tmp_path / "plan.json").read_text(), pl.trace(trained, x)
     )
@@ -588,7 +589,7 @@ def test_a_latency_is_remembered_of_the_point_where_it_was_measured(session: pl.
     assert session.latencies == {}, "of another network"
     first = session.latency()
     assert 0 < first.low <= first.median <= first.high
-    assert (first.runs, first.device) == (30, "cpu")
+    assert (first.runs, first.device, first.inputs) == (30, "cpu", 1)
     session.propose()
     session.approve()
     assert session.latencies == {0: first}
@@ -601,6 +602,21 @@ def test_a_latency_is_remembered_of_the_point_where_it_was_measured(session: pl.
         session.latency()
     assert session.latencies[0] == first
     assert [type(event).__name__ for event in session.ledger][-1] == "Undone", "no event of its own"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_latency_is_of_one_input_and_of_a_batch_where_forward_is_ones_own(
+    trained: nn.Module, data: pl.Data, own: bool
+) -> None:
+    forward = (lambda model, batch: model(batch[0])) if own else None
+    metrics = {"score": lambda model, loader: 0.0} if own else None
+    session = pl.Session(trained, data, forward=forward, metrics=metrics, repair=None)
+    seen: list[int] = []
+    network = session.original()
+    network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    found = session.latency(network)
+    batch = len(data.train[0][0])
+    assert set(seen) == {found.inputs} == {batch if own else 1}
 
 
 def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(

@@ -194,13 +194,17 @@ def _counted(model: nn.Module, inputs: Any) -> _Counter:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds for one call on the given inputs: the median, and the range of the middle half."""
+    """Seconds for one call on the given inputs: the median, and the range of the middle half.
+
+    `inputs` are those of one call; None where it was not said how many.
+    """
 
     median: float
     low: float
     high: float
     runs: int
     device: str
+    inputs: int | None = None
 
     def __str__(self) -> str:
         return (

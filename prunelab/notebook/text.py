@@ -102,8 +102,8 @@ PARAMS = "Parameters"
 PARAMS_TIP = "Weights of the network now, as a share of the original's. Low is good."
 MEASURED = "Measured latency"
 MEASURED_TIP = (
-    "One run of one input through the network on this machine: the median of {} runs on {}, half "
-    "of which took {} to {}. Every network is measured at its own time. Low is good."
+    "One run of {} through the network on this machine: the median of {} runs on {}, half of "
+    "which took {} to {}. Every network is measured at its own time. Low is good."
 )
 LATENCY = "Estimated latency"
 LATENCY_TIP = (
@@ -135,7 +135,8 @@ def ms(seconds: float) -> str:
 
 def measured_tip(found: Latency) -> str:
     """How a latency was measured."""
-    return MEASURED_TIP.format(found.runs, found.device, ms(found.low), ms(found.high))
+    inputs = words.plural(found.inputs or 1, "input")
+    return MEASURED_TIP.format(inputs, found.runs, found.device, ms(found.low), ms(found.high))
 
 
 def was(seconds: float) -> str:

@@ -194,10 +194,14 @@ class Bench(Splits):
         """The evidence of these kinds that was measured last, of whatever network."""
         return self._evidence.get(tuple(kinds), (None, None))[1]
 
+    def run_of(self) -> Any:
+        """What a timed run is given: one input, or the batch that a forward of your own takes."""
+        return self.sample() if self.custom else self.inputs_of(self.sample())
+
     def clock(self, network: nn.Module, plan: WidthPlan) -> None:
         """Time the layers of the network of this plan, if those of no other were timed since."""
         if self.times is None or self.times.plan != plan:
-            inputs = self.sample() if self.custom else self.inputs_of(self.sample())
+            inputs = self.run_of()
             self.times = layer_times(
                 network, self.graph, plan, lambda: self.forward(network, inputs)
             )

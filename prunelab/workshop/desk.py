@@ -6,6 +6,7 @@ May import bench, methods, ledger, verbs.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from prunelab.cost.counting import Latency, cost, summed_up, timing
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence, aiming
-from prunelab.evidence.batch import finish
+from prunelab.evidence.batch import batch_size, finish
 from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger.events import Adjusted, Began, Event, Noted, Tuned
@@ -144,13 +145,14 @@ class Desk:
         return (yield from work)
 
     def latency(self, network: nn.Module | None) -> Generator[Progress, None, Latency]:
-        """Time `network` on one training input; that of the network now (None) is remembered."""
+        """Time `network`; that of the network now (None) is remembered."""
         bench, measured = self.bench, self.network if network is None else network
+        inputs = bench.run_of()
         seconds: list[float] = []
-        for took in timing(measured, bench.sample(), RUNS, bench.forward):
+        for took in timing(measured, inputs, RUNS, bench.forward):
             seconds.append(took)
             yield Progress(len(seconds), RUNS, "timing")
-        found = summed_up(measured, seconds)
+        found = replace(summed_up(measured, seconds), inputs=batch_size(inputs))
         if network is None:
             bench.latencies[self.state.now.event.fingerprint] = found
         return found
