@@ -7,10 +7,9 @@
 Shipped networks on the shipped subset of Fashion-MNIST, at equal multiply-adds. Evidence, repair
 and tuning use its 4,000 training images; what is chosen (Torch-Pruning's best) is chosen on val;
 reported are its 1,500 test images, and with --official the 9,000 that the official set has beside
-val; AOFP, whose claim is about training on all there is, then has all 60,000, augmented as when the
-zoo was trained. Seeds vary the images measured, random choice and the order of tuning. Every choice
-of channels, Torch-Pruning's too, is cut by prunelab and gets the same three treatments: none,
-BatchNorm recalibrated, repaired.
+val; AOFP, whose claim is about training on all there is, then has all 60,000. Seeds vary the images
+measured, random choice and the order of tuning. Every choice of channels, Torch-Pruning's too, is
+cut by prunelab and gets the same three treatments: none, BatchNorm recalibrated, repaired.
 --keep FILE holds what was measured: what is there is not measured again, so the tables can be made
 in pieces; --kept-only shows what there is and measures nothing. Needs torch-pruning.
 """
@@ -32,8 +31,6 @@ import torch
 import torch_pruning as tp
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from train_zoo import augment
 
 import prunelab as pl
 from prunelab.evidence.batch import finish, run_batch
@@ -71,22 +68,6 @@ class Given:
         """One move."""
         yield from ()
         return context.move(self, {name: units for name, units in self.drop.items() if units})
-
-
-class Augmented:
-    """Training batches in random order, flipped and shifted as when the zoo was trained."""
-
-    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.loader = DataLoader(loader.dataset, loader.batch_size, shuffle=True,
-                                 generator=self.generator)  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for x, y in self.loader:
-            yield augment(x, self.generator), y
 
 
 @dataclass
@@ -366,10 +347,7 @@ def aofp(bench: Bench) -> None:
     base = bench.cell("base", lambda: bench.tested(bench.model))
 
     def job(seed: int) -> dict[str, float]:
-        data = bench.data
-        if bench.whole is not None:
-            whole = bench.whole
-            data = pl.Data(train=Augmented(whole.train, seed), val=whole.val, test=whole.test)
+        data = bench.whole or bench.data
         result = pl.prune(bench.model, data, "aofp", target_macs=0.35, seed=seed,
                           tune=bench.steps, graph=bench.graph)  # fmt: skip
         return bench.tested(result.model)

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/notebooks.py [NUMBER ...] [--write]
 
-Prints a table: CPU seconds of the kernel (one thread, so about the seconds on an idle machine),
-its peak of memory, and the size of the file. `--write` puts the outputs back into the notebooks,
-a PNG beside every figure for viewers that run no JavaScript and, as JupyterLab does in a notebook
-that it does not trust yet, draw no SVG either; it needs Chromium.
+Prints a table: CPU seconds of the kernel (one thread, so about the seconds on an idle machine), of
+its longest cell (the longest wait), its peak of memory, and the size of the file. `--write` puts
+the outputs back into the notebooks, a PNG beside every figure for viewers that run no JavaScript
+and, as JupyterLab does in a notebook that it does not trust yet, draw no SVG either; it needs
+Chromium.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 import nbformat
 import plotly
+import psutil
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -33,17 +36,24 @@ ASK = (  # ru_maxrss is in kB on Linux
 )
 
 
-def executed(path: Path) -> tuple[Any, float, float]:
-    """The notebook with fresh outputs, CPU seconds of its kernel, and its peak memory in bytes."""
+def executed(path: Path) -> tuple[Any, float, float, float]:
+    """The notebook with fresh outputs, CPU seconds of kernel and longest cell, peak in bytes."""
+    clock = [0.0]
+
+    def look(**_: Any) -> None:
+        spent = psutil.Process(client.km.provisioner.pid).cpu_times()
+        clock.append(spent.user + spent.system)
+
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(ASK))
     client = NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}},
-        store_widget_state=False, record_timing=False,
+        store_widget_state=False, record_timing=False, on_cell_executed=look,
     )  # fmt: skip
     client.execute()
     seconds, peak = map(float, notebook.cells.pop().outputs[0].text.split())
-    return notebook, seconds, peak
+    longest = max(after - before for before, after in itertools.pairwise(clock))
+    return notebook, seconds, longest, peak
 
 
 def stored(notebook: Any) -> Any:
@@ -112,16 +122,19 @@ def main() -> None:
     parser.add_argument("numbers", nargs="*", help="such as 00 04; all without any")
     parser.add_argument("--write", action="store_true", help="keep the outputs")
     given = parser.parse_args()
-    print("| lesson | CPU, s | peak memory, MB | file, kB |\n|---|---|---|---|")
+    print(
+        "| lesson | CPU, s | longest cell, s | peak memory, MB | file, kB |\n|---|---|---|---|---|"
+    )
     for path in sorted(FOLDER.glob("*.ipynb")):
         if given.numbers and path.name.split("-")[0] not in given.numbers:
             continue
-        notebook, seconds, peak = executed(path)
+        notebook, seconds, longest, peak = executed(path)
         if given.write:
             drawn(notebook)
             nbformat.write(stored(notebook), path)
         size = path.stat().st_size / 1e3
-        print(f"| {path.stem} | {seconds:.0f} | {peak / 1e6:.0f} | {size:.0f} |", flush=True)
+        row = (path.stem, f"{seconds:.0f}", f"{longest:.0f}", f"{peak / 1e6:.0f}", f"{size:.0f}")
+        print("|", " | ".join(row), "|", flush=True)
 
 
 if __name__ == "__main__":
