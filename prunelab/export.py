@@ -161,6 +161,7 @@ def _same_outputs(session: Session, again: nn.Module) -> None:
 def _card(session: Session, data: bytes) -> dict[str, Any]:
     state = session.state
     original = session.original()
+    before, after = session.latency(original), session.latency()
     return {
         "prunelab": FORMAT,
         "network": state.began.network,
@@ -181,9 +182,9 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
             "after": thaw(state.now.cost),
         },
         "latency_seconds": {
-            "before": session.latency(original).median,
-            "after": session.latency(session.model).median,
-            "batch": 1,
+            "before": before.median,
+            "after": after.median,
+            "batch": after.inputs,
         },
         "versions": {
             **thaw(state.began.versions),

@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
+from prunelab.cost.counting import Latency
 from prunelab.errors import (
     BadModel,
     InvalidValue,
@@ -227,6 +228,15 @@ class Session(Shown):
         another verb wants the session.
         """
         return self._drive("pace", self._engine.pace(), aside)
+
+    def latency(self, network: nn.Module | None = None, *, aside: bool = False) -> Latency:
+        """Measured seconds of one run as the session runs it: median and spread.
+
+        One training input, or a batch where `forward` is your own. Of the network now, which
+        `latencies` remembers, or of another `network`. Done `aside`, it raises `Stopped` as soon
+        as another verb wants the session.
+        """
+        return self._drive("latency", self._engine.latency(network), aside)
 
     @contextmanager
     def tuning(self, by: str) -> Iterator[nn.Module]:

@@ -118,6 +118,11 @@ def answering(
         for batch in guarded(loader):
             logits = checked(run_batch, model, batch)
             wanted = labels_of(batch, logits)
+            if torch.isnan(logits).any():
+                raise NotFinite(
+                    f"The network answers NaN on batch {done} of the images that it is evaluated "
+                    "on: the batch holds NaN, or weights have grown too large. Nothing was changed."
+                )
             labels += wanted.tolist()
             given += logits.argmax(1).tolist()
             total += float(F.cross_entropy(logits, wanted, reduction="sum"))

@@ -17,9 +17,11 @@ import plotly.graph_objects as go
 import pytest
 from page import Page
 from plotly.callbacks import Points
+from torch.nn import functional
 
 import prunelab as pl
 from prunelab.errors import SessionBusy, Stopped, UnknownName, WrongState
+from prunelab.fingerprint import fingerprint
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -181,9 +183,18 @@ class FakeSession:
     def measure(self, aside: bool = False) -> None:
         self.calls.append(("measure",))
 
-    def trial(self, drop: Mapping[str, Iterable[int]], aside: bool = False) -> Trial:
-        self.calls.append(("trial", drop))
+    def trial(
+        self, drop: Mapping[str, Iterable[int]], repair: bool = False, aside: bool = False
+    ) -> Trial:
+        self.calls.append(("trial", drop, repair))
         return Trial("accuracy", 0.921, 0.914, 0.006, 1000)
+
+    @property
+    def latencies(self) -> dict[int, pl.Latency]:
+        return {}
+
+    def latency(self, aside: bool = False) -> pl.Latency:
+        return pl.Latency(0.002, 0.001, 0.003, 30, "cpu")
 
     def pace(self, aside: bool = False) -> float:
         return 0.1
@@ -834,6 +845,78 @@ def test_every_button_works_on_a_real_session(trained: Any, data: Any) -> None:
     assert session.state.now.cost.macs <= 0.8 * session.state.base.cost.macs
     assert session.state.line() in page.said("line")
     assert screen._info().trajectory.path[-1].macs <= 80
+    screen.close()
+
+
+class Sick(list[Any]):
+    """Batches whose last one holds NaN, or whose loader raises, once something is `wrong`."""
+
+    wrong = ""
+
+    def __iter__(self) -> Iterator[Any]:
+        for place, (x, y) in enumerate(list.__iter__(self)):
+            last = place == len(self) - 1
+            if last and self.wrong == "error":
+                raise OSError("the disk is gone")
+            yield (x * float("nan") if last and self.wrong == "NaN" else x), y
+
+
+@pytest.mark.parametrize(
+    ("split", "wrong", "said"),
+    [
+        ("train", "NaN", "NaN"),
+        ("train", "error", "the disk is gone"),
+        ("val", "NaN", "NaN on batch"),
+        ("val", "error", "the disk is gone"),
+        ("loss", "NaN", "NaN"),
+        ("loss", "error", "ArithmeticError: the loss is gone"),
+    ],
+)
+def test_what_goes_wrong_in_mid_run_is_a_red_line_and_the_session_is_intact(
+    trained: Any, data: Any, split: str, wrong: str, said: str
+) -> None:
+    sick = {name: Sick(getattr(data, name)) for name in ("train", "val")}
+    armed: list[str] = []
+
+    def loss(model: Any, batch: Any) -> Any:
+        if armed == ["error"]:
+            raise ArithmeticError("the loss is gone")
+        found = functional.cross_entropy(model(batch[0]), batch[1])
+        return found * float("nan") if armed else found
+
+    def fall_ill(told: object) -> None:
+        if isinstance(told, Repaired):  # the first move is made
+            armed.append(wrong)
+            if split != "loss":
+                sick[split].wrong = wrong
+
+    session = pl.Session(
+        trained,
+        pl.Data(**sick, test=data.test),
+        method=pl.GroupFisher() if split == "loss" else pl.AOFP(theta=0.05, images=256),
+        loss=loss if split == "loss" else None,
+    )
+    screen = Screen(session)
+    page = Page(screen)
+    page.put("aim", "macs", 60)
+    page.put("aim", "lose", "")
+    end = session.listen(fall_ill)
+    screen.press("run")
+    assert said in page.said("error")
+    assert session.state.moves == 1
+    assert (session.busy, page.said("work")) == (None, "")
+    assert page.on >= {"undo"} and "stop" not in page.on
+    kept = [type(event).__name__ for event in session.ledger]
+    assert kept in (kept[:4], [*kept[:4], "Proposed"]), "what was found before it is kept"
+    end()
+    mark = fingerprint(session.model)
+    assert mark == session.state.now.event.fingerprint
+    armed.clear()
+    for batches in sick.values():
+        batches.wrong = ""
+    screen.press("run")
+    assert page.said("error") == ""
+    assert session.state.now.cost.macs <= 0.6 * session.state.base.cost.macs
     screen.close()
 
 

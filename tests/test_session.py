@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
+from prunelab.ledger import words
 from prunelab.ledger.events import Approved, Proposed, Rejected, Repaired, Tuned, Undone
 from prunelab.ledger.state import fold
 from prunelab.values import Progress, revive, thaw
@@ -478,6 +479,7 @@ def test_what_is_exported_comes_back_the_same(
     card = json.loads((tmp_path / "small.card.json").read_text())
     assert card["cost"]["after"]["macs"] == pl.cost(again, x[:1]).macs
     assert card["test"]["after"] == session.evaluate()
+    assert card["latency_seconds"]["batch"] == 1
     plan = pl.WidthPlan.from_json(
         session.export(tmp_path / "plan.json").read_text(), pl.trace(trained, x)
     )
@@ -572,6 +574,51 @@ def test_a_tune_that_is_stopped_can_keep_what_it_has(trained: nn.Module, data: p
     assert session.ledger[-1].steps == 2, "an old word to keep ends no later tune"
 
 
+def test_a_metric_that_is_no_number_breaks_the_floor(trained: nn.Module, data: pl.Data) -> None:
+    values = iter([0.9])
+    metrics = {"score": lambda model, loader: next(values, float("nan"))}
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128), metrics=metrics)
+    session.run(target_macs=0.5, min_accuracy=0.1)
+    assert session.state.moves == 0
+    assert session.state.pending is not None
+
+
+def test_a_latency_is_remembered_of_the_point_where_it_was_measured(session: pl.Session) -> None:
+    assert session.latencies == {}
+    session.latency(session.original())
+    assert session.latencies == {}, "of another network"
+    first = session.latency()
+    assert 0 < first.low <= first.median <= first.high
+    assert (first.runs, first.device, first.inputs) == (30, "cpu", 1)
+    session.propose()
+    session.approve()
+    assert session.latencies == {0: first}
+    second = session.latency()
+    assert session.latencies == {0: first, session.state.head: second}
+    session.undo()
+    assert session.latencies[session.state.head] == first
+    session.listen(lambda told: session.stop() if isinstance(told, Progress) else None)
+    with pytest.raises(pl.Stopped):
+        session.latency()
+    assert session.latencies[0] == first
+    assert [type(event).__name__ for event in session.ledger][-1] == "Undone", "no event of its own"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_latency_is_of_one_input_and_of_a_batch_where_forward_is_ones_own(
+    trained: nn.Module, data: pl.Data, own: bool
+) -> None:
+    forward = (lambda model, batch: model(batch[0])) if own else None
+    metrics = {"score": lambda model, loader: 0.0} if own else None
+    session = pl.Session(trained, data, forward=forward, metrics=metrics, repair=None)
+    seen: list[int] = []
+    network = session.original()
+    network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    found = session.latency(network)
+    batch = len(data.train[0][0])
+    assert set(seen) == {found.inputs} == {batch if own else 1}
+
+
 def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     trained: nn.Module, data: pl.Data, tmp_path: Path
 ) -> None:
@@ -579,6 +626,14 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     session.run(target_macs=0.3, moves=1, repair=False)
     assert [type(event).__name__ for event in session.ledger] == ["Began", "Proposed", "Approved"]
     assert "session.approve(repair=False)" in session.export(tmp_path / "run.py").read_text()
+    assert session.ledger[-1].run == 0.3
+    assert [words.by(event) for event in session.ledger] == ["", "AOFP", "a run to 30% of the MACs"]
+    assert words.outcome(session.state, None).startswith("Approved by a run: ")
+    session.propose()
+    session.approve()
+    assert session.ledger[-2].run is None
+    assert [words.by(event) for event in session.ledger][3:] == ["AOFP", "you", "session"]
+    assert words.outcome(session.state, None).startswith("Approved and repaired: ")
     with pytest.raises(pl.InvalidValue, match="moves is a whole number"):
         session.run(moves=1.5)
 

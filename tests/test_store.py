@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_a_file_gives_back_what_was_stored(file: Path) -> None:
     assert store.events() == story()
     assert [event.at for event in store.events()] == [event.at for event in story()]
     assert {key: store.blob(key) for key in WEIGHTS} == WEIGHTS
+
+
+def test_a_file_from_before_it_was_known_who_decided_is_read(file: Path) -> None:
+    with sqlite3.connect(file) as database:
+        (text,) = database.execute("SELECT json FROM event WHERE seq = 3").fetchone()
+        old = json.dumps({key: value for key, value in json.loads(text).items() if key != "run"})
+        assert old != text
+        change = "UPDATE event SET json = ?, crc = ? WHERE seq = 3"
+        database.execute(change, (old, zlib.crc32(old.encode())))
+    assert FileStore.open(file).events() == story()
+
+
+def test_who_decided_is_read_back(tmp_path: Path) -> None:
+    store = FileStore.create(tmp_path / "run.prunelab")
+    began, *_, approved, _ = story()
+    for seq, event in enumerate([began, replace(approved, seq=1, run=0.5)]):
+        assert event.seq == seq
+        store.append(event, {})
+    assert FileStore.open(store.path).events()[1].run == 0.5
 
 
 def test_a_file_and_memory_make_the_same_ledger(file: Path) -> None:

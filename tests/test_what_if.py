@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,19 +18,20 @@ import pytest
 import torch
 from ipywidgets.widgets import widget as widgets
 from page import Page, elements
+from torch import nn
 
 import prunelab as pl
 from prunelab.errors import Stopped
 from prunelab.figures.png import address, png
 from prunelab.figures.widths import Row
-from prunelab.ledger.events import Proposed
+from prunelab.ledger.events import Proposed, Rejected
 from prunelab.notebook import Screen, aside, text
 from prunelab.notebook.closer import channel
 from prunelab.notebook.panel import Panel
 from prunelab.notebook.pictures import grey, signed
 from prunelab.notebook.rows import layers
 from prunelab.notebook.worker import worker_of
-from prunelab.values import si
+from prunelab.values import Progress, si
 
 
 @pytest.fixture
@@ -168,7 +170,8 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     wait_until(lambda: session.evidence is not None)
     shown.press("propose")
     page = Page(shown)
-    wait_until(lambda: page.said("trial").startswith("On 128 validation images: "))
+    wait_until(lambda: page.said("trial").startswith("On 128 validation images, as cut: "))
+    page.put("aim", "repair", False)
     page.unfold("changes")
     assert worker_of(session).wait(30)
     trial = session.trial()
@@ -188,6 +191,139 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     wait_until(lambda: shown._aside.pace() is not None)
     page.unfold("settings")
     assert "400 steps, about" in page.html
+
+
+def test_where_approve_repairs_the_repaired_network_is_tried_too(
+    shown: Screen, session: pl.Session
+) -> None:
+    session.method = pl.AOFP(theta=0.5, images=128)
+    shown.press("propose")
+    page = Page(shown)
+    wait_until(lambda: "Repaired: " in page.said("trial"))
+    cut, mended = session.trial(), session.trial(repair=True)
+    assert cut != mended
+    assert page.said("trial") == f"{text.trial(cut)} {text.repaired(mended)}"
+    page.unfold("changes")
+    alone = text.repaired(mended, alone=True)
+    assert page.said("trial").endswith(alone), "the classes are those of what Approve would leave"
+    page.put("aim", "repair", False)
+    assert "epaired: " not in page.said("trial")
+    assert page.said("trial").startswith(text.trial(cut))
+    page.put("aim", "repair", True)
+    assert alone in page.said("trial"), "known still"
+    shown.press("approve")
+    assert session.state.now.metrics["accuracy"] == mended.after
+
+
+def test_a_session_that_repairs_nothing_tries_a_selection_once(
+    trained: nn.Module, data: pl.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aside, "REST", 0.0)
+    session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128), repair=None)
+    screen = Screen(session)
+    monkeypatch.setattr(screen, "make_figure", lambda: None)
+    screen._told("here", None, True, False)
+    screen.press("propose")
+    Page(screen).put("aim", "repair", True)
+    wait_until(lambda: screen._aside.pace() is not None)
+    assert Page(screen).said("trial") == text.trial(session.trial())
+    screen.close()
+
+
+def test_a_verb_ends_the_trial_of_the_repaired_network(
+    shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ended = threading.Event(), []
+    mended = session._bench.mended
+
+    def slow(*given: Any) -> Any:
+        try:
+            for _ in range(1000):
+                began.set()
+                time.sleep(0.005)
+                yield Progress(0, 1, "repairing")
+        finally:
+            ended.append(session.busy)
+        yield from mended(*given)
+
+    monkeypatch.setattr(session._bench, "mended", slow)
+    shown.press("propose")
+    assert began.wait(60)
+    page = Page(shown)
+    wait_until(lambda: text.REPAIRING in page.said("trial"))
+    shown.press("reject")
+    assert ended == ["trial"]
+    assert page.said("error") == page.said("trial") == ""
+    assert isinstance(session.ledger[-1], Rejected)
+
+
+def test_what_is_done_aside_and_fails_is_not_shown_and_not_begun_again(
+    shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def fails(*given: Any, **more: Any) -> Any:
+        tries.append(more["repair"])
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(session, "trial", fails)
+    shown.press("propose")
+    wait_until(lambda: shown._aside.pace() is not None)
+    assert tries == [False, True]
+    assert (Page(shown).said("trial"), Page(shown).said("error")) == ("", "")
+
+
+def test_a_trial_that_gave_way_to_a_verb_said_in_code_is_begun_again(
+    shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, trial, tries = threading.Event(), session.trial, []
+
+    def slow(drop: Any, **more: Any) -> Any:
+        tries.append(more["repair"])
+        if len(tries) > 1:
+            return trial(drop, **more)
+        began.set()
+        wait_until(session._wanted.is_set)
+        raise Stopped("it gave way")
+
+    monkeypatch.setattr(session, "trial", slow)
+    shown.press("propose")
+    assert began.wait(60)
+    session._wanted.set()
+    wait_until(lambda: "Repaired: " in Page(shown).said("trial"))
+    assert tries == [False, False, True]
+
+
+def test_latency_is_shown_as_measured_where_it_was_and_as_estimated_where_it_is_not(
+    shown: Screen, session: pl.Session
+) -> None:
+    page = Page(shown)
+    page.unfold("costs")
+    wait_until(lambda: 0 in session.latencies and session.evidence is not None)
+    assert worker_of(session).wait(30)
+    first = session.latencies[0]
+    assert f"{text.MEASURED}{text.ms(first.median)}" in page.said("tile")
+    assert text.measured_tip(first) in unescape(page.html)
+    group = next(iter(shown.choice.layers))
+    shown._told("width", group, 1, False)
+    assert text.MEASURED not in page.said("tile")
+    assert text.LATENCY in page.said("tile")
+    rows = [e.text for e in page.elements if e.tag == "tr"]
+    assert f"{text.MEASURED}{text.ms(first.median)}{text.ms(first.median)}" in rows
+    assert [row for row in rows if row.startswith(text.LATENCY)]
+    shown.press("adjust")
+    shown.press("approve")
+    assert text.MEASURED not in page.said("tile"), "nothing was measured of this network yet"
+    wait_until(lambda: session.state.head in session.latencies)
+    assert worker_of(session).wait(30)
+    second = session.latencies[session.state.head]
+    tile = f"{text.MEASURED}{text.ms(second.median)}{text.was(first.median)}"
+    assert tile in page.said("tile")
+    assert shown._info().trajectory.path[-1].seconds == second.median
+    page.unfold("compare")
+    assert f"{text.MEASURED}{text.ms(first.median)}{text.ms(second.median)}" in [
+        e.text for e in page.elements if e.tag == "tr"
+    ]
 
 
 def test_a_plan_file_is_compared_with_a_point(

@@ -89,6 +89,8 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
             if isinstance(event, Approved):
                 if move is None or state.stale:
                     raise _impossible(event, "approved though no move was pending")
+                if event.run is not None and type(event.run) not in (int, float):
+                    raise _impossible(event, "a run to what is no number approved it")
                 plan = plan.drop(move.drop)
             if event.kept != plan.kept:
                 raise _impossible(event, "it keeps other units than the moves leave")

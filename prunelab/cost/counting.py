@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, overload
@@ -194,13 +194,17 @@ def _counted(model: nn.Module, inputs: Any) -> _Counter:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds for one call on the given inputs: the median, and the range of the middle half."""
+    """Seconds for one call on the given inputs: the median, and the range of the middle half.
+
+    `inputs` are those of one call; None where it was not said how many.
+    """
 
     median: float
     low: float
     high: float
     runs: int
     device: str
+    inputs: int | None = None
 
     def __str__(self) -> str:
         return (
@@ -224,20 +228,44 @@ def latency(
     """
     if runs < 1:
         raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
+    return summed_up(model, list(timing(model, example_inputs, runs, forward)))
+
+
+def timing(
+    model: nn.Module,
+    example_inputs: Any,
+    runs: int,
+    forward: Callable[[nn.Module, Any], Any] | None,
+) -> Iterator[float]:
+    """The seconds of one run after the other, once a few have warmed up."""
     run = runner(example_inputs, forward)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    seconds = []
-    with undisturbed(model), torch.inference_mode():
+    device = device_of(model)
+    with undisturbed(model):
         model.eval()
         for index in range(runs + 3):
-            started = time.perf_counter()
-            run(model)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if index >= 3:  # the first calls warm up
-                seconds.append(time.perf_counter() - started)
+            with torch.inference_mode():
+                started = time.perf_counter()
+                run(model)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                took = time.perf_counter() - started
+            if index >= 3:
+                yield took
+
+
+def summed_up(model: nn.Module, seconds: Sequence[float]) -> Latency:
+    """What `timing` of `model` gave."""
     ordered = sorted(seconds)
     quarter = len(ordered) // 4
     return Latency(
-        statistics.median(ordered), ordered[quarter], ordered[-1 - quarter], runs, str(device)
+        statistics.median(ordered),
+        ordered[quarter],
+        ordered[-1 - quarter],
+        len(ordered),
+        str(device_of(model)),
     )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights of `model` are."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

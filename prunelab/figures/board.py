@@ -24,7 +24,7 @@ from prunelab.figures.style import (
     caption,
     paper,
 )
-from prunelab.figures.trajectory import TrajectoryInfo, draw_trajectory, trajectory_info
+from prunelab.figures.trajectory import Latencies, TrajectoryInfo, draw_trajectory, trajectory_info
 from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, gathered, widths_info
 from prunelab.ledger.state import State
 
@@ -86,14 +86,18 @@ def board_info(
     *,
     layers: Mapping[str, Sequence[str]] | None = None,
     seen: Seen | None = None,
+    latencies: Latencies | None = None,
 ) -> BoardInfo:
-    """What to draw of `state` with `group` selected; `seen` is evidence of a search under way."""
+    """What to draw of `state` with `group` selected; `seen` is evidence of a search under way.
+
+    `latencies` are those that were measured, as `Session.latencies` holds them.
+    """
     return BoardInfo(
         importance=importance_info(state, group, seen),
         ladder=ladder_info(state, group, seen),
         path=path_info(state, group, seen),
         widths=widths_info(state, layers, group),
-        trajectory=trajectory_info(state),
+        trajectory=trajectory_info(state, latencies),
         stale=measured(state) if seen is None else "",
     )
 

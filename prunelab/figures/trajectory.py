@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import plotly.graph_objects as go
 
@@ -27,11 +29,24 @@ from prunelab.ledger.state import Point, State
 SYMBOLS = {Began: "square", Approved: "circle", Repaired: "diamond", Tuned: "triangle-up"}
 
 
+class Timed(Protocol):
+    """What is asked of a latency; `prunelab.Latency` is one."""
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        ...
+
+
+Latencies = Mapping[int, Timed]  # by the number of the event that made the network
+
+
 @dataclass(frozen=True, slots=True)
 class Dot:
     """The network after one step: `macs` in percent of the original, `value` of the metric.
 
-    `kind` is the event's name; `move` counts the approved moves so far.
+    `kind` is the event's name; `move` counts the approved moves so far. `seconds` is the latency
+    that was measured there; None where it was not.
     """
 
     seq: int
@@ -39,6 +54,7 @@ class Dot:
     value: float
     kind: str
     move: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +86,12 @@ class TrajectoryInfo:
     guesses: tuple[Guess, ...] = ()
 
 
-def trajectory_info(state: State) -> TrajectoryInfo:
-    """The steps of `state` by their MACs and first validation metric."""
+def trajectory_info(state: State, latencies: Latencies | None = None) -> TrajectoryInfo:
+    """The steps of `state` by their MACs and first validation metric.
+
+    `latencies` are those that were measured, as `Session.latencies` holds them.
+    """
+    timed = latencies or {}
     metric = next(iter(state.base.metrics), "")
     percent = "accuracy" in metric
     base = state.base.cost.macs
@@ -87,6 +107,7 @@ def trajectory_info(state: State) -> TrajectoryInfo:
             value=100 * value if percent else value,
             kind=type(point.event).__name__,
             move=moves[point.seq],
+            seconds=timed[point.seq].median if point.seq in timed else None,
         )
 
     def guess(prediction: Prediction) -> Guess:
@@ -192,12 +213,7 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
                 marker={"color": INVISIBLE, "size": 18},
                 name="point",
                 customdata=[dot.seq for dot in points],
-                hovertext=[
-                    f"{dot.kind.lower()}, move {dot.move}: {dot.macs:.1f}% of the MACs, "
-                    f"{info.metric} {dot.value:.4g}{'%' * info.percent}"
-                    + ("" if dot in info.path else "; undone")
-                    for dot in points
-                ],
+                hovertext=[_hover(dot, info) for dot in points],
                 hoverinfo="text",
             ),
         ),
@@ -208,6 +224,14 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
         ),
         yaxis=axis(name, range=[min(values) - tall, max(values) + tall], nticks=6),
     )
+
+
+def _hover(dot: Dot, info: TrajectoryInfo) -> str:
+    text = f"{dot.kind.lower()}, move {dot.move}: {dot.macs:.1f}% of the MACs, "
+    text += f"{info.metric} {dot.value:.4g}{'%' * info.percent}"
+    if dot.seconds is not None:
+        text += f", measured {1000 * dot.seconds:.3g} ms"
+    return text + ("" if dot in info.path else "; undone")
 
 
 def _guessed(info: TrajectoryInfo) -> go.Scatter:
@@ -242,6 +266,11 @@ def _symbol(dot: Dot) -> str:
     return {kind.__name__: symbol for kind, symbol in SYMBOLS.items()}[dot.kind]
 
 
-def trajectory(state: State, *, theme: Theme = "light") -> go.Figure:
-    """The validation metric after every step against the MACs left."""
-    return figure(draw_trajectory(trajectory_info(state)), theme)
+def trajectory(
+    state: State, latencies: Latencies | None = None, *, theme: Theme = "light"
+) -> go.Figure:
+    """The validation metric after every step against the MACs left.
+
+    A point whose latency was measured (`Session.latencies`) says it when pointed at.
+    """
+    return figure(draw_trajectory(trajectory_info(state, latencies)), theme)

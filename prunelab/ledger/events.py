@@ -78,7 +78,13 @@ class Step(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved(Step):
-    """The pending move was carried out: the network is smaller."""
+    """The pending move was carried out: the network is smaller.
+
+    `run` is the `target_macs` of the run that decided it (None: the person did). It is not
+    compared: a script that replays the session says each approve itself.
+    """
+
+    run: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

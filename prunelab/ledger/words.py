@@ -136,7 +136,7 @@ def outcome(state: State, last: Event | None) -> str:
         return f"Undone: the network is as it was at event {state.head}."
     if not isinstance(state.now.event, Step):
         return ""
-    return f"{done(state.now)}: {change(state)}{guessed(state, state.head)}"
+    return f"{done(state)}: {change(state)}{guessed(state, state.head)}"
 
 
 def guessed(state: State, seq: int) -> str:
@@ -154,15 +154,22 @@ def quantity(name: str, value: float) -> str:
     return f"{value:.1%}" if name in ("macs", "params") else show(name, value)
 
 
-def done(point: Point) -> str:
-    """What made this point."""
-    match point.event:
+def done(state: State) -> str:
+    """What made the network what it is now."""
+    match state.now.event:
         case Tuned(steps=steps):
             return f"Tuned for {plural(steps, 'step')}"
         case Repaired(automatic=True):
-            return "Approved and repaired"
+            return f"{_approved(state.path[-2])} and repaired"
+        case Approved():
+            return _approved(state.now)
         case event:
             return type(event).__name__
+
+
+def _approved(point: Point) -> str:
+    decided = isinstance(point.event, Approved) and point.event.run is not None
+    return "Approved by a run" if decided else "Approved"
 
 
 def change(state: State) -> str:
@@ -215,8 +222,11 @@ def history(state: State, events: Sequence[Event]) -> str:
 
 
 def by(event: Event) -> str:
-    """Who decided it: a method, the session itself, or whoever works with it."""
+    """Who decided it: a method, a run, the session itself, or whoever works with it."""
     match event:
+        case Approved(run=float() | int() as target):
+            aim = f"{100 * target:.4g}% of the MACs" if target <= 1 else f"{si(target)} MACs"
+            return f"a run to {aim}"
         case Proposed():
             return method(event.method)
         case Repaired(automatic=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from prunelab.errors import PruneLabError
+from prunelab.errors import SessionBusy, Stopped
 from prunelab.notebook.choice import Choice
 from prunelab.notebook.closer import Channel, Tried, channel, tried
 from prunelab.notebook.view import End
@@ -32,7 +32,7 @@ class Aside:
         self._timer: threading.Timer | None = None
         self._turn = 0  # only the latest job counts
         self._found: dict[str, tuple[Any, Any]] = {}  # of each kind of job: of what, and the result
-        self.at_work = False
+        self.at_work = ""  # the kind of job under way
 
     def go_on(self, choice: Choice, opened: Collection[str]) -> None:
         """Begin what is missing, after a rest; `opened` are the names of the unfolded folds."""
@@ -59,11 +59,16 @@ class Aside:
             job = partial(channel, session, group, choice.unit)
             jobs.append(("channel", (mark, group.name, choice.unit), job))
         if move is not None and move.drop and move.fingerprint == mark:
-            jobs.append(("tried", (mark, move.drop), partial(tried, session, dict(move.drop))))
+            job = partial(tried, session, dict(move.drop))
+            jobs.append(("tried", (mark, move.drop), job))
+            if choice.repairs:
+                jobs.append(("repaired", (mark, move.drop), partial(job, repair=True)))
         ends = choice.ends
         if COMPARE in opened and ends[0] != ends[1]:
             sides = [choice.plans.get(end, end) for end in ends]
             jobs.append(("compared", ends, partial(session.compare, *sides, aside=True)))
+        if session.state.head not in session.latencies:
+            jobs.append(("latency", mark, partial(session.latency, aside=True)))
         jobs.append(("pace", mark, partial(session.pace, aside=True)))
         return jobs
 
@@ -77,21 +82,24 @@ class Aside:
     def _do(self, turn: int, kind: str, of: Any, job: Callable[[], Any], stopped: bool) -> None:
         if turn != self._turn or stopped:
             return
-        self.at_work = True
+        self.at_work = kind
         self._changed()
         try:
             result = job()
-        except PruneLabError as error:
+        except (Stopped, SessionBusy):  # it gave way: not done, and no failure
+            turn = -1
+        except Exception as error:
             result = error
         finally:
-            self.at_work = False
+            self.at_work = ""
         if turn == self._turn:
             self._found[kind] = of, result
         self._changed()
 
-    def tried(self, move: Move | None) -> Tried | None:
-        """How `move` does, if it was tried last."""
-        return self._result("tried", move and (move.fingerprint, move.drop))
+    def tried(self, move: Move | None, repaired: bool = False) -> Tried | None:
+        """How `move` does as it is cut, or once `repaired`, if that was tried last."""
+        kind = "repaired" if repaired else "tried"
+        return self._result(kind, move and (move.fingerprint, move.drop))
 
     def channel(self, group: str, unit: int | None) -> Channel | None:
         """The look at a channel of the network as it is now."""

@@ -53,6 +53,11 @@ class Choice:
         return self.made.move if self.made else self._session.state.pending
 
     @property
+    def repairs(self) -> bool:
+        """Whether Approve would repair what is left."""
+        return self.aims.repair and self._session.state.began.settings.get("repair") is not None
+
+    @property
     def ends(self) -> tuple[End, End]:
         """The two that are compared: the original and now, unless others were chosen."""
         state = self._session.state
@@ -241,7 +246,10 @@ class Choice:
         if made is not None:
             state = replace(state, pending=made.move)
         seen = self.seen or (made.seen if made else ()) or foreseen(state, self._session.method)
-        return board_info(state, group or self.group, layers=self.layers, seen=seen or None)
+        return board_info(
+            state, group or self.group, layers=self.layers, seen=seen or None,
+            latencies=self._session.latencies,
+        )  # fmt: skip
 
     def view(self, **more: Any) -> View:
         """The moment as plain values; `more` is what the screen knows of it."""
@@ -254,12 +262,14 @@ class Choice:
             layers=self.layers,
             info=self.info(),
             aims=self.aims,
+            repairs=self.repairs,
             method=session.method,
             known=tuple(sorted({*METHODS, *self._known})),
             last=self.last,
             chosen=self.made,
             drop=self.drop,
             at_hand=session.evidence,
+            latencies=session.latencies,
             alone=self._alone(),
             compared=self.ends,
             plans=dict(self.plans),

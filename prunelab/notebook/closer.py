@@ -53,9 +53,9 @@ class Channel:
     zeros: float = 0.0
 
 
-def tried(session: Any, drop: dict[str, Any]) -> Tried:
-    """Try `drop` aside, and fetch the images whose answer changes."""
-    trial = session.trial(drop, aside=True)
+def tried(session: Any, drop: dict[str, Any], repair: bool = False) -> Tried:
+    """Try `drop` aside, repaired or as it is cut, and fetch the images whose answer changes."""
+    trial = session.trial(drop, repair=repair, aside=True)
     if trial.answers is None:
         return Tried(trial)
     places = [*trial.lost, *trial.gained][:MOST]

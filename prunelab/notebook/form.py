@@ -49,10 +49,16 @@ def otherwise(view: View) -> str:
 
 
 def tried(view: View) -> str:
-    """How the move does on validation images, as soon as that is known."""
-    if view.tried is not None:
-        return say(text.trial(view.tried.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
-    return say(text.TRYING, "trial pl-hint") if view.trying else ""
+    """How the move does on validation images, as cut and then repaired, as soon as it is known."""
+    if view.tried is None:
+        return say(text.TRYING, "trial pl-hint") if view.aside == "tried" else ""
+    told = say(text.trial(view.tried.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
+    if view.repaired is not None:
+        words = text.repaired(view.repaired.trial)
+        told += say(words, "trial", title=text.REPAIRED_TIP, aria_live="polite")
+    elif view.aside == "repaired":
+        told += say(text.REPAIRING, "trial pl-hint")
+    return told
 
 
 def looking(view: View) -> str:
@@ -97,9 +103,14 @@ def tiles(view: View) -> str:
         tip = text.metric_tip(name, state)
         parts.append(_tile(text.metric(name), show(name, value), beside, tip))
     seconds = view.chosen.seconds if view.chosen else None
+    found = view.latencies.get(now.seq)
     if seconds is not None:
-        before, after = (f"{1000 * each:.3g}" for each in seconds)
-        parts.append(_tile(text.LATENCY, f"{before} ms", f"→ {after} ms", text.LATENCY_TIP))
+        before, after = map(text.ms, seconds)
+        parts.append(_tile(text.LATENCY, before, f"→ {after}", text.LATENCY_TIP))
+    elif found is not None:
+        first = None if now is base else view.latencies.get(base.seq)
+        beside = text.was(first.median) if first else ""
+        parts.append(_tile(text.MEASURED, text.ms(found.median), beside, text.measured_tip(found)))
     parts.append(_tile(text.MOVE, str(state.moves), "", text.MOVE_TIP))
     return "".join(parts)
 

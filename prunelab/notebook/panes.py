@@ -27,13 +27,17 @@ MOST = 6  # pairs of classes that are named
 
 def changes(view: View) -> str:
     """Per-class recall before and after, and images whose answer changes."""
-    if view.tried is None:
-        return say(text.TRYING if view.trying else text.UNTRIED, "hint")
-    trial = view.tried.trial
-    told = say(text.trial(trial), "trial", title=text.TRIAL_TIP)
+    found = view.repaired or view.tried
+    if found is None:
+        return say(text.TRYING if view.aside == "tried" else text.UNTRIED, "hint")
+    trial = found.trial
+    if view.repaired is None:
+        told = say(text.trial(trial), "trial", title=text.TRIAL_TIP)
+    else:
+        told = say(text.repaired(trial, alone=True), "trial", title=text.REPAIRED_TIP)
     if trial.answers is None:
         return told
-    flipped = "".join(_flipped(each, view.classes) for each in view.tried.flipped)
+    flipped = "".join(_flipped(each, view.classes) for each in found.flipped)
     if flipped:
         head = say(text.FLIPPED, "hint", title=text.FLIPPED_TIP)
         flipped = head + tag("div", flipped, kind="pl-tiles")
@@ -139,12 +143,22 @@ def costs(view: View) -> str:
             tag("span", escape(name), title=tip),
             *(f"{si(v)} ({v / values[0]:.0%})" for v in values),
         ])  # fmt: skip
+    timed = [_measured(view, point.seq) for point in (state.base, state.now)]
+    if any(timed):
+        rows.append([escape(text.MEASURED), *timed, *([""] if move else [])])
     seconds = view.chosen.seconds if view.chosen else None
     if seconds:
-        shown = [f"{1000 * each:.3g} ms" for each in seconds]
-        rows.append([tag("span", text.LATENCY, title=text.LATENCY_TIP), "", *shown])
+        rows.append([
+            tag("span", text.LATENCY, title=text.LATENCY_TIP), "", *map(text.ms, seconds)
+        ])  # fmt: skip
     heads = text.COST_HEADS[: 1 + len(columns)]
     return table(heads, rows) + say(text.at(state.base.cost.at), "hint")
+
+
+def _measured(view: View, end: End) -> str:
+    """The latency measured at a point, if it was."""
+    found = view.latencies.get(end) if isinstance(end, int) else None
+    return "" if found is None else number(text.ms(found.median), text.measured_tip(found))
 
 
 def comparison(view: View) -> str:
@@ -165,6 +179,9 @@ def comparison(view: View) -> str:
     for name, tip, kind in text.COSTS:
         a, b = getattr(one.cost, kind), getattr(two.cost, kind)
         rows.append([tag("span", escape(name), title=tip), si(a), si(b), f"{b / a - 1:+.0%}"])
+    timed = [_measured(view, end) for end in view.compared]
+    if any(timed):
+        rows.append([escape(text.MEASURED), *timed, ""])
     full, widest = view.state.began.widths, max(view.state.began.widths.values())
     for name in one.widths:
         a, b = one.widths[name], two.widths[name]

@@ -270,10 +270,11 @@ class Screen(ipw.VBox):
             error=self._error,
             opened=frozenset(self._opened),
             tried=self._aside.tried(choice.move),
+            repaired=self._aside.tried(choice.move, repaired=True) if choice.repairs else None,
             channel=self._aside.channel(choice.group, choice.unit),
             pace=self._aside.pace(),
             difference=self._aside.difference(choice.ends),
-            trying=self._aside.at_work and choice.move is not None,
+            aside=self._aside.at_work,
         )
 
     def _refresh(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunelab.cost.counting import Latency
 from prunelab.errors import InvalidValue
 from prunelab.ledger import words
 from prunelab.ledger.events import Event
@@ -99,7 +100,12 @@ MACS_TIP = (
 )
 PARAMS = "Parameters"
 PARAMS_TIP = "Weights of the network now, as a share of the original's. Low is good."
-LATENCY = "Latency"
+MEASURED = "Measured latency"
+MEASURED_TIP = (
+    "One run of {} through the network on this machine: the median of {} runs on {}, half of "
+    "which took {} to {}. Every network is measured at its own time. Low is good."
+)
+LATENCY = "Estimated latency"
 LATENCY_TIP = (
     "One run of one input on this machine, now and (→) as chosen: estimated from the time that "
     "every layer took when evidence was measured. Low is good."
@@ -120,6 +126,22 @@ def metric_tip(name: str, state: State) -> str:
         f"The {name} of the network after move {state.moves}, on all validation images, and how "
         f"far it is from the original network's. {good}. Test images are read by evaluate() only."
     )
+
+
+def ms(seconds: float) -> str:
+    """A latency."""
+    return f"{1000 * seconds:.3g} ms"
+
+
+def measured_tip(found: Latency) -> str:
+    """How a latency was measured."""
+    inputs = words.plural(found.inputs or 1, "input")
+    return MEASURED_TIP.format(inputs, found.runs, found.device, ms(found.low), ms(found.high))
+
+
+def was(seconds: float) -> str:
+    """The original network's latency, beside that of the network now."""
+    return f"was {ms(seconds)}"
 
 
 def points(name: str, value: float) -> str:
@@ -193,18 +215,27 @@ NOTHING = "Remove nothing"
 
 
 def trial(found: Any) -> str:
-    """How the move does on validation images, `found` being a Trial."""
-    return _typeset(found)
+    """How the move does on validation images before any repair, `found` being a Trial."""
+    return f"{_images(found)}, as cut: {_typeset(found)}"
+
+
+def repaired(found: Any, alone: bool = False) -> str:
+    """How it does once repaired: below `trial`, or `alone`."""
+    how = f"{_images(found)}, repaired" if alone else "Repaired"
+    return f"{how}: {_typeset(found)}"
 
 
 def difference(found: Any) -> str:
     """How the second point does against the first on validation images."""
-    return _typeset(found)
+    return f"{_images(found)}: {_typeset(found)}"
+
+
+def _images(found: Any) -> str:
+    return f"On {words.plural(found.images, 'validation image')}"
 
 
 def _typeset(found: Any) -> str:
-    told = str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
-    return f"On {words.plural(found.images, 'validation image')}: {told}"
+    return str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
 
 
 COMPARED_TIP = (
@@ -213,10 +244,16 @@ COMPARED_TIP = (
     "than that may be chance. High is good."
 )
 TRYING = "Trying it on validation images ..."
-TRIAL_TIP = (
-    "The network with these channels masked, before any repair, against the network as it is now, "
-    "on the same validation images. ± holds 95%: a difference smaller than that may be chance. "
-    "High is good; lost and gained are images that only the one or the other classifies right."
+REPAIRING = "Repairing a copy, to try that too ..."
+_PAIRED = (
+    "against the network as it is now, on the same validation images. ± holds 95%: a difference "
+    "smaller than that may be chance. High is good; lost and gained are images that only the one "
+    "or the other classifies right."
+)
+TRIAL_TIP = f"The network without these channels, before any repair, {_PAIRED}"
+REPAIRED_TIP = (
+    "What Approve would leave: the network without these channels, its weights repaired on "
+    f"training images, {_PAIRED}"
 )
 
 
@@ -310,7 +347,7 @@ RECALL_HEADS = (
         "recall now",
         "The share of them that the network classifies right as it is. High is good",
     ),
-    ("after", "The same with the channels masked, before any repair. High is good"),
+    ("after", "The same without the channels, as said above. High is good"),
     ("change", RECALL_TIP),
 )
 FLIPPED = "Images lost (dashed) and gained (solid):"

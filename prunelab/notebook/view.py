@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from prunelab.cost.counting import Latency
 from prunelab.errors import InvalidValue
 from prunelab.figures.board import BoardInfo
 from prunelab.ledger.events import Event
@@ -90,7 +91,9 @@ class View:
     `group` and `unit` are the group and the channel looked at, `layers` the producers of every
     prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
     queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
-    `tried` how the move does on validation images, `trying` whether it is being tried. `channel`
+    `latencies` what was measured of which points,
+    `tried` how the move does on validation images as it is cut, `repaired` how it does once
+    repaired, where Approve `repairs`; `aside` the kind of job that is done meanwhile. `channel`
     is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
     two points, by the events that made them, or two of the `plans` read from files, by their paths;
     `difference` is how the second does against the first, `pace` the seconds that a step of tuning
@@ -113,8 +116,11 @@ class View:
     error: str = ""
     opened: frozenset[str] = frozenset()
     at_hand: Any = None
+    latencies: Mapping[int, Latency] = field(default_factory=dict)
     tried: Tried | None = None
-    trying: bool = False
+    repaired: Tried | None = None
+    repairs: bool = False
+    aside: str = ""
     channel: Channel | None = None
     alone: float | None = None
     compared: tuple[End, End] = (0, 0)

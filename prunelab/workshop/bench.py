@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
+from prunelab.cost.counting import Latency
 from prunelab.cost.timing import LayerTimes, layer_times
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
@@ -93,6 +94,7 @@ class Bench(Splits):
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
         self.times: LayerTimes | None = None  # of the network measured last
+        self.latencies: dict[str, Latency] = {}  # of the session's networks, by fingerprint
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
         self._evidence: dict[tuple[str, ...], tuple[tuple[object, ...], Evidence]] = {}
 
@@ -192,10 +194,14 @@ class Bench(Splits):
         """The evidence of these kinds that was measured last, of whatever network."""
         return self._evidence.get(tuple(kinds), (None, None))[1]
 
+    def run_of(self) -> Any:
+        """What a timed run is given: one input, or the batch that a forward of your own takes."""
+        return self.sample() if self.custom else self.inputs_of(self.sample())
+
     def clock(self, network: nn.Module, plan: WidthPlan) -> None:
         """Time the layers of the network of this plan, if those of no other were timed since."""
         if self.times is None or self.times.plan != plan:
-            inputs = self.sample() if self.custom else self.inputs_of(self.sample())
+            inputs = self.run_of()
             self.times = layer_times(
                 network, self.graph, plan, lambda: self.forward(network, inputs)
             )

@@ -6,6 +6,7 @@ May import bench, methods, ledger, verbs.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,10 +14,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from prunelab.cost.counting import cost
+from prunelab.cost.counting import Latency, cost, summed_up, timing
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence, aiming
-from prunelab.evidence.batch import finish
+from prunelab.evidence.batch import batch_size, finish
 from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger.events import Adjusted, Began, Event, Noted, Tuned
@@ -26,11 +27,12 @@ from prunelab.methods import Context, Method
 from prunelab.tracing.tracer import copy_of
 from prunelab.training import Training
 from prunelab.trial import Answers, by_image
-from prunelab.values import FrozenMap, WidthPlan
+from prunelab.values import FrozenMap, Progress, WidthPlan
 from prunelab.workshop.bench import Bench
 from prunelab.workshop.verbs import Work, uninterrupted
 
 CONTRIBUTION = ("contribution",)
+RUNS = 30  # of which a latency is the median
 
 
 class Desk:
@@ -141,6 +143,19 @@ class Desk:
             tuple(layers), forward=bench.forward, expected=images,
         )  # fmt: skip
         return (yield from work)
+
+    def latency(self, network: nn.Module | None) -> Generator[Progress, None, Latency]:
+        """Time `network`; that of the network now (None) is remembered."""
+        bench, measured = self.bench, self.network if network is None else network
+        inputs = bench.run_of()
+        seconds: list[float] = []
+        for took in timing(measured, inputs, RUNS, bench.forward):
+            seconds.append(took)
+            yield Progress(len(seconds), RUNS, "timing")
+        found = replace(summed_up(measured, seconds), inputs=batch_size(inputs))
+        if network is None:
+            bench.latencies[self.state.now.event.fingerprint] = found
+        return found
 
     # ------------------------------------------------------------ commits
 

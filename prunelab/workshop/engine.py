@@ -160,14 +160,17 @@ class Engine(Foresees):
         return move
 
     def approve(
-        self, floor: float | None = None, *, repair: bool = True
+        self, floor: float | None = None, *, repair: bool = True, run: float | None = None
     ) -> Generator[Any, None, bool]:
-        """Cut, and repair if the bench says so; False where that would break the floor."""
+        """Cut, and repair if the bench says so; False where that would break the floor.
+
+        `run` is the target of the run that decides it; None: the person does.
+        """
         move, bench = self._fresh("approve"), self.bench
         plan = self.plan.drop(move.drop)
         small = cut(self._source, self.graph, plan)
         steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
-        steps = [(Approved, {}, small, *(yield from bench.judged(small)))]
+        steps = [(Approved, {"run": run}, small, *(yield from bench.judged(small)))]
         if repair and bench.repair is not None:
             fixed = copy_of(small)
             yield from self._mended(fixed, plan, bench.repair)
@@ -269,7 +272,7 @@ class Engine(Foresees):
                 if move is None:
                     self._relax(goal)
                     continue
-            if not (yield from self.approve(floor, repair=repair)):
+            if not (yield from self.approve(floor, repair=repair, run=target)):
                 return
 
     def _relax(self, goal: int) -> None:
@@ -287,7 +290,7 @@ class Engine(Foresees):
     def _breaks(self, measured: Mapping[str, float], floor: float) -> bool:
         name, metric = next(iter(self.bench.metrics.items()))
         value = measured[name]
-        return value < floor if metric.higher_is_better else value > floor
+        return not (value >= floor if metric.higher_is_better else value <= floor)  # NaN, too
 
     def _pending(self, verb: str) -> Move:
         if self.state.pending is None:

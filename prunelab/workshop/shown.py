@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunelab.channels import ChannelGraph
-from prunelab.cost.counting import Latency, latency, layer_costs
+from prunelab.cost.counting import Latency, layer_costs
 from prunelab.errors import InvalidValue
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import State
@@ -100,9 +100,12 @@ class Shown(Verbs):
             network.eval()
             return self._bench.forward(network, self._bench.sample())
 
-    def latency(self, network: nn.Module) -> Latency:
-        """Measured seconds of `network` on one training input, run as the session runs it."""
-        return latency(network, self._bench.sample(), forward=self._bench.forward)
+    @property
+    def latencies(self) -> dict[int, Latency]:
+        """What `latency` measured of the points of the trajectory, by the number of their event."""
+        known = self._bench.latencies
+        marks = {point.seq: point.event.fingerprint for point in self.state.points}
+        return {seq: known[mark] for seq, mark in marks.items() if mark in known}
 
     def costs(self, plan: WidthPlan | None = None) -> dict[str, Cost]:
         """What each convolution and linear layer costs with `plan` (None: as it is now)."""
