@@ -26,7 +26,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(ipywidgets|widgets|traitlets)\..*"),
     ("py:.*", r"(Any|Callable|Generator|Iterable|Iterator|Mapping|NDArray|Path|Sequence|Tensor)"),
     ("py:.*", r"prunelab\.values\.(Graph|Group)"),
-    ("py:.*", r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Scope|Side|Sums|Theme)"),
+    ("py:.*", r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Scope|Side|Sums|Theme|Timed)"),
 ]
 
 
