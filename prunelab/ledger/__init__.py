@@ -1,1 +1,41 @@
 """What happened: events, guesses and notes, the one file they are kept in, and their words."""
+
+from prunelab.ledger.events import (
+    Adjusted,
+    Approved,
+    Began,
+    Event,
+    Noted,
+    Proposed,
+    Rejected,
+    Repaired,
+    Returned,
+    Step,
+    Tuned,
+    Undone,
+)
+from prunelab.ledger.ledger import Ledger, MemoryStore, Store
+from prunelab.ledger.state import Point, State, fold
+from prunelab.ledger.store import FileStore
+
+__all__ = [
+    "Adjusted",
+    "Approved",
+    "Began",
+    "Event",
+    "FileStore",
+    "Ledger",
+    "MemoryStore",
+    "Noted",
+    "Point",
+    "Proposed",
+    "Rejected",
+    "Repaired",
+    "Returned",
+    "State",
+    "Step",
+    "Store",
+    "Tuned",
+    "Undone",
+    "fold",
+]

@@ -91,11 +91,11 @@ class View:
     `group` and `unit` are the group and the channel looked at, `layers` the producers of every
     prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
     queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
-    `latencies` what was measured of which points,
-    `tried` how the move does on validation images as it is cut, `repaired` how it does once
-    repaired, where Approve `repairs`; `aside` the kind of job that is done meanwhile. `channel`
-    is a look at the channel, `alone` the share of the signal that it carries by itself, `compared`
-    two points, by the events that made them, or two of the `plans` read from files, by their paths;
+    `latencies` what was measured of which points, `tried` how the move does on validation images as
+    it is cut, `repaired` how it does once repaired, where Approve `repairs`; `aside` the kind of
+    job that is done meanwhile. `channel` is a look at the channel, `alone` the share of the signal
+    that it carries by itself, `compared` two points, by the events that made them, or two of the
+    `plans` read from files, by their paths;
     `difference` is how the second does against the first, `pace` the seconds that a step of tuning
     takes, `written` the file exported last.
     """
