@@ -2,7 +2,7 @@
 
 The evidence says what each layer loses at each width, the graph what each width costs; costs of
 neighbours multiply, so a layer's price is looked up at the widths that the others have by then.
-May import evidence, channels, cost, values.
+May import values, channels, evidence, cost.
 """
 
 from __future__ import annotations

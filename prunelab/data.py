@@ -1,7 +1,7 @@
 """Named sets of labelled images, the ones that ship among them: `load("fashion")`.
 
-Nothing is downloaded unless the caller says `download=True`. May import batches, errors, fashion,
-torch; torchvision and scikit-learn only inside the function that needs them.
+Nothing is downloaded unless the caller says `download=True`. May import batches and fashion;
+torchvision and scikit-learn only inside the function that needs them.
 """
 
 from __future__ import annotations

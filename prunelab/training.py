@@ -1,6 +1,6 @@
 """Evaluating and training: plain loops as generators that can be stopped between batches.
 
-May import evidence's batch helpers, values, errors. Nothing here is tied to classification:
+May import values, trial, tracing, evidence.batch. Nothing here is tied to classification:
 `loss(model, batch)` gives a scalar, a metric is any function of (model, loader).
 """
 

@@ -110,6 +110,27 @@ def test_each_layer_imports_only_the_packages_that_it_may(path: Path) -> None:
             assert package != "torch" or part not in LIGHT, f"{part} is light, imports {name}"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_no_more_than_its_docstring_says(path: Path) -> None:
+    """`errors` and the modules of its own folder go without saying."""
+    tree = ast.parse(path.read_text())
+    said = re.search(r"may import (.+?)(\.\s|\.$|$)", ast.get_docstring(tree) or "", re.S | re.I)
+    if said is None or "everything" in said[1]:
+        return
+    own = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
+    modules = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES}
+    unsaid = []
+    for name, now in imports(tree):
+        words = name.split(".")
+        ours = words[0] == "prunelab" and len(words) > 1 and words[1] in modules
+        if not ours or not now or words[1] in ("errors", "__init__"):
+            continue
+        inside = own != "prunelab" and f"{name}.".startswith(f"{own}.")
+        if not inside and not any(re.search(rf"\b{word}\b", said[1]) for word in words[1:]):
+            unsaid.append(name)
+    assert unsaid == []
+
+
 def test_importing_prunelab_imports_no_jupyter_and_no_plotly() -> None:
     heavy = sorted({*JUPYTER, "plotly", "matplotlib", "torchvision", "sklearn", "pandas"})
     program = f"import sys, prunelab; print([m for m in {heavy!r} if m in sys.modules])"

@@ -1,6 +1,6 @@
 """What a network costs: multiply-adds, parameters, activation memory, and measured latency.
 
-May import values, channels, calls, sampler.
+May import values, channels, coupling, tracing, sampler.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where the time of one run goes: layer by layer, and what that tells of other widths.
 
-May import calls, channels, cost, values.
+May import values, channels, coupling, tracing.
 """
 
 from __future__ import annotations

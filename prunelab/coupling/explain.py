@@ -1,6 +1,6 @@
 """Why channels are coupled, or why they are not, in words.
 
-May import coupling.meetings, errors, values.
+May import values.
 """
 
 from __future__ import annotations

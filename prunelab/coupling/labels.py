@@ -4,8 +4,7 @@ Every output channel of every convolution and linear layer gets a number, its la
 tensor goes an integer tensor, broadcastable to its shape, that names for every element the
 channel it came from; operations that only move data are run on the labels themselves. Where
 elementwise operations make labels meet, the two channels are coupled. An operation without a
-rule freezes what it touches: unknown fails safe. May import calls, coupling, sampler, truth and
-errors.
+rule freezes what it touches: unknown fails safe. May import sampler.
 """
 
 from __future__ import annotations

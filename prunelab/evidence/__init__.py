@@ -1,6 +1,6 @@
 """What is measured: one streaming pass over the data, mergeable by addition.
 
-May import values, channels, calls, surgery, tracing, fingerprint.
+May import values, channels, coupling, surgery, tracing, fingerprint.
 """
 
 from prunelab.evidence.ablation import Ablation, ablate

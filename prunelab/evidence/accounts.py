@@ -2,7 +2,7 @@
 
 What an account keeps does not grow with the images. It adds products of one batch in the network's
 precision and batches in float64, so G is as exact as one batch's product (a relative 1e-7 in
-float32). May import calls, lags, moments.
+float32). May import coupling.
 """
 
 from __future__ import annotations

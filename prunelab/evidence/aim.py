@@ -3,8 +3,8 @@
 Channel Pruning reads the inputs of the network as it is and aims at the outputs of the original,
 so that a layer makes good what the layers before it lost; the last layer of a residual branch
 aims at Y2 + Y1 - Y1', which makes good what its shortcut lost too (He, Zhang, Sun; ICCV 2017;
-released code: `appresb`, and `invBN` where a BatchNorm stands before the sum). May import calls,
-channels, labels, tracing, contribution, measure.
+released code: `appresb`, and `invBN` where a BatchNorm stands before the sum). May import values,
+channels, coupling, tracing.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ sum over the outputs o of x[s o + d a - p] x[s o + d b - p]'. Seen from the imag
 between the two entries matters: of the 81 blocks of a 3x3 kernel 13 correlations remain, up to
 transposition and to what the window of an entry misses at the border. A strided convolution reads
 several interleaved images; each is one phase. The count of multiply-adds is what makes it fast: for
-a 3x3 kernel a quarter of what patches cost. May import calls.
+a 3x3 kernel a quarter of what patches cost. May import coupling.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 At a few positions of every image with all outputs there; or as ThiNet does, a few images of every
 class and a few scalars of each. A scalar is one output channel at one position, both drawn at
 random, so it is the sum of one number per input channel (Luo, Wu, Lin; ICCV 2017; released code: 10
-images a class, 10 scalars an image). May import calls, errors, accounts, lags.
+images a class, 10 scalars an image). May import coupling.
 """
 
 from __future__ import annotations

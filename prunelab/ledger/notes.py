@@ -1,4 +1,4 @@
-"""What a person writes down, checked: the fields of `Noted`. May import ledger and words."""
+"""What a person writes down, checked: the fields of `Noted`. May import values."""
 
 from __future__ import annotations
 

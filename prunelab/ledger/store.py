@@ -1,6 +1,6 @@
 """A session in one file: an SQLite database of events (JSON) and weights (safetensors bytes).
 
-Nothing read from it is ever unpickled. May import errors, ledger and values.
+Nothing read from it is ever unpickled. May import values.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What happened, in plain words: the sentences and the history of screen and report.
 
-May import values and ledger only.
+May import values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Baselines: what every method must beat, and what the papers compare with.
 
 Where several layers make a group's units (a residual stream, a depthwise pair), a unit's score is
-the mean over them. May import ranking, channels.
+the mean over them. May import channels.
 """
 
 from __future__ import annotations

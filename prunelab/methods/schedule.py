@@ -1,6 +1,6 @@
 """How much each layer gives when a network is pruned layer by layer, and which layer is next.
 
-May import the contract and channels.
+May import values and channels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """All that the screen says of itself; what it says of the session stands in words.py.
 
-May import values, ledger, words and view only.
+May import values, ledger, cost.
 """
 
 from __future__ import annotations

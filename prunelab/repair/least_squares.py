@@ -2,8 +2,8 @@
 
 A layer that lost input channels gets the weights that best give, from the channels it still has,
 what it gave before (the reconstruction of Channel Pruning, He et al., ICCV 2017, solved from second
-moments instead of samples). Labels are not needed. May import recalibration, evidence, channels,
-calls, values.
+moments instead of samples). Labels are not needed. May import values, channels,
+coupling, tracing, evidence.
 """
 
 from __future__ import annotations

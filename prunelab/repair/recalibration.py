@@ -1,6 +1,6 @@
 """BatchNorm statistics after pruning: changed by what pruning changed, and by nothing else.
 
-May import batches' helpers of evidence, channels, tracing, values.
+May import values, channels, tracing, evidence.batch.
 """
 
 from __future__ import annotations

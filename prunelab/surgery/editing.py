@@ -1,7 +1,7 @@
 """Editing networks: `masked`, `cut`, `rebuild` and `sampled`; nothing else edits one.
 
 All return a new module and leave the given one as it is. May import values, channels, sampler,
-truth.
+coupling.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`widened`: a network with more channels that gives the same outputs, the way back from a cut.
 
-May import values, channels, surgery.
+May import values, channels, coupling.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A cut network beside the masked one: what each layer of the one gives, and of the other.
 
-May import calls, channels.
+May import channels, coupling.
 """
 
 from __future__ import annotations

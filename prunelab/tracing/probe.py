@@ -1,7 +1,7 @@
 """The probe: cut a network, run it beside the masked one, and compare layer by layer.
 
 Network code that stores channel counts as integers cannot be cut there, and looks like any other
-in a trace. May import beside, channels, coupling, surgery.
+in a trace. May import channels, coupling, surgery.
 """
 
 from __future__ import annotations

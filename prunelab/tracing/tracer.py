@@ -1,6 +1,6 @@
 """`trace`: the channel graph of a network, checked by a probe cut.
 
-May import coupling, modes, channels, grouping, probe, surgery, values.
+May import values, coupling, channels, surgery.
 """
 
 from __future__ import annotations

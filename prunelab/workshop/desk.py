@@ -1,6 +1,6 @@
 """The desk: a session's ledger, and the network as it is now. All commits are made here.
 
-May import bench, methods, ledger, verbs.
+May import everything above the workshop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The engine: what every verb of a session does, step by step.
 
 Verbs are generators that compute first and commit last, so whatever ends them on the way leaves
-ledger and network as they were. May import foresight, desk, bench, methods, ledger, verbs.
+ledger and network as they were. May import everything above the
+workshop.
 """
 
 from __future__ import annotations

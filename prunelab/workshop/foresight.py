@@ -1,6 +1,6 @@
 """Foresight: what a move would do, worked out from the evidence at hand without running anything.
 
-May import desk, allocate, cost, evidence, methods, timing.
+May import everything above the workshop.
 """
 
 from __future__ import annotations

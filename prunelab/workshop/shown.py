@@ -1,6 +1,6 @@
 """What a session shows: its state, its network, and what is known of them; nothing changes it.
 
-May import what the session may.
+May import everything above the workshop.
 """
 
 from __future__ import annotations
