@@ -159,3 +159,24 @@ def test_any_loss_will_do_and_nonsense_is_told(trained: nn.Module, data: pl.Data
     for wrong in ({"step": 0}, {"step": 1.5}, {"groups": "some"}, {"images": 0}):
         with pytest.raises(pl.InvalidValue):
             pl.Surgeon(**wrong)
+
+
+def test_a_person_sees_how_far_it_is_and_can_stop_it_between_two_units(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    session = pl.Session(trained, data, method=pl.Surgeon(step=0.5, images=64))
+    told: list[str] = []
+
+    def listener(item: object) -> None:
+        if isinstance(item, pl.Progress):
+            told.append(item.what)
+            assert 0 <= item.done <= item.total and item.total > 0
+            if item.what == "3 units out":
+                session.stop()
+
+    session.listen(listener)
+    with pytest.raises(pl.Stopped):
+        session.propose()
+    assert session.state.proposed is None
+    assert "solving the least squares of conv2" in told
+    assert told[-4:] == ["0 units out", "1 unit out", "2 units out", "3 units out"]

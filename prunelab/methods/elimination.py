@@ -87,46 +87,67 @@ class Elimination:
         return context.move(self, drop, damage, carry_of(self, group))
 
 
-@dataclass(slots=True, eq=False)
 class Problem:
     """One layer's least squares: `inverse` [n, n] of its patches' second moment, and its kernel.
 
-    `kernel` [out, n] reproduces the outputs as well as the entries left allow; `entries` lists
-    for each unit read, by its number in the graph, the patch entries that go with it, and
-    `outputs` [out] the units made. `energy` is the squared norm of the outputs. Errors e of the
-    outputs count as e' `metric` e, summed over the patches; None: as their squares.
+    `entries` lists for each unit read, by its number in the graph, the patch entries that go with
+    it, and `outputs` [out] the units made. `energy` is the squared norm of the outputs. Errors e
+    of the outputs count as e' `metric` e, summed over the patches; None: as their squares. The
+    problem keeps `inverse`, and changes it.
     """
 
-    inverse: Array
-    kernel: Array
-    entries: dict[int, Array]
-    outputs: Array
-    energy: float
-    metric: Array | None = None
+    def __init__(
+        self,
+        inverse: Array,
+        kernel: Array,
+        entries: dict[int, Array],
+        outputs: Array,
+        energy: float,
+        metric: Array | None = None,
+    ) -> None:
+        self.inverse = inverse
+        self.entries = entries
+        self.outputs = outputs
+        self.energy = energy
+        self._metric = np.eye(len(kernel)) if metric is None else metric
+        # By patch entry [n, out], and beside it times the metric: both are kept up to date.
+        self._kernel = kernel.T.copy()
+        self._weighed = self._kernel @ self._metric
+
+    @property
+    def kernel(self) -> Array:
+        """What reproduces the outputs as well as the entries left allow [out, n]."""
+        return self._kernel.T
 
     def prices(self, units: Sequence[int]) -> Array:
         """By how much the error grows when one of `units` goes and the rest is solved anew."""
-        kernel = self.kernel
-        weighed = kernel if self.metric is None else self.metric @ kernel
         found = np.zeros(len(units))
-        for index, own in enumerate(self.entries[unit] for unit in units):
-            block = np.linalg.inv(self.inverse[np.ix_(own, own)])
-            found[index] = np.sum(block * (kernel[:, own].T @ weighed[:, own]))
+        sizes = np.array([len(self.entries[unit]) for unit in units])
+        for size in np.unique(sizes):  # one size, but where a unit is read twice
+            same = np.flatnonzero(sizes == size)
+            own = np.stack([self.entries[units[index]] for index in same.tolist()])
+            blocks = np.linalg.inv(self.inverse[own[:, :, None], own[:, None, :]])
+            losses = self._kernel[own] @ self._weighed[own].transpose(0, 2, 1)
+            found[same] = np.sum(blocks * losses, axis=(1, 2))
         return found
 
     def remove(self, unit: int) -> None:
         """Take a unit's entries out: block elimination of the inverse, refit of the kernel."""
         own = self.entries.pop(unit)
-        gain = np.linalg.solve(self.inverse[np.ix_(own, own)], self.inverse[own])
-        self.kernel = self.kernel - self.kernel[:, own] @ gain
-        self.inverse = self.inverse - self.inverse[:, own] @ gain
+        rows = self.inverse[own]
+        gain = np.linalg.solve(rows[:, own], rows)
+        self._weighed -= gain.T @ self._weighed[own]
+        self._kernel -= gain.T @ self._kernel[own]
+        self.inverse -= rows.T @ gain
 
     def forget(self, unit: int) -> None:
         """Take a unit's outputs out: nobody minds any more what becomes of them."""
-        keep = self.outputs != unit
-        self.kernel, self.outputs = self.kernel[keep], self.outputs[keep]
-        if self.metric is not None:
-            self.metric = self.metric[np.ix_(keep, keep)]
+        keep, gone = self.outputs != unit, self.outputs == unit
+        share = self._kernel[:, gone] @ self._metric[np.ix_(gone, keep)]
+        self._weighed = self._weighed[:, keep] - share
+        self._kernel = self._kernel[:, keep]
+        self._metric = self._metric[np.ix_(keep, keep)]
+        self.outputs = self.outputs[keep]
 
 
 def solvable(layer: Layer) -> bool:
@@ -134,7 +155,9 @@ def solvable(layer: Layer) -> bool:
     return not layer.transposed and len(layer.in_units) * prod(layer.kernel) <= WIDEST
 
 
-def problem_of(model: nn.Module, evidence: Evidence, layer: Layer) -> Problem:
+def problem_of(
+    model: nn.Module, evidence: Evidence, layer: Layer, metric: Array | None = None
+) -> Problem:
     """The least squares of a layer, with an intercept where it has one."""
     if not solvable(layer):
         raise InvalidValue(
@@ -151,10 +174,11 @@ def problem_of(model: nn.Module, evidence: Evidence, layer: Layer) -> Problem:
     places = np.repeat(layer.in_units, prod(layer.kernel))
     return Problem(
         inverse=np.linalg.inv(moment + ridge * np.eye(len(moment))),
-        kernel=kernel.copy(),
+        kernel=kernel,
         entries={unit: np.flatnonzero(places == unit) for unit in distinct_units(layer).tolist()},
         outputs=layer.out_units,
         energy=float(np.sum((kernel @ moment) * kernel)),
+        metric=metric,
     )
 
 

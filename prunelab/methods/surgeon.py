@@ -10,9 +10,9 @@ Kronecker-factored curvature of EigenDamage (Wang, Grosse, Fidler, Zhang; ICML 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -24,8 +24,10 @@ from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
 from prunelab.evidence.measure import measuring
 from prunelab.methods.contract import Context, Search
-from prunelab.methods.elimination import problem_of, solvable
-from prunelab.values import Importance, Units, WidthPlan, units_of
+from prunelab.methods.elimination import Problem, problem_of, solvable
+from prunelab.values import Importance, Progress, Units, WidthPlan, many
+
+Array = np.ndarray
 
 MEANING = "rise of the loss predicted once it goes in its turn, after a refit"
 
@@ -82,11 +84,12 @@ class Surgeon:
             loss=context.loss,
             expected=self.images,
         )
-        table = Table(context, groups, list(layers.values()), evidence)
+        table = Table(context, groups)
+        yield from table.laid(list(layers.values()), evidence)
         whole = context.cost(WidthPlan.full(context.plan.graph)).macs
         steps = (1 - context.cost(context.plan).macs / whole) / self.step
         goal = whole * (1 - self.step * (floor(steps + 1e-9) + 1))
-        drop = table.removed(max(goal, context.target_macs or 0))
+        drop = yield from table.removed(max(goal, context.target_macs or 0))
         for group in groups:
             prices = table.prices[group.first + np.asarray(group.units)]
             yield Importance(group.name, group.units, tuple(prices.tolist()), MEANING)
@@ -100,54 +103,63 @@ class Table:
     was in its turn; of the others, were they the next.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        groups: Sequence[ChannelGroup],
-        layers: Sequence[Layer],
-        evidence: Evidence,
-    ) -> None:
+    def __init__(self, context: Context, groups: Sequence[ChannelGroup]) -> None:
         self.context = context
-        self.problems = {}
-        for layer in layers:
-            problem = problem_of(context.model, evidence, layer)
-            rows = max(1, evidence.moments[layer.name].rows)
-            curvature = evidence.curvature.get(layer.name, np.zeros((len(problem.kernel),) * 2))
-            problem.metric = curvature / (2 * rows * evidence.images)
-            self.problems[layer.name] = problem
+        self.groups = groups
+        self.problems: dict[str, Problem] = {}
         self.prices = np.zeros(context.graph.units)
-        self.alive = {group.name: list(group.units) for group in groups}
+        self.there = np.zeros(context.graph.units, dtype=bool)
         for group in groups:
+            self.there[group.first + np.asarray(group.units)] = True
+
+    def laid(self, layers: Sequence[Layer], evidence: Evidence) -> Iterator[Progress]:
+        """Solve every layer's least squares, and price every unit."""
+        for done, layer in enumerate(layers):
+            yield Progress(done, len(layers), f"solving the least squares of {layer.name}")
+            outputs = len(layer.out_units)
+            scale = 2 * max(1, evidence.moments[layer.name].rows) * evidence.images
+            curvature = evidence.curvature.get(layer.name, np.zeros((outputs, outputs))) / scale
+            problem = problem_of(self.context.model, evidence, layer, curvature)
+            self.problems[layer.name] = problem
+        for group in self.groups:
             self._price(group)
 
-    def removed(self, goal: float) -> dict[str, Units]:
+    def removed(self, goal: float) -> Generator[Progress, None, dict[str, Units]]:
         """Remove units until the network costs at most `goal` multiply-adds; gives the drop."""
         context, graph = self.context, self.context.graph
-        groups = {name: graph[name] for name in self.alive}
+        start = context.cost(context.plan).macs
         order: dict[tuple[str, int], float] = {}
+        asked: dict[str, list[int]] = {}
         drop: dict[str, Units] = {}
-        while context.cost(plan := context.plan.drop(drop)).macs > goal:
-            saved = savings(graph, plan)[0]
-            rates = [
-                (self.prices[unit + group.first] / max(saved[unit + group.first], 1.0), name, unit)
-                for name, group in groups.items()
-                if len(self.alive[name]) > _least(group)
-                for unit in self.alive[name]
-            ]
-            if not rates:
+        while (now := context.cost(plan := context.plan.drop(drop)).macs) > goal:
+            yield Progress(start - now, ceil(start - goal), f"{many(len(order), 'unit')} out")
+            open_ = self._open()
+            rates = self.prices / np.maximum(savings(graph, plan)[0], 1.0)
+            number = int(np.argmin(np.where(open_, rates, np.inf)))
+            if not open_[number]:
                 break
-            _, name, unit = min(rates)
-            order[name, unit] = len(order)
-            for changed in self._remove(groups[name], unit):
-                self._price(groups[changed])
-            asked = {n: units_of(set(g.units) - set(self.alive[n])) for n, g in groups.items()}
+            group = next(g for g in self.groups if g.first <= number < g.first + g.width)
+            unit = number - group.first
+            order[group.name, unit] = len(order)
+            asked.setdefault(group.name, []).append(unit)
+            for changed in self._remove(group, unit):
+                self._price(changed)
             drop = graph.rounded(context.plan, asked, order)
         return drop
 
-    def _remove(self, group: ChannelGroup, unit: int) -> set[str]:
+    def _open(self) -> Array:
+        """Which units may go: every group keeps its least [units of the graph]."""
+        open_ = self.there.copy()
+        for group in self.groups:
+            span = slice(group.first, group.first + group.width)
+            if open_[span].sum() <= _least(group):
+                open_[span] = False
+        return open_
+
+    def _remove(self, group: ChannelGroup, unit: int) -> list[ChannelGroup]:
         """Take a unit out of every least squares; gives the groups whose prices this changes."""
         number = group.first + unit
-        self.alive[group.name].remove(unit)
+        self.there[number] = False
         touched = set(group.consumers)
         for name, problem in self.problems.items():
             if number in problem.entries:
@@ -155,13 +167,12 @@ class Table:
             if number in problem.outputs:
                 problem.forget(number)
                 touched.add(name)
-        graph = self.context.graph
-        return {name for name in self.alive if touched & set(graph[name].consumers)}
+        return [other for other in self.groups if touched & set(other.consumers)]
 
     def _price(self, group: ChannelGroup) -> None:
         """The price of every unit of a group that is left."""
-        units = self.alive[group.name]
-        numbers = [group.first + unit for unit in units]
+        span = slice(group.first, group.first + group.width)
+        numbers = (group.first + np.flatnonzero(self.there[span])).tolist()
         self.prices[numbers] = sum(self.problems[name].prices(numbers) for name in group.consumers)
 
 
