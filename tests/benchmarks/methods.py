@@ -347,9 +347,10 @@ def aofp(bench: Bench) -> None:
     base = bench.cell("base", lambda: bench.tested(bench.model))
 
     def job(seed: int) -> dict[str, float]:
-        data = bench.whole or bench.data
-        result = pl.prune(bench.model, data, "aofp", target_macs=0.35, seed=seed,
-                          tune=bench.steps, graph=bench.graph)  # fmt: skip
+        # on all there is the training is long, so it may be bold
+        train = pl.Training(lr=0.05, weight_decay=5e-4) if bench.official else pl.Training()
+        result = pl.prune(bench.model, bench.whole or bench.data, "aofp", target_macs=0.35,
+                          seed=seed, tune=bench.steps, train=train, graph=bench.graph)  # fmt: skip
         return bench.tested(result.model)
 
     made = []
