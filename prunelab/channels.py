@@ -92,6 +92,11 @@ class ChannelGroup:
     inexact: bool = False
 
     @property
+    def span(self) -> slice:
+        """Where its units are in the numbering of the whole graph, those that are gone too."""
+        return slice(self.first, self.first + self.width)
+
+    @property
     def prunable(self) -> bool:
         """Whether units may be dropped; `why` says why not."""
         return not self.why

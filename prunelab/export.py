@@ -26,6 +26,7 @@ from prunelab.errors import (
     PruneLabError,
     SessionFileError,
 )
+from prunelab.evidence.batch import device_of
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -145,8 +146,7 @@ def _write_network(session: Session, path: Path) -> None:
 
 
 def _same_outputs(session: Session, again: nn.Module) -> None:
-    device = next((p.device for p in session.model.parameters()), torch.device("cpu"))
-    again = again.to(device)
+    again = again.to(device_of(session.model))
     want, got = (
         [x for x in tree_leaves(session.outputs(net)) if isinstance(x, Tensor)]
         for net in (session.model, again)

@@ -1,6 +1,6 @@
 """What a network costs: multiply-adds, parameters, activation memory, and measured latency.
 
-May import values, channels, coupling, tracing, sampler.
+May import values, channels, coupling, tracing, evidence.batch, sampler.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.coupling.calls import Call, Watch
 from prunelab.errors import InvalidValue
+from prunelab.evidence.batch import device_of
 from prunelab.sampler import samplers
 from prunelab.tracing.tracer import runner, undisturbed
 from prunelab.values import Cost, WidthPlan
@@ -264,8 +265,3 @@ def summed_up(model: nn.Module, seconds: Sequence[float]) -> Latency:
         len(ordered),
         str(device_of(model)),
     )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the weights of `model` are."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

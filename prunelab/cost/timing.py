@@ -1,6 +1,6 @@
 """Where the time of one run goes: layer by layer, and what that tells of other widths.
 
-May import values, channels, coupling, tracing.
+May import values, channels, coupling, tracing, evidence.batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prunelab.channels import ChannelGraph
 from prunelab.cost.counting import layer_costs
 from prunelab.coupling.calls import Call, Watch
+from prunelab.evidence.batch import device_of
 from prunelab.tracing.tracer import undisturbed
 from prunelab.values import FrozenMap, WidthPlan
 
@@ -71,7 +72,7 @@ def layer_times(
     names = {layer.weight: layer.name for layer in graph.layers}
     found: dict[str, list[float]] = {name: [] for name in names.values()}
     whole = []
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     with undisturbed(model), torch.no_grad():
         model.eval()
         for index in range(runs + 1):

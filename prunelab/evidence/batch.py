@@ -18,11 +18,15 @@ from prunelab.errors import BadData
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights of `model` are."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def run_batch(model: nn.Module, batch: Any) -> Any:
     """`model(x)` for a batch that is x or (x, ...), on the network's device."""
     x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return model(x.to(device) if isinstance(x, Tensor) else x)
+    return model(x.to(device_of(model)) if isinstance(x, Tensor) else x)
 
 
 def batch_size(batch: Any) -> int:

@@ -2,8 +2,8 @@
 
 Every target layer runs its own search on the same batches. The scoring path shares the base
 path's weights and BatchNorm statistics and runs below autograd, so it never touches gradients,
-buffers or the base path's outputs. May import values, channels,
-coupling, surgery, tracing, evidence, training.
+buffers or the base path's outputs. May import values, channels, coupling, surgery, tracing,
+evidence, training.
 """
 
 from __future__ import annotations

@@ -90,10 +90,10 @@ class Elimination:
 class Problem:
     """One layer's least squares: `inverse` [n, n] of its patches' second moment, and its kernel.
 
-    `entries` lists for each unit read, by its number in the graph, the patch entries that go with
-    it, and `outputs` [out] the units made. `energy` is the squared norm of the outputs. Errors e
-    of the outputs count as e' `metric` e, summed over the patches; None: as their squares. The
-    problem keeps `inverse`, and changes it.
+    `kernel` [out, n] is the one that makes the outputs now. `entries` lists for each unit read, by
+    its number in the graph, the patch entries that go with it, and `outputs` [out] the units made.
+    `energy` is the squared norm of the outputs. Errors e of the outputs count as e' `metric` e
+    ([out, out]), summed over the patches; None: as their squares. `inverse` is changed in place.
     """
 
     def __init__(

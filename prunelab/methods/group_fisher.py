@@ -150,7 +150,7 @@ class _Choice:
             scores = fisher if saved is None else fisher / np.where(saved > 0, saved, np.inf)
             self._latest[there] = scores[there]
             unit = int(np.argmin(np.where(open_, scores, np.inf)))
-            group = next(g for g in context.prunable if g.first <= unit < g.first + g.width)
+            group = next(g for g in context.prunable if g.first <= unit < g.span.stop)
             self.drop[group.name] = units_of([*self.drop.get(group.name, ()), unit - group.first])
             self._now = context.cost(context.plan.drop(self.drop)).macs
             if self._now <= (context.target_macs or 0) or not self._open().any():
@@ -175,7 +175,6 @@ class _Choice:
         """Which of them may go: one of a group stays."""
         there = self._there()
         for group in self._context.prunable:
-            span = slice(group.first, group.first + group.width)
-            if there[span].sum() < 2:
-                there[span] = False
+            if there[group.span].sum() < 2:
+                there[group.span] = False
         return there

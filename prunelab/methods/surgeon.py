@@ -113,7 +113,7 @@ class Table:
             self.there[group.first + np.asarray(group.units)] = True
 
     def laid(self, layers: Sequence[Layer], evidence: Evidence) -> Iterator[Progress]:
-        """Solve every layer's least squares, and price every unit."""
+        """Lay it: solve every layer's least squares, and price every unit."""
         for done, layer in enumerate(layers):
             yield Progress(done, len(layers), f"solving the least squares of {layer.name}")
             outputs = len(layer.out_units)
@@ -138,7 +138,7 @@ class Table:
             number = int(np.argmin(np.where(open_, rates, np.inf)))
             if not open_[number]:
                 break
-            group = next(g for g in self.groups if g.first <= number < g.first + g.width)
+            group = next(g for g in self.groups if g.first <= number < g.span.stop)
             unit = number - group.first
             order[group.name, unit] = len(order)
             asked.setdefault(group.name, []).append(unit)
@@ -151,9 +151,8 @@ class Table:
         """Which units may go: every group keeps its least [units of the graph]."""
         open_ = self.there.copy()
         for group in self.groups:
-            span = slice(group.first, group.first + group.width)
-            if open_[span].sum() <= _least(group):
-                open_[span] = False
+            if open_[group.span].sum() <= _least(group):
+                open_[group.span] = False
         return open_
 
     def _remove(self, group: ChannelGroup, unit: int) -> list[ChannelGroup]:
@@ -171,8 +170,7 @@ class Table:
 
     def _price(self, group: ChannelGroup) -> None:
         """The price of every unit of a group that is left."""
-        span = slice(group.first, group.first + group.width)
-        numbers = (group.first + np.flatnonzero(self.there[span])).tolist()
+        numbers = (group.first + np.flatnonzero(self.there[group.span])).tolist()
         self.prices[numbers] = sum(self.problems[name].prices(numbers) for name in group.consumers)
 
 

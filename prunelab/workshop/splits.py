@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import BadData, InvalidValue
-from prunelab.evidence.batch import batch_size
+from prunelab.evidence.batch import batch_size, device_of
 
 
 class Splits:
@@ -33,8 +33,7 @@ class Splits:
     def inputs_of(self, batch: Any) -> Any:
         """One input of a batch, as the network takes it."""
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        device = next((p.device for p in self.base.parameters()), torch.device("cpu"))
-        return x[:1].to(device) if isinstance(x, Tensor) else x
+        return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
 
     def images(self, images: int) -> Iterator[Any]:
         """Training batches up to `images` images, the same ones at every call."""
