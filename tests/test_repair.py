@@ -14,6 +14,7 @@ from prunelab.coupling import calls
 from prunelab.evidence.aim import Output
 from prunelab.evidence.batch import finish, run_batch
 from prunelab.evidence.moments import patches
+from prunelab.repair import fit as fitting
 from prunelab.repair import least_squares as repair
 from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import Traced
@@ -43,6 +44,11 @@ def images(count: int = 3) -> list[Tensor]:
     return [torch.randn(8, 2, 6, 6, dtype=torch.float64, generator=generator) for _ in range(count)]
 
 
+def solved_on(count: int = 3) -> list[Tensor]:
+    """Those of `images` that least squares is solved on: every fourth one judges."""
+    return [x[[0, 1, 2, 4, 5, 6]] for x in images(count)]
+
+
 def cut_of(net: nn.Module, **drop: list[int]) -> tuple[Traced, Traced]:
     """The network before and after dropping these units."""
     graph = pl.trace(net, images()[0])
@@ -53,12 +59,12 @@ def cut_of(net: nn.Module, **drop: list[int]) -> tuple[Traced, Traced]:
 def test_a_layer_gets_the_weights_that_numpy_finds_on_raw_patches(
     net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repair, "RIDGE", 0.0)
+    monkeypatch.setattr(fitting, "RIDGES", (0.0,))
     before, after = cut_of(net, a=[1, 4])
     finish(repairing(after, before, images, run_batch, source=before))
 
     rows, aims = [], []
-    for x in images():
+    for x in solved_on():
         hidden = torch.relu(net.a(x))
         patches = nn.functional.unfold(hidden[:, [0, 2, 3, 5]], 3, padding=1, stride=2)
         rows.append(patches.transpose(1, 2).reshape(-1, 36))
@@ -144,7 +150,7 @@ class Residual(nn.Module):
 def test_the_end_of_a_branch_makes_good_what_its_shortcut_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repair, "RIDGE", 0.0)
+    monkeypatch.setattr(fitting, "RIDGES", (0.0,))
     torch.manual_seed(3)
     net = Residual().double().eval()
     with torch.no_grad():
@@ -161,7 +167,7 @@ def test_the_end_of_a_branch_makes_good_what_its_shortcut_lost(
     rows, aims = [], []
     scale = net.norm.weight / torch.sqrt(net.norm.running_var + net.norm.eps)
     with torch.no_grad():
-        for x in images():
+        for x in solved_on():
             full, less = torch.relu(net.stem(x)), torch.relu(small.stem(x))
             hidden = torch.relu(small.a(less))
             aim = net.branch(full) + (net.side(full) - small.side(less)) / scale.view(1, -1, 1, 1)
@@ -179,7 +185,7 @@ def outputs(net: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     layer, seen = net.get_submodule(name), []
     handle = layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     with torch.no_grad():
-        for x in images():
+        for x in solved_on():
             net(x)
     handle.remove()
     conv = calls.Conv(layer.stride, layer.padding, layer.dilation, False, 1)
@@ -188,14 +194,21 @@ def outputs(net: nn.Module, name: str) -> tuple[Tensor, Tensor]:
 
 
 def test_what_the_refit_leaves_is_orthogonal_to_what_is_kept_and_smaller(net: nn.Module) -> None:
+    """But for the ridge, which asks for its share of the change."""
     before, after = cut_of(net, a=[0, 3])
     unrefitted = outputs(after.network, "b")[1]
-    finish(repairing(after, before, lambda: iter(images()), run_batch))
+    old = net.b.weight[:, [1, 2, 4, 5]].detach().flatten(1).T
+    found = finish(repairing(after, before, lambda: iter(images()), run_batch))["b"]
     read, given = outputs(after.network, "b")
     want = outputs(net, "b")[1]
     left = want - given
-    assert float((read.T @ left).abs().max()) < 1e-3 * float((read.T @ want).abs().max())
-    assert float(left.sum(0).abs().max()) < 1e-3 * len(left)  # and to the constant
+    centred = read - read.mean(0)
+    ridge = found.ridge * centred.square().sum(0).mean()
+    change = after.network.b.weight.detach().flatten(1).T - old
+    assert found.choice == "lstsq"
+    assert float(change.abs().max()) > 1e-3
+    assert torch.allclose(centred.T @ left, ridge * change, atol=1e-9)
+    assert float(left.sum(0).abs().max()) < 1e-9 * len(left)  # and to the constant
     amiss = want - unrefitted
     assert left.square().sum() < (amiss - amiss.mean(0)).square().sum()
 

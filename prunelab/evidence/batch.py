@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import BadData
 
+HOLD = 4  # of so many images one is held out
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -37,6 +38,16 @@ def batch_size(batch: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return int(leaf.shape[0])
     return 1
+
+
+def held_out(start: int, size: int) -> Tensor:
+    """Which of `size` images are not fitted but judge the fit, the first being image `start`."""
+    return torch.arange(start, start + size) % HOLD == HOLD - 1
+
+
+def of_rows(images: Tensor, rows: int) -> Tensor:
+    """A mask over images as one over the rows of a layer's input, which may be several an image."""
+    return images[torch.arange(rows) * len(images) // max(1, rows)]
 
 
 def guarded(batches: Iterable[Any]) -> Iterator[Any]:

@@ -28,17 +28,20 @@ class PatchMoments:
         return PatchMoments(self.moment + other.moment, self.rows + other.rows)
 
 
-def patches(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Tensor:
+def patches(
+    x: Tensor, kernel: tuple[int, ...], conv: Conv | None, at: Tensor | None = None
+) -> Tensor:
     """The patches a convolution reads from x [N, c, *space], as rows [N positions, c k].
 
-    For a linear layer x [rows, c] itself.
+    For a linear layer x [rows, c] itself. With `at`, only those of these output positions, counted
+    through.
     """
     if conv is None:
         return x
     if prod(kernel) == 1 and not any(conv.padding):
         every = (slice(None, None, stride) for stride in conv.stride)
         x = x[(slice(None), slice(None), *every)]
-        return x.movedim(1, -1).reshape(-1, x.shape[1])
+        return positions_of(x, at).reshape(-1, x.shape[1])
     x = F.pad(x, [pad for size in reversed(conv.padding) for pad in (size, size)])
     for axis, (size, stride, dilation) in enumerate(
         zip(kernel, conv.stride, conv.dilation, strict=True)
@@ -47,7 +50,15 @@ def patches(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Tensor:
     # [N, c, *positions, *kernel] -> [N, *positions, c, *kernel]
     x = x.movedim(1, 1 + len(kernel))
     channels = x.shape[1 + len(kernel)]
+    if at is not None:
+        x = x[(slice(None), *torch.unravel_index(at, x.shape[1 : 1 + len(kernel)]))]
     return x.reshape(-1, channels * prod(kernel))
+
+
+def positions_of(y: Tensor, at: Tensor | None = None) -> Tensor:
+    """A layer's output y [N, out, *positions] as rows [N positions, out]; with `at` of these."""
+    rows = y.movedim(1, -1).flatten(1, -2) if y.ndim > 2 else y[:, None]
+    return (rows if at is None else rows[:, at]).reshape(-1, y.shape[1])
 
 
 def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> PatchMoments:

@@ -21,15 +21,19 @@ from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.calls import Call
 from prunelab.errors import BadData
 from prunelab.evidence.aim import Output, Outputs, aim, unbiased
-from prunelab.evidence.batch import batch_size, checked, guarded
-from prunelab.evidence.moments import cross_moment, patch_moments
+from prunelab.evidence.batch import batch_size, checked, guarded, held_out, of_rows
+from prunelab.evidence.moments import cross_moment, patch_moments, patches, positions_of
+from prunelab.repair.fit import Fit, Moments, Rows, fit
 from prunelab.repair.recalibration import Traced, places, shift_norm
 from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
 WIDEST = 8192  # patch entries whose second moment is kept: 0.5 GB in float64
 MOMENTS = 2**27  # entries of all second moments kept at once: 1 GB in float64
-RIDGE = 1e-6  # of the mean second moment
+ROWS = 2**27  # entries of the samples kept of a layer that is wider: 0.5 GB in float32
+POSITIONS = 32  # of an image that judges
+DETERMINED = 4  # samples an entry
+IMAGES = 512  # at least; more only where a layer is not determined by them
 
 
 def repairing(
@@ -39,7 +43,7 @@ def repairing(
     forward: Callable[[nn.Module, Any], Any],
     expected: int = 0,
     source: Traced | None = None,
-) -> Generator[Progress, None, tuple[str, ...]]:
+) -> Generator[Progress, None, dict[str, Fit]]:
     """Repair the network `small` in place; yields Progress.
 
     Every layer that lost inputs is solved anew: it aims at what the same layer gives in `target`,
@@ -65,14 +69,13 @@ def repairing(
         if len(small.graph.layer(layer.name).in_units) < len(layer.in_units)
     ]
     tasks = (_task(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost)
-    solved: list[str] = []
+    found: dict[str, Fit] = {}
     for portion in _portions(filter(None, tasks), 0 if source is None else MOMENTS):
-        yield from _solved(
+        found |= yield from _solved(
             portion, small.network, watched.network, target.network, batches, forward, expected,
             drifts=source is None,
         )  # fmt: skip
-        solved += [task.layer.name for task in portion if task.moment is not None]
-    return tuple(solved)
+    return found
 
 
 def _ready(layers: Sequence[Layer]) -> list[Layer]:
@@ -94,7 +97,7 @@ def _portions(tasks: Iterable[_Task], most: int) -> Iterator[list[_Task]]:
     """The tasks in order, as many at once as keep at most `most` entries of moments, or one."""
     portion: list[_Task] = []
     for task in tasks:
-        if portion and sum(some.size**2 for some in [*portion, task]) > most:
+        if portion and sum(some.entries**2 for some in [*portion, task]) > most:
             yield portion
             portion = []
         portion.append(task)
@@ -107,61 +110,117 @@ class _Task:
     """One layer to be solved: min ||(P, 1) W' - Y||^2 over the patches P that it still reads.
 
     `layer` is as in the small network; `inputs` are the positions of its input channels in the
-    network that is watched, `outputs` those of its outputs in the target. `moment` is
-    (P, 1)'(P, 1) and `cross` (P, 1)'Y, added up over batches in float64; Y is without bias.
+    network that is watched, `outputs` those of its outputs in the target. Y is without bias. Of
+    the images, some are held out: they are not solved on, they judge.
     """
 
     layer: Layer
     constant: bool  # whether there is a bias or a BatchNorm to put the constant into
     inputs: Tensor
     outputs: Tensor
-    moment: Tensor | None = None
-    cross: Tensor | None = None
+    solved: Rows | Moments | None = None
+    held: Rows | None = None
 
     @property
-    def size(self) -> int:
-        """The entries of one patch, with the constant."""
-        return len(self.layer.in_units) * prod(self.layer.kernel) + 1
+    def entries(self) -> int:
+        """The entries of one patch."""
+        return len(self.layer.in_units) * prod(self.layer.kernel)
 
-    def add(self, call: Call, y: Tensor) -> None:
-        """Take in one batch: the layer's call, and what it aims at."""
-        kernel = tuple(call.weight.shape[2:])
+    @property
+    def determined(self) -> bool:
+        """Whether there are as many samples as it takes to solve for every entry."""
+        return self.solved is not None and len(self.solved) >= DETERMINED * self.entries
+
+    def add(self, call: Call, y: Tensor, held: Tensor) -> None:
+        """Take in one batch: the layer's call, what it aims at, which images are held out."""
         x = call.x
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))
-        moment = patch_moments(x, kernel, call.conv).moment
-        cross = cross_moment(x, y, kernel, call.conv)
-        self.moment = moment if self.moment is None else self.moment + moment
-        self.cross = cross if self.cross is None else self.cross + cross
+        judges = of_rows(held, len(x)).to(x.device)
+        if bool(judges.any()):
+            self.held = _sum(self.held, _sample(x[judges], y[judges], call))
+        if not bool(judges.all()):
+            self._solve_on(x[~judges], y[~judges], call)
 
-    def solve(self, small: nn.Module, target: nn.Module) -> None:
-        """Put the least-squares weights into `small`, and the constant into bias or BatchNorm.
+    def _solve_on(self, x: Tensor, y: Tensor, call: Call) -> None:
+        """Rows while they are fewer than the entries, moments from then on."""
+        rows = y.numel() // y.shape[1]
+        there = 0 if self.solved is None else len(self.solved)
+        few = not isinstance(self.solved, Moments) and there + rows <= self.entries
+        kernel = tuple(call.weight.shape[2:])
+        if few or self.entries > WIDEST:
+            if (there + rows) * self.entries <= ROWS:
+                found = Rows(patches(x, kernel, call.conv), positions_of(y))
+                self.solved = found if self.solved is None else self.solved + found  # type: ignore[operator]
+            return
+        moments = Moments(
+            patch_moments(x, kernel, call.conv).moment,
+            cross_moment(x, y, kernel, call.conv),
+            y.movedim(1, 0).flatten(1).double().square().sum(1),
+        )
+        before = self.solved.moments if isinstance(self.solved, Rows) else self.solved
+        self.solved = moments if before is None else before + moments
 
-        The change from the present weights W solves (M + ridge) X = C - M W'; the ridge pulls
-        towards them, and is as small as lets rank-deficient patches be solved at all.
-        """
-        if self.moment is None or self.cross is None:
-            return  # the layer was not called
+    def solve(self, small: nn.Module, target: nn.Module) -> Fit | None:
+        """Put into `small` what is best, see `fit`; None where the layer was not called."""
+        if self.solved is None:
+            return None
+        weight = dict(small.named_parameters())[self.layer.weight]
+        old = weight.detach().reshape(len(weight), -1).double().T
+        norm = self._norm(target)
+        scale = None
+        if norm is not None:
+            gamma = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
+            scale = gamma.detach().double().square() / (norm.running_var.double() + norm.eps)
+            scale = scale[self.outputs.to(scale.device)]
+        found = fit(
+            self.solved, self.held, old, constant=self.constant, normed=norm is not None,
+            importance=scale,
+        )  # fmt: skip
+        self._put(found, small, target)
+        return found
+
+    def _norm(self, network: nn.Module) -> Any:
+        """The BatchNorm behind the layer, if its statistics can be changed."""
+        if self.layer.norm is None:
+            return None
+        norm = network.get_submodule(self.layer.norm)
+        whole = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
+        return norm if whole else None
+
+    @torch.no_grad()
+    def _put(self, found: Fit, small: nn.Module, target: nn.Module) -> None:
+        """The constant goes into the bias or, where there is none, into BatchNorm's mean."""
+        if found.choice == "kept":
+            return
+        norms = self._norm(small), self._norm(target)
+        if found.choice == "bn":
+            shift_norm(*norms, self.outputs, found.shift, found.ratio)
+            return
         parameters = dict(small.named_parameters())
         weight = parameters[self.layer.weight]
-        bias = parameters.get(_bias_of(self.layer))
-        old = weight.detach().reshape(len(weight), -1).double().T
-        full = torch.cat([old, torch.zeros_like(old[:1])])
-        size = len(full) if self.constant else len(full) - 1
-        moment = self.moment[:size, :size]
-        ridge = RIDGE * moment.diagonal().mean() * torch.eye(size, device=moment.device)
-        full[:size] += torch.linalg.solve(moment + ridge, self.cross[:size] - moment @ full[:size])
-        with torch.no_grad():
-            weight.copy_(full[:-1].T.reshape(weight.shape))
-            constant = full[-1]
-            if bias is not None:
-                there = dict(target.named_parameters())[_bias_of(self.layer)].detach()
-                bias.copy_(there[self.outputs.to(there.device)] + constant)
-                constant = torch.zeros_like(constant)
-            if self.layer.norm is not None:  # whose mean takes the constant up, if no bias does
-                norm = small.get_submodule(self.layer.norm)
-                there_norm = target.get_submodule(self.layer.norm)
-                shift_norm(norm, there_norm, self.outputs, -constant, torch.ones_like(constant))
+        weight.copy_(found.weight.T.reshape(weight.shape))
+        bias, constant = parameters.get(_bias_of(self.layer)), found.constant
+        if bias is not None:
+            there = dict(target.named_parameters())[_bias_of(self.layer)].detach()
+            bias.copy_(there[self.outputs.to(there.device)] + constant)
+            constant = torch.zeros_like(constant)
+        if norms[0] is not None:
+            shift_norm(*norms, self.outputs, -constant, torch.ones_like(constant))
+
+
+def _sum(before: Rows | None, more: Rows) -> Rows:
+    return more if before is None else before + more
+
+
+def _sample(x: Tensor, y: Tensor, call: Call) -> Rows:
+    """A few positions of each image: they judge as well as all of them do."""
+    positions = y[0, 0].numel()
+    at = None
+    if positions > POSITIONS:
+        draw = torch.Generator().manual_seed(positions)
+        at = torch.randperm(positions, generator=draw)[:POSITIONS].sort().values.to(x.device)
+    return Rows(patches(x, tuple(call.weight.shape[2:]), call.conv, at), positions_of(y, at))
 
 
 def _bias_of(layer: Layer) -> str:
@@ -180,8 +239,7 @@ def chained(source_graph: ChannelGraph, graph: ChannelGraph) -> bool:
 def _task(small: Traced, watched: Layer, target: Layer) -> _Task | None:
     """What is to be solved of a layer; None where least squares does not apply."""
     now = small.graph.layer(watched.name)
-    entries = len(now.in_units) * prod(now.kernel)
-    if not now.dense or now.transposed or now.computed or entries > WIDEST:
+    if not now.dense or now.transposed or now.computed:
         return None
     has_bias = _bias_of(now) in dict(small.network.named_parameters())
     return _Task(
@@ -245,7 +303,7 @@ def _solved(
     forward: Callable[[nn.Module, Any], Any],
     expected: int,
     drifts: bool,
-) -> Generator[Progress, None, None]:
+) -> Generator[Progress, None, dict[str, Fit]]:
     """Run `watched` and `target` over the batches, then solve the tasks in `small`."""
     wanted = {task.layer.weight: task for task in tasks}
     what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
@@ -254,13 +312,15 @@ def _solved(
         watched.eval()
         target.eval()
         for batch in guarded(batches()):
+            size = batch_size(batch)
+            held = held_out(count, size)
             there = _Listening(target, wanted, drifts, inputs=False)
             aims = {name: iter(found) for name, found in there.found.items()}
 
             def meet(given: Output, aims: Mapping[str, Iterator[Output]] = aims) -> None:
                 asked, task = next(aims[given.call.name]), wanted[given.call.name]
-                if given.y.numel():
-                    task.add(given.call, aim(asked, given, task.outputs.to(given.y.device)))
+                if given.y.numel() and not (count >= IMAGES and task.determined):
+                    task.add(given.call, aim(asked, given, task.outputs.to(given.y.device)), held)
 
             here = _Listening(watched, wanted, drifts, inputs=True, hear=None if drifts else meet)
             for network, ears in ((target, there), (watched, here)):
@@ -268,9 +328,14 @@ def _solved(
                     checked(forward, network, batch)
             for given in (output for found in here.found.values() for output in found):
                 meet(given)
-            count += batch_size(batch)
+            count += size
             yield Progress(count, max(expected, count), f"solving {what} by least squares")
+            if count >= IMAGES and all(task.determined for task in tasks):
+                break
     if not count:
         raise BadData("There are no batches to repair on; give at least one.")
-    for task in tasks:
-        task.solve(small, target)
+    return {
+        task.layer.name: found
+        for task in tasks
+        if (found := task.solve(small, target)) is not None
+    }

@@ -231,11 +231,12 @@ class Bench(Splits):
         before = traced(*source) if source else None
         how = (images, self.forward, REPAIR_IMAGES)
         settled: set[str] = set()
+        fits = {}
         if kind == "lstsq":
             together = before if before and not chained(before.graph, now.graph) else None
-            solved = yield from repairing(now, aim, *how, together)
+            fits = yield from repairing(now, aim, *how, together)
             if together is None:  # each layer saw what it now reads
-                settled = {norm for name in solved if (norm := now.graph.layer(name).norm)}
+                settled = {norm for name in fits if (norm := now.graph.layer(name).norm)}
         elif kind == "rescale":
             yield from rescaling(now, before or aim, aim, *how)
         yield from recalibrating(now, aim, *how, settled)
