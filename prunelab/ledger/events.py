@@ -87,12 +87,43 @@ class Approved(Step):
     run: float | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What a repair gave one layer.
+
+    `choice` is "lstsq" (solved, shrunk by `ridge`, a share of the mean square of an input),
+    "bn" (BatchNorm behind it redone) or "kept" (as it was). `errors` maps each choice to what it
+    misses of the outputs that the layer should give, a share of their variance, on images that it
+    was not solved on; the choice has the least. Without such images it is empty. `samples` were
+    solved on, for `entries` weights of each output: fewer do not determine them.
+    """
+
+    layer: str
+    choice: str
+    ridge: float
+    errors: FrozenMap
+    samples: int
+    entries: int
+
+    @property
+    def determined(self) -> bool:
+        """Whether there were more samples than weights to solve for."""
+        return self.samples > self.entries
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired(Step):
-    """Weights were repaired without training; `automatic` when it came with the approve."""
+    """Weights were repaired without training; `automatic` when it came with the approve.
+
+    `kind` is how. Where that is not what was asked for, because it did worse on the validation
+    images, `tried` has the first metric of each kind ("none": as cut). `refits` are what least
+    squares did, layer by layer.
+    """
 
     kind: str
     automatic: bool
+    tried: FrozenMap = field(default_factory=FrozenMap)
+    refits: tuple[Refit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,5 +165,5 @@ class Returned(Event):
 
 
 Codec.register(
-    Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone, Returned
+    Refit, Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone, Returned
 )

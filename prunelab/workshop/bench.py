@@ -20,6 +20,8 @@ from prunelab.evidence import Evidence
 from prunelab.evidence.batch import batch_size, cross_entropy, guarded, run_batch
 from prunelab.evidence.gradient import Masks
 from prunelab.evidence.measure import measuring
+from prunelab.ledger.events import Refit
+from prunelab.repair.fit import Fit
 from prunelab.repair.least_squares import chained, repairing
 from prunelab.repair.recalibration import Traced, recalibrating
 from prunelab.repair.rescale import rescaling
@@ -37,7 +39,8 @@ from prunelab.values import FrozenMap, Progress, WidthPlan
 from prunelab.workshop.splits import Splits, private_rng
 
 REPAIRS = ("lstsq", "rescale", "bn")
-REPAIR_IMAGES = 512  # four times as many: 4% less divergence from the original on vgg8
+REPAIR_IMAGES = int(__import__("os").environ.get("RI", 2048))  # at most: least squares takes no more than determine its layers
+RECALIBRATION_IMAGES = 512  # for BatchNorm statistics, and one factor a channel
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 
@@ -213,34 +216,38 @@ class Bench(Splits):
         kind: str,
         target: tuple[nn.Module, WidthPlan],
         source: tuple[nn.Module, WidthPlan] | None = None,
-    ) -> Generator[Progress, None, None]:
-        """Repair `small`, in place, towards `target`.
+    ) -> Generator[Progress, None, tuple[Refit, ...]]:
+        """Repair `small`, in place, towards `target`; gives what least squares did, by layer.
 
         In one pass when it was just cut from `source` and no repair builds on another, else front
         to back; `kind` is one of `REPAIRS`.
         """
         _check_repair(kind)
 
-        def images() -> Iterator[Any]:
-            return self.images(REPAIR_IMAGES)
+        def images(most: int) -> tuple[Callable[[], Iterator[Any]], Callable[..., Any], int]:
+            return lambda: self.images(most), self.forward, most
 
         def traced(network: nn.Module, plan: WidthPlan) -> Traced:
             return Traced(network, self.graph.after(plan))
 
         now, aim = traced(small, plan), traced(*target)
         before = traced(*source) if source else None
-        how = (images, self.forward, REPAIR_IMAGES)
-        settled: set[str] = set()
-        fits = {}
+        fits: dict[str, Fit] = {}
+        settled: set[str | None] = set()
         if kind == "lstsq":
             together = before if before and not chained(before.graph, now.graph) else None
-            fits = yield from repairing(now, aim, *how, together)
-            if together is None:  # each layer saw what it now reads
-                settled = {norm for name in fits if (norm := now.graph.layer(name).norm)}
+            fits = yield from repairing(now, aim, *images(REPAIR_IMAGES), together)
+            settled = {  # front to back each layer saw what it now reads
+                now.graph.layer(name).norm
+                for name, found in fits.items()
+                if together is None or found.choice == "kept"
+            }
         elif kind == "rescale":
-            yield from rescaling(now, before or aim, aim, *how)
-        yield from recalibrating(now, aim, *how, settled)
+            yield from rescaling(now, before or aim, aim, *images(RECALIBRATION_IMAGES))
+        but = {norm for norm in settled if norm is not None}
+        yield from recalibrating(now, aim, *images(RECALIBRATION_IMAGES), but)
         check_finite(small, "the repair")
+        return tuple(_refit(name, found) for name, found in fits.items())
 
     def tuned(
         self, network: nn.Module, steps: int, seed: int, enough: Callable[[], bool]
@@ -289,6 +296,12 @@ def _check_repair(kind: str) -> None:
     if kind not in REPAIRS:
         names = ", ".join(map(repr, REPAIRS))
         raise InvalidValue(f"repair is {names} or None, not {kind!r}.")
+
+
+def _refit(layer: str, found: Fit) -> Refit:
+    errors = {choice: float(f"{error:.4g}") for choice, error in found.errors.items()}
+    ridge = found.ridge if found.choice == "lstsq" else 0.0
+    return Refit(layer, found.choice, ridge, FrozenMap(errors), found.rows, len(found.weight))
 
 
 def check_finite(network: nn.Module, by: str) -> None:
