@@ -64,6 +64,7 @@ def compare(
     session
         Other keywords of `Session`.
 
+    No floor ends a run early (`min_accuracy=None`): what a method ruins stands in the table, too.
     A method that ends before its target, or cannot work on this network, has its row with a note.
     Raises what `Session` raises for a network or data that cannot be worked on, `InvalidValue`
     for methods, targets or seeds that make no sense.

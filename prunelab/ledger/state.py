@@ -127,9 +127,10 @@ class State:
         Of a repair that came with an approve, where the approve did.
         """
         point = self.point(seq)
-        if isinstance(point.event, Repaired) and point.event.automatic:
-            point = self.point(seq if point.parent is None else point.parent)
-        return point if point.parent is None else self.point(point.parent)
+        steps = 2 if isinstance(point.event, Repaired) and point.event.automatic else 1
+        for _ in range(steps):
+            point = point if point.parent is None else self.point(point.parent)
+        return point
 
     def alarm(self, seq: int | None = None) -> Alarm | None:
         """What is wrong with the step of event `seq` (None: the latest), if it cost too much."""
