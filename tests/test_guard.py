@@ -292,7 +292,7 @@ def test_a_metric_that_is_no_number_breaks_every_floor_and_is_told(
     session = pl.Session(trained, data, pl.FirstK(), repair=None, **own)
     session.run(target_macs=0.5)
     assert session.state.moves == 0
-    assert "from 0.9 to nan" in session.ledger[-1].text
+    assert "from 0.9 to nan, which breaks the floor of " in session.ledger[-1].text
     session.approve()
     assert "no finite score since the last step" in session.state.line()
 

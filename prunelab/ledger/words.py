@@ -5,6 +5,7 @@ May import values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Protocol
@@ -155,6 +156,7 @@ def stopping(state: State, after: float, floor: float, higher_is_better: bool) -
     left = state.now.cost.macs / state.base.cost.macs
     text = f"The run stopped at {left:.0%} of the MACs: the next move would take validation {name}"
     limit = "below the floor of" if higher_is_better else "above the limit of"
+    limit = "which breaks the floor of" if math.isnan(after) else limit
     return (
         f"{text} from {show(name, before)} to {show(name, after)}, {limit} {show(name, floor)}. "
         "Tune, take less, or run with another min_accuracy (None: no floor)."
