@@ -20,6 +20,7 @@ from prunelab.cost.counting import Latency, cost, latency
 from prunelab.coupling.explain import Explanation
 from prunelab.data import Data
 from prunelab.errors import (
+    AtChance,
     BadData,
     BadModel,
     BudgetUnreachable,
@@ -88,6 +89,7 @@ _LAB = {"show", "Screen", "figures"}
 
 __all__ = [
     "AOFP",
+    "AtChance",
     "BadData",
     "BadModel",
     "BatchNormScale",

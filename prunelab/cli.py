@@ -19,6 +19,7 @@ from prunelab import doctor
 from prunelab.classroom import commands as classroom
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger.state import show
+from prunelab.ledger.words import at_chance, stopped
 from prunelab.named import call
 from prunelab.terminal import Terminal, table
 from prunelab.values import si
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; 0: done, 1: a PruneLabError, told on stderr, 2: wrong usage."""
+    """Run the program; 0: done, 2: wrong usage, 1: anything else, told on stderr.
+
+    That is a PruneLabError, and a network that was pruned and written but is at chance or, by the
+    floor that is kept unless another is asked for, short of the target.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -66,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "--target-macs", type=float, default=0.5, help="share of the MACs to keep, or a number"
     )
     prune.add_argument(
-        "--min-accuracy", type=float, help="stop before validation falls below, as in 0.9"
+        "--min-accuracy",
+        type=_least,
+        default="auto",
+        metavar="auto|none|SHARE",
+        help="stop before validation falls below, as in 0.9; auto: halfway from chance to the "
+        "network's own",
     )
     prune.add_argument("--repair", choices=("lstsq", "rescale", "bn", "none"), default="lstsq")
     prune.add_argument(
@@ -215,7 +225,24 @@ def _prune(options: argparse.Namespace) -> int:
         terminal.clear()
     print(summary(session, model, before, after))
     print(f"\nwritten: {out}")
-    return 0
+    why = [] if options.min_accuracy != "auto" else [*filter(None, map(stopped, session.ledger))]
+    if ruined := at_chance(session.state):
+        why.append(ruined)
+    for line in why:
+        print(f"prunelab: {line}", file=sys.stderr)
+    return int(bool(why))
+
+
+def _least(given: str) -> float | str | None:
+    """What --min-accuracy says."""
+    if given in ("auto", "none"):
+        return "auto" if given == "auto" else None
+    try:
+        return float(given)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {given!r}: give a share, as in 0.9, auto or none"
+        ) from None
 
 
 def summary(

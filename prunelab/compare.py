@@ -64,6 +64,7 @@ def compare(
     session
         Other keywords of `Session`.
 
+    No floor ends a run early (`min_accuracy=None`): what a method ruins stands in the table, too.
     A method that ends before its target, or cannot work on this network, has its row with a note.
     Raises what `Session` raises for a network or data that cannot be worked on, `InvalidValue`
     for methods, targets or seeds that make no sense.
@@ -124,7 +125,7 @@ def _outcome(
     """Take a session to its goal, tune it, and judge it."""
     started, note = time.perf_counter(), ""
     try:
-        work.run(target_macs=goal)
+        work.run(target_macs=goal, min_accuracy=None)  # as far as the others, good or not
     except Made as error:
         reached = work.state.now.cost.macs / work.state.base.cost.macs
         note = str(error) if isinstance(error, BudgetUnreachable) else f"{label} failed: {error}"

@@ -77,8 +77,19 @@ class MissingPackage(PruneLabError, ImportError):
     """An optional package is needed for this."""
 
 
+class AtChance(PruneLabError):
+    """What was pruned without a person answers at chance; `result` is what came out."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class BudgetUnreachable(PruneLabError):
-    """No legal move is left and the target is not met; `plan` is the best so far."""
+    """The target is not met: no legal move is left, or the next would ruin the network.
+
+    `plan` is the best so far.
+    """
 
     def __init__(self, message: str, plan: Any) -> None:
         super().__init__(message)

@@ -132,7 +132,8 @@ def redesign(
         work.tune(steps)
     seats.begin("pruning it back")
     macs = first.state.base.cost.macs
-    work.run(target_macs=max(2, round(target_macs * macs)) if target_macs <= 1 else target_macs)
+    goal = max(2, round(target_macs * macs)) if target_macs <= 1 else target_macs
+    work.run(target_macs=goal, min_accuracy=None)  # its widths are wanted; it is tuned afterwards
     plan, found, shape = work.plan, copy_of(work.model), rebuild(wide, work.plan)
     outcomes = []
     for seed in numbers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
@@ -170,6 +170,10 @@ class Session(Shown):
     def approve(self, repair: bool = True) -> State:
         """Carry out the pending move: cut, then repair as the session's `repair` says, or not.
 
+        It is carried out whatever it costs. Where the first metric loses more than 5 points of an
+        accuracy, 10% of the original's value, or rises by 20% where lower is better, the state's
+        line, screen, history and report say so and what to do; after a repair or tune as well.
+
         Raises `WrongState` when nothing is pending, `StaleEvidence` when the network has changed
         since it was measured.
         """
@@ -274,7 +278,7 @@ class Session(Shown):
     def run(
         self,
         target_macs: float = 0.5,
-        min_accuracy: float | None = None,
+        min_accuracy: float | Literal["auto"] | None = "auto",
         *,
         moves: int | None = None,
         repair: bool = True,
@@ -285,14 +289,24 @@ class Session(Shown):
         nothing it is relaxed (AOFP doubles theta).
 
         `min_accuracy` guards the first metric on the validation images: a move that would break
-        it is left pending and the run ends. Raises `BudgetUnreachable`, with the best plan so
-        far, when nothing is left to propose.
+        it, or make it NaN, is left pending; the run ends, and says so in the ledger. It is a value
+        of that metric, None for no floor, or "auto": of a network that classifies halfway from
+        chance, the share of the commonest validation label, to the original network's accuracy;
+        of another metric half of the original's value, or four times where lower is better. There
+        is no such floor where the original is no more than 5 points over chance, or its value not
+        positive.
+
+        Raises `BudgetUnreachable`, with the best plan so far, when nothing is left to propose;
+        `InvalidValue` for a target, floor or number of moves that is none.
         """
         self._drive("run", self._engine.run(target_macs, min_accuracy, moves, repair))
         return self.state
 
     def note(self, text: str, kind: str = "note") -> State:
-        """Write a note, or with `kind="reason"` the reason for something, in the ledger."""
+        """Write a note, or with `kind="reason"` the reason for something, in the ledger.
+
+        With `kind="run"` a script that replays a session repeats why a run stopped.
+        """
         with self._verb("note"):
             self._engine.note(notes.note(text, kind))
         return self.state

@@ -203,7 +203,7 @@ def test_a_target_is_met_within_one_unit(trained: nn.Module, data: pl.Data, name
     ]
     assert any(pl.cost(session.graph, full.drop(drop)).macs > goal for drop in smaller)
     assert not move.damage  # nobody measured any
-    session.run(target_macs=0.5)
+    session.run(target_macs=0.5, min_accuracy=None)  # random, unrepaired: a ruin on the target
     assert session.state.now.cost.macs <= goal
     assert session.state.moves == 1
 

@@ -22,7 +22,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Began(Event):
-    """A session began: with which network, method, seed and settings."""
+    """A session began: with which network, method, seed and settings.
+
+    `settings` are `repair`; `higher_is_better`, of the first metric; and `chance`, the accuracy
+    of always answering the commonest validation label, where the network classifies. Files from
+    before the latter two were kept lack them.
+    """
 
     network: str
     fingerprint: str
@@ -137,10 +142,10 @@ class Tuned(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted(Event):
-    """The person wrote something down; `text` reads as it stands.
+    """The person wrote something down, or a run why it stopped; `text` reads as it stands.
 
-    `kind` is "note", "reason", "prediction" (`value`: name to guess) or "answer" (`value`: the
-    answer to the exercise `about`).
+    `kind` is "note", "reason", "run", "prediction" (`value`: name to guess) or "answer" (`value`:
+    the answer to the exercise `about`).
     """
 
     text: str

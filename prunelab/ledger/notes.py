@@ -12,7 +12,7 @@ from prunelab.ledger.state import State
 from prunelab.ledger.words import quantity
 from prunelab.values import thaw
 
-KINDS = ("note", "reason")
+KINDS = ("note", "reason", "run")  # "run": only scripts that replay a run say that
 LONGEST = 10_000  # characters of one note or answer
 
 

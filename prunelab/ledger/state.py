@@ -19,6 +19,7 @@ from prunelab.ledger.events import (
     Step,
     Undone,
 )
+from prunelab.ledger.guard import Alarm, alarm
 from prunelab.ledger.predictions import Prediction, locked, proposal, settled, withdrawn
 from prunelab.values import Cost, FrozenMap, Move, many, si
 
@@ -120,6 +121,22 @@ class State:
         assert point.parent is not None
         return point.seq, point.parent
 
+    def before(self, seq: int) -> Point:
+        """The point that the step of event `seq` set out from.
+
+        Of a repair that came with an approve, where the approve did.
+        """
+        point = self.point(seq)
+        steps = 2 if isinstance(point.event, Repaired) and point.event.automatic else 1
+        for _ in range(steps):
+            point = point if point.parent is None else self.point(point.parent)
+        return point
+
+    def alarm(self, seq: int | None = None) -> Alarm | None:
+        """What is wrong with the step of event `seq` (None: the latest), if it cost too much."""
+        point = self.now if seq is None else self.point(seq)
+        return alarm(self.began, self.before(point.seq).metrics, point.metrics)
+
     def widths(self) -> dict[str, int]:
         """Units of each group, now."""
         kept = self.now.kept
@@ -143,6 +160,8 @@ class State:
         ]
         for name, value in [*now.metrics.items()][:1]:
             parts.append(f"validation {name} {show(name, value)}")
+        if found := self.alarm():
+            parts.append(found.mark)
         if self.pending is not None:
             share = self.pending.after.macs / base.cost.macs
             parts.append(

@@ -5,10 +5,12 @@ May import values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Protocol
 
+from prunelab.ledger import guard
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -82,7 +84,7 @@ def share(value: float) -> str:
 
 def sentence(state: State, last: Event | None, group: Group) -> str:
     """The proposal, told by what it does to `group`; else what happened last."""
-    if state.pending is None:
+    if state.pending is None or (last and stopped(last)):
         return outcome(state, last)
     who = None if isinstance(last, Adjusted) else method(state.pending.method)
     return proposal(state, state.pending, group, who)
@@ -123,7 +125,9 @@ def macs(state: State, move: Move) -> str:
 
 
 def outcome(state: State, last: Event | None) -> str:
-    """What the latest event did; nothing where nothing has happened yet."""
+    """What the latest event did, and whether it cost too much; nothing before the first."""
+    if last and (why := stopped(last)):
+        return why
     if state.exhausted:
         who = method(state.proposed.method) if state.proposed else "The method"
         return f"{who} has nothing more to propose."
@@ -136,7 +140,40 @@ def outcome(state: State, last: Event | None) -> str:
         return f"Undone: the network is as it was at event {state.head}."
     if not isinstance(state.now.event, Step):
         return ""
-    return f"{done(state)}: {change(state)}{guessed(state, state.head)}"
+    text = f"{done(state)}: {change(state)}{guessed(state, state.head)}"
+    alarm = state.alarm()
+    return f"{text}. {alarm.sentence(state.now.event)}" if alarm else text
+
+
+def stopped(event: Event) -> str:
+    """Why a run stopped short of its target, if `event` says so."""
+    return event.text if isinstance(event, Noted) and event.kind == "run" else ""
+
+
+def stopping(state: State, after: float, floor: float, higher_is_better: bool) -> str:
+    """Why a run leaves the pending move, after which the first metric would be `after`."""
+    name, before = next(iter(state.now.metrics.items()))
+    left = state.now.cost.macs / state.base.cost.macs
+    text = f"The run stopped at {left:.0%} of the MACs: the next move would take validation {name}"
+    limit = "below the floor of" if higher_is_better else "above the limit of"
+    limit = "which breaks the floor of" if math.isnan(after) else limit
+    return (
+        f"{text} from {show(name, before)} to {show(name, after)}, {limit} {show(name, floor)}. "
+        "Tune, take less, or run with another min_accuracy (None: no floor)."
+    )
+
+
+def at_chance(state: State) -> str:
+    """That the network has lost all that it had learnt; nothing where it has not."""
+    began, now = state.began, state.now
+    if not guard.at_chance(began, now.metrics):
+        return ""
+    name = next(iter(now.metrics))
+    return (
+        f"The pruned network is at chance: validation {name} {show(name, now.metrics[name])}, "
+        f"where the commonest label alone gives {show(name, began.settings['chance'])} and the "
+        f"original network {show(name, state.base.metrics[name])}. Prune less, repair, or tune."
+    )
 
 
 def guessed(state: State, seq: int) -> str:
@@ -174,11 +211,8 @@ def _approved(point: Point) -> str:
 
 def change(state: State) -> str:
     """The metric before and after the latest step, and how many images it lost and gained."""
-    now = state.now
+    now, before = state.now, state.before(state.head)
     assert now.parent is not None
-    before = state.point(now.parent)
-    if isinstance(now.event, Repaired) and now.event.automatic and before.parent is not None:
-        before = state.point(before.parent)
     name = next(iter(now.metrics), None)
     if name is None:
         return f"MACs {si(before.cost.macs)} → {si(now.cost.macs)}"
@@ -203,6 +237,7 @@ def change(state: State) -> str:
 def history(state: State, events: Sequence[Event]) -> str:
     """Every event, newest first, as an HTML table; what was undone is struck through."""
     on_path = {point.seq for point in state.path}
+    repaired = {p.parent for p in state.points if getattr(p.event, "automatic", False)}
     base = state.base
     rows = []
     for event in reversed(events):
@@ -210,6 +245,8 @@ def history(state: State, events: Sequence[Event]) -> str:
         if isinstance(event, (Began, Step)):
             cells[5] = f"{event.cost.macs / base.cost.macs:.1%}"
             cells[6] = ", ".join(f"{n} {show(n, v)}" for n, v in event.metrics.items())
+            if event.seq not in repaired and (alarm := state.alarm(event.seq)):
+                cells[3] += f"; {alarm.mark}" if cells[3] else alarm.mark
         gone = isinstance(event, Step) and event.seq not in on_path
         cell = "<td><s>{}</s></td>" if gone else "<td>{}</td>"
         rows.append("<tr>" + "".join(cell.format(escape(text)) for text in cells) + "</tr>")
@@ -229,6 +266,8 @@ def by(event: Event) -> str:
             return f"a run to {aim}"
         case Proposed():
             return method(event.method)
+        case Noted(kind="run"):
+            return "a run"
         case Repaired(automatic=True):
             return "session"
         case Began():
@@ -268,7 +307,7 @@ def told(event: Event) -> str:
         case Tuned():
             return plural(event.steps, "step")
         case Noted():
-            return event.text if event.kind == "note" else f"{event.kind}: {event.text}"
+            return event.text if event.kind in ("note", "run") else f"{event.kind}: {event.text}"
         case Returned():
             return f"to event {event.to}"
         case Undone():

@@ -26,6 +26,7 @@ from prunelab.errors import (
 )
 from prunelab.evidence.batch import finish
 from prunelab.fingerprint import fingerprint
+from prunelab.ledger import guard, words
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -42,7 +43,7 @@ from prunelab.methods.contract import parameters
 from prunelab.surgery.editing import cut
 from prunelab.tracing.tracer import copy_of
 from prunelab.training import Training
-from prunelab.trial import Trial
+from prunelab.trial import Answers, Trial
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan
 from prunelab.workshop.foresight import Foresees
 from prunelab.workshop.verbs import Work, uninterrupted
@@ -63,7 +64,7 @@ class Engine(Foresees):
             seed=bench.seed,
             method=self.method.name,
             parameters=parameters(self.method),
-            settings=FrozenMap({"repair": bench.repair}),
+            settings=FrozenMap(self._settings(answers)),
             widths=FrozenMap({group.name: group.width for group in bench.graph.groups}),
             metrics=FrozenMap(measured),
             cost=cost(bench.graph, WidthPlan.full(bench.graph)),
@@ -71,6 +72,12 @@ class Engine(Foresees):
             versions=FrozenMap(_versions()),
         )
         self.commit(began, self.network, weights=bench.base, answers=answers)
+
+    def _settings(self, answers: Answers | None) -> dict[str, Any]:
+        first = next(iter(self.bench.metrics.values()))
+        settings = {"repair": self.bench.repair, "higher_is_better": first.higher_is_better}
+        chance = {} if answers is None else {"chance": guard.commonest(answers.labels)}
+        return {**settings, **chance}
 
     # ------------------------------------------------------------ the verbs
 
@@ -178,6 +185,7 @@ class Engine(Foresees):
             extra = {"kind": bench.repair, "automatic": True}
             steps.append((Repaired, extra, fixed, *(yield from bench.judged(fixed))))
         if floor is not None and self._breaks(steps[-1][3], floor):
+            self._say_stopped(steps[-1][3], floor)
             return False
         with uninterrupted():
             for kind, extra, network, measured, answers in steps:
@@ -258,12 +266,11 @@ class Engine(Foresees):
             yield progress
         return min(after - before for before, after in itertools.pairwise(times))
 
-    def run(self, target: float, floor: float | None, moves: int | None, repair: bool) -> Work:
+    def run(
+        self, target: float, least: float | str | None, moves: int | None, repair: bool
+    ) -> Work:
         """Propose and approve until the target is met, or a move breaks the floor."""
-        goal = self.goal(target)
-        if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
-            name = next(iter(self.bench.metrics))
-            raise InvalidValue(f"min_accuracy is a value of {name}, not {floor!r}.")
+        goal, floor = self.goal(target), self._floor(least)
         if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
             raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
         last = None if moves is None else self.state.moves + moves
@@ -287,6 +294,23 @@ class Engine(Foresees):
                 self.plan,
             )
         self.method = relaxed
+
+    def _floor(self, least: float | str | None) -> float | None:
+        """The worst value that a run may leave: `least`, or what "auto" stands for."""
+        name, metric = next(iter(self.bench.metrics.items()))
+        if isinstance(least, str) and least == "auto":
+            chance = None if self.answers is None else guard.commonest(self.answers.labels)
+            return guard.floor(self.state.base.metrics[name], metric.higher_is_better, chance)
+        if least is None or (isinstance(least, (int, float)) and not isinstance(least, bool)):
+            return least
+        raise InvalidValue(
+            f"min_accuracy is a value of {name}, not {least!r}; or 'auto', or None for no floor."
+        )
+
+    def _say_stopped(self, measured: Mapping[str, float], floor: float) -> None:
+        name, metric = next(iter(self.bench.metrics.items()))
+        text = words.stopping(self.state, measured[name], floor, metric.higher_is_better)
+        self.note({"text": text, "kind": "run"})
 
     def _breaks(self, measured: Mapping[str, float], floor: float) -> bool:
         name, metric = next(iter(self.bench.metrics.items()))

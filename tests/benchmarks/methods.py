@@ -169,7 +169,7 @@ def surgeon(bench: Bench, share: float, seed: int) -> Any:
         if session is None or session.state.now.cost.macs < share * bench.macs:
             session = bench.session("surgeon", seed, "lstsq")
         bench.paths[seed] = session
-        session.run(target_macs=share)
+        session.run(target_macs=share, min_accuracy=None)
         drop = {name: list(units) for name, units in session.plan.dropped.items()}
         return {"drop": drop, "repaired": bench.tested(session.model)}
 
@@ -252,7 +252,7 @@ def best_rival_of(bench: Bench, seed: int, share: float, treatment: str) -> Any:
 
 def random_drop(bench: Bench, seed: int, share: float) -> Drop:
     session = bench.session("random", seed, None)
-    session.run(target_macs=share)
+    session.run(target_macs=share, min_accuracy=None)
     return {name: list(units) for name, units in session.plan.dropped.items()}
 
 
@@ -350,7 +350,8 @@ def aofp(bench: Bench) -> None:
         # on all there is the training is long, so it may be bold
         train = pl.Training(lr=0.05, weight_decay=5e-4) if bench.official else pl.Training()
         result = pl.prune(bench.model, bench.whole or bench.data, "aofp", target_macs=0.35,
-                          seed=seed, tune=bench.steps, train=train, graph=bench.graph)  # fmt: skip
+                          min_accuracy=None, seed=seed, tune=bench.steps, train=train,
+                          graph=bench.graph)  # fmt: skip
         return bench.tested(result.model)
 
     made = []
