@@ -230,6 +230,8 @@ def to_script(session: Session) -> str:
     """A Python script that does again, verb by verb, what this session did."""
     began = session.state.began
     current = _method_text(began.method, dict(began.parameters))
+    kept = [name for name in ("repair", "repair_images") if name in began.settings]
+    settings = ", ".join(f"{name}={began.settings[name]!r}" for name in kept)
     lines = [
         f'"""Replays a prunelab session on a {began.network}: {session.state.line()}."""',
         "",
@@ -238,7 +240,7 @@ def to_script(session: Session) -> str:
         "",
         "def replay(model, data):",
         f"    session = pl.Session(model, data, method={current},",
-        f"        repair={began.settings['repair']!r}, seed={began.seed})",
+        f"        {settings}, seed={began.seed})",
     ]
     events = list(session.ledger)
     for event, after in zip(events, [*events[1:], None], strict=True):

@@ -32,7 +32,7 @@ from prunelab.tracing.tracer import copy_of
 from prunelab.training import STEPS
 from prunelab.trial import Trial
 from prunelab.values import Move, WidthPlan
-from prunelab.workshop.bench import Bench, check_finite
+from prunelab.workshop.bench import REPAIR_IMAGES, Bench, check_finite
 from prunelab.workshop.engine import Engine
 from prunelab.workshop.foresight import AtHand
 from prunelab.workshop.shown import Shown
@@ -47,7 +47,8 @@ class Session(Shown):
     `loss(model, batch)` gives a scalar, `metrics` maps names to functions (model, loader) ->
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
-    "lstsq", "rescale", "bn" or None (see `repair`). `path` keeps the session in a file that
+    "lstsq", "rescale", "bn" or None (see `repair`); it takes as many training images as determine
+    its layers, at most `repair_images`. `path` keeps the session in a file that
     `Session.open` resumes.
     """
 
@@ -64,13 +65,15 @@ class Session(Shown):
         train: Any = None,
         example_inputs: Any = None,
         repair: str | None = "lstsq",
+        repair_images: int = REPAIR_IMAGES,
         device: Any = None,
         seed: int = 0,
         path: str | Path | None = None,
     ) -> None:
         bench = Bench(
             model, data, graph=graph, forward=forward, loss=loss, metrics=metrics, train=train,
-            example_inputs=example_inputs, repair=repair, device=device, seed=seed,
+            example_inputs=example_inputs, repair=repair, repair_images=repair_images,
+            device=device, seed=seed,
         )  # fmt: skip
         made = make_method(method)
         store: Store = MemoryStore() if path is None else FileStore.create(path)
@@ -119,6 +122,7 @@ class Session(Shown):
             ) from None
         bench = Bench(
             base, data, repair=began.settings["repair"], seed=began.seed,
+            repair_images=began.settings.get("repair_images", REPAIR_IMAGES),
             **{name: own.get(name) for name in known},
         )  # fmt: skip
         if {group.name: group.width for group in bench.graph.groups} != dict(began.widths):

@@ -17,8 +17,6 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import prunelab as pl
-
 Batch = tuple[Tensor, Tensor]
 Batches = list[Batch]
 SIZE = 32

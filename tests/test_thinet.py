@@ -180,7 +180,7 @@ def test_factors_are_the_least_squares_of_raw_samples(seed: int, n: int) -> None
     z = columns(seed, n + 2)
     y, kept = z.sum(0), z[:n]
     want = np.linalg.lstsq(kept.T, y, rcond=None)[0]
-    found = factors(aimed(kept, y))
+    found = factors(aimed(kept, y), aimed(kept, y))  # judged by themselves: the least ridge
     error, best = np.sum((y - found @ kept) ** 2), np.sum((y - want @ kept) ** 2)
     assert error <= best + 1e-5 * (y @ y)
     assert error <= np.sum((y - kept.sum(0)) ** 2) + 1e-9 * (y @ y)
@@ -192,9 +192,18 @@ def test_the_survivor_of_a_duplicate_doubles_and_a_dead_channel_keeps_one() -> N
     z[4] = z[1]
     y = z.sum(0)
     kept = np.vstack([z[:4], 0 * y])
-    np.testing.assert_allclose(factors(aimed(kept, y)), [1, 2, 1, 1, 1], atol=1e-3)
+    gram = aimed(kept, y)
+    np.testing.assert_allclose(factors(gram, gram), [1, 2, 1, 1, 1], atol=1e-3)
+    np.testing.assert_array_equal(factors(gram, None), 1)  # nothing judges it
     both = np.vstack([z, 0 * y])
-    np.testing.assert_allclose(factors(aimed(both, y)), 1, atol=1e-6)
+    np.testing.assert_allclose(factors(aimed(both, y), aimed(both, y)), 1, atol=1e-6)
+
+
+def test_factors_that_do_not_hold_on_other_samples_are_not_taken() -> None:
+    z, other = columns(2, 40)[:, :45], columns(3, 40)
+    noise = np.random.default_rng(0).normal(size=45)
+    solved = aimed(z, z.sum(0) + 5 * noise)
+    np.testing.assert_array_equal(factors(solved, aimed(other, other.sum(0))), 1)
 
 
 def test_inputs_of_no_unit_keep_their_weight() -> None:
@@ -203,7 +212,7 @@ def test_inputs_of_no_unit_keep_their_weight() -> None:
     fixed = AimedGram(
         np.array([0, 1, 2, FIXED]), gram.gram, gram.cross, gram.energy, gram.sums, gram.aims, 60
     )
-    found = factors(fixed)
+    found = factors(fixed, fixed)
     assert found[3] == 1
     np.testing.assert_allclose(found[:3], [2, 1, 1], atol=1e-2)
 

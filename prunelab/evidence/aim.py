@@ -23,7 +23,14 @@ from prunelab.coupling.calls import Call, Watch
 from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.errors import BadData
 from prunelab.evidence.accounts import Accounts, account_of, by_unit, contributions
-from prunelab.evidence.batch import batch_size, checked, guarded, run_batch
+from prunelab.evidence.batch import (
+    batch_size,
+    checked,
+    guarded,
+    held_out,
+    of_rows,
+    run_batch,
+)
 from prunelab.evidence.meter import columns_of, distinct_units
 from prunelab.evidence.moments import cross_moment
 from prunelab.tracing.tracer import undisturbed
@@ -183,13 +190,36 @@ def aiming(
     Each graph describes the network before it. Yields Progress in images, of `expected`. Both
     networks are left bitwise as they were. Raises `BadData` for no batches.
     """
+    found = yield from aiming_apart(
+        model, graph, target, target_graph, batches, layers,
+        forward=forward, expected=expected, hold=False,
+    )  # fmt: skip
+    return {name: gram for name, (gram, _) in found.items() if gram is not None}
+
+
+def aiming_apart(
+    model: nn.Module,
+    graph: ChannelGraph,
+    target: nn.Module,
+    target_graph: ChannelGraph,
+    batches: Iterable[Any],
+    layers: Collection[str],
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    expected: int = 0,
+    hold: bool = True,
+) -> Generator[Progress, None, dict[str, tuple[AimedGram | None, AimedGram | None]]]:
+    """`aiming` on most of the images and, apart, on those held out; None where there were none.
+
+    Without `hold` none is held out.
+    """
     forward = forward or run_batch
     wanted = {graph.layer(name).weight: graph.layer(name) for name in layers}
     channels = {
         key: outputs_in(target_graph.layer(layer.name).out_units, layer.out_units)
         for key, layer in wanted.items()
     }
-    found = {key: _Aiming(layer) for key, layer in wanted.items()}
+    found = {key: (_Aiming(layer), _Aiming(layer)) for key, layer in wanted.items()}
     images = 0
     with undisturbed(model), undisturbed(target), torch.no_grad():
         model.eval()
@@ -200,14 +230,24 @@ def aiming(
                 checked(forward, target, batch)
             with here:
                 checked(forward, model, batch)
-            for key, aiming_at in found.items():
+            size = batch_size(batch)
+            held = held_out(images, size) if hold else torch.zeros(size, dtype=torch.bool)
+            for key, apart in found.items():
                 for given, asked in zip(here.found[key], there.found[key], strict=True):
-                    aiming_at.add(given.call, aim(asked, given, channels[key].to(given.y.device)))
-            images += batch_size(batch)
+                    y = aim(asked, given, channels[key].to(given.y.device))
+                    for own, mask in zip(apart, (~held, held), strict=True):
+                        own.add(given.call, y, of_rows(mask, len(y)).to(y.device))
+            images += size
             yield Progress(images, max(expected, images), "measuring against the original network")
     if not images:
         raise BadData("There are no batches to measure on; give at least one.")
-    return {wanted[key].name: summed.gram for key, summed in found.items() if summed.accounts.all}
+    return {
+        wanted[key].name: (
+            one.gram if one.accounts.all else None,
+            two.gram if two.accounts.all else None,
+        )
+        for key, (one, two) in found.items()
+    }
 
 
 def outputs_in(there: Array, here: Array) -> Tensor:
@@ -229,8 +269,12 @@ class _Aiming:
         self.aims: Any = 0.0
         self.energy = 0.0
 
-    def add(self, call: Call, y: Tensor) -> None:
-        """Take in one call and what it should give."""
+    def add(self, call: Call, y: Tensor, rows: Tensor) -> None:
+        """Take in these rows of one call, and what they should give."""
+        if not bool(rows.any()):
+            return
+        if not bool(rows.all()):
+            call, y = replace(call, x=call.x[rows]), y[rows]
         account = self.accounts.add(call)
         weight, conv, columns = account.weight, account.conv, account.columns
         if conv is not None and conv.transposed:
@@ -245,8 +289,10 @@ class _Aiming:
         self.energy += float(y.double().square().sum())
 
     @property
-    def gram(self) -> AimedGram:
-        """What came out."""
+    def gram(self) -> AimedGram | None:
+        """What came out; None where nothing came in."""
+        if not self.accounts.all:
+            return None
         return AimedGram(
             units=self.units if self.count == len(self.units) else np.append(self.units, FIXED),
             gram=self.accounts.gram,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def patches(
     x = x.movedim(1, 1 + len(kernel))
     channels = x.shape[1 + len(kernel)]
     if at is not None:
-        x = x[(slice(None), *torch.unravel_index(at, x.shape[1 : 1 + len(kernel)]))]
+        places: tuple[Any, ...] = torch.unravel_index(at, x.shape[1 : 1 + len(kernel)])
+        x = x[(slice(None), *places)]
     return x.reshape(-1, channels * prod(kernel))
 
 

@@ -16,6 +16,7 @@ from prunelab.ledger.events import Began, Event, Repaired, Tuned
 POINTS = 0.05  # of an accuracy, as a share of the images
 DROP = 0.1  # of another metric where higher is better, as a share of the original's value
 RISE = 0.2  # of a metric where lower is better, as a share of its value before the step
+NOTICEABLE = 0.2  # of these: from here on a repair is set against the other repairs
 
 # What a run keeps, unless told otherwise, of a network that is no classifier:
 KEPT = 0.5  # of the original's value, where higher is better
@@ -66,10 +67,13 @@ class Alarm:
         return f"{100 * change:.1f} points" if _percent(self.metric) else f"{change:.3g}"
 
 
-def alarm(began: Began, before: Mapping[str, float], after: Mapping[str, float]) -> Alarm | None:
+def alarm(
+    began: Began, before: Mapping[str, float], after: Mapping[str, float], share: float = 1.0
+) -> Alarm | None:
     """What is wrong with a step between these metrics; None where it cost no more than it may.
 
-    Nor where the original network answers at chance, or the metric's direction is not known.
+    With a `share`, no more than this share of what it may. Nor is anything wrong where the
+    original network answers at chance, or the metric's direction is not known.
     """
     name = next(iter(began.metrics), "")
     higher = higher_is_better(began)
@@ -80,6 +84,7 @@ def alarm(began: Began, before: Mapping[str, float], after: Mapping[str, float])
         allowed = RISE * abs(before[name])
     else:
         allowed = POINTS if _percent(name) else DROP * abs(began.metrics[name])
+    allowed *= share
     rounding = 1e-9  # 90% → 85% is no more than 5 points
     if not math.isfinite(before[name]) or worse <= allowed + rounding * abs(before[name]):
         return None

@@ -36,6 +36,12 @@ METHODS = {
     "batchnorm_scale": "BatchNorm Scale",
     "first_k": "First K",
 }
+REPAIRS = {
+    "lstsq": "least squares",
+    "rescale": "a factor for each channel",
+    "bn": "BatchNorm redone",
+    "none": "nothing",
+}
 
 
 class Group(Protocol):
@@ -196,12 +202,45 @@ def done(state: State) -> str:
     match state.now.event:
         case Tuned(steps=steps):
             return f"Tuned for {plural(steps, 'step')}"
-        case Repaired(automatic=True):
-            return f"{_approved(state.path[-2])} and repaired"
+        case Repaired(automatic=True) as event:
+            return f"{_approved(state.path[-2])} and {repaired(event)}"
+        case Repaired() as event:
+            return repaired(event).capitalize()
         case Approved():
             return _approved(state.now)
         case event:
             return type(event).__name__
+
+
+def repaired(event: Repaired) -> str:
+    """That the network was repaired, by other means than were asked for if so, and why."""
+    if not event.tried:
+        return "repaired"
+    values = [
+        f"{REPAIRS[kind]} {value:.4g}" for kind, value in event.tried.items() if kind != event.kind
+    ]
+    how = "not repaired" if event.kind == "none" else f"repaired by {REPAIRS[event.kind]}"
+    return f"{how} ({' and '.join(values)} did worse on validation images)"
+
+
+def refitted(event: Repaired) -> str:
+    """What a repair gave how many layers."""
+    parts = [] if event.refits else [REPAIRS[event.kind]]
+    ridges = [refit.ridge for refit in event.refits if refit.choice == "lstsq"]
+    if ridges:
+        low, high = min(ridges), max(ridges)
+        ridge = f"ridge {low:g}" if low == high else f"ridge {low:g} to {high:g}"
+        parts.append(f"least squares in {plural(len(ridges), 'layer')} ({ridge})")
+    for choice, text in (("bn", "BatchNorm redone in"), ("kept", "weights kept in")):
+        if count := sum(refit.choice == choice for refit in event.refits):
+            parts.append(f"{text} {plural(count, 'layer')}")
+    if short := [refit for refit in event.refits if not refit.determined]:
+        samples = min(refit.samples for refit in short)
+        parts.append(
+            f"{plural(len(short), 'layer')} not determined by the images (from "
+            f"{plural(samples, 'sample')} on)"
+        )
+    return ", ".join(parts)
 
 
 def _approved(point: Point) -> str:
@@ -300,10 +339,10 @@ def told(event: Event) -> str:
             return f"{method(move.method)}: {dropped(move.drop)}"
         case Rejected():
             return "the proposal"
-        case Approved() | Repaired(automatic=True):
+        case Approved():
             return ""
         case Repaired():
-            return event.kind
+            return refitted(event)
         case Tuned():
             return plural(event.steps, "step")
         case Noted():

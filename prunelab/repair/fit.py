@@ -25,9 +25,9 @@ Choice = Literal["lstsq", "bn", "kept"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Samples of a regression: what is read, `p` [rows, entries], and what to give, `y` [rows, out].
+    """Samples of a regression, in the network's precision.
 
-    In the network's precision.
+    `p` [rows, entries] is what is read, `y` [rows, out] what to give.
     """
 
     p: Tensor
@@ -274,7 +274,7 @@ class _ByMoments(_Problem):
         return torch.cholesky_solve(self._missing, factor)
 
 
-def _problem(solved: Rows | Moments, old: Tensor, constant: bool) -> _ByRows | _ByMoments:
+def _problem(solved: Rows | Moments, old: Tensor, constant: bool) -> _Problem:
     if isinstance(solved, Rows):
         return _ByRows(solved, old, constant)
     return _ByMoments(solved, old, constant)

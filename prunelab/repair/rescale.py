@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from prunelab.channels import FIXED
-from prunelab.evidence.aim import AimedGram, aiming
+from prunelab.evidence.aim import AimedGram, aiming_apart
 from prunelab.evidence.meter import columns_of
+from prunelab.repair.fit import Moments, fit
 from prunelab.repair.recalibration import Traced
 from prunelab.values import Progress
 
 Array = np.ndarray
-RIDGE = 1e-6  # of the mean energy of a channel
 
 
 def rescaling(
@@ -42,28 +42,44 @@ def rescaling(
     for layer in small.graph.layers:
         if not layer.dense or len(layer.in_units) == len(before.graph.layer(layer.name).in_units):
             continue
-        found = yield from aiming(
+        found = yield from aiming_apart(
             small.network, small.graph, target.network, target.graph, batches(), [layer.name],
             forward=forward, expected=expected,
         )  # fmt: skip
-        if layer.name not in found:
+        solved, held = found[layer.name]
+        if solved is None:
             continue  # it was not called
-        by_row = torch.from_numpy(factors(found[layer.name]))
+        by_row = torch.from_numpy(factors(solved, held))
         weight = dict(small.network.named_parameters())[layer.weight]
         shape = [-1 if axis == 1 - layer.transposed else 1 for axis in range(weight.ndim)]
         with torch.no_grad():
             weight.mul_(by_row[columns_of(layer)[0]].to(weight).view(shape))
 
 
-def factors(gram: AimedGram) -> Array:
-    """argmin_w ||y - sum_i w_i z_i||^2, aligned with `gram.units`; inputs of no unit keep 1.
+def factors(solved: AimedGram, held: AimedGram | None) -> Array:
+    """argmin_w ||y - sum_i w_i z_i||^2, aligned with `solved.units`; inputs of no unit keep 1.
 
-    A ridge pulls towards 1: a dead channel keeps its factor, collinear ones share the change.
+    A ridge pulls towards 1: a dead channel keeps its factor, collinear ones share the change. The
+    ridge is the one that fits the images `held` out best; where none fits them better than factors
+    of 1 do, or there are no such images, all keep 1.
     """
-    own = gram.units != FIXED
-    matrix = gram.gram[np.ix_(own, own)]
-    missing = gram.cross[own] - gram.gram[own].sum(1)
-    ridge = RIDGE * max(float(np.trace(matrix)) / max(1, len(matrix)), np.finfo(float).tiny)
-    found = np.ones(len(gram.units))
-    found[own] += np.linalg.solve(matrix + ridge * np.eye(len(matrix)), missing)
+    own = solved.units != FIXED
+    ones = torch.ones(int(own.sum()), 1, dtype=torch.float64)
+    judges = None if held is None else _moments(held, own)
+    best = fit(_moments(solved, own), judges, ones, constant=False)
+    found = np.ones(len(solved.units))
+    if best.choice == "lstsq":
+        found[own] = best.weight[:, 0].numpy()
     return found
+
+
+def _moments(gram: AimedGram, own: Array) -> Moments:
+    """The regression of what the aim lacks without these inputs on what each of them gives."""
+    size = int(own.sum())
+    second = torch.zeros(size + 1, size + 1, dtype=torch.float64)
+    second[:-1, :-1] = torch.from_numpy(gram.gram[np.ix_(own, own)])
+    second[-1, -1] = max(1, gram.rows)
+    cross = torch.zeros(size + 1, 1, dtype=torch.float64)
+    cross[:-1, 0] = torch.from_numpy(gram.cross[own] - gram.gram[np.ix_(own, ~own)].sum(1))
+    rest = gram.gram[np.ix_(~own, ~own)].sum() - 2 * gram.cross[~own].sum()
+    return Moments(second, cross, torch.tensor([gram.energy + rest], dtype=torch.float64))

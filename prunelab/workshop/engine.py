@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from prunelab.ledger.events import (
     Began,
     Noted,
     Proposed,
+    Refit,
     Rejected,
     Repaired,
     Returned,
@@ -45,6 +47,7 @@ from prunelab.tracing.tracer import copy_of
 from prunelab.training import Training
 from prunelab.trial import Answers, Trial
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan
+from prunelab.workshop.bench import Judgement
 from prunelab.workshop.foresight import Foresees
 from prunelab.workshop.verbs import Work, uninterrupted
 
@@ -75,9 +78,13 @@ class Engine(Foresees):
 
     def _settings(self, answers: Answers | None) -> dict[str, Any]:
         first = next(iter(self.bench.metrics.values()))
-        settings = {"repair": self.bench.repair, "higher_is_better": first.higher_is_better}
         chance = {} if answers is None else {"chance": guard.commonest(answers.labels)}
-        return {**settings, **chance}
+        return {
+            "repair": self.bench.repair,
+            "repair_images": self.bench.repair_images,
+            "higher_is_better": first.higher_is_better,
+            **chance,
+        }
 
     # ------------------------------------------------------------ the verbs
 
@@ -177,13 +184,12 @@ class Engine(Foresees):
         move, bench = self._fresh("approve"), self.bench
         plan = self.plan.drop(move.drop)
         small = cut(self._source, self.graph, plan)
+        as_cut = yield from bench.judged(small)
         steps: list[tuple[type[Any], dict[str, Any], nn.Module, Any, Any]]
-        steps = [(Approved, {"run": run}, small, *(yield from bench.judged(small)))]
+        steps = [(Approved, {"run": run}, small, *as_cut)]
         if repair and bench.repair is not None:
-            fixed = copy_of(small)
-            yield from self._mended(fixed, plan, bench.repair)
-            extra = {"kind": bench.repair, "automatic": True}
-            steps.append((Repaired, extra, fixed, *(yield from bench.judged(fixed))))
+            fixed, extra, judged = yield from self._repaired(small, plan, bench.repair, as_cut)
+            steps.append((Repaired, {**extra, "automatic": True}, fixed, *judged))
         if floor is not None and self._breaks(steps[-1][3], floor):
             self._say_stopped(steps[-1][3], floor)
             return False
@@ -197,11 +203,46 @@ class Engine(Foresees):
         """What a move is cut from: the network now, or the trained one that the move brings."""
         return self.brought if self.brought is not None else self.network
 
-    def _mended(self, small: nn.Module, plan: WidthPlan, kind: str) -> Work:
+    def _repaired(
+        self, small: nn.Module, plan: WidthPlan, kind: str, as_cut: Judgement
+    ) -> Generator[Any, None, tuple[nn.Module, dict[str, Any], Judgement]]:
+        """The network `small`, just cut to `plan`, repaired as does it good on validation images.
+
+        Least squares is judged layer by layer on training images. Those may be of one class or
+        otherwise unlike what the network is for; so where it costs something on the validation
+        images, BatchNorm alone and the network `as_cut` are tried as well, and the best is taken.
+        """
+        fixed = copy_of(small)
+        refits = yield from self._mended(fixed, plan, kind)
+        judged = yield from self.bench.judged(fixed)
+        found = {kind: (fixed, refits, judged)}
+        before = self.state.now.metrics
+        costs = guard.alarm(self.state.began, before, judged[0], guard.NOTICEABLE)
+        if kind == "bn" or not costs:
+            return fixed, {"kind": kind, "refits": refits}, judged
+        alone = copy_of(small)
+        yield from self._mended(alone, plan, "bn")
+        found["bn"] = (alone, (), (yield from self.bench.judged(alone)))
+        found["none"] = (small, (), as_cut)
+        name, metric = next(iter(self.bench.metrics.items()))
+        tried = {kind: judged[0][name] for kind, (_, _, judged) in found.items()}
+
+        def rank(kind: str) -> float:
+            value = tried[kind] if metric.higher_is_better else -tried[kind]
+            return value if value == value else -inf
+
+        best = max(found, key=rank)
+        fixed, refits, judged = found[best]
+        extra = {"kind": best, "refits": refits}
+        return fixed, extra if best == kind else {**extra, "tried": FrozenMap(tried)}, judged
+
+    def _mended(
+        self, small: nn.Module, plan: WidthPlan, kind: str
+    ) -> Generator[Any, None, tuple[Refit, ...]]:
         """Repair `small`, in place, which was just cut to `plan`."""
         source = (self._source, self.plan)
         target = source if self.brought is not None else self.trained()
-        yield from self.bench.mended(small, plan, kind, target, source)
+        return (yield from self.bench.mended(small, plan, kind, target, source))
 
     def reject(self, reason: str) -> None:
         """Decline the pending move."""
@@ -242,8 +283,9 @@ class Engine(Foresees):
     def repair(self, kind: str) -> Generator[Any, None, None]:
         """Repair the network front to back, and commit that."""
         small = copy_of(self.network)
-        yield from self.bench.mended(small, self.plan, kind, self.trained())
-        yield from self.step(Repaired, small, self.plan, {"kind": kind, "automatic": False})
+        refits = yield from self.bench.mended(small, self.plan, kind, self.trained())
+        extra = {"kind": kind, "automatic": False, "refits": refits}
+        yield from self.step(Repaired, small, self.plan, extra)
 
     def tune(self, steps: int, enough: Callable[[], bool]) -> Generator[Any, None, None]:
         """Train a copy of the network until it is `enough`, and commit that."""
