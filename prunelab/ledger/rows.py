@@ -93,40 +93,43 @@ class Rows(ABC):
     def weights(self, key: str) -> dict[str, Tensor]:
         """The weights stored under `key`, in memory of their own."""
         with self._connection() as database:
+            tables = _tables(database)
             for table, select, read in (
                 ("weights", LIST, self._listed),
                 ("blob", WHOLE, self._whole),
             ):
-                if table not in _tables(database):
+                row = database.execute(select, (key,)).fetchone() if table in tables else None
+                if row is None:
                     continue
-                if (row := database.execute(select, (key,)).fetchone()) is not None:
-                    if zlib.crc32(row[0]) != row[1]:
-                        raise self._damaged(f"the weights {key!r} are not what was written")
-                    return read(database, key, row[0])
+                if zlib.crc32(row[0]) != row[1]:
+                    raise self._damaged(f"the weights {key!r} are not what was written")
+                try:
+                    return read(database, row[0])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise self._damaged(f"the weights {key!r}: {error}") from None
         raise self._damaged(f"it holds no weights {key!r}")
 
-    def _listed(self, database: sqlite3.Connection, key: str, text: bytes) -> dict[str, Tensor]:
+    @staticmethod
+    def _listed(database: sqlite3.Connection, text: bytes) -> dict[str, Tensor]:
         weights = {}
-        for name, (tensor, kind, shape) in json.loads(text).items():
+        for name, (tensor, kind, shape) in dict(json.loads(text)).items():
             data = bytearray()
             for (piece,) in database.execute(PIECES, (tensor,)):
                 data += piece
             if named(kind, shape, data) != tensor:
-                raise self._damaged(f"{name} of the weights {key!r} is not what was written")
-            try:
-                weights[name] = tensor_of(kind, shape, data)
-            except ValueError as error:
-                raise self._damaged(f"{name} of the weights {key!r}: {error}") from None
+                raise ValueError(f"{name} is not what was written")
+            weights[name] = tensor_of(kind, shape, data)
         return weights
 
-    def _whole(self, database: sqlite3.Connection, key: str, data: bytes) -> dict[str, Tensor]:
+    @staticmethod
+    def _whole(database: sqlite3.Connection, data: bytes) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         try:
             return {name: tensor.clone() for name, tensor in load(data).items()}
         except SafetensorError as error:
-            raise self._damaged(f"the weights {key!r}: {error}") from None
+            raise ValueError(str(error)) from None
 
     def _event(self, place: int, seq: int, text: bytes, crc: int) -> Event:
         if seq != place:

@@ -61,6 +61,10 @@ class FileStore(Rows):
         with store._connection() as database:
             if (found := database.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
                 raise store._damaged(str(found).splitlines()[-1])
+            pages = database.execute("PRAGMA page_count").fetchone()[0]
+            size = database.execute("PRAGMA page_size").fetchone()[0]
+            if store.path.stat().st_size < pages * size:  # SQLite fills up a last page
+                raise store._damaged("its end is missing")
         store.events()
         return store
 
@@ -136,6 +140,8 @@ class FileStore(Rows):
                     "read-only, or another program in the middle of writing? Nothing was changed."
                 ) from error
             raise self._damaged(str(error)) from error
+        except UnicodeDecodeError:  # SQLite quotes what it found
+            raise self._damaged("its tables have odd names") from None
 
     def _damaged(self, found: str) -> SessionFileError:
         return SessionFileError(
