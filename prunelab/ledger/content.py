@@ -19,8 +19,8 @@ def raw(tensor: Tensor) -> tuple[str, list[int], memoryview]:
     """Type, shape and bytes of a tensor; the bytes are its own memory wherever they can be."""
     import torch
 
-    # what has no elements may keep strides that cannot be viewed as bytes
-    flat = tensor.detach().cpu().contiguous().reshape(-1) if tensor.numel() else torch.empty(0)
+    plain = tensor.detach().cpu().contiguous()
+    flat = plain.as_strided((plain.numel(),), (1,))  # of one element any stride is contiguous
     kind = str(tensor.dtype).removeprefix("torch.")
     return kind, list(tensor.shape), flat.view(torch.uint8).numpy().data
 
