@@ -47,7 +47,7 @@ class Session(Shown):
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
     "lstsq", "rescale", "bn" or None (see `repair`). `path` keeps the session in a file that
-    `Session.open` resumes.
+    `Session.open` resumes; without one what it has been lies in a temporary file that goes with it.
     """
 
     def __init__(

@@ -27,17 +27,6 @@ APPLICATION = 0x7072756E  # "prun", where SQLite keeps an application's mark
 FORMAT = 2
 PIECE = 1 << 20  # bytes of a tensor in one row: SQLite copies rows, and takes none above 1 GB
 
-# What is wrong with the machine at the moment, not with the file.
-PASSING = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}
-
 EVENTS = (
     f"PRAGMA application_id = {APPLICATION}",
     "CREATE TABLE event (seq INTEGER PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)",

@@ -15,10 +15,21 @@ from pathlib import Path
 from typing import Self
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger.rows import APPLICATION, EVENTS, FORMAT, PASSING, WEIGHTS, Rows
+from prunelab.ledger.rows import APPLICATION, EVENTS, FORMAT, WEIGHTS, Rows
 
 MAGIC = b"SQLite format 3\0"
 PATIENCE = 10.0  # seconds to wait for another program's transaction
+
+# What is wrong with the machine at the moment, not with the file.
+PASSING = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 
 class FileStore(Rows):
@@ -153,10 +164,10 @@ class FileStore(Rows):
 class TemporaryStore(Rows):
     """Keeps events and weights for as long as it lives itself: for sessions without a file.
 
-    They are rows of SQLite's own temporary database: a few megabytes are held in memory, and
-    beyond those they lie in a file without a name, in the system's folder for such files. It goes
-    with the store, or with the process, whatever ends that. So a session takes no memory for the
-    points that it has been to.
+    They are rows of SQLite's own temporary database: two megabytes are held in memory, and beyond
+    those they lie in a file without a name, in the folder that SQLITE_TMPDIR or TMPDIR names or
+    the system's own. It goes with the store, or with the process, whatever ends that. So the
+    points that a session has been to take no memory, however many and large they are.
     """
 
     def __init__(self) -> None:
@@ -181,7 +192,7 @@ class TemporaryStore(Rows):
 
     def _damaged(self, found: str) -> SessionFileError:
         return SessionFileError(
-            f"{self} cannot be used: {found}. Is the disk full that holds temporary files? What "
-            "happened last was not kept; the session can still be exported. Begin one with "
+            f"{self} cannot be used: {found}. Is the disk full that holds such files? Nothing was "
+            "changed, and the session can still be exported. Make room, or begin one with "
             "Session(..., path=...) on another disk."
         )
