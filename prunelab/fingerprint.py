@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
+from prunelab.ledger.content import raw
+
 
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hex digits over the names, shapes and bytes of all parameters and buffers."""
@@ -15,6 +17,5 @@ def fingerprint(model: nn.Module) -> str:
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(raw(tensor)[-1])
     return digest.hexdigest()

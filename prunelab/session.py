@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from prunelab.channels import ChannelGraph
@@ -24,9 +23,9 @@ from prunelab.errors import (
 from prunelab.evidence.batch import finish
 from prunelab.ledger import notes
 from prunelab.ledger.events import Tuned
-from prunelab.ledger.ledger import Ledger, MemoryStore, Store
+from prunelab.ledger.ledger import Ledger, Store
 from prunelab.ledger.state import State
-from prunelab.ledger.store import FileStore
+from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.methods import Method, make_method
 from prunelab.tracing.tracer import copy_of
 from prunelab.training import STEPS
@@ -48,8 +47,8 @@ class Session(Shown):
     float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
     `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
     "lstsq", "rescale", "bn" or None (see `repair`); it takes as many training images as determine
-    its layers, at most `repair_images`. `path` keeps the session in a file that
-    `Session.open` resumes.
+    its layers, at most `repair_images`. `path` keeps the session in a file that `Session.open`
+    resumes; without one what it has been lies in a temporary file that goes with it.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Session(Shown):
             device=device, seed=seed,
         )  # fmt: skip
         made = make_method(method)
-        store: Store = MemoryStore() if path is None else FileStore.create(path)
+        store: Store = TemporaryStore() if path is None else FileStore.create(path)
         try:
             self._settle(bench, made, Ledger(store))
             self._engine.begin()
@@ -113,7 +112,7 @@ class Session(Shown):
         began = ledger.state.began
         base = copy_of(model)
         try:
-            base.load_state_dict(load_tensors(ledger.blob(began.weights)))
+            base.load_state_dict(ledger.weights(began.weights))
         except (RuntimeError, KeyError) as error:
             raise SessionFileError(
                 f"{path} is a session of a {began.network} whose weights do not fit the given "

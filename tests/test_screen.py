@@ -33,8 +33,9 @@ from prunelab.ledger.events import (
     Tuned,
     Undone,
 )
-from prunelab.ledger.ledger import Ledger, MemoryStore
+from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import State
+from prunelab.ledger.store import TemporaryStore
 from prunelab.notebook import Screen, show, text
 from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
@@ -79,7 +80,7 @@ class FakeSession:
     def __init__(self) -> None:
         self.graph = Graph()
         self.plan = WidthPlan.full(self.graph)
-        self.ledger = Ledger(MemoryStore())
+        self.ledger = Ledger(TemporaryStore())
         self.busy: str | None = None
         self.told: list[Callable[[object], None]] = []
         self.stopping = threading.Event()

@@ -15,14 +15,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from prunelab.errors import SessionFileError
 from prunelab.ledger.events import Approved, Began, Event, Noted, Proposed, Undone
-from prunelab.ledger.ledger import Ledger, MemoryStore
-from prunelab.ledger.store import APPLICATION, FORMAT, FileStore
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.rows import APPLICATION, FORMAT, Rows
+from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.values import Cost, FrozenMap, Importance, Move, Rung
 
-WEIGHTS = {"base": bytes(range(256)) * 64, "after": b"\0\1\2" * 3000}
+WEIGHTS = {
+    "base": {"conv1": torch.arange(4096.0).reshape(64, 64), "count": torch.tensor(7)},
+    "after": {"conv1": torch.arange(2048.0).reshape(64, 32), "count": torch.tensor(7)},
+}
+
+
+def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    """The same names in the same order, and bitwise the same numbers."""
+    return list(found) == list(wanted) and all(
+        a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(found.values(), wanted.values(), strict=True)
+    )
+
+
+def holds_weights(store: Rows) -> bool:
+    return all(same(store.weights(key), weights) for key, weights in WEIGHTS.items())
 
 
 def story() -> list[Event]:
@@ -91,7 +109,7 @@ def test_a_file_gives_back_what_was_stored(file: Path) -> None:
     store = FileStore.open(file)
     assert store.events() == story()
     assert [event.at for event in store.events()] == [event.at for event in story()]
-    assert {key: store.blob(key) for key in WEIGHTS} == WEIGHTS
+    assert holds_weights(store)
 
 
 def test_a_file_from_before_it_was_known_who_decided_is_read(file: Path) -> None:
@@ -113,13 +131,14 @@ def test_who_decided_is_read_back(tmp_path: Path) -> None:
     assert FileStore.open(store.path).events()[1].run == 0.5
 
 
-def test_a_file_and_memory_make_the_same_ledger(file: Path) -> None:
-    memory = Ledger(MemoryStore())
+def test_a_file_and_no_file_make_the_same_ledger(file: Path) -> None:
+    without = Ledger(TemporaryStore())
     for event in story():
-        memory.append(event)
+        without.append(event, WEIGHTS if event.seq == 0 else {})
     ledger = Ledger(FileStore.open(file))
-    assert list(ledger) == list(memory)
-    assert ledger.state == memory.state
+    assert list(ledger) == list(without)
+    assert ledger.state == without.state
+    assert all(same(ledger.weights(key), without.weights(key)) for key in WEIGHTS)
 
 
 def test_one_session_is_one_file(file: Path) -> None:
@@ -133,24 +152,32 @@ def test_odd_file_names_work(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
-def test_an_event_and_its_weights_are_stored_together_or_not_at_all(file: Path) -> None:
-    store = FileStore.open(file)
-    with pytest.raises(TypeError):
-        store.append(Noted(seq=5, text="x"), {"good": b"1", "bad": object()})  # type: ignore[dict-item]
+@pytest.mark.parametrize("kind", ["file", "no file"])
+def test_an_event_and_its_weights_are_stored_together_or_not_at_all(file: Path, kind: str) -> None:
+    store: Rows = FileStore.open(file)
+    if kind == "no file":
+        store = TemporaryStore()
+        for event in story():
+            store.append(event, {})
+    bad: dict[str, dict[str, Tensor]] = {"good": {"a": torch.ones(9)}, "bad": {"b": object()}}  # type: ignore[dict-item]
+    with pytest.raises(AttributeError):
+        store.append(Noted(seq=5, text="x"), bad)
     assert store.events() == story()
     with pytest.raises(SessionFileError, match="no weights 'good'"):
-        store.blob("good")
+        store.weights("good")
+    store.append(Noted(seq=5, text="x"), {"good": bad["good"]})
+    assert same(store.weights("good"), bad["good"])
 
 
 def test_a_killed_process_loses_nothing_that_append_returned_from(tmp_path: Path) -> None:
     path = tmp_path / "run.prunelab"
     program = f"""
-import os, sys
+import torch
 from prunelab.ledger.events import Noted
 from prunelab.ledger.store import FileStore
 store = FileStore.create({str(path)!r})
 for seq in range(100000):
-    store.append(Noted(seq=seq, text="x" * 1000), {{str(seq): os.urandom(100000)}})
+    store.append(Noted(seq=seq, text="x" * 1000), {{str(seq): {{"w": torch.randn(25000)}}}})
     print(seq, flush=True)
 """
     worker = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -163,12 +190,17 @@ for seq in range(100000):
     told = int(rest[-1]) if rest else told
     store = FileStore.open(path)
     assert told + 1 <= len(store.events()) <= told + 2
-    assert all(len(store.blob(str(seq))) == 100000 for seq in range(len(store.events())))
+    assert all(len(store.weights(str(seq))["w"]) == 25000 for seq in range(len(store.events())))
     store.append(Noted(seq=len(store.events()), text="and on"), {})
 
 
-def test_any_thread_may_append_and_read(file: Path) -> None:
-    store = FileStore.open(file)
+@pytest.mark.parametrize("kind", ["file", "no file"])
+def test_any_thread_may_append_and_read(file: Path, kind: str) -> None:
+    store: Rows = FileStore.open(file)
+    if kind == "no file":
+        store = TemporaryStore()
+        for event in story():
+            store.append(event, {})
     errors: list[BaseException] = []
     turn = threading.Condition()
     done = [5]
@@ -178,7 +210,7 @@ def test_any_thread_may_append_and_read(file: Path) -> None:
             for seq in mine:
                 with turn:
                     turn.wait_for(lambda seq=seq: done[0] == seq)  # type: ignore[misc]
-                    store.append(Noted(seq=seq, text="t"), {"w": bytes([seq])})
+                    store.append(Noted(seq=seq, text="t"), {"w": {"w": torch.tensor(seq)}})
                     done[0] += 1
                     turn.notify_all()
                 assert len(store.events()) > seq
@@ -192,7 +224,7 @@ def test_any_thread_may_append_and_read(file: Path) -> None:
         thread.join(60)
     assert errors == []
     assert len(store.events()) == 25
-    assert store.blob("w") == bytes([24])
+    assert store.weights("w")["w"] == 24
 
 
 def test_two_writers_of_one_session_are_told(file: Path) -> None:
@@ -311,7 +343,7 @@ def read_or_refuse(path: Path) -> bool:
     try:
         store = FileStore.open(path)
         assert store.events() == story()
-        assert {key: store.blob(key) for key in WEIGHTS} == WEIGHTS
+        assert holds_weights(store)
     except SessionFileError:
         return False
     return True

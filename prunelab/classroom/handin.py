@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save as save_tensors
+
 from prunelab.errors import HandInError, PruneLabError
 from prunelab.ledger.events import Event, Step
 from prunelab.ledger.ledger import Ledger
@@ -57,10 +59,10 @@ def submit(source: Any, out: str | Path | None = None) -> Path:
     parts = {
         LEDGER: "".join(json.dumps(thaw(event)) + "\n" for event in ledger).encode(),
         PLAN: json.dumps(plan).encode(),
-        WEIGHTS: ledger.blob(state.now.event.weights),
+        WEIGHTS: save_tensors(ledger.weights(state.now.event.weights)),
     }
     for seq in revealing(state):
-        parts[step(seq)] = ledger.blob(state.point(seq).event.weights)
+        parts[step(seq)] = save_tensors(ledger.weights(state.point(seq).event.weights))
     _check_length(len(ledger), parts)
     part = path.with_name(path.name + ".part")
     try:

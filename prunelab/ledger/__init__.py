@@ -14,9 +14,9 @@ from prunelab.ledger.events import (
     Tuned,
     Undone,
 )
-from prunelab.ledger.ledger import Ledger, MemoryStore, Store
+from prunelab.ledger.ledger import Ledger, Store
 from prunelab.ledger.state import Point, State, fold
-from prunelab.ledger.store import FileStore
+from prunelab.ledger.store import FileStore, TemporaryStore
 
 __all__ = [
     "Adjusted",
@@ -25,7 +25,6 @@ __all__ = [
     "Event",
     "FileStore",
     "Ledger",
-    "MemoryStore",
     "Noted",
     "Point",
     "Proposed",
@@ -35,6 +34,7 @@ __all__ = [
     "State",
     "Step",
     "Store",
+    "TemporaryStore",
     "Tuned",
     "Undone",
     "fold",

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State, advance, fold
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Store(Protocol):
-    """Where a ledger keeps its events and weights: `MemoryStore`, or a file (`store.py`)."""
+    """Where a ledger keeps its events and weights: in a file or for the time being (`store.py`)."""
 
-    def append(self, event: Event, blobs: dict[str, bytes]) -> None:
-        """Keep `event` and `blobs`: all of it, or nothing."""
+    def append(self, event: Event, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep `event` and `weights`, by key and name: all of it, or nothing."""
         ...
 
     def events(self) -> list[Event]:
         """All events so far, in order."""
         ...
 
-    def blob(self, key: str) -> bytes:
-        """The bytes kept under `key`."""
+    def weights(self, key: str) -> dict[str, Tensor]:
+        """The weights kept under `key`, in memory of their own."""
         ...
 
 
@@ -41,17 +44,19 @@ class Ledger:
         """The fold over all events."""
         return self._state
 
-    def append(self, event: Event, blobs: dict[str, bytes] | None = None) -> Event:
-        """Store `event` with the weights in `blobs`; the state follows."""
+    def append(
+        self, event: Event, weights: Mapping[str, Mapping[str, Tensor]] | None = None
+    ) -> Event:
+        """Store `event` with the `weights` that it brings, by key; the state follows."""
         state = advance(self._state, event)
-        self._store.append(event, blobs or {})
+        self._store.append(event, weights or {})
         self._events.append(event)
         self._state = state
         return event
 
-    def blob(self, key: str) -> bytes:
-        """Stored weights (safetensors bytes)."""
-        return self._store.blob(key)
+    def weights(self, key: str) -> dict[str, Tensor]:
+        """The weights stored under `key`, by name, in memory of their own."""
+        return self._store.weights(key)
 
     def __iter__(self) -> Iterator[Event]:
         return iter(tuple(self._events))
@@ -61,24 +66,3 @@ class Ledger:
 
     def __getitem__(self, index: int) -> Event:
         return self._events[index]
-
-
-class MemoryStore:
-    """Keeps everything in memory: for sessions without a file."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._blobs: dict[str, bytes] = {}
-
-    def append(self, event: Event, blobs: dict[str, bytes]) -> None:
-        """Keep `event` and `blobs`."""
-        self._events.append(event)
-        self._blobs.update(blobs)
-
-    def events(self) -> list[Event]:
-        """All events so far."""
-        return list(self._events)
-
-    def blob(self, key: str) -> bytes:
-        """The bytes stored under `key`."""
-        return self._blobs[key]

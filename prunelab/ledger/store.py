@@ -1,25 +1,22 @@
-"""A session in one file: an SQLite database of events (JSON) and weights (safetensors bytes).
+"""A session in one file, or in none: where the rows of a session are (`rows.py`).
 
-Nothing read from it is ever unpickled. May import values.
+May import values.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-import zlib
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger.events import Event
-from prunelab.values import revive, thaw
+from prunelab.ledger.rows import APPLICATION, EVENTS, FORMAT, WEIGHTS, Rows
 
-APPLICATION = 0x7072756E  # "prun", where SQLite keeps an application's mark
-FORMAT = 1
 MAGIC = b"SQLite format 3\0"
 PATIENCE = 10.0  # seconds to wait for another program's transaction
 
@@ -34,17 +31,8 @@ PASSING = {
     sqlite3.SQLITE_READONLY,
 }
 
-SCHEMA = f"""
-PRAGMA application_id = {APPLICATION};
-PRAGMA user_version = {FORMAT};
-CREATE TABLE event (seq INTEGER PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE blob (key TEXT PRIMARY KEY, bytes BLOB NOT NULL, crc INTEGER NOT NULL);
-"""
-# As bytes: a damaged text need not be UTF-8.
-READ = "SELECT seq, CAST(json AS BLOB), crc FROM event ORDER BY seq"
 
-
-class FileStore:
+class FileStore(Rows):
     """Keeps events and weights in the file `path`: a `ledger.Store` for any thread.
 
     `FileStore.create` makes a new file and `FileStore.open` takes one that is there. What
@@ -63,7 +51,7 @@ class FileStore:
         store = cls(path)
         cls._claim(store.path)
         with store._transaction() as database:
-            for statement in SCHEMA.strip().splitlines():
+            for statement in EVENTS + WEIGHTS:
                 database.execute(statement)
         return store
 
@@ -84,46 +72,18 @@ class FileStore:
         with store._connection() as database:
             if (found := database.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
                 raise store._damaged(str(found).splitlines()[-1])
+            pages = database.execute("PRAGMA page_count").fetchone()[0]
+            size = database.execute("PRAGMA page_size").fetchone()[0]
+            if store.path.stat().st_size < pages * size:  # SQLite fills up a last page
+                raise store._damaged("its end is missing")
         store.events()
         return store
 
-    def append(self, event: Event, blobs: dict[str, bytes]) -> None:
-        """Store `event` and `blobs`, all of it or nothing, and wait until the disk has it."""
-        text = json.dumps(thaw(event))
-        with self._transaction() as database:
-            try:
-                database.execute(
-                    "INSERT INTO event VALUES (?, ?, ?)",
-                    (event.seq, text, zlib.crc32(text.encode())),
-                )
-            except sqlite3.IntegrityError:
-                raise SessionFileError(
-                    f"{self.path} has an event {event.seq} already: another program writes to "
-                    "the same session. Close one of them, then resume with Session.open(...)."
-                ) from None
-            database.executemany(
-                "INSERT OR REPLACE INTO blob VALUES (?, ?, ?)",
-                ((key, value, zlib.crc32(value)) for key, value in blobs.items()),
-            )
-
-    def events(self) -> list[Event]:
-        """All events so far, in order."""
-        with self._connection() as database:
-            rows = database.execute(READ).fetchall()
-        return [self._event(place, *row) for place, row in enumerate(rows)]
-
-    def blob(self, key: str) -> bytes:
-        """The bytes stored under `key`."""
-        with self._connection() as database:
-            row = database.execute("SELECT bytes, crc FROM blob WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise self._damaged(f"it holds no weights {key!r}")
-        if zlib.crc32(row[0]) != row[1]:
-            raise self._damaged(f"the weights {key!r} are not what was written")
-        return bytes(row[0])
-
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     @staticmethod
     def _claim(path: Path) -> None:
@@ -139,22 +99,6 @@ class FileStore:
                 f"{path} cannot be created: {error.strerror}. Choose a path in a folder that "
                 "exists and that you may write to."
             ) from None
-
-    def _event(self, place: int, seq: int, text: bytes, crc: int) -> Event:
-        if seq != place:
-            raise self._damaged(f"event {place} is missing")
-        if zlib.crc32(text) != crc:
-            raise self._damaged(f"event {seq} is not what was written")
-        try:
-            event = revive(json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SessionFileError(
-                f"{self.path}: event {seq} cannot be understood ({error!r}); a newer prunelab may "
-                "have written it. Open it with that version."
-            ) from None
-        if not isinstance(event, Event):
-            raise self._damaged(f"row {seq} is no event")
-        return event
 
     def _recognise(self) -> None:
         """Raise for a file that is not a session of a format that is known here."""
@@ -207,17 +151,48 @@ class FileStore:
                     "read-only, or another program in the middle of writing? Nothing was changed."
                 ) from error
             raise self._damaged(str(error)) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as database:
-            database.execute("PRAGMA synchronous = EXTRA")
-            database.execute("BEGIN IMMEDIATE")
-            yield database  # an error leaves here without COMMIT, and closing rolls back
-            database.execute("COMMIT")
+        except UnicodeDecodeError:  # SQLite quotes what it found
+            raise self._damaged("its tables have odd names") from None
 
     def _damaged(self, found: str) -> SessionFileError:
         return SessionFileError(
             f"{self.path} is damaged: {found}. Take a copy of it from a backup; a session that is "
             "still open in memory can be exported."
+        )
+
+
+class TemporaryStore(Rows):
+    """Keeps events and weights for as long as it lives itself: for sessions without a file.
+
+    They are rows of SQLite's own temporary database: two megabytes are held in memory, and beyond
+    those they lie in a file without a name, in the folder that SQLITE_TMPDIR or TMPDIR names or
+    the system's own. It goes with the store, or with the process, whatever ends that. So the
+    points that a session has been to take no memory, however many and large they are.
+    """
+
+    def __init__(self) -> None:
+        # Another connection would see another database, so threads take turns with this one.
+        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._turn = threading.Lock()
+        weakref.finalize(self, self._database.close)
+        with self._transaction() as database:
+            for statement in EVENTS + WEIGHTS:
+                database.execute(statement)
+
+    def __str__(self) -> str:
+        return "This session's temporary file"
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._turn:
+            try:
+                yield self._database
+            except sqlite3.Error as error:
+                raise self._damaged(str(error)) from error
+
+    def _damaged(self, found: str) -> SessionFileError:
+        return SessionFileError(
+            f"{self} cannot be used: {found}. Is the disk full that holds such files? Nothing was "
+            "changed, and the session can still be exported. Make room, or begin one with "
+            "Session(..., path=...) on another disk."
         )

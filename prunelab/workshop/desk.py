@@ -10,8 +10,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from prunelab.cost.counting import Latency, cost, summed_up, timing
@@ -20,7 +18,7 @@ from prunelab.evidence import AimedGram, Evidence, aiming
 from prunelab.evidence.batch import batch_size, finish
 from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
-from prunelab.ledger.events import Adjusted, Began, Event, Noted, Tuned
+from prunelab.ledger.events import Adjusted, Began, Event, Noted, Proposed, Step, Tuned
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import Point, State
 from prunelab.methods import Context, Method
@@ -61,7 +59,7 @@ class Desk:
         self.network = self.network_at(state.now)
         self.graph = self.bench.graph.after(self.plan)
         if state.pending is not None and state.proposed is not None and state.proposed.weights:
-            weights = load_tensors(self.ledger.blob(state.proposed.weights))
+            weights = self.ledger.weights(state.proposed.weights)
             self.brought = self.bench.network(self.plan, weights)
         self.answers = finish(self.bench.judged(self.network))[1]
 
@@ -77,7 +75,7 @@ class Desk:
 
     def network_at(self, point: Point) -> nn.Module:
         """The network as it was at a point of the trajectory."""
-        weights = load_tensors(self.ledger.blob(point.event.weights))
+        weights = self.ledger.weights(point.event.weights)
         return self.bench.network(self.bench.plan(point.kept), weights)
 
     def trained(self) -> tuple[nn.Module, WidthPlan]:
@@ -198,12 +196,12 @@ class Desk:
         answers: Answers | None = None,
     ) -> None:
         """Append `event` and store `weights` with it; `network` is the network from now on."""
-        blobs = {}
+        stored = {}
         if weights is not None:
-            state = {name: t.detach().cpu().clone() for name, t in weights.state_dict().items()}
-            blobs[fingerprint(weights)] = save_tensors(state)
+            assert isinstance(event, (Began, Proposed, Step)) and event.weights is not None
+            stored[event.weights] = weights.state_dict()
         with uninterrupted():
-            self.ledger.append(event, blobs)
+            self.ledger.append(event, stored)
             if network is not None:
                 self.network, self.answers = network, answers
                 self.graph = self.bench.graph.after(self.plan)

@@ -1,0 +1,174 @@
+"""A session as rows of an SQLite database: events (JSON), and weights with each tensor once.
+
+The weights of a point are a list: the names of the tensors, and what each is called from its
+content (`content.py`). So what a move leaves as it was is shared with the points before it, and a
+point costs no more than what it changed. Nothing read is ever unpickled. May import values.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from prunelab.errors import SessionFileError
+from prunelab.ledger.content import named, raw, tensor_of
+from prunelab.ledger.events import Event
+from prunelab.values import revive, thaw
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+APPLICATION = 0x7072756E  # "prun", where SQLite keeps an application's mark
+FORMAT = 2
+PIECE = 1 << 20  # bytes of a tensor in one row: SQLite copies rows, and takes none above 1 GB
+
+EVENTS = (
+    f"PRAGMA application_id = {APPLICATION}",
+    "CREATE TABLE event (seq INTEGER PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)",
+)
+# Files of format 1 have a table `blob` instead, of whole networks as safetensors bytes.
+WEIGHTS = (
+    f"PRAGMA user_version = {FORMAT}",
+    "CREATE TABLE weights (key TEXT PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE piece (tensor TEXT, place INTEGER, bytes BLOB NOT NULL, "
+    "PRIMARY KEY (tensor, place))",
+)
+# As bytes: a damaged text need not be UTF-8.
+EVENT = "SELECT seq, CAST(json AS BLOB), crc FROM event ORDER BY seq"
+LIST = "SELECT CAST(json AS BLOB), crc FROM weights WHERE key = ?"
+PIECES = "SELECT CAST(bytes AS BLOB) FROM piece WHERE tensor = ? ORDER BY place"
+WHOLE = "SELECT CAST(bytes AS BLOB), crc FROM blob WHERE key = ?"
+
+
+class Rows(ABC):
+    """What every `ledger.Store` does with its database; where that is, a subclass says."""
+
+    def append(self, event: Event, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Store `event` and `weights`, all of it or nothing."""
+        text = json.dumps(thaw(event))
+        with self._transaction() as database:
+            try:
+                database.execute(
+                    "INSERT INTO event VALUES (?, ?, ?)",
+                    (event.seq, text, zlib.crc32(text.encode())),
+                )
+            except sqlite3.IntegrityError:
+                raise SessionFileError(
+                    f"{self} has an event {event.seq} already: another program writes to "
+                    "the same session. Close one of them, then resume with Session.open(...)."
+                ) from None
+            if weights and "weights" not in _tables(database):  # a file of format 1
+                for statement in WEIGHTS:
+                    database.execute(statement)
+            for key, tensors in weights.items():
+                listed = {name: _keep(database, tensor) for name, tensor in tensors.items()}
+                text = json.dumps(listed)
+                database.execute(
+                    "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
+                    (key, text, zlib.crc32(text.encode())),
+                )
+
+    def events(self) -> list[Event]:
+        """All events so far, in order."""
+        with self._connection() as database:
+            rows = database.execute(EVENT).fetchall()
+        return [self._event(place, *row) for place, row in enumerate(rows)]
+
+    def weights(self, key: str) -> dict[str, Tensor]:
+        """The weights stored under `key`, in memory of their own."""
+        with self._connection() as database:
+            tables = _tables(database)
+            for table, select, read in (
+                ("weights", LIST, self._listed),
+                ("blob", WHOLE, self._whole),
+            ):
+                row = database.execute(select, (key,)).fetchone() if table in tables else None
+                if row is None:
+                    continue
+                if zlib.crc32(row[0]) != row[1]:
+                    raise self._damaged(f"the weights {key!r} are not what was written")
+                try:
+                    return read(database, row[0])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise self._damaged(f"the weights {key!r}: {error}") from None
+        raise self._damaged(f"it holds no weights {key!r}")
+
+    @staticmethod
+    def _listed(database: sqlite3.Connection, text: bytes) -> dict[str, Tensor]:
+        weights = {}
+        for name, (tensor, kind, shape) in dict(json.loads(text)).items():
+            data = bytearray()
+            for (piece,) in database.execute(PIECES, (tensor,)):
+                data += piece
+            if named(kind, shape, data) != tensor:
+                raise ValueError(f"{name} is not what was written")
+            weights[name] = tensor_of(kind, shape, data)
+        return weights
+
+    @staticmethod
+    def _whole(database: sqlite3.Connection, data: bytes) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return {name: tensor.clone() for name, tensor in load(data).items()}
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
+
+    def _event(self, place: int, seq: int, text: bytes, crc: int) -> Event:
+        if seq != place:
+            raise self._damaged(f"event {place} is missing")
+        if zlib.crc32(text) != crc:
+            raise self._damaged(f"event {seq} is not what was written")
+        try:
+            event = revive(json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SessionFileError(
+                f"{self}: event {seq} cannot be understood ({error!r}); a newer prunelab may "
+                "have written it. Open it with that version."
+            ) from None
+        if not isinstance(event, Event):
+            raise self._damaged(f"row {seq} is no event")
+        return event
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._connection() as database:
+            database.execute("PRAGMA synchronous = EXTRA")
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            finally:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+
+    @abstractmethod
+    def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A connection for one use by one thread; what goes wrong comes out typed."""
+
+    @abstractmethod
+    def _damaged(self, found: str) -> SessionFileError:
+        """The error for what was `found` where something else was written."""
+
+
+def _tables(database: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+
+
+def _keep(database: sqlite3.Connection, tensor: Tensor) -> tuple[str, str, list[int]]:
+    """Store a tensor unless it is there already; gives its name, type and shape."""
+    kind, shape, data = raw(tensor)
+    name = named(kind, shape, data)
+    if database.execute("SELECT 1 FROM piece WHERE tensor = ?", (name,)).fetchone() is None:
+        database.executemany(
+            "INSERT INTO piece VALUES (?, ?, ?)",
+            # one empty piece for a tensor without elements
+            ((name, at, data[at : at + PIECE]) for at in range(0, max(len(data), 1), PIECE)),
+        )
+    return name, kind, shape
