@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -658,3 +660,21 @@ def test_go_takes_up_any_point_on_any_branch(
     assert opened.state == session.state
     with pytest.raises(pl.InvalidValue, match="no other network at event"):
         session.go(far)
+
+
+def test_a_parameter_that_is_no_plain_data_is_recorded_by_its_type(
+    trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    @dataclass(frozen=True)
+    class Guided:
+        name: ClassVar[str] = "guided"
+
+        guide: Any
+        share: float = 0.5
+
+        def search(self, context: Any) -> Iterator[Any]:
+            yield from ()
+
+    for path in (None, tmp_path / "run.prunelab"):
+        session = pl.Session(trained, data, method=Guided(nn.Linear(2, 2)), path=path)
+        assert dict(session.state.began.parameters) == {"guide": "<Linear>", "share": 0.5}

@@ -6,6 +6,7 @@ has nothing more. May import values, channels, evidence, training.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Protocol
@@ -15,7 +16,7 @@ from torch import nn
 from prunelab.channels import ChannelGraph, ChannelGroup
 from prunelab.evidence import AimedGram, Evidence
 from prunelab.training import Training
-from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan
+from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, thaw
 
 Search = Generator[Any, None, Move | None]
 
@@ -150,7 +151,18 @@ class Context:
 
 
 def parameters(method: Method) -> FrozenMap:
-    """A method's parameters, by name: the fields of its dataclass, none if it is not one."""
+    """A method's parameters, by name: the fields of its dataclass, none if it is not one.
+
+    A value that is no plain data, such as a network, is there as the name of its type.
+    """
     if not is_dataclass(method):
         return FrozenMap()
-    return FrozenMap({f.name: getattr(method, f.name) for f in fields(method)})
+    return FrozenMap({f.name: _plain(getattr(method, f.name)) for f in fields(method)})
+
+
+def _plain(value: Any) -> Any:
+    try:
+        json.dumps(thaw(value))
+    except (TypeError, ValueError):
+        return f"<{type(value).__name__}>"
+    return value
