@@ -7,7 +7,7 @@ import errors and torch.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ from torch.utils.data import (
 )
 
 from prunelab.errors import BadData, InvalidValue
+
+HOLD = 4  # of so many samples one is held out
 
 
 class Data:
@@ -117,6 +119,34 @@ def take(batches: Iterable[Any], images: int) -> Iterator[Any]:
         yield batch
 
 
+def held_out(start: int, size: int) -> Tensor:
+    """Which of `size` samples are not fitted but judge the fit, the first being sample `start`."""
+    return torch.arange(start, start + size) % HOLD == HOLD - 1
+
+
+def part(batches: Iterable[Any], held: bool) -> Iterator[Any]:
+    """The batches without the samples that are held out, or these alone."""
+    start = 0
+    for batch in batches:
+        size = _samples(batch)
+        wanted = held_out(start, size) == held
+        start += size
+        if bool(wanted.any()):
+            yield selected(batch, wanted)
+
+
+def selected(batch: Any, samples: Tensor) -> Any:
+    """The samples of a batch that a mask [samples] marks; columns of another length stay whole."""
+    places = samples.nonzero()[:, 0]
+
+    def of(column: Any) -> Any:
+        if isinstance(column, Tensor):
+            return column[places.to(column.device)]
+        return type(column)(column[place] for place in places.tolist())
+
+    return _by_column(batch, len(samples), of)
+
+
 def _batches(given: Any, part: str, batch_size: int) -> Iterable[Any]:
     """`given` as a re-iterable of batches, with at least one."""
     if isinstance(given, Dataset):
@@ -187,15 +217,23 @@ def _samples(batch: Any) -> int:
 
 
 def _trimmed(batch: Any, images: int, size: int) -> Any:
-    def cut(column: Any) -> Any:
+    return _by_column(batch, size, lambda column: column[:images])
+
+
+def _by_column(batch: Any, size: int, change: Callable[[Any], Any]) -> Any:
+    """`batch` with every column that holds `size` samples changed."""
+
+    def changed(column: Any) -> Any:
         whole = isinstance(column, Tensor | list | tuple) and _length(column) == size
-        return column[:images] if whole else column
+        return change(column) if whole else column
 
     if isinstance(batch, Tensor):
-        return batch[:images]
+        return change(batch)
     if isinstance(batch, dict):
-        return {name: cut(column) for name, column in batch.items()}
-    return type(batch)([cut(column) for column in batch]) if type(batch) in (list, tuple) else batch
+        return {name: changed(column) for name, column in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)([changed(column) for column in batch])
+    return batch
 
 
 def _size(batches: Any) -> str:

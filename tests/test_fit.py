@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunelab.repair import fit as fitting
-from prunelab.repair.fit import RIDGES, Fit, Rows, fit
+from prunelab.repair.fit import RIDGES, Fit, Rows, fit, ridge_without
 
 
 def problem(
@@ -31,8 +33,8 @@ def ridge_by_numpy(solved: Rows, old: Tensor, ridge: float, constant: bool) -> n
     p, y = solved.p.numpy(), solved.y.numpy() - solved.p.numpy() @ old.numpy()
     if constant:
         p, y = p - p.mean(0), y - y.mean(0)
-    load = np.sqrt(ridge * np.square(p).sum(0).mean())
-    below = np.vstack([p, load * np.eye(p.shape[1])])
+    load = np.sqrt(ridge * np.square(p).sum(0))
+    below = np.vstack([p, np.diag(load)])
     aims = np.vstack([y, np.zeros((p.shape[1], y.shape[1]))])
     return old.numpy() + np.linalg.lstsq(below, aims, rcond=None)[0]
 
@@ -159,6 +161,7 @@ def test_the_walk_finds_the_least_of_any_error_that_falls_and_then_rises(
     errors: list[float], turn: int
 ) -> None:
     falling = sorted(errors[:turn], reverse=True)
+    falling = [inf if error > 0.9 else error for error in falling]  # no solution there
     low = min(errors) - 1
     curve = [*falling, low, *sorted(errors[turn + 1 :])]
     asked: list[int] = []
@@ -180,3 +183,65 @@ def test_a_fit_is_finite_where_entries_are_dead_or_copies() -> None:
     found: Fit = fit(solved.moments, held, old, constant=True, normed=True)
     assert torch.isfinite(found.weight).all()
     assert found.errors["lstsq"] < 0.1 * found.errors["kept"]
+
+
+# ---------------------------------------------------------------- the ridge of an elimination
+
+
+def seconds(rows: int, entries: int, rank: int, seed: int) -> Tensor:
+    """The second moment of (entries, 1) over samples that vary in `rank` directions."""
+    draw = torch.Generator().manual_seed(seed)
+    mix = torch.randn(
+        rank, entries, dtype=torch.float64, generator=torch.Generator().manual_seed(9)
+    )
+    p = torch.randn(rows, rank, dtype=torch.float64, generator=draw) @ mix
+    p = p + torch.randn(rows, entries, dtype=torch.float64, generator=draw)
+    p = torch.cat([p, torch.ones(rows, 1, dtype=torch.float64)], 1)
+    return p.T @ p
+
+
+@pytest.mark.parametrize(("rows", "low", "high"), [(20_000, 1e-6, 1e-6), (45, 1e-2, 1.0)])
+def test_the_ridge_of_an_elimination_grows_as_samples_get_few(
+    rows: int, low: float, high: float
+) -> None:
+    gone = torch.arange(60) % 2 == 1
+    weight = torch.randn(60, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    solved, held = seconds(rows, 60, 5, 2), seconds(5_000, 60, 5, 3)
+    assert low <= ridge_without(gone, weight, solved, held, constant=True) <= high
+
+
+def test_the_ridge_of_an_elimination_is_cautious_where_nothing_judges_it() -> None:
+    gone = torch.arange(8) % 2 == 1
+    solved = seconds(100, 8, 2, 0)
+    weight = torch.ones(8, 1, dtype=torch.float64)
+    assert ridge_without(gone, weight, solved, None, constant=False) == fitting.CAUTIOUS
+
+
+def test_the_ridge_of_an_elimination_is_the_weakest_that_does_nearly_as_well_as_the_best() -> None:
+    draw = torch.Generator().manual_seed(4)
+    p = torch.randn(90, 10, dtype=torch.float64, generator=draw)
+    weight = torch.randn(10, 2, dtype=torch.float64, generator=draw)
+    gone = torch.arange(10) < 4
+    solved, held = (Rows(part[:, ~gone], part @ weight) for part in (p[:30], p[30:]))
+    errors = []
+    for ridge in RIDGES:
+        found = ridge_by_numpy(solved, weight[~gone], ridge, True)
+        shift = solved.y.numpy().mean(0) - solved.p.numpy().mean(0) @ found
+        errors.append(float(np.square(held.y.numpy() - held.p.numpy() @ found - shift).sum()))
+    want = next(r for r, e in zip(RIDGES, errors, strict=True) if e <= 1.1 * min(errors))
+    second = [torch.cat([part, torch.ones(len(part), 1)], 1) for part in (p[:30], p[30:])]
+    second = [part.T @ part for part in second]
+    assert ridge_without(gone, weight, *second, constant=True) == want
+
+
+def test_a_channel_scaled_and_its_readers_scaled_back_leave_the_fit_the_same() -> None:
+    scale = torch.tensor([10.0, 0.3, *[1.0] * 10], dtype=torch.float64)
+    for rows in (8, 60):
+        solved, held, old, _ = problem(rows, noise=0.5)
+        plain = fit(solved, held, old, constant=True, normed=True)
+        scaled = fit(
+            Rows(solved.p * scale, solved.y), Rows(held.p * scale, held.y), old / scale[:, None],
+            constant=True, normed=True,
+        )  # fmt: skip
+        assert scaled.ridge == plain.ridge
+        assert torch.allclose(scaled.weight * scale[:, None], plain.weight)

@@ -203,7 +203,7 @@ def test_what_the_refit_leaves_is_orthogonal_to_what_is_kept_and_smaller(net: nn
     want = outputs(net, "b")[1]
     left = want - given
     centred = read - read.mean(0)
-    ridge = found.ridge * centred.square().sum(0).mean()
+    ridge = found.ridge * centred.square().sum(0)[:, None]
     change = after.network.b.weight.detach().flatten(1).T - old
     assert found.choice == "lstsq"
     assert float(change.abs().max()) > 1e-3

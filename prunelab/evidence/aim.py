@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunelab.batches import held_out
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.coupling.calls import Call, Watch
 from prunelab.coupling.operations import NORMALISES_BATCH, aten
@@ -27,7 +28,6 @@ from prunelab.evidence.batch import (
     batch_size,
     checked,
     guarded,
-    held_out,
     of_rows,
     run_batch,
 )

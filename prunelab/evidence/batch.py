@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import BadData
 
-HOLD = 4  # of so many images one is held out
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -38,11 +37,6 @@ def batch_size(batch: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return int(leaf.shape[0])
     return 1
-
-
-def held_out(start: int, size: int) -> Tensor:
-    """Which of `size` images are not fitted but judge the fit, the first being image `start`."""
-    return torch.arange(start, start + size) % HOLD == HOLD - 1
 
 
 def of_rows(images: Tensor, rows: int) -> Tensor:

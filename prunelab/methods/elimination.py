@@ -7,15 +7,19 @@ for whole channels of a layerwise problem; prior art: OSSCAR and OBSPA.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import chain
 from math import prod
-from typing import ClassVar, Literal
+from operator import add
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
-from prunelab.batches import take
+from prunelab.batches import HOLD, part, take
 from prunelab.channels import Layer
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence, PatchMoments
@@ -23,10 +27,10 @@ from prunelab.evidence.measure import measuring
 from prunelab.evidence.meter import distinct_units
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.schedule import carry_of, checked_ratio, next_layer
+from prunelab.repair.fit import loaded, ridge_without
 from prunelab.values import Importance, units_of
 
 Array = np.ndarray
-RIDGE = 1e-6  # of the mean second moment, as in the repair
 WIDEST = 8192  # patch entries whose second moment is inverted
 
 
@@ -58,17 +62,13 @@ class Elimination:
         if found is None:
             return None
         group, keep = found
-        evidence = yield from measuring(
-            context.model,
-            context.graph,
-            take(context.training_batches(context.seed), self.images),
-            ("contribution", "patches"),
-            layers=group.consumers,
-            forward=context.loss,  # runs the network on whatever a batch is
-            expected=self.images,
+        solved, held = yield from measured_apart(
+            context, self.images, ("contribution", "patches"), group.consumers
         )
+        evidence = solved if held is None else solved + held
         problems = [
-            problem_of(context.model, evidence, layer) for layer in context.graph.consumers(group)
+            problem_of(context.model, layer, solved, held)
+            for layer in context.graph.consumers(group)
         ]
         numbers = [group.first + unit for unit in group.units]
         ranked, errors = eliminated(problems, numbers, len(group.units) - keep)
@@ -155,10 +155,51 @@ def solvable(layer: Layer) -> bool:
     return not layer.transposed and len(layer.in_units) * prod(layer.kernel) <= WIDEST
 
 
+def measured_apart(
+    context: Context, images: int, kinds: Sequence[str], layers: Sequence[str]
+) -> Generator[Any, None, tuple[Evidence, Evidence | None]]:
+    """Evidence on most of `images` training images, and on those held out (None: there are none).
+
+    So that what is worked out from the first can be judged by the second.
+    """
+    found: list[Evidence | None] = []
+    for held in (False, True):
+        batches = part(take(context.training_batches(context.seed), images), held)
+        first = next(batches, None)
+        if first is None and held:
+            found.append(None)
+            continue
+        found.append(
+            (
+                yield from measuring(
+                    context.model,
+                    context.graph,
+                    () if first is None else chain([first], batches),
+                    kinds,
+                    layers=layers,
+                    seed=context.seed,
+                    forward=context.loss,  # runs the network on whatever a batch is
+                    loss=context.loss,
+                    expected=images // HOLD if held else images - images // HOLD,
+                )
+            )
+        )
+    solved, apart = found
+    assert solved is not None
+    return solved, apart
+
+
 def problem_of(
-    model: nn.Module, evidence: Evidence, layer: Layer, metric: Array | None = None
+    model: nn.Module,
+    layer: Layer,
+    solved: Evidence,
+    held: Evidence | None,
+    metric: Array | None = None,
 ) -> Problem:
-    """The least squares of a layer, with an intercept where it has one."""
+    """The least squares of a layer, with an intercept where it has one.
+
+    On all images; how much it is shrunk, those that are `held` out tell.
+    """
     if not solvable(layer):
         raise InvalidValue(
             f"{layer.name} cannot be refitted: elimination takes convolutions that are not "
@@ -167,17 +208,26 @@ def problem_of(
         )
     parameters = dict(model.named_parameters())
     weight = parameters[layer.weight].detach().double().cpu()
+    kernel = weight.reshape(len(weight), -1)
     shifts = layer.norm is not None or layer.weight.removesuffix("weight") + "bias" in parameters
-    moment = _second_moment(evidence.moments[layer.name], shifts)
-    kernel = weight.reshape(len(weight), -1).numpy()
-    ridge = RIDGE * max(float(np.trace(moment)) / len(moment), np.finfo(float).tiny)
     places = np.repeat(layer.in_units, prod(layer.kernel))
+    units = distinct_units(layer)
+    parts = [one.moments[layer.name] for one in (solved, held) if one and layer.name in one.moments]
+    seconds = [one.moment.cpu() for one in parts]
+    ridge = ridge_without(
+        torch.from_numpy(np.isin(places, units[1::2])),
+        kernel.T,
+        seconds[0],
+        seconds[1] if len(seconds) > 1 else None,
+        constant=shifts,
+    )
+    moment = _second_moment(reduce(add, parts), shifts)
     return Problem(
-        inverse=np.linalg.inv(moment + ridge * np.eye(len(moment))),
-        kernel=kernel,
-        entries={unit: np.flatnonzero(places == unit) for unit in distinct_units(layer).tolist()},
+        inverse=np.linalg.inv(loaded(torch.from_numpy(moment), ridge).numpy()),
+        kernel=kernel.numpy(),
+        entries={unit: np.flatnonzero(places == unit) for unit in units.tolist()},
         outputs=layer.out_units,
-        energy=float(np.sum((kernel @ moment) * kernel)),
+        energy=float(np.sum((kernel.numpy() @ moment) * kernel.numpy())),
         metric=metric,
     )
 

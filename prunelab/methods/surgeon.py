@@ -17,14 +17,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from prunelab.batches import take
 from prunelab.channels import ChannelGroup, Layer
 from prunelab.cost.counting import savings
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
-from prunelab.evidence.measure import measuring
 from prunelab.methods.contract import Context, Search
-from prunelab.methods.elimination import Problem, problem_of, solvable
+from prunelab.methods.elimination import Problem, measured_apart, problem_of, solvable
 from prunelab.values import Importance, Progress, Units, WidthPlan, many
 
 Array = np.ndarray
@@ -73,19 +71,11 @@ class Surgeon:
         layers = {layer.name: layer for group in groups for layer in context.graph.consumers(group)}
         if not groups:
             return None
-        evidence = yield from measuring(
-            context.model,
-            context.graph,
-            take(context.training_batches(context.seed), self.images),
-            ("patches", "curvature"),
-            layers=tuple(layers),
-            seed=context.seed,
-            forward=context.loss,  # runs the network on whatever a batch is
-            loss=context.loss,
-            expected=self.images,
+        evidence = yield from measured_apart(
+            context, self.images, ("patches", "curvature"), tuple(layers)
         )
         table = Table(context, groups)
-        yield from table.laid(list(layers.values()), evidence)
+        yield from table.laid(list(layers.values()), *evidence)
         whole = context.cost(WidthPlan.full(context.plan.graph)).macs
         steps = (1 - context.cost(context.plan).macs / whole) / self.step
         goal = whole * (1 - self.step * (floor(steps + 1e-9) + 1))
@@ -112,14 +102,20 @@ class Table:
         for group in groups:
             self.there[group.first + np.asarray(group.units)] = True
 
-    def laid(self, layers: Sequence[Layer], evidence: Evidence) -> Iterator[Progress]:
+    def laid(
+        self, layers: Sequence[Layer], solved: Evidence, held: Evidence | None
+    ) -> Iterator[Progress]:
         """Lay it: solve every layer's least squares, and price every unit."""
+        parts = [solved] if held is None else [solved, held]
+        images = sum(one.images for one in parts)
         for done, layer in enumerate(layers):
             yield Progress(done, len(layers), f"solving the least squares of {layer.name}")
-            outputs = len(layer.out_units)
-            scale = 2 * max(1, evidence.moments[layer.name].rows) * evidence.images
-            curvature = evidence.curvature.get(layer.name, np.zeros((outputs, outputs))) / scale
-            problem = problem_of(self.context.model, evidence, layer, curvature)
+            rows = sum(one.moments[layer.name].rows for one in parts if layer.name in one.moments)
+            curvature = np.zeros((len(layer.out_units),) * 2)
+            for one in parts:
+                curvature += one.curvature.get(layer.name, 0.0)
+            curvature /= 2 * max(1, rows) * images
+            problem = problem_of(self.context.model, layer, solved, held, curvature)
             self.problems[layer.name] = problem
         for group in self.groups:
             self._price(group)

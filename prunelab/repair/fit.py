@@ -18,7 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean square of an entry
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of each entry's mean square
+NEARLY = 1.1  # times the least error
+CAUTIOUS = 1e-2  # where nothing tells which ridge is right
+DEAD = 1e-3  # of the mean: the mean square below which an entry counts as this much
 LEAST_RATIO = 1e-3  # of variances: a channel that all but died is not blown up
 Choice = Literal["lstsq", "bn", "kept"]
 
@@ -164,9 +167,7 @@ def fit(
     solutions: dict[int, tuple[Tensor, Tensor]] = {}
 
     def error_at(place: int) -> float:
-        change = problem.change(RIDGES[place])
-        shift = -centre.shift - centre.entries @ change if constant else zero
-        solutions[place] = old + change, shift
+        solutions[place] = problem.solution(RIDGES[place])
         return error_of(*solutions[place])
 
     place, errors["lstsq"] = _least(error_at)
@@ -174,16 +175,50 @@ def fit(
     return Fit(choice, RIDGES[place], *solutions[place], centre.shift, ratio, len(solved), errors)
 
 
+def ridge_without(
+    gone: Tensor, weight: Tensor, solved: Tensor, held: Tensor | None, *, constant: bool
+) -> float:
+    """The weakest ridge with which the rest of a layer's entries give what all of them gave.
+
+    As well as with any, or nearly so (`NEARLY`), on samples that judge: where there are enough of
+    them hardly any ridge is needed, and copies among the entries are seen for what they are. `gone`
+    [entries] marks the entries to do without, `weight` [entries, out] is the layer's, `solved` and
+    `held` are second moments of (entries, 1) over the samples to solve on and those that judge. A
+    ridge that serves without some entries serves without others. Without samples that judge it is
+    `CAUTIOUS`.
+    """
+    if held is None:
+        return CAUTIOUS
+    rest = (~gone).nonzero()[:, 0]
+    own = torch.cat([rest, rest.new_tensor([len(gone)])])
+
+    def regression(second: Tensor) -> Moments:
+        given = second[:, :-1] @ weight
+        return Moments(second[own][:, own], given[own], (given[:-1] * weight).sum(0))
+
+    problem, judges = _problem(regression(solved), weight[rest], constant), regression(held)
+    errors = []
+    for ridge in RIDGES:
+        error = float(judges.missed(*problem.solution(ridge)).sum())
+        errors.append(error if isfinite(error) else inf)
+    good = [error <= NEARLY * min(errors) for error in errors]
+    return RIDGES[good.index(True)]
+
+
 def _least(error_at: Callable[[int], float]) -> tuple[int, float]:
     """Which of RIDGES has the least error, and that error: it falls with the ridge, then rises.
 
-    From the middle it walks downhill, so two or three of them are tried besides the best.
+    From the middle it walks downhill, so two or three of them are tried besides the best. The
+    weaker ones may have no solution, which counts as an infinite error.
     """
     place = len(RIDGES) // 2
     least = error_at(place)
     for step in (1, -1):
         start = place
-        while 0 <= place + step < len(RIDGES) and (error := error_at(place + step)) < least:
+        while 0 <= place + step < len(RIDGES):
+            error = error_at(place + step)
+            if error >= least < inf:
+                break
             place, least = place + step, error
         if place != start:
             break
@@ -192,10 +227,7 @@ def _least(error_at: Callable[[int], float]) -> tuple[int, float]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Centre:
-    """Means over the samples solved on: what is read [entries], wanted, and given now [out].
-
-    `entries` is zero where there is no constant, and everything is measured from zero.
-    """
+    """Means over the samples solved on: what is read [entries], wanted, and given now [out]."""
 
     entries: Tensor
     wanted: Tensor
@@ -208,46 +240,60 @@ class _Centre:
 
 
 class _Problem(ABC):
-    """argmin ||missing - p change||^2 + ridge ||change||^2 for any ridge.
+    """argmin ||missing - p change||^2 + ridge ||sizes^(1/2) change||^2, for any ridge.
 
-    A ridge is a share of the mean square of an entry. `variances` [out] are of the outputs as
-    given now and as wanted.
+    With the entries' own sizes the fit stays the same where a channel is scaled and its readers
+    are scaled back. `variances` [out] are those of the outputs as given now and as wanted.
     """
 
     centre: _Centre
     variances: tuple[Tensor, Tensor]
 
+    def __init__(self, old: Tensor, constant: bool) -> None:
+        self.old = old
+        self.constant = constant
+
     @abstractmethod
     def change(self, ridge: float) -> Tensor:
         """The change of the weights [entries, out]."""
+
+    def solution(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The weights [entries, out] and the constants [out]."""
+        change = self.change(ridge)
+        if not self.constant:
+            return self.old + change, torch.zeros_like(self.centre.shift)
+        return self.old + change, -self.centre.shift - self.centre.entries @ change
 
 
 class _ByRows(_Problem):
     """Fewer samples than entries: one decomposition of the samples' products gives all ridges."""
 
     def __init__(self, solved: Rows, old: Tensor, constant: bool) -> None:
+        super().__init__(old, constant)
         p, y = solved.p.double(), solved.y.double()
         given = p @ old
-        mean = p.mean(0) if constant else p.new_zeros(p.shape[1])
-        self.centre = _Centre(mean, y.mean(0), given.mean(0))
+        self.centre = _Centre(p.mean(0), y.mean(0), given.mean(0))
         self.variances = given.var(0, correction=0), y.var(0, correction=0)
-        missing = y - given + self.centre.shift if constant else y - given
-        self._p = p - mean
+        missing = y - given
+        if constant:
+            p, missing = p - self.centre.entries, missing + self.centre.shift
+        self._sizes = _sizes(p.square().mean(0))
+        self._p = p / self._sizes.sqrt()
         values, self._vectors = torch.linalg.eigh(self._p @ self._p.T)
         self._values = values.clamp_min(0)
-        self._size = self._values.sum() / p.shape[1]
         self._missing = self._vectors.T @ missing
 
     def change(self, ridge: float) -> Tensor:
-        loaded = self._values + ridge * self._size
-        turned = torch.where(loaded > 0, 1 / loaded, 0.0)[:, None] * self._missing
-        return self._p.T @ (self._vectors @ turned)
+        values = self._values + ridge * len(self._p)
+        turned = torch.where(values > 0, 1 / values, 0.0)[:, None] * self._missing
+        return (self._p.T @ (self._vectors @ turned)) / self._sizes.sqrt()[:, None]
 
 
 class _ByMoments(_Problem):
     """From second moments, whose size does not grow with the samples: a factorisation a ridge."""
 
     def __init__(self, solved: Moments, old: Tensor, constant: bool) -> None:
+        super().__init__(old, constant)
         count = len(solved)
         second, mean = solved.second[:-1, :-1] / count, solved.second[-1, :-1] / count
         cross, wanted = solved.cross[:-1] / count, solved.cross[-1] / count
@@ -260,18 +306,32 @@ class _ByMoments(_Problem):
         if constant:
             second = second - torch.outer(mean, mean)
             cross = cross - torch.outer(mean, wanted)
-        self.centre = _Centre(mean if constant else torch.zeros_like(mean), wanted, present)
+        self.centre = _Centre(mean, wanted, present)
         self._second = second
-        self._size = second.diagonal().mean()
         self._missing = cross - second @ old
 
     def change(self, ridge: float) -> Tensor:
-        loaded = self._second.clone()
-        loaded.diagonal().add_(ridge * self._size)
-        factor, info = torch.linalg.cholesky_ex(loaded)
+        factor, info = torch.linalg.cholesky_ex(loaded(self._second, ridge))
         if int(info):  # not positive by rounding: no solution at this ridge
             return torch.full_like(self._missing, torch.nan)
         return torch.cholesky_solve(self._missing, factor)
+
+
+def loaded(second: Tensor, ridge: float) -> Tensor:
+    """A second moment [entries, entries] with a ridge on its diagonal."""
+    with_ridge = second.clone()
+    with_ridge.diagonal().add_(ridge * _sizes(second.diagonal()))
+    return with_ridge
+
+
+def _sizes(squares: Tensor) -> Tensor:
+    """What a ridge is a share of, for each entry: its mean square, so that units do not matter.
+
+    A dead entry has a little of the others'.
+    """
+    return squares.clamp_min(DEAD * float(squares.mean())).clamp_min(
+        torch.finfo(squares.dtype).tiny
+    )
 
 
 def _problem(solved: Rows | Moments, old: Tensor, constant: bool) -> _Problem:
