@@ -7,6 +7,7 @@ import errors and torch.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from torch.utils.data import (
 from prunelab.errors import BadData, InvalidValue
 
 HOLD = 4  # of so many samples one is held out
+PIXELS = 16  # of an image at least, to say that it is blank
 
 
 class Data:
@@ -133,6 +135,38 @@ def part(batches: Iterable[Any], held: bool) -> Iterator[Any]:
         start += size
         if bool(wanted.any()):
             yield selected(batch, wanted)
+
+
+def usable(batch: Any) -> tuple[Any, Counter[str]]:
+    """A batch without broken and blank images (None: nothing is left), and how many there were.
+
+    "nan" are images with NaN or infinity; "blank" are those of one colour all over, which are told
+    from what a network is for by being few: where they are half of a batch or more, they stay.
+    """
+    if not isinstance(batch, Tensor | dict | list | tuple):
+        return batch, Counter()
+    column = batch if isinstance(batch, Tensor) else next(iter(_columns(batch)), None)
+    if not isinstance(column, Tensor | list | tuple) or not len(column):
+        return batch, Counter()
+    if not all(isinstance(image, Tensor) and image.is_floating_point() for image in column[:1]):
+        return batch, Counter()
+    broken = torch.tensor([not bool(torch.isfinite(image).all()) for image in column])
+    blank = torch.tensor([_blank(image) for image in column]) & ~broken
+    if 2 * int(blank.sum()) >= len(column):
+        blank = torch.zeros_like(blank)
+    found = Counter({"nan": int(broken.sum()), "blank": int(blank.sum())})
+    if not found.total():
+        return batch, found
+    good = ~(broken | blank)
+    return (selected(batch, good) if bool(good.any()) else None), found
+
+
+def _blank(image: Tensor) -> bool:
+    """Whether each channel of an image [channels, *positions] has one value at all positions."""
+    if image.ndim < 2 or image[0].numel() < PIXELS:
+        return False
+    flat = image.flatten(1)
+    return bool((flat.amax(1) == flat.amin(1)).all())
 
 
 def selected(batch: Any, samples: Tensor) -> Any:

@@ -288,14 +288,14 @@ def _lines(event: Any) -> list[str]:
                 f"    with session.tuning({event.by!r}) as network:",
                 f"        raise NotImplementedError('train it with {event.by} here; not bitwise')",
             ]
+        case Began() | Noted(kind="data"):
+            return []  # the session says so by itself
         case Noted(kind="prediction"):
             return [f"    session.predict(**{thaw(event.value)!r})"]
         case Noted(kind="answer"):
             return [f"    session.answer({event.about!r}, {thaw(event.value)!r})"]
         case Noted():
             return [f"    session.note({event.text!r}, kind={event.kind!r})"]
-        case Began():
-            return []
     return []
 
 

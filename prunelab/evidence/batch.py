@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from prunelab.errors import BadData
+from prunelab.errors import BadData, PruneLabError
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -59,6 +59,8 @@ def guarded(batches: Iterable[Any]) -> Iterator[Any]:
             batch = next(iterator)
         except StopIteration:
             return
+        except PruneLabError:
+            raise
         except Exception as error:
             raise BadData(
                 f"The loader raised {type(error).__name__} at batch {count}: {error}. "

@@ -142,10 +142,10 @@ class Tuned(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted(Event):
-    """The person wrote something down, or a run why it stopped; `text` reads as it stands.
+    """Something was written down: by the person, a run, or the session; `text` reads as it stands.
 
-    `kind` is "note", "reason", "run", "prediction" (`value`: name to guess) or "answer" (`value`:
-    the answer to the exercise `about`).
+    `kind` is "note", "reason", "run" (why one stopped), "data" (which images are left out),
+    "prediction" (`value`: name to guess) or "answer" (`value`: the answer to exercise `about`).
     """
 
     text: str

@@ -307,6 +307,8 @@ def by(event: Event) -> str:
             return method(event.method)
         case Noted(kind="run"):
             return "a run"
+        case Noted(kind="data"):
+            return "session"
         case Repaired(automatic=True):
             return "session"
         case Began():
@@ -346,7 +348,11 @@ def told(event: Event) -> str:
         case Tuned():
             return plural(event.steps, "step")
         case Noted():
-            return event.text if event.kind in ("note", "run") else f"{event.kind}: {event.text}"
+            return (
+                event.text
+                if event.kind in ("note", "run", "data")
+                else f"{event.kind}: {event.text}"
+            )
         case Returned():
             return f"to event {event.to}"
         case Undone():

@@ -111,6 +111,7 @@ class Engine(Foresees):
         if move is not None and not move.drop:
             move = None
         brought = context.weights if move is not None else None
+        self._tell_unusable()
         event = Proposed(
             **self.header(),
             method=self.method.name,
@@ -193,6 +194,7 @@ class Engine(Foresees):
         if floor is not None and self._breaks(steps[-1][3], floor):
             self._say_stopped(steps[-1][3], floor)
             return False
+        self._tell_unusable()
         with uninterrupted():
             for kind, extra, network, measured, answers in steps:
                 self.commit_step(kind, network, plan, extra, measured, answers)
@@ -248,6 +250,13 @@ class Engine(Foresees):
         """Decline the pending move."""
         self._pending("reject")
         self.commit(Rejected(**self.header(), reason=reason))
+
+    def _tell_unusable(self) -> None:
+        """Write down which training images are left out, whenever more of them are known."""
+        unusable = self.bench.unusable
+        known = [e.text for e in self.ledger if isinstance(e, Noted) and e.kind == "data"]
+        if unusable and str(unusable) not in known:
+            self.commit(Noted(**self.header(), kind="data", text=str(unusable)))
 
     def note(self, fields: Mapping[str, Any]) -> None:
         """Write something down."""

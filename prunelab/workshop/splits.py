@@ -5,28 +5,55 @@ Users' loaders draw from random generators of their own; nothing here touches th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.errors import BadData, InvalidValue
+from prunelab.batches import usable
+from prunelab.errors import BadData, InvalidValue, NotFinite
 from prunelab.evidence.batch import batch_size, device_of
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Of `seen` training images how many hold NaN or infinity, and how many are all one colour."""
+
+    seen: int = 0
+    broken: int = 0
+    blank: int = 0
+
+    def __bool__(self) -> bool:
+        return self.broken + self.blank > 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.broken} hold NaN or infinity"] * (self.broken > 0)
+        parts += [f"{self.blank} are blank"] * (self.blank > 0)
+        return (
+            f"Of {self.seen:,} training images {' and '.join(parts)}: they are left out of all "
+            "that is measured, solved and trained on."
+        )
+
+
 class Splits:
-    """`data` with its splits, `seed` for what they draw, and the network `base` that they feed."""
+    """`data` with its splits, `seed` for what they draw, and the network `base` that they feed.
+
+    `unusable` are the images that were left out of the longest look at the training images so far.
+    """
 
     data: Any
     seed: int
     base: nn.Module
+    unusable = Unusable()
 
     def sample(self) -> Any:
         """The first training batch."""
-        for batch in self.images(1):
+        for batch in _privately(lambda: self._epoch(self.seed), self.seed):
             return batch
         raise BadData("data.train has no batches; give at least one.")
 
@@ -36,8 +63,12 @@ class Splits:
         return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
 
     def images(self, images: int) -> Iterator[Any]:
-        """Training batches up to `images` images, the same ones at every call."""
-        return _privately(lambda: _take(self.data.train, images), self.seed)
+        """Training batches up to `images` images, the same ones at every call.
+
+        In an order drawn from `seed` where the data have none of their own: the first of a folder
+        of images are often all of one class.
+        """
+        return self._usable(_privately(lambda: _take(self._epoch(self.seed), images), self.seed))
 
     def validation(self, images: int) -> Iterator[Any]:
         """Validation batches up to `images` images, the same ones at every call."""
@@ -64,8 +95,29 @@ class Splits:
 
     def shuffled(self, seed: int) -> Iterator[Any]:
         """One epoch of training batches, shuffled by `seed`."""
+        return self._usable(_privately(lambda: self._epoch(seed), seed))
+
+    def _epoch(self, seed: int) -> Iterator[Any]:
         shuffled = getattr(self.data, "shuffled", lambda _: iter(self.data.train))
-        return _privately(lambda: shuffled(seed), seed)
+        return iter(shuffled(seed))
+
+    def _usable(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches without images that nothing can be learnt from; `unusable` counts them."""
+        seen, found, some = 0, Counter[str](), False
+        for batch in batches:
+            left, faults = usable(batch)
+            some = some or left is not None
+            seen += batch_size(batch)
+            found += faults
+            if seen > self.unusable.seen:
+                self.unusable = Unusable(seen, found["nan"], found["blank"])
+            if left is not None:
+                yield left
+        if seen and not some:
+            raise NotFinite(
+                f"All {seen:,} training images looked at hold NaN or infinity; nothing can be "
+                "learnt from them. Look for the fault in how they are read and normalised."
+            )
 
     def seed_of(self, event: int) -> int:
         """The seed of whatever event number `event` draws at random."""
