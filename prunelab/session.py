@@ -221,7 +221,10 @@ class Session(Shown):
     def tune(self, steps: int = STEPS) -> State:
         """Train the network for `steps` batches; committed when they are done, or nothing is.
 
-        The session's `train` says how; `Training` imitates the original network by default.
+        The session's `train` says how; `Training` imitates the original network by default. Where
+        that leaves the first metric worse on the validation images than it was, by more than a
+        step may noticeably cost (a point of an accuracy), it is not taken, and the ledger says so;
+        a trainer of your own is always taken.
         Raises `NotFinite` when the loss is, naming the layer; `Stopped` on `stop()`. After
         `stop(keep=True)` the steps done so far are committed, as a tune that no script repeats.
         """
@@ -308,7 +311,8 @@ class Session(Shown):
     def note(self, text: str, kind: str = "note") -> State:
         """Write a note, or with `kind="reason"` the reason for something, in the ledger.
 
-        With `kind="run"` a script that replays a session repeats why a run stopped.
+        With `kind="run"` or "tune" a script that replays a session repeats why a run stopped, or a
+        tune was not taken.
         """
         with self._verb("note"):
             self._engine.note(notes.note(text, kind))

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from prunelab.ledger.events import Approved, Event, Proposed, Repaired, Step, Tuned
 from prunelab.ledger.state import show
-from prunelab.ledger.words import stopped
+from prunelab.ledger.words import said
 from prunelab.values import Progress, si
 
 WIDTH = 24  # characters of the bar
@@ -86,7 +86,7 @@ def told(event: Event) -> str:
         name = next((word for kind, word in kinds.items() if isinstance(event, kind)), "changed")
         scores = [f"validation {key} {show(key, value)}" for key, value in event.metrics.items()]
         return f"{name:<9} " + ", ".join([f"MACs {si(event.cost.macs)}", *scores])
-    return stopped(event)
+    return said(event)
 
 
 def table(rows: Sequence[tuple[str, ...]], numbers: int = 2) -> str:

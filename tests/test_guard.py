@@ -19,7 +19,7 @@ from toys import Tiny
 import prunelab as pl
 from prunelab import cli
 from prunelab.ledger import guard, words
-from prunelab.ledger.events import Approved, Began, Noted, Repaired
+from prunelab.ledger.events import Approved, Began, Noted, Repaired, Tuned
 from prunelab.ledger.store import FileStore
 from prunelab.terminal import told
 from prunelab.values import Cost, FrozenMap
@@ -406,3 +406,45 @@ def test_a_trained_network_of_the_zoo_is_not_ruined_in_silence() -> None:
     session.approve()
     assert "A loss of " in words.outcome(session.state, None)
     assert words.at_chance(session.state).startswith("The pruned network is at chance")
+
+
+# ---------------------------------------------------------------- tuning
+
+
+def test_a_tune_that_makes_the_network_worse_is_not_taken_and_says_so(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    session = pl.Session(trained, data, train=pl.Training(lr=0.5, imitate=False))
+    session.propose()
+    session.approve()
+    before = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+    head = session.state.head
+    session.tune(steps=20)
+    event = session.ledger[-1]
+    assert isinstance(event, Noted)
+    assert event.kind == "tune"
+    assert "Tuned for 20 steps and not taken: validation accuracy would go from" in event.text
+    assert words.outcome(session.state, event) == event.text
+    assert session.state.head == head
+    for name, tensor in session.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_trainer_of_your_own_is_taken_whatever_it_does(trained: nn.Module, data: pl.Data) -> None:
+    def ruin(model: nn.Module, _: pl.Data, steps: int) -> None:
+        with torch.no_grad():
+            model.fc.weight.zero_()
+
+    session = pl.Session(trained, data, train=ruin)
+    session.tune(steps=1)
+    assert isinstance(session.ledger[-1], Tuned)
+    assert "in the last step" in session.state.line()
+
+
+def test_a_run_says_which_theta_it_took(trained: nn.Module, data: pl.Data) -> None:
+    session = pl.Session(trained, data, pl.AOFP(theta=0.01))
+    session.run(target_macs=0.6, min_accuracy=None)
+    theta = session.state.proposed.move.parameters["theta"]
+    assert theta > 0.01
+    text = words.outcome(session.state, session.ledger[-1])
+    assert text.startswith(f"Approved by a run (theta {theta:g})")

@@ -144,8 +144,9 @@ class Tuned(Step):
 class Noted(Event):
     """Something was written down: by the person, a run, or the session; `text` reads as it stands.
 
-    `kind` is "note", "reason", "run" (why one stopped), "data" (which images are left out),
-    "prediction" (`value`: name to guess) or "answer" (`value`: the answer to exercise `about`).
+    `kind` is "note", "reason", "run" (why one stopped), "tune" (why one was not taken), "data"
+    (which images are left out), "prediction" (`value`: name to guess) or "answer" (`value`: the
+    answer to exercise `about`).
     """
 
     text: str

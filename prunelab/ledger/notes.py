@@ -9,10 +9,10 @@ from typing import Any
 from prunelab.errors import InvalidValue
 from prunelab.ledger import predictions
 from prunelab.ledger.state import State
-from prunelab.ledger.words import quantity
+from prunelab.ledger.words import SAID, quantity
 from prunelab.values import thaw
 
-KINDS = ("note", "reason", "run")  # "run": only scripts that replay a run say that
+KINDS = ("note", "reason", *SAID)  # SAID: only scripts that replay a session say these
 LONGEST = 10_000  # characters of one note or answer
 
 

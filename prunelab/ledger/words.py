@@ -42,6 +42,7 @@ REPAIRS = {
     "bn": "BatchNorm redone",
     "none": "nothing",
 }
+SAID = ("run", "tune")  # kinds of notes that are the outcome of a verb
 
 
 class Group(Protocol):
@@ -90,7 +91,7 @@ def share(value: float) -> str:
 
 def sentence(state: State, last: Event | None, group: Group) -> str:
     """The proposal, told by what it does to `group`; else what happened last."""
-    if state.pending is None or (last and stopped(last)):
+    if state.pending is None or (last and said(last)):
         return outcome(state, last)
     who = None if isinstance(last, Adjusted) else method(state.pending.method)
     return proposal(state, state.pending, group, who)
@@ -132,7 +133,7 @@ def macs(state: State, move: Move) -> str:
 
 def outcome(state: State, last: Event | None) -> str:
     """What the latest event did, and whether it cost too much; nothing before the first."""
-    if last and (why := stopped(last)):
+    if last and (why := said(last)):
         return why
     if state.exhausted:
         who = method(state.proposed.method) if state.proposed else "The method"
@@ -154,6 +155,21 @@ def outcome(state: State, last: Event | None) -> str:
 def stopped(event: Event) -> str:
     """Why a run stopped short of its target, if `event` says so."""
     return event.text if isinstance(event, Noted) and event.kind == "run" else ""
+
+
+def said(event: Event) -> str:
+    """What the session has to say about a run or a tune that changed nothing more, if it does."""
+    return event.text if isinstance(event, Noted) and event.kind in SAID else ""
+
+
+def worse(state: State, steps: int, after: float) -> str:
+    """Why tuning for so many steps was not taken: the first metric would be `after`."""
+    name, before = next(iter(state.now.metrics.items()))
+    return (
+        f"Tuned for {plural(steps, 'step')} and not taken: validation {name} would go from "
+        f"{show(name, before)} to {show(name, after)}. Nothing was changed. Give more training "
+        "images or a smaller learning rate: Session(train=pl.Training(lr=...))."
+    )
 
 
 def stopping(state: State, after: float, floor: float, higher_is_better: bool) -> str:
@@ -203,11 +219,11 @@ def done(state: State) -> str:
         case Tuned(steps=steps):
             return f"Tuned for {plural(steps, 'step')}"
         case Repaired(automatic=True) as event:
-            return f"{_approved(state.path[-2])} and {repaired(event)}"
+            return f"{_approved(state, state.path[-2])} and {repaired(event)}"
         case Repaired() as event:
             return repaired(event).capitalize()
         case Approved():
-            return _approved(state.now)
+            return _approved(state, state.now)
         case event:
             return type(event).__name__
 
@@ -243,9 +259,13 @@ def refitted(event: Repaired) -> str:
     return ", ".join(parts)
 
 
-def _approved(point: Point) -> str:
-    decided = isinstance(point.event, Approved) and point.event.run is not None
-    return "Approved by a run" if decided else "Approved"
+def _approved(state: State, point: Point) -> str:
+    """Who approved; of a run of AOFP with which theta, which it doubles where it must."""
+    if not (isinstance(point.event, Approved) and point.event.run is not None):
+        return "Approved"
+    move = state.proposed.move if state.proposed else None
+    theta = move.parameters.get("theta") if move else None
+    return "Approved by a run" if theta is None else f"Approved by a run (theta {theta:g})"
 
 
 def change(state: State) -> str:
@@ -307,7 +327,7 @@ def by(event: Event) -> str:
             return method(event.method)
         case Noted(kind="run"):
             return "a run"
-        case Noted(kind="data"):
+        case Noted(kind="data" | "tune"):
             return "session"
         case Repaired(automatic=True):
             return "session"
@@ -350,7 +370,7 @@ def told(event: Event) -> str:
         case Noted():
             return (
                 event.text
-                if event.kind in ("note", "run", "data")
+                if event.kind in ("note", "data", *SAID)
                 else f"{event.kind}: {event.text}"
             )
         case Returned():

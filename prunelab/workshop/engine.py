@@ -303,8 +303,15 @@ class Engine(Foresees):
         network = copy_of(self.network)
         seed = self.bench.seed_of(len(self.ledger))
         done, by, replayable = yield from self.bench.tuned(network, steps, seed, enough)
+        measured, answers = yield from self.bench.judged(network)
+        state = self.state
+        own = isinstance(self.bench.train, Training)
+        if own and guard.alarm(state.began, state.now.metrics, measured, guard.NOTICEABLE):
+            after = next(iter(measured.values()))
+            self.note({"text": words.worse(state, done, after), "kind": "tune"})
+            return
         extra = {"steps": done, "by": by, "replayable": replayable}
-        yield from self.step(Tuned, network, self.plan, extra)
+        self.commit_step(Tuned, network, self.plan, extra, measured, answers)
 
     def pace(self) -> Generator[Any, None, float | None]:
         """Seconds that one step of tuning takes, tried on a copy; None of a trainer of your own."""
