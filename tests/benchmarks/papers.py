@@ -1,0 +1,172 @@
+"""The papers' own networks: widths, multiply-adds and parameters against what was published.
+
+    python tests/benchmarks/papers.py [NAME ...] [--plans]
+
+Each network gets its widths from the method's own search in a session, on random weights and two
+random images: where a rule prescribes widths, neither has a say in them. Where only a budget is
+published, the session stops at it, and which units went is up to the weights. Without a session are
+the networks of mmrazor, whose widths came out of training. Then the whole network is costed at 224
+pixels, by its plan and cut, and set against the published figure to the digits that the paper
+prints. Last comes a network of many branches: Channel Pruning on timm's Xception, to half its
+multiply-adds; it is left out, with a notice, where timm is not installed.
+
+NAME picks networks by a part of their names. --plans leaves the sessions out and costs the
+published widths alone, in seconds. The exit status is 1 if a figure or a width that should be the
+same is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+import torch
+from published import PAPERS, Paper, Search, X, counted
+
+import prunelab as pl
+
+
+def planned(graph: pl.ChannelGraph, widths: Mapping[str, int]) -> pl.WidthPlan:
+    """The plan that keeps the first units of these groups, and all of the others."""
+    drop = {name: range(width, graph[name].width) for name, width in widths.items()}
+    return pl.WidthPlan.full(graph).drop(drop)
+
+
+def found(search: Search) -> dict[str, tuple[int, ...]]:
+    """The units that a session drops, by group."""
+    torch.manual_seed(0)
+    model = search.network().eval()
+    batch = [(torch.randn(2, 3, search.side, search.side), torch.arange(2))]
+    data = pl.Data(train=batch, val=batch, test=batch)
+    session = pl.Session(model, data, search.method(model), repair=None, example_inputs=X)
+    graph = session.graph
+    if search.target is not None:
+        session.run(target_macs=search.target)
+    else:
+        while session.propose() is not None:
+            session.approve()
+    kept = session.plan.kept
+    return {
+        group.name: tuple(sorted(set(range(group.width)) - set(kept[group.name])))
+        for group in graph.groups
+        if len(kept[group.name]) < group.width
+    }
+
+
+def judged(paper: Paper, sessions: bool) -> tuple[bool, str]:
+    """Print a network's lines of the table: whether all is as it should be, and its widths."""
+    started = time.perf_counter()
+    model = paper.network().eval()
+    graph = pl.trace(model, X)
+    published = planned(graph, paper.widths)
+    if sessions and paper.search is not None:
+        plan = pl.WidthPlan.full(graph).drop(found(paper.search))
+        by = f"a session of {time.perf_counter() - started:.0f} s"
+    else:
+        plan, by = published, "the published plan" if paper.widths else "nothing is cut"
+    right = not paper.widths or plan.widths == published.widths
+    if paper.search is not None and paper.widths and plan is not published:
+        by += ", as published" if right else ", NOT AS PUBLISHED"
+    count = counted(model, graph, plan)
+    name = f"{paper.name} | {by}"
+    for figure in paper.figures:
+        same = figure.same(count)
+        right &= same or bool(figure.differs)
+        verdict = "same" if same else f"differs: {figure.differs}" if figure.differs else "DIFFERS"
+        print(
+            f"| {name} | {figure.what} | {figure.published} | {figure.told(count)} "
+            f"| {figure.ours(count):,.10g} | {verdict} |",
+            flush=True,
+        )
+        name = " | "
+    return right, told(plan, graph)
+
+
+def told(plan: pl.WidthPlan, graph: pl.ChannelGraph) -> str:
+    """The widths of every module that has a layer with fewer channels than it had."""
+    modules: dict[str, list[str]] = {}
+    cut = set()
+    for name, width in plan.widths.items():
+        module = name.removesuffix(".sampler").rpartition(".")[0]
+        modules.setdefault(module, []).append(str(width))
+        if width < graph[name].width:
+            cut.add(module)
+    return "; ".join(
+        f"{module or 'outside'} {'-'.join(widths)}"
+        for module, widths in modules.items()
+        if module in cut
+    )
+
+
+def xception(side: int = 64) -> bool:
+    """Channel Pruning on a network of many branches, to half its MACs; prints what came out."""
+    if find_spec("timm") is None:
+        print("\ntimm is not installed, so Xception is left out: pip install timm.")
+        return True
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("legacy_xception", num_classes=10).train()
+    batch = [(torch.randn(8, 3, side, side), torch.arange(8))]
+    with torch.no_grad():
+        for _ in range(10):
+            model(batch[0][0])  # random weights get BatchNorm statistics that fit them
+    model.eval()
+    data = pl.Data(train=batch, val=batch, test=batch)
+    ends: dict[str | None, float] = {}
+    for repair in ("lstsq", None):
+        session = pl.Session(model, data, pl.ChannelPruning(images=8), repair=repair)
+        graph = session.graph
+        session.run(target_macs=0.5)
+        with torch.no_grad():
+            want, got = model(batch[0][0]), session.model(batch[0][0])
+        ends[repair] = float((got - want).norm() / want.norm())
+        plan, state = session.plan, session.state
+    model = model.double()
+    small, same = pl.cut(model, graph, plan), pl.masked(model, graph, plan)
+    with torch.no_grad():
+        x = batch[0][0].double()
+        off = float((small(x) - same(x)).norm() / same(x).norm())
+    print(
+        f"\nXception (timm's legacy_xception, random weights, {side} pixels), Channel Pruning to "
+        f"half its MACs: {state.moves} moves, {state.base.cost.macs:,} to "
+        f"{state.now.cost.macs:,} MACs. Masked and cut differ by {off:.0e} of the output. With "
+        f"every move repaired by least squares, outputs are {ends['lstsq']:.1%} off those of the "
+        f"original, without {ends[None]:.1%}."
+    )
+    met = state.now.cost.macs <= 0.5 * state.base.cost.macs
+    return met and off < 1e-9 and ends["lstsq"] < ends[None]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--plans", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def chosen(name: str) -> bool:
+        return not asked.names or any(part.lower() in name.lower() for part in asked.names)
+
+    print("| network | widths from | counted | published | ours | in full | |")
+    print("|--|--|--|--|--|--|--|")
+    right, widths = True, {}
+    for paper in PAPERS:
+        only_searched = paper.search is not None and not paper.widths
+        if chosen(paper.name) and not (asked.plans and only_searched):
+            fine, widths[paper.name] = judged(paper, not asked.plans)
+            right &= fine
+    print("\nWidths by module, a residual stream's where it begins; others have all channels.\n")
+    for name, text in widths.items():
+        if text:
+            print(f"- {name}: {text}.")
+    if chosen("xception") and not asked.plans:
+        right &= xception()
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
