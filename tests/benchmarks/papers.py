@@ -2,10 +2,11 @@
 
     python tests/benchmarks/papers.py [NAME ...] [--plans]
 
-Each network gets its widths from the method's own search in a session, on random weights and two
+A network gets its widths from the method's own search in a session, on random weights and two
 random images: where a rule prescribes widths, neither has a say in them. Where only a budget is
-published, the session stops at it, and which units went is up to the weights. Without a session are
-the networks of mmrazor, whose widths came out of training. Then the whole network is costed at 224
+published, the session stops at it, and which units went is up to the weights. ResNet-50 is searched
+with images of 64 pixels. Without a session are ThiNet-70 and -30, whose rule is that of ThiNet-50,
+and mmrazor's networks, whose widths came out of training. Then the whole network is costed at 224
 pixels, by its plan and cut, and set against the published figure to the digits that the paper
 prints. Last comes a network of many branches: Channel Pruning on timm's Xception, to half its
 multiply-adds; it is left out, with a notice, where timm is not installed.
@@ -25,6 +26,7 @@ from importlib.util import find_spec
 
 import torch
 from published import PAPERS, Paper, Search, X, counted
+from torch import Tensor, nn
 
 import prunelab as pl
 
@@ -101,6 +103,19 @@ def told(plan: pl.WidthPlan, graph: pl.ChannelGraph) -> str:
     )
 
 
+def fitted(model: nn.Module, x: Tensor) -> nn.Module:
+    """`model` in evaluation mode, with the BatchNorm statistics that its random weights give."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # an average of all batches: this one
+    with torch.no_grad():
+        model.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
 def xception(side: int = 64) -> bool:
     """Channel Pruning on a network of many branches, to half its MACs; prints what came out."""
     if find_spec("timm") is None:
@@ -109,12 +124,8 @@ def xception(side: int = 64) -> bool:
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model("legacy_xception", num_classes=10).train()
     batch = [(torch.randn(8, 3, side, side), torch.arange(8))]
-    with torch.no_grad():
-        for _ in range(10):
-            model(batch[0][0])  # random weights get BatchNorm statistics that fit them
-    model.eval()
+    model = fitted(timm.create_model("legacy_xception", num_classes=10), batch[0][0])
     data = pl.Data(train=batch, val=batch, test=batch)
     ends: dict[str | None, float] = {}
     for repair in ("lstsq", None):
