@@ -80,7 +80,7 @@ def judged(paper: Paper, sessions: bool) -> tuple[bool, str]:
         verdict = "same" if same else f"differs: {figure.differs}" if figure.differs else "DIFFERS"
         print(
             f"| {name} | {figure.what} | {figure.published} | {figure.told(count)} "
-            f"| {figure.ours(count):,.10g} | {verdict} |",
+            f"| {figure.ours(count):,.12g} | {verdict} |",
             flush=True,
         )
         name = " | "
