@@ -4,12 +4,13 @@
 
 A network gets its widths from the method's own search in a session, on random weights and two
 random images: where a rule prescribes widths, neither has a say in them. Where only a budget is
-published, the session stops at it, and which units went is up to the weights. ResNet-50 is searched
-with images of 64 pixels. Without a session are ThiNet-70 and -30, whose rule is that of ThiNet-50,
-and mmrazor's networks, whose widths came out of training. Then the whole network is costed at 224
-pixels, by its plan and cut, and set against the published figure to the digits that the paper
-prints. Last comes a network of many branches: Channel Pruning on timm's Xception, to half its
-multiply-adds; it is left out, with a notice, where timm is not installed.
+published, the session stops at it, and which units went is up to the weights. VGG-16 is searched
+below ThiNet-GAP's head: the methods leave the head alone, and that of VGG-16 holds 124 million
+weights. ResNet-50 is searched with images of 64 pixels. Without a session are ThiNet-70 and -30,
+whose rule is that of ThiNet-50, and mmrazor's networks, whose widths came out of training. Then the
+whole network is costed at 224 pixels, by its plan and cut, and set against the published figure to
+the digits that the paper prints. Last comes a network of many branches: Channel Pruning on timm's
+Xception, to half its multiply-adds; it is left out, with a notice, where timm is not installed.
 
 NAME picks networks by a part of their names. --plans leaves the sessions out and costs the
 published widths alone, in seconds. The exit status is 1 if a figure or a width that should be the
@@ -124,32 +125,31 @@ def xception(side: int = 64) -> bool:
     import timm
 
     torch.manual_seed(0)
-    batch = [(torch.randn(8, 3, side, side), torch.arange(8))]
-    model = fitted(timm.create_model("legacy_xception", num_classes=10), batch[0][0])
+    x, unseen = torch.randn(2, 16, 3, side, side)
+    batch = [(x, torch.arange(16) % 10)]
+    model = fitted(timm.create_model("legacy_xception", num_classes=10), x)
     data = pl.Data(train=batch, val=batch, test=batch)
-    ends: dict[str | None, float] = {}
-    for repair in ("lstsq", None):
-        session = pl.Session(model, data, pl.ChannelPruning(images=8), repair=repair)
-        graph = session.graph
-        session.run(target_macs=0.5)
-        with torch.no_grad():
-            want, got = model(batch[0][0]), session.model(batch[0][0])
-        ends[repair] = float((got - want).norm() / want.norm())
-        plan, state = session.plan, session.state
+    session = pl.Session(model, data, pl.ChannelPruning(images=16), repair="lstsq")
+    graph = session.graph
+    session.run(target_macs=0.5)
+    plan, state = session.plan, session.state
+    with torch.no_grad():
+        pairs = [(session.model(images), model(images)) for images in (x, unseen)]
+    seen, other = (float((got - want).norm() / want.norm()) for got, want in pairs)
     model = model.double()
     small, same = pl.cut(model, graph, plan), pl.masked(model, graph, plan)
     with torch.no_grad():
-        x = batch[0][0].double()
-        off = float((small(x) - same(x)).norm() / same(x).norm())
+        got, want = small(x.double()), same(x.double())
+    apart = float((got - want).norm() / want.norm())
     print(
         f"\nXception (timm's legacy_xception, random weights, {side} pixels), Channel Pruning to "
         f"half its MACs: {state.moves} moves, {state.base.cost.macs:,} to "
-        f"{state.now.cost.macs:,} MACs. Masked and cut differ by {off:.0e} of the output. With "
-        f"every move repaired by least squares, outputs are {ends['lstsq']:.1%} off those of the "
-        f"original, without {ends[None]:.1%}."
+        f"{state.now.cost.macs:,} MACs, every move repaired by least squares. Masked and cut "
+        f"differ by {apart:.0e} of the output. Outputs are {seen:.2g} times their size off the "
+        f"original's on the {len(x)} images of the repair, and {other:.2g} on others: there are "
+        f"many more channels than that, so of the repair's quality this tells nothing."
     )
-    met = state.now.cost.macs <= 0.5 * state.base.cost.macs
-    return met and off < 1e-9 and ends["lstsq"] < ends[None]
+    return state.now.cost.macs <= 0.5 * state.base.cost.macs and apart < 1e-9
 
 
 def main() -> int:
