@@ -188,7 +188,10 @@ def descend(
     optimiser: torch.optim.Optimizer,
     watch: AbstractContextManager[Any] | None = None,
 ) -> float:
-    """One step of gradient descent; gives the loss. `watch` looks on at the forward pass."""
+    """One step of gradient descent; gives the loss. `watch` looks on at the forward pass.
+
+    Gradients are left in the parameters of `model` alone, whatever else the loss runs.
+    """
     with watch or nullcontext():
         value = checked(loss, model, batch)
     if not torch.isfinite(value).all():
@@ -198,7 +201,7 @@ def descend(
             "images and weights, or lower the learning rate."
         )
     optimiser.zero_grad(set_to_none=True)
-    value.backward()
+    value.backward(inputs=[p for p in model.parameters() if p.requires_grad])
     optimiser.step()
     return float(value.detach())
 
