@@ -14,6 +14,7 @@ from toys import batches
 
 import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram
+from prunelab.methods.aofp import MOST
 from prunelab.methods.aofp_sampled import ScoringPath, _LayerSearch
 from prunelab.methods.halving import expected_damages, ladder
 
@@ -289,3 +290,32 @@ def test_evaluating_draws_no_masks(trained: nn.Module, data: pl.Data) -> None:
 def test_parameters_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(pl.InvalidValue):
         pl.AOFP(**wrong)
+
+
+# ---------------------------------------------------------------- what one move may take
+
+
+def test_towards_a_target_one_move_takes_at_most_an_eighth_of_a_layers_signal(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    session = pl.Session(trained, data, pl.AOFP(theta=0.6))
+    move = session.propose(target_macs=0.01)
+    searched = {}
+    for rung in session.state.proposed.seen:
+        searched[rung.group] = rung
+    assert any(len(move.drop[name]) < len(searched[name].candidates) for name in move.drop)
+    evidence = pl.measure(trained, session.graph, session._bench.images(512))
+    for name, units in move.drop.items():
+        assert set(units) <= set(searched[name].candidates)
+        assert move.damage[name] <= MOST or len(units) == 1
+        alone = dict(zip(evidence[name].units, evidence[name].alone(), strict=True))
+        left = sorted(set(searched[name].candidates) - set(units), key=alone.get)
+        assert not left or evidence[name].damage([*units, left[0]]) > MOST
+
+
+def test_without_a_target_theta_alone_decides(trained: nn.Module, data: pl.Data) -> None:
+    session = pl.Session(trained, data, pl.AOFP(theta=0.6))
+    move = session.propose()
+    assert max(move.damage.values()) > MOST
+    taken = {r.group: r.candidates for r in session.state.proposed.seen if r.verdict == "take"}
+    assert dict(move.drop) == taken

@@ -414,7 +414,8 @@ def test_a_trained_network_of_the_zoo_is_not_ruined_in_silence() -> None:
 def test_a_tune_that_makes_the_network_worse_is_not_taken_and_says_so(
     trained: nn.Module, data: pl.Data
 ) -> None:
-    session = pl.Session(trained, data, train=pl.Training(lr=0.5, imitate=False))
+    wrong = pl.Data(train=[(x, (y + 1) % 4) for x, y in data.train], val=data.val)
+    session = pl.Session(trained, wrong, train=pl.Training(imitate=False))
     session.propose()
     session.approve()
     before = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}

@@ -18,7 +18,7 @@ from prunelab.evidence import ContributionGram
 from prunelab.methods.aofp_sampled import search_sampled
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.halving import ladder
-from prunelab.values import Move, Rung, Units, WidthPlan
+from prunelab.values import Move, Rung, Units, WidthPlan, units_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,9 @@ class AOFP:
     over all masks in closed form, on frozen weights; "sampled" draws masks on a scoring path
     while SGD trains a private copy of the network, as the released code does. On the way to a
     target (`run`, `prune`) theta is doubled, up to `max_theta`, while no layer passes or all that
-    do would remove less than 1/32 of the original MACs; the move says which theta it took.
+    do would remove less than 1/32 of the original MACs; the move says which theta it took, and
+    it takes at most an eighth of the signal that a group's consumers read (ours: at a theta of 0.64
+    half of every layer would go at once).
     `groups`: "internal" leaves residual streams alone (the released code), "all" scores them by
     the sum over their consumers (ours).
 
@@ -120,7 +122,8 @@ class AOFP:
         order: dict[tuple[str, int], float] = {}
         for gram, climbed in zip(grams, rungs, strict=True):
             if climbed and climbed[-1].verdict == "take":
-                drop[gram.group] = climbed[-1].candidates
+                units = climbed[-1].candidates
+                drop[gram.group] = units if context.target_macs is None else bearable(gram, units)
                 alone = zip(gram.units, gram.alone().tolist(), strict=True)
                 order |= {(gram.group, unit): damage for unit, damage in alone}
         drop = context.trimmed(drop, order)
@@ -131,6 +134,24 @@ class AOFP:
 
 
 STEP = 1 / 32  # of the original MACs: what a move on the way to a target should remove
+MOST = 1 / 8  # of its consumers' signal: what one move takes from a group
+
+
+def bearable(gram: ContributionGram, units: Units) -> Units:
+    """As many of `units`, those that do least alone first, as take `MOST` of the signal together.
+
+    But for one of them. On the way to a target theta may have been doubled until a half of every
+    layer passes; what is taken in steps, each is repaired.
+    """
+    if gram.damage(units) <= MOST:
+        return units
+    alone = dict(zip(gram.units, gram.alone().tolist(), strict=True))
+    ordered = sorted(units, key=lambda unit: (alone[unit], unit))
+    low, high = 1, len(ordered)
+    while low < high:  # the damage grows, or nearly so, with every unit
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if gram.damage(ordered[:middle]) <= MOST else (low, middle - 1)
+    return units_of(ordered[:low])
 
 
 def _worthwhile(context: Context, move: Move | None) -> bool:
