@@ -4,7 +4,7 @@ Channel Pruning reads the inputs of the network as it is and aims at the outputs
 so that a layer makes good what the layers before it lost; the last layer of a residual branch
 aims at Y2 + Y1 - Y1', which makes good what its shortcut lost too (He, Zhang, Sun; ICCV 2017;
 released code: `appresb`, and `invBN` where a BatchNorm stands before the sum). May import values,
-channels, coupling, tracing.
+channels, coupling, tracing, batches.
 """
 
 from __future__ import annotations

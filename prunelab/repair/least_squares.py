@@ -3,7 +3,7 @@
 A layer that lost input channels gets the weights that best give, from the channels it still has,
 what it gave before (the reconstruction of Channel Pruning, He et al., ICCV 2017, solved from second
 moments instead of samples). Labels are not needed. May import values, channels,
-coupling, tracing, evidence.
+coupling, tracing, evidence, batches.
 """
 
 from __future__ import annotations

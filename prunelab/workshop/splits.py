@@ -109,7 +109,7 @@ class Splits:
             some = some or left is not None
             seen += batch_size(batch)
             found += faults
-            if seen > self.unusable.seen:
+            if seen >= self.unusable.seen:
                 self.unusable = Unusable(seen, found["nan"], found["blank"])
             if left is not None:
                 yield left
