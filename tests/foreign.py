@@ -140,9 +140,15 @@ def loss_of(task: str) -> Callable[[nn.Module, Any], Tensor] | None:
     return lambda model, batch: F.mse_loss(model(batch[0]), batch[1])
 
 
-def trained(name: str, train: Batches, seed: int = 0, folder: Path | None = None) -> nn.Module:
-    """The network `name`, trained on these batches; read from `folder` if it is there already."""
+def trained(
+    name: str, train: Batches, seed: int = 0, folder: Path | None = None, epochs: int | None = None
+) -> nn.Module:
+    """The network `name`, trained on these batches for `epochs` (None: as many as it asks for).
+
+    Read from `folder` if it is there already.
+    """
     spec = NETWORKS[name]
+    epochs = spec.epochs if epochs is None else epochs
     torch.manual_seed(seed)
     model = spec.build()
     path = folder and folder / f"{name}-{seed}-{sum(len(x) for x, _ in train)}.safetensors"
@@ -154,11 +160,11 @@ def trained(name: str, train: Batches, seed: int = 0, folder: Path | None = None
         optimiser: Any = torch.optim.Adam(model.parameters(), spec.lr)
     else:
         optimiser = torch.optim.SGD(model.parameters(), spec.lr, momentum=0.9, weight_decay=5e-4)
-    steps = spec.epochs * len(train)
+    steps = epochs * len(train)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, spec.lr, total_steps=steps)
     x, y = torch.cat([a for a, _ in train]), torch.cat([b for _, b in train])
     model.train()
-    for _ in range(spec.epochs):
+    for _ in range(epochs):
         for index in torch.randperm(len(x)).split(len(train[0][0])):
             optimiser.zero_grad()
             loss(model, (x[index], y[index])).backward()
