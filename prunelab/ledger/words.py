@@ -252,10 +252,8 @@ def refitted(event: Repaired) -> str:
             parts.append(f"{text} {plural(count, 'layer')}")
     if short := [refit for refit in event.refits if not refit.determined]:
         samples = min(refit.samples for refit in short)
-        parts.append(
-            f"{plural(len(short), 'layer')} not determined by the images (from "
-            f"{plural(samples, 'sample')} on)"
-        )
+        layers = plural(len(short), "layer")
+        parts.append(f"{layers} not determined by the images (as few as {samples:,} samples)")
     return ", ".join(parts)
 
 
