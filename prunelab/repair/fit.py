@@ -164,15 +164,19 @@ def fit(
     if normed:
         scale = ratio.rsqrt()
         errors["bn"] = error_of(old * scale, centre.wanted - centre.present * scale)
-    solutions: dict[int, tuple[Tensor, Tensor]] = {}
+    best: tuple[float, Tensor, Tensor] = (inf, old, zero)  # no other is kept: they are large
 
     def error_at(place: int) -> float:
-        solutions[place] = problem.solution(RIDGES[place])
-        return error_of(*solutions[place])
+        nonlocal best
+        solution = problem.solution(RIDGES[place])
+        error = error_of(*solution)
+        if error < best[0]:
+            best = (error, *solution)
+        return error
 
     place, errors["lstsq"] = _least(error_at)
     choice = min(errors, key=errors.__getitem__)
-    return Fit(choice, RIDGES[place], *solutions[place], centre.shift, ratio, len(solved), errors)
+    return Fit(choice, RIDGES[place], *best[1:], centre.shift, ratio, len(solved), errors)
 
 
 def ridge_without(
