@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from prunelab.channels import FIXED, Layer
@@ -114,6 +115,35 @@ def _sums(out: Tensor) -> Tensor:
     return torch.stack([out.sum(axes), out.square().sum(axes)])
 
 
+# What makes new tensors of the default dtype where none is given; the latter where its values are.
+NEW = {
+    torch.empty, torch.eye, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randn,
+    torch.zeros,
+}  # fmt: skip
+NEW_OF_VALUES = {torch.arange, torch.as_tensor, torch.full, torch.range, torch.tensor}
+
+
+class NewInDouble(TorchFunctionMode):
+    """New tensors are float64 where they would be of torch's default dtype, on this thread alone.
+
+    To set that default would change what other threads get meanwhile.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run `func`; a new tensor is made of float64."""
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") is not None or func not in NEW | NEW_OF_VALUES:
+            return func(*args, **kwargs)
+        if func in NEW_OF_VALUES:
+            made = func(*args, **kwargs)
+            own = any(hasattr(value, "dtype") for value in args)  # an array's, say
+            if own or made.dtype != torch.get_default_dtype():
+                return made
+        return func(*args, **{**kwargs, "dtype": torch.float64})
+
+
 def in_double(run: Run, net: nn.Module) -> Any:
     """Run a network of float64 on inputs made float64 on their way in, as are new tensors."""
     hook = net.register_forward_pre_hook(
@@ -123,12 +153,10 @@ def in_double(run: Run, net: nn.Module) -> Any:
         ),
         with_kwargs=True,
     )
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
     try:
-        return run(net)
+        with NewInDouble():
+            return run(net)
     finally:
-        torch.set_default_dtype(usual)
         hook.remove()
 
 
