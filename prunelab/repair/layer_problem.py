@@ -23,6 +23,7 @@ from prunelab.repair.recalibration import Traced, places, shift_norm
 WIDEST = 8192  # patch entries whose second moment is kept: 0.5 GB in float64
 ROWS = 2**27  # entries of the samples kept of a layer that is wider: 0.5 GB in float32
 POSITIONS = 32  # of an image that judges
+HELD = 4096  # samples that judge, at most: as many as judge well
 DETERMINED = 4  # samples an entry
 
 
@@ -48,6 +49,11 @@ class LayerProblem:
         return len(self.layer.in_units) * prod(self.layer.kernel)
 
     @property
+    def size(self) -> int:
+        """How many numbers of float64 are kept of it at most."""
+        return self.entries**2 + HELD * (self.entries + len(self.outputs)) // 2
+
+    @property
     def determined(self) -> bool:
         """Whether there are as many samples as it takes to solve for every entry."""
         return self.solved is not None and len(self.solved) >= DETERMINED * self.entries
@@ -58,7 +64,7 @@ class LayerProblem:
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))
         judges = of_rows(held, len(x)).to(x.device)
-        if bool(judges.any()):
+        if bool(judges.any()) and (self.held is None or len(self.held) < HELD):
             self.held = _sum(self.held, _sample(x[judges], y[judges], call))
         if not bool(judges.all()):
             self._solve_on(x[~judges], y[~judges], call)

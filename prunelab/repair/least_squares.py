@@ -27,7 +27,7 @@ from prunelab.repair.recalibration import Traced
 from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
-MOMENTS = 2**27  # entries of all second moments kept at once: 1 GB in float64
+MOMENTS = 2**27  # numbers kept of all layers at once: 1 GB in float64
 IMAGES = 512  # at least; more only where a layer is not determined by them
 
 
@@ -94,7 +94,7 @@ def _portions(tasks: Iterable[LayerProblem], most: int) -> Iterator[list[LayerPr
     """The tasks in order, as many at once as keep at most `most` entries of moments, or one."""
     portion: list[LayerProblem] = []
     for task in tasks:
-        if portion and sum(some.entries**2 for some in [*portion, task]) > most:
+        if portion and sum(some.size for some in [*portion, task]) > most:
             yield portion
             portion = []
         portion.append(task)
