@@ -91,7 +91,7 @@ def _ready(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _portions(tasks: Iterable[LayerProblem], most: int) -> Iterator[list[LayerProblem]]:
-    """The tasks in order, as many at once as keep at most `most` entries of moments, or one."""
+    """The tasks in order, as many at once as keep at most `most` numbers, or one."""
     portion: list[LayerProblem] = []
     for task in tasks:
         if portion and sum(some.size for some in [*portion, task]) > most:
