@@ -1,6 +1,6 @@
 """Evaluating and training: plain loops as generators that can be stopped between batches.
 
-May import values, trial, tracing, evidence.batch. Nothing here is tied to classification:
+May import values, trial, tracing, batches, evidence.batch. Nothing here is tied to classification:
 `loss(model, batch)` gives a scalar, a metric is any function of (model, loader).
 """
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunelab.batches import batch_size
 from prunelab.errors import BadData, InvalidValue, NotFinite
 from prunelab.evidence.batch import (
     Loss,
-    batch_size,
     checked,
     finish,
     guarded,

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.batches import held_out
+from prunelab.batches import batch_size, held_out
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.coupling.calls import Call, Watch
 from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.errors import BadData
 from prunelab.evidence.accounts import Accounts, account_of, by_unit, contributions
 from prunelab.evidence.batch import (
-    batch_size,
     checked,
     guarded,
     of_rows,

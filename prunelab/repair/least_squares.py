@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.batches import held_out
+from prunelab.batches import batch_size, held_out
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.calls import Call
 from prunelab.errors import BadData
 from prunelab.evidence.aim import Output, Outputs, aim, unbiased
-from prunelab.evidence.batch import batch_size, checked, guarded
+from prunelab.evidence.batch import checked, guarded
 from prunelab.repair.fit import Fit
 from prunelab.repair.layer_problem import LayerProblem, problem_of
 from prunelab.repair.recalibration import Traced

@@ -1,6 +1,6 @@
 """BatchNorm statistics after pruning: changed by what pruning changed, and by nothing else.
 
-May import values, channels, tracing, evidence.batch.
+May import values, channels, tracing, batches, evidence.batch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunelab.batches import batch_size
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData
-from prunelab.evidence.batch import batch_size, checked, guarded
+from prunelab.evidence.batch import checked, guarded
 from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelab.batches import batch_size
 from prunelab.channels import ChannelGraph
 from prunelab.cost.counting import Latency
 from prunelab.cost.timing import LayerTimes, layer_times
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
-from prunelab.evidence.batch import batch_size, cross_entropy, guarded, run_batch
+from prunelab.evidence.batch import cross_entropy, guarded, run_batch
 from prunelab.evidence.gradient import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.ledger.events import Refit

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from prunelab.batches import batch_size
 from prunelab.cost.counting import Latency, cost, summed_up, timing
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence, aiming
-from prunelab.evidence.batch import batch_size, finish
+from prunelab.evidence.batch import finish
 from prunelab.evidence.gradient import Masks
 from prunelab.fingerprint import fingerprint
 from prunelab.ledger.events import Adjusted, Began, Event, Noted, Proposed, Step, Tuned
