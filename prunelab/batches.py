@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,35 +131,39 @@ def held_out(start: int, size: int) -> Tensor:
 
 def part(batches: Iterable[Any], held: bool) -> Iterator[Any]:
     """The batches without the samples that are held out, or these alone."""
-    for _, batch, judges in apart(batches):
-        if judges == held:
-            yield batch
+    return (some.batch for some in apart(batches) if some.held == held)
 
 
-def apart(batches: Iterable[Any], hold: bool = True) -> Iterator[tuple[int, Any, bool]]:
-    """The samples that are not held out and those that are, of one batch after the other.
+class Part(NamedTuple):
+    """Those samples of a batch that are held out, or the others.
 
-    Each part comes with how many samples there were up to the end of its batch, and whether it is
-    held out; without `hold` nothing is. A batch that cannot be divided is held out whole, one in
-    HOLD of them.
+    The batch began at sample `start` and ended before `stop`.
     """
-    count = whole = 0
+
+    start: int
+    stop: int
+    batch: Any
+    held: bool
+
+
+def apart(batches: Iterable[Any], hold: bool = True) -> Iterator[Part]:
+    """Of one batch after the other the samples that are not held out, and those that are.
+
+    Without `hold` none is. Of batches that cannot be divided one in HOLD is held out whole.
+    """
+    start = undivided = 0
     for batch in batches:
-        size = batch_size(batch)
-        if not hold:
-            yield (count := count + size), batch, False
-            continue
+        stop = start + batch_size(batch)
+        held = held_out(start, stop - start) & hold
         if not divisible(batch):
-            count += size
-            yield count, batch, bool(held_out(whole, 1))
-            whole += 1
-            continue
-        held = held_out(count, size)
-        count += size
+            held[:] = bool(held_out(undivided, 1)) and hold
+            undivided += 1
         for judges in (False, True):
             wanted = held == judges
             if bool(wanted.any()):
-                yield count, batch if bool(wanted.all()) else selected(batch, wanted), judges
+                some = batch if bool(wanted.all()) else selected(batch, wanted)
+                yield Part(start, stop, some, judges)
+        start = stop
 
 
 def usable(batch: Any) -> tuple[Any, Counter[str]]:

@@ -16,8 +16,11 @@ from prunelab.evidence.batch import finish, run_batch
 from prunelab.evidence.moments import patches
 from prunelab.repair import fit as fitting
 from prunelab.repair import least_squares as repair
+from prunelab.repair.fit import Rows
+from prunelab.repair.layer_problem import LayerProblem
 from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import Traced
+from prunelab.repair.rescale import rescaling
 
 
 class Chain(nn.Module):
@@ -316,3 +319,87 @@ def test_an_unpruned_shortcut_leaves_the_branch_its_own_output(
     assert not torch.equal(plain.b2.weight, blocks.b2.weight[:, [0, 2, 3, 5]])
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(summed.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------- rows that are not of images
+
+
+class Transposed(nn.Module):
+    """Two linear layers on rows ordered by position first, as in a transformer's [T, N, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 6)
+        self.b = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x.transpose(0, 1)))).mean(0)
+
+
+def test_no_row_of_an_image_that_judges_is_solved_on_whatever_the_order_of_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks: list[LayerProblem] = []
+    monkeypatch.setattr(LayerProblem, "solve", lambda task, *_: tasks.append(task))
+    torch.manual_seed(0)
+    net, x = Transposed().double(), torch.randn(8, 5, 3).double()
+    graph = pl.trace(net, x)
+    plan = pl.WidthPlan.full(graph).drop({"a": [1, 4]})
+    before, small = Traced(net, graph), Traced(pl.cut(net, graph, plan), graph.after(plan))
+    finish(repairing(small, before, lambda: [x], run_batch))
+    read = torch.relu(small.network.a(x)).detach()
+    (task,) = tasks
+    for found, own in ((task.solved, read[[0, 1, 2, 4, 5, 6]]), (task.held, read[3::4])):
+        rows = own.transpose(0, 1).flatten(0, 1)
+        second = found.moments.second if isinstance(found, Rows) else found.second
+        assert torch.allclose(second[:4, :4], rows.T @ rows)
+
+
+class Regions(nn.Module):
+    """A head that looks at the places where the features say so: other ones once they change."""
+
+    def __init__(self, few: bool) -> None:
+        super().__init__()
+        self.few = few
+        self.a = nn.Conv2d(2, 6, 3, padding=1)
+        self.score = nn.Conv2d(6, 1, 1)
+        self.head = nn.Linear(6, 5)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        score, rows = self.score(y).flatten(1), y.flatten(2).transpose(1, 2)
+        if self.few:  # as many places in every image
+            rows = rows[torch.arange(len(x))[:, None], score.topk(4)[1]].flatten(0, 1)
+        else:
+            rows = rows[score > score.mean()]
+        return self.out(torch.relu(self.head(rows))).mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", ["lstsq", "rescale"])
+@pytest.mark.parametrize("few", [True, False], ids=["as many rows", "other numbers of rows"])
+def test_a_layer_that_sees_other_regions_than_before_does_not_aim_at_them(
+    few: bool, kind: str
+) -> None:
+    torch.manual_seed(0)
+    net = Regions(few).double().eval()
+    graph = pl.trace(net, images()[0])
+    plan = pl.WidthPlan.full(graph).drop({"a": [0, 3], "head": [2]})
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    weights = [small.network.head.weight.clone(), small.network.out.weight.clone()]
+    if kind == "rescale":
+        finish(rescaling(small, Traced(net, graph), Traced(net, graph), images, run_batch))
+    else:
+        fits = finish(repairing(small, Traced(net, graph), images, run_batch))
+        assert set(fits) == {"score"}, "it comes before anything is picked out"
+    assert torch.equal(small.network.head.weight, weights[0])
+    assert torch.equal(small.network.out.weight, weights[1])
+
+
+def test_a_layer_that_sees_the_very_regions_of_before_is_solved() -> None:
+    torch.manual_seed(0)
+    net = Regions(True).double().eval()
+    graph = pl.trace(net, images()[0])
+    plan = pl.WidthPlan.full(graph).drop({"head": [2]})  # comes after the regions are picked out
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    assert set(finish(repairing(small, Traced(net, graph), images, run_batch))) == {"out"}

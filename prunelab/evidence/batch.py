@@ -29,11 +29,6 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     return model(x.to(device_of(model)) if isinstance(x, Tensor) else x)
 
 
-def of_rows(images: Tensor, rows: int) -> Tensor:
-    """A mask over images as one over the rows of a layer's input, which may be several an image."""
-    return images[torch.arange(rows) * len(images) // max(1, rows)]
-
-
 def guarded(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches; what the loader raises comes out as `BadData`."""
     try:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from prunelab.channels import Layer
 from prunelab.coupling.calls import Call
-from prunelab.evidence.batch import of_rows
 from prunelab.evidence.moments import cross_moment, patch_moments, patches, positions_of
 from prunelab.repair.fit import Fit, Moments, Rows, fit
 from prunelab.repair.recalibration import Traced, places, shift_norm
@@ -31,8 +30,8 @@ class LayerProblem:
     """One layer to be solved: min ||(P, 1) W' - Y||^2 over the patches P that it still reads.
 
     `layer` is as in the small network; `inputs` are the positions of its input channels in the
-    network that is watched, `outputs` those of its outputs in the target. Y is without bias. Of
-    the images, some are held out: they are not solved on, they judge.
+    network that is watched, `outputs` those of its outputs in the target. Y is without bias. Some
+    images are `held` out: they are not solved on, they judge.
     """
 
     layer: Layer
@@ -52,16 +51,15 @@ class LayerProblem:
         """Whether there are as many samples as it takes to solve for every entry."""
         return self.solved is not None and len(self.solved) >= DETERMINED * self.entries
 
-    def add(self, call: Call, y: Tensor, held: Tensor) -> None:
-        """Take in one batch: the layer's call, what it aims at, which images are held out."""
+    def add(self, call: Call, y: Tensor, held: bool) -> None:
+        """Take in a call of the layer, what it aims at, and whether these images judge."""
         x = call.x
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))
-        judges = of_rows(held, len(x)).to(x.device)
-        if bool(judges.any()):
-            self.held = _sum(self.held, _sample(x[judges], y[judges], call))
-        if not bool(judges.all()):
-            self._solve_on(x[~judges], y[~judges], call)
+        if held:
+            self.held = _sum(self.held, _sample(x, y, call))
+        else:
+            self._solve_on(x, y, call)
 
     def _solve_on(self, x: Tensor, y: Tensor, call: Call) -> None:
         """Rows while they are fewer than the entries, moments from then on."""

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.batches import batch_size, held_out
+from prunelab.batches import Part, apart
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.calls import Call
 from prunelab.errors import BadData
-from prunelab.evidence.aim import Output, Outputs, aim, unbiased
+from prunelab.evidence.aim import Output, Outputs, aim, meet, unbiased
 from prunelab.evidence.batch import checked, guarded
 from prunelab.repair.fit import Fit
 from prunelab.repair.layer_problem import LayerProblem, problem_of
@@ -118,8 +118,8 @@ class _Enough(BaseException):
 class _Listening(Outputs):
     """Keeps the calls of wanted layers, and ends the forward pass once no more can come of them.
 
-    With `drifts` their sums with a shortcut are waited for; with `hear` they are handed over at
-    once and not kept.
+    With `drifts` their sums with a shortcut are waited for; where there is one to `hear` them they
+    are handed over at once and not kept.
     """
 
     def __init__(
@@ -128,27 +128,30 @@ class _Listening(Outputs):
         tasks: Mapping[str, LayerProblem],
         drifts: bool,
         inputs: bool,
-        hear: Callable[[Output], None] | None = None,
     ) -> None:
         super().__init__(model, tasks, inputs)
         self.left = sum(task.layer.calls for task in tasks.values())
         self.drifts = drifts
-        self.hear = hear
+        self.hear: Callable[[Output], None] | None = None
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Take in the call of a wanted layer."""
         if self.hear is None:
             super().on_call(call, out)
         elif call.name in self.found:
-            self.hear(Output(call, unbiased(call, out)))
+            self.hear(Output(call, unbiased(call, out), len(self.picks)))
         self.left -= call.name in self.found
         self._end()
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Follow a wanted layer's output into a sum."""
-        if self.drifts:
-            super().on_operation(func, args, kwargs, out)
+        """Look on, until nothing more can come of it."""
+        super().on_operation(func, args, kwargs, out)
         self._end()
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Follow a wanted layer's output into a sum, if sums are waited for."""
+        if self.drifts:
+            super().follow(func, args, kwargs, out)
 
     def _end(self) -> None:
         if not self.left and not (self.drifts and self._followed):
@@ -172,32 +175,35 @@ def _solved(
     with undisturbed(watched), undisturbed(target), torch.no_grad():
         watched.eval()
         target.eval()
-        for batch in guarded(batches()):
-            size = batch_size(batch)
-            held = held_out(count, size)
+        for some in apart(guarded(batches())):
+            if some.start >= IMAGES and all(task.determined for task in tasks):
+                break
             there = _Listening(target, wanted, drifts, inputs=False)
+            here = _Listening(watched, wanted, drifts, inputs=True)
             aims = {name: iter(found) for name, found in there.found.items()}
 
-            def meet(
+            def take(
                 given: Output,
+                some: Part = some,
+                there: _Listening = there,
+                here: _Listening = here,
                 aims: Mapping[str, Iterator[Output]] = aims,
-                held: Tensor = held,
-                few: bool = count < IMAGES,
             ) -> None:
-                asked, task = next(aims[given.call.name]), wanted[given.call.name]
-                if given.y.numel() and (few or not task.determined):
-                    task.add(given.call, aim(asked, given, task.outputs.to(given.y.device)), held)
+                asked, task = next(aims[given.call.name], None), wanted[given.call.name]
+                if some.start >= IMAGES and task.determined:
+                    return
+                if given.y.numel() and asked is not None and meet(there, asked, here, given):
+                    y = aim(asked, given, task.outputs.to(given.y.device))
+                    task.add(given.call, y, some.held)
 
-            here = _Listening(watched, wanted, drifts, inputs=True, hear=None if drifts else meet)
+            here.hear = None if drifts else take
             for network, ears in ((target, there), (watched, here)):
                 with suppress(_Enough), ears:
-                    checked(forward, network, batch)
+                    checked(forward, network, some.batch)
             for given in (output for found in here.found.values() for output in found):
-                meet(given)
-            count += size
+                take(given)
+            count = some.stop
             yield Progress(count, max(expected, count), f"solving {what} by least squares")
-            if count >= IMAGES and all(task.determined for task in tasks):
-                break
     if not count:
         raise BadData("There are no batches to repair on; give at least one.")
     return {
