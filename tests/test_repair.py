@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 import prunelab as pl
 from prunelab.coupling import calls
-from prunelab.evidence.aim import Output
+from prunelab.evidence.aim import Output, Outputs
 from prunelab.evidence.batch import finish, run_batch
-from prunelab.evidence.moments import patches
+from prunelab.evidence.moments import patches, positions_of
 from prunelab.repair import fit as fitting
+from prunelab.repair import layer_problem
 from prunelab.repair import least_squares as repair
 from prunelab.repair.fit import Rows
-from prunelab.repair.layer_problem import LayerProblem
+from prunelab.repair.layer_problem import LayerProblem, problem_of
 from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import Traced
 from prunelab.repair.rescale import rescaling
@@ -102,7 +103,7 @@ def test_layers_solved_in_portions_are_the_layers_solved_at_once(
     before, after = cut_of(net, a=[1], b=[0, 3])
     piecewise = Traced(copy.deepcopy(after.network), after.graph)
     finish(repairing(after, before, images, run_batch, source=before))
-    monkeypatch.setattr(repair, "MOMENTS", 1)
+    monkeypatch.setattr(repair, "KEPT", 1)
     finish(repairing(piecewise, before, images, run_batch, source=before))
     for name, tensor in after.network.state_dict().items():
         assert torch.equal(tensor, piecewise.network.state_dict()[name]), name
@@ -403,3 +404,65 @@ def test_a_layer_that_sees_the_very_regions_of_before_is_solved() -> None:
     plan = pl.WidthPlan.full(graph).drop({"head": [2]})  # comes after the regions are picked out
     small = Traced(pl.cut(net, graph, plan), graph.after(plan))
     assert set(finish(repairing(small, Traced(net, graph), images, run_batch))) == {"out"}
+
+
+# ---------------------------------------------------------------- how many rows are kept
+
+
+def task_of(net: nn.Module, x: Tensor, drop: dict[str, list[int]], name: str) -> LayerProblem:
+    graph = pl.trace(net, x)
+    plan = pl.WidthPlan.full(graph).drop(drop)
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    task = problem_of(small, graph.layer(name), graph.layer(name))
+    assert task is not None
+    return task
+
+
+def call_of(net: nn.Module, x: Tensor, name: str) -> Output:
+    heard = Outputs(net, [f"{name}.weight"])
+    with torch.no_grad(), heard:
+        net(x)
+    return heard.found[f"{name}.weight"][0]
+
+
+def test_a_wide_layer_is_solved_on_as_many_rows_as_there_is_room_for(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though one batch alone would not fit; and later batches have their say."""
+    monkeypatch.setattr(layer_problem, "WIDEST", 10)
+    monkeypatch.setattr(layer_problem, "ROWS", 40 * 45)
+    x = images()[0]
+    task, found = task_of(net, x, {"a": [1]}, "b"), call_of(net, x, "b")
+    sizes = []
+    for _ in range(8):
+        task.add(found.call, found.y, len(x), held=False)
+        assert isinstance(task.solved, Rows)
+        sizes.append(len(task.solved))
+    assert found.y.numel() // found.y.shape[1] == 72, "the rows of one batch"
+    assert sizes == [16, 24, 32, 36, 38, 39, 40, 40]
+    every = patches(found.call.x[:, [0, 2, 3, 4, 5]], (3, 3), found.call.conv)
+    weight = net.b.weight[:, [0, 2, 3, 4, 5]].flatten(1)
+    whole = {tuple(row) for row in torch.cat([every, positions_of(found.y)], 1).tolist()}
+    assert weight.shape[1] == task.entries == 45
+    assert {tuple(row) for row in torch.cat([task.solved.p, task.solved.y], 1).tolist()} <= whole
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_a_few_positions_of_each_image_judge(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    size = 24
+    if kind == "linear":
+        net: nn.Module = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+        x = torch.randn(5, size * size, 3)
+    else:
+        net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+        x = torch.randn(5, 3, size, size)
+    task, found = task_of(net, x, {"0": [1]}, "2"), call_of(net, x, "2")
+    for _ in range(2):
+        task.add(found.call, found.y, len(x), held=True)
+    assert task.held is not None
+    assert len(task.held) == 2 * 5 * layer_problem.POSITIONS
+    monkeypatch.setattr(layer_problem, "JUDGES", 5 * 325)
+    for _ in range(3):
+        task.add(found.call, found.y, len(x), held=True)
+    assert len(task.held) == 325, "never more than there is room for"

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.batches import Part, apart
+from prunelab.batches import HOLD, Part, apart, batch_size
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.calls import Call
 from prunelab.errors import BadData
 from prunelab.evidence.aim import Output, Outputs, aim, meet, unbiased
 from prunelab.evidence.batch import checked, guarded
 from prunelab.repair.fit import Fit
-from prunelab.repair.layer_problem import LayerProblem, problem_of
+from prunelab.repair.layer_problem import POSITIONS, LayerProblem, problem_of
 from prunelab.repair.recalibration import Traced
 from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
-MOMENTS = 2**27  # entries of all second moments kept at once: 1 GB in float64
+KEPT = 2**28  # entries of all moments and rows kept at once: 2 GB in float64
 IMAGES = 512  # at least; more only where a layer is not determined by them
 
 
@@ -67,7 +67,7 @@ def repairing(
         problem_of(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost
     )
     found: dict[str, Fit] = {}
-    for portion in _portions(filter(None, tasks), 0 if source is None else MOMENTS):
+    for portion in _portions(filter(None, tasks), 0 if source is None else KEPT):
         found |= yield from _solved(
             portion, small.network, watched.network, target.network, batches, forward, expected,
             drifts=source is None,
@@ -91,15 +91,21 @@ def _ready(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _portions(tasks: Iterable[LayerProblem], most: int) -> Iterator[list[LayerProblem]]:
-    """The tasks in order, as many at once as keep at most `most` entries of moments, or one."""
+    """The tasks in order, as many at once as keep at most `most` entries, or one."""
     portion: list[LayerProblem] = []
     for task in tasks:
-        if portion and sum(some.entries**2 for some in [*portion, task]) > most:
+        if portion and sum(map(_size, [*portion, task])) > most:
             yield portion
             portion = []
         portion.append(task)
     if portion:
         yield portion
+
+
+def _size(task: LayerProblem) -> int:
+    """How many entries a layer's moments have, and the rows that judge it, in float64."""
+    rows = IMAGES // HOLD * POSITIONS // 2  # in the network's precision, half of that
+    return task.entries * (task.entries + rows)
 
 
 def chained(source_graph: ChannelGraph, graph: ChannelGraph) -> bool:
@@ -194,7 +200,7 @@ def _solved(
                     return
                 if given.y.numel() and asked is not None and meet(there, asked, here, given):
                     y = aim(asked, given, task.outputs.to(given.y.device))
-                    task.add(given.call, y, some.held)
+                    task.add(given.call, y, batch_size(some.batch), some.held)
 
             here.hear = None if drifts else take
             for network, ears in ((target, there), (watched, here)):
