@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from itertools import compress
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -110,12 +113,12 @@ def shuffled(batches: Iterable[Any], seed: int) -> Iterator[Any]:
 def take(batches: Iterable[Any], images: int) -> Iterator[Any]:
     """The batches that hold the first `images` samples, the last of them cut to size.
 
-    A batch is a tensor, or a tuple, list or dict of columns; the first column counts the samples.
+    What counts as a sample says `batch_size`; a batch that `divisible` says no to stays whole.
     """
     for batch in batches:
-        size = _samples(batch)
+        size = batch_size(batch)
         if size >= images:
-            yield batch if size == images else _trimmed(batch, images, size)
+            yield selected(batch, torch.arange(size) < images) if size > images else batch
             return
         images -= size
         yield batch
@@ -128,37 +131,77 @@ def held_out(start: int, size: int) -> Tensor:
 
 def part(batches: Iterable[Any], held: bool) -> Iterator[Any]:
     """The batches without the samples that are held out, or these alone."""
-    start = 0
+    return (some.batch for some in apart(batches) if some.held == held)
+
+
+class Part(NamedTuple):
+    """Those samples of a batch that are held out, or the others.
+
+    The batch began at sample `start` and ended before `stop`.
+    """
+
+    start: int
+    stop: int
+    batch: Any
+    held: bool
+
+
+def apart(batches: Iterable[Any], hold: bool = True) -> Iterator[Part]:
+    """Of one batch after the other the samples that are not held out, and those that are.
+
+    Without `hold` none is. Of batches that cannot be divided one in HOLD is held out whole.
+    """
+    start = undivided = 0
     for batch in batches:
-        size = _samples(batch)
-        wanted = held_out(start, size) == held
-        start += size
-        if bool(wanted.any()):
-            yield selected(batch, wanted)
+        stop = start + batch_size(batch)
+        held = held_out(start, stop - start) & hold
+        if not divisible(batch):
+            held[:] = bool(held_out(undivided, 1)) and hold
+            undivided += 1
+        for judges in (False, True):
+            wanted = held == judges
+            if bool(wanted.any()):
+                some = batch if bool(wanted.all()) else selected(batch, wanted)
+                yield Part(start, stop, some, judges)
+        start = stop
 
 
 def usable(batch: Any) -> tuple[Any, Counter[str]]:
     """A batch without broken and blank images (None: nothing is left), and how many there were.
 
-    "nan" are images with NaN or infinity; "blank" are those of one colour all over, which are told
-    from what a network is for by being few: where they are half of a batch or more, they stay.
+    Images are what comes first among the floating-point tensors. "nan" are those with NaN or
+    infinity; "blank" are those of one colour all over, which are told from what a network is for
+    by being few: where they are half of a batch or more, they stay.
     """
-    if not isinstance(batch, Tensor | dict | list | tuple):
+    size = batch_size(batch)
+    images = _images(batch, size)
+    if images is None:
         return batch, Counter()
-    column = batch if isinstance(batch, Tensor) else next(iter(_columns(batch)), None)
-    if not isinstance(column, Tensor | list | tuple) or not len(column):
-        return batch, Counter()
-    if not all(isinstance(image, Tensor) and image.is_floating_point() for image in column[:1]):
-        return batch, Counter()
-    broken = torch.tensor([not bool(torch.isfinite(image).all()) for image in column])
-    blank = torch.tensor([_blank(image) for image in column]) & ~broken
-    if 2 * int(blank.sum()) >= len(column):
+    broken = torch.tensor([not bool(torch.isfinite(image).all()) for image in images])
+    blank = torch.tensor([_blank(image) for image in images]) & ~broken
+    if 2 * int(blank.sum()) >= size:
         blank = torch.zeros_like(blank)
     found = Counter({"nan": int(broken.sum()), "blank": int(blank.sum())})
     if not found.total():
         return batch, found
     good = ~(broken | blank)
     return (selected(batch, good) if bool(good.any()) else None), found
+
+
+def _images(batch: Any, size: int) -> Tensor | Sequence[Tensor] | None:
+    """The first column of floating-point tensors, one for each of `size` samples."""
+    if isinstance(batch, Tensor):
+        there = batch.is_floating_point() and batch.ndim and len(batch) == size
+        return batch if there else None
+    for column in _columns(batch) if divisible(batch) else ():
+        if _lists(column, size):
+            first = column[0]
+            images = column if isinstance(first, Tensor) and first.is_floating_point() else None
+        else:
+            images = _images(column, size)
+        if images is not None:
+            return images
+    return None
 
 
 def _blank(image: Tensor) -> bool:
@@ -169,16 +212,85 @@ def _blank(image: Tensor) -> bool:
     return bool((flat.amax(1) == flat.amin(1)).all())
 
 
+def batch_size(batch: Any) -> int:
+    """How many samples a batch holds.
+
+    A batch is a tensor, or a tuple, list or mapping of columns: tensors, lists with one entry a
+    sample (images of their own sizes, say), or several inputs in a tuple or mapping. A list of
+    mappings is one of samples. Of anything else the first tensor in it counts.
+    """
+    if _is_listed(batch):
+        return len(batch)
+    columns = _columns(batch)
+    lengths = [length for column in columns if (length := _length_of(column)) is not None]
+    if not lengths:
+        leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+        return next((len(leaf) for leaf in leaves), 1)
+    first = next(column for column in columns if _length_of(column) is not None)
+    if isinstance(first, list | tuple) and lengths[0] not in lengths[1:]:
+        each = batch_size(first)
+        if each in lengths[1:]:
+            return each  # several inputs: as many samples as each of them has
+    return lengths[0]
+
+
+def _length_of(column: Any) -> int | None:
+    if isinstance(column, Tensor):
+        return len(column) if column.ndim else None
+    if isinstance(column, MutableMapping):
+        lengths = map(_length_of, column.values())
+        return next((length for length in lengths if length is not None), None)
+    return len(column) if isinstance(column, list | tuple) else None
+
+
+def divisible(batch: Any) -> bool:
+    """Whether samples can be taken out of a batch: not out of a class of somebody's own."""
+    return isinstance(batch, Tensor | list | tuple | MutableMapping)
+
+
 def selected(batch: Any, samples: Tensor) -> Any:
     """The samples of a batch that a mask [samples] marks; columns of another length stay whole."""
-    places = samples.nonzero()[:, 0]
+    if isinstance(batch, Tensor) or _is_listed(batch):
+        return _of_column(batch, samples)
+    if isinstance(batch, MutableMapping):
+        made = copy(batch)
+        made.update({name: _of_column(column, samples) for name, column in batch.items()})
+        return made
+    if isinstance(batch, list | tuple):
+        columns = [_of_column(column, samples) for column in batch]
+        return type(batch)(*columns) if hasattr(batch, "_fields") else type(batch)(columns)
+    return batch
 
-    def of(column: Any) -> Any:
-        if isinstance(column, Tensor):
-            return column[places.to(column.device)]
-        return type(column)(column[place] for place in places.tolist())
 
-    return _by_column(batch, len(samples), of)
+def _of_column(column: Any, samples: Tensor) -> Any:
+    if isinstance(column, Tensor):
+        whole = column.ndim and len(column) == len(samples)
+        return column[samples.to(column.device)] if whole else column
+    if _lists(column, len(samples)):
+        return type(column)(compress(column, samples.tolist()))
+    return selected(column, samples)
+
+
+def _lists(column: Any, size: int) -> bool:
+    """Whether a column is a list of `size` samples, not of inputs that hold as many each."""
+    if not isinstance(column, list | tuple) or hasattr(column, "_fields"):
+        return False
+    if not column or len(column) != size:
+        return False
+    inputs = (isinstance(one, Tensor) and one.ndim > 3 and len(one) == size for one in column)
+    return not all(inputs)
+
+
+def _is_listed(batch: Any) -> bool:
+    """Whether a batch is a list of samples, each a mapping."""
+    some = isinstance(batch, list | tuple) and bool(batch)
+    return some and all(isinstance(sample, MutableMapping) for sample in batch)
+
+
+def _columns(batch: Any) -> list[Any]:
+    if isinstance(batch, MutableMapping):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, list | tuple) else [batch]
 
 
 def _batches(given: Any, part: str, batch_size: int) -> Iterable[Any]:
@@ -238,36 +350,6 @@ def _shape(batch: Any) -> tuple[int, ...] | None:
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
         return tuple(batch[0].shape[1:])
     return None
-
-
-def _columns(batch: Any) -> list[Any]:
-    return list(batch.values()) if isinstance(batch, dict) else list(batch)
-
-
-def _samples(batch: Any) -> int:
-    if not isinstance(batch, Tensor):
-        batch = next(iter(_columns(batch)), ())
-    return _length(batch) or 1
-
-
-def _trimmed(batch: Any, images: int, size: int) -> Any:
-    return _by_column(batch, size, lambda column: column[:images])
-
-
-def _by_column(batch: Any, size: int, change: Callable[[Any], Any]) -> Any:
-    """`batch` with every column that holds `size` samples changed."""
-
-    def changed(column: Any) -> Any:
-        whole = isinstance(column, Tensor | list | tuple) and _length(column) == size
-        return change(column) if whole else column
-
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, dict):
-        return {name: changed(column) for name, column in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)([changed(column) for column in batch])
-    return batch
 
 
 def _size(batches: Any) -> str:

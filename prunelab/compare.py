@@ -15,6 +15,7 @@ from torch import nn
 from prunelab.comparison import Comparison, Outcome
 from prunelab.errors import BadModel, BudgetUnreachable, InvalidValue, NotFinite
 from prunelab.evidence.batch import finish
+from prunelab.ledger.words import said
 from prunelab.methods import Method, Random, make_method
 from prunelab.session import Session
 from prunelab.values import FrozenMap, Progress
@@ -134,6 +135,8 @@ def _outcome(
         note = f"{label} ended at {reached:.0%} of the MACs: {note}"
     if tune != 0:
         work.tune(**({} if tune is None else {"steps": tune}))
+        if refused := said(work.ledger[-1]):
+            note = f"{note} {label}: {refused}".strip()
     seconds = time.perf_counter() - started
     return Outcome(
         label, goal, repair, seed, cost=work.state.now.cost, seconds=seconds, note=note,

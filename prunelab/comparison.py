@@ -25,7 +25,7 @@ class Outcome:
 
     `metrics` are those of the comparison's split, `seconds` what it took to make the network
     (wall time). `widths` are the units kept of each group. `note` says why where a method ended
-    before its target, or failed; it then has no metrics.
+    before its target, failed (it then has no metrics), or a tune was not taken.
     """
 
     name: str

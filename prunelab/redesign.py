@@ -19,6 +19,7 @@ from torch import nn
 from prunelab.compare import seeds_of
 from prunelab.comparison import Comparison, Outcome
 from prunelab.errors import BadModel, InvalidValue
+from prunelab.ledger.words import said
 from prunelab.methods import Method, make_method
 from prunelab.session import Session
 from prunelab.surgery.editing import rebuild
@@ -200,12 +201,15 @@ class _Seats:
         self.begin(f"{name}, seed {seed}")
         session = session or self.session(network, seed)
         started = time.perf_counter()
+        refused = ""
         if steps:
             session.tune(steps)
+            refused = said(session.ledger[-1])
         made = Outcome(
             name, 1.0, None, seed, cost=session.state.now.cost,
             metrics=FrozenMap(session.evaluate(self.split)),
             seconds=time.perf_counter() - started, widths=FrozenMap(session.plan.widths),
+            note=refused and f"{name}, seed {seed}: {refused}",
         )  # fmt: skip
         self.told(made)
         return made

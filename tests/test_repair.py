@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 import prunelab as pl
 from prunelab.coupling import calls
-from prunelab.evidence.aim import Output
+from prunelab.evidence import moments
+from prunelab.evidence.aim import Output, Outputs
 from prunelab.evidence.batch import finish, run_batch
-from prunelab.evidence.moments import patches
+from prunelab.evidence.moments import cross_moment, patch_moments, patches, positions_of
 from prunelab.repair import fit as fitting
+from prunelab.repair import layer_problem
 from prunelab.repair import least_squares as repair
+from prunelab.repair.fit import Rows
+from prunelab.repair.layer_problem import LayerProblem, problem_of
 from prunelab.repair.least_squares import repairing
-from prunelab.repair.recalibration import Traced
+from prunelab.repair.recalibration import Traced, recalibrating
+from prunelab.repair.rescale import rescaling
 
 
 class Chain(nn.Module):
@@ -99,7 +104,7 @@ def test_layers_solved_in_portions_are_the_layers_solved_at_once(
     before, after = cut_of(net, a=[1], b=[0, 3])
     piecewise = Traced(copy.deepcopy(after.network), after.graph)
     finish(repairing(after, before, images, run_batch, source=before))
-    monkeypatch.setattr(repair, "MOMENTS", 1)
+    monkeypatch.setattr(repair, "KEPT", 1)
     finish(repairing(piecewise, before, images, run_batch, source=before))
     for name, tensor in after.network.state_dict().items():
         assert torch.equal(tensor, piecewise.network.state_dict()[name]), name
@@ -316,3 +321,245 @@ def test_an_unpruned_shortcut_leaves_the_branch_its_own_output(
     assert not torch.equal(plain.b2.weight, blocks.b2.weight[:, [0, 2, 3, 5]])
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(summed.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------- rows that are not of images
+
+
+class Transposed(nn.Module):
+    """Two linear layers on rows ordered by position first, as in a transformer's [T, N, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 6)
+        self.b = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x.transpose(0, 1)))).mean(0)
+
+
+def test_no_row_of_an_image_that_judges_is_solved_on_whatever_the_order_of_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks: list[LayerProblem] = []
+    monkeypatch.setattr(LayerProblem, "solve", lambda task, *_: tasks.append(task))
+    torch.manual_seed(0)
+    net, x = Transposed().double(), torch.randn(8, 5, 3).double()
+    graph = pl.trace(net, x)
+    plan = pl.WidthPlan.full(graph).drop({"a": [1, 4]})
+    before, small = Traced(net, graph), Traced(pl.cut(net, graph, plan), graph.after(plan))
+    finish(repairing(small, before, lambda: [x], run_batch))
+    read = torch.relu(small.network.a(x)).detach()
+    (task,) = tasks
+    for found, own in ((task.solved, read[[0, 1, 2, 4, 5, 6]]), (task.held, read[3::4])):
+        rows = own.transpose(0, 1).flatten(0, 1)
+        second = found.moments.second if isinstance(found, Rows) else found.second
+        assert torch.allclose(second[:4, :4], rows.T @ rows)
+
+
+class Regions(nn.Module):
+    """A head that looks at the places where the features say so: other ones once they change."""
+
+    def __init__(self, few: bool) -> None:
+        super().__init__()
+        self.few = few
+        self.a = nn.Conv2d(2, 6, 3, padding=1)
+        self.score = nn.Conv2d(6, 1, 1)
+        self.head = nn.Linear(6, 5)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        score, rows = self.score(y).flatten(1), y.flatten(2).transpose(1, 2)
+        if self.few:  # as many places in every image
+            rows = rows[torch.arange(len(x))[:, None], score.topk(4)[1]].flatten(0, 1)
+        else:
+            rows = rows[score > score.mean()]
+        return self.out(torch.relu(self.head(rows))).mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", ["lstsq", "rescale"])
+@pytest.mark.parametrize("few", [True, False], ids=["as many rows", "other numbers of rows"])
+def test_a_layer_that_sees_other_regions_than_before_does_not_aim_at_them(
+    few: bool, kind: str
+) -> None:
+    torch.manual_seed(0)
+    net = Regions(few).double().eval()
+    graph = pl.trace(net, images()[0])
+    plan = pl.WidthPlan.full(graph).drop({"a": [0, 3], "head": [2]})
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    weights = [small.network.head.weight.clone(), small.network.out.weight.clone()]
+    if kind == "rescale":
+        finish(rescaling(small, Traced(net, graph), Traced(net, graph), images, run_batch))
+    else:
+        fits = finish(repairing(small, Traced(net, graph), images, run_batch))
+        assert set(fits) == {"score"}, "it comes before anything is picked out"
+    assert torch.equal(small.network.head.weight, weights[0])
+    assert torch.equal(small.network.out.weight, weights[1])
+
+
+def test_a_layer_that_sees_the_very_regions_of_before_is_solved() -> None:
+    torch.manual_seed(0)
+    net = Regions(True).double().eval()
+    graph = pl.trace(net, images()[0])
+    plan = pl.WidthPlan.full(graph).drop({"head": [2]})  # comes after the regions are picked out
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    assert set(finish(repairing(small, Traced(net, graph), images, run_batch))) == {"out"}
+
+
+# ---------------------------------------------------------------- how many rows are kept
+
+
+def task_of(net: nn.Module, x: Tensor, drop: dict[str, list[int]], name: str) -> LayerProblem:
+    graph = pl.trace(net, x)
+    plan = pl.WidthPlan.full(graph).drop(drop)
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    task = problem_of(small, graph.layer(name), graph.layer(name))
+    assert task is not None
+    return task
+
+
+def call_of(net: nn.Module, x: Tensor, name: str) -> Output:
+    heard = Outputs(net, [f"{name}.weight"])
+    with torch.no_grad(), heard:
+        net(x)
+    return heard.found[f"{name}.weight"][0]
+
+
+def test_a_wide_layer_is_solved_on_as_many_rows_as_there_is_room_for(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though one batch alone would not fit; and later batches have their say."""
+    monkeypatch.setattr(layer_problem, "WIDEST", 10)
+    monkeypatch.setattr(layer_problem, "ROWS", 40 * 45)
+    x = images()[0]
+    task, found = task_of(net, x, {"a": [1]}, "b"), call_of(net, x, "b")
+    sizes = []
+    for _ in range(8):
+        task.add(found.call, found.y, len(x), held=False)
+        assert isinstance(task.solved, Rows)
+        sizes.append(len(task.solved))
+    assert found.y.numel() // found.y.shape[1] == 72, "the rows of one batch"
+    assert sizes == [16, 24, 32, 36, 38, 39, 40, 40]
+    every = patches(found.call.x[:, [0, 2, 3, 4, 5]], (3, 3), found.call.conv)
+    weight = net.b.weight[:, [0, 2, 3, 4, 5]].flatten(1)
+    whole = {tuple(row) for row in torch.cat([every, positions_of(found.y)], 1).tolist()}
+    assert weight.shape[1] == task.entries == 45
+    assert {tuple(row) for row in torch.cat([task.solved.p, task.solved.y], 1).tolist()} <= whole
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_a_few_positions_of_each_image_judge(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    size = 24
+    if kind == "linear":
+        net: nn.Module = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+        x = torch.randn(5, size * size, 3)
+    else:
+        net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+        x = torch.randn(5, 3, size, size)
+    task, found = task_of(net, x, {"0": [1]}, "2"), call_of(net, x, "2")
+    for _ in range(2):
+        task.add(found.call, found.y, len(x), held=True)
+    assert task.held is not None
+    assert len(task.held) == 2 * 5 * layer_problem.POSITIONS
+    monkeypatch.setattr(layer_problem, "JUDGES", 5 * 325)
+    for _ in range(3):
+        task.add(found.call, found.y, len(x), held=True)
+    assert len(task.held) == 325, "never more than there is room for"
+
+
+# ---------------------------------------------------------------- numbers of few digits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 1)])
+def test_moments_of_half_precision_are_those_of_the_same_numbers(
+    dtype: torch.dtype, kernel: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    x, w = (30 * torch.randn(16, 4, 9, 9)).to(dtype), torch.randn(5, 4, *kernel).to(dtype)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    conv = calls.Conv((1, 1), padding, (1, 1), False, 1)
+    y = nn.functional.conv2d(x, w, padding=padding)
+    rows = patches(x, kernel, conv).double()
+    second, cross = rows.T @ rows, rows.T @ positions_of(y).double()
+    assert torch.allclose(
+        patch_moments(x, kernel, conv).moment[:-1, :-1], second, rtol=1e-4, atol=50
+    )
+    assert torch.allclose(cross_moment(x, y, kernel, conv)[:-1], cross, rtol=1e-4, atol=50)
+
+
+class Upwards(nn.Module):
+    """A transposed convolution that loses an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 6, 3, padding=1)
+        self.b = nn.ConvTranspose2d(6, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_transposed_convolution_in_half_precision_is_rescaled() -> None:
+    torch.manual_seed(0)
+    net = Upwards().bfloat16().eval()
+    x = [one.bfloat16() for one in images()]
+    graph = pl.trace(net, x[0])
+    plan = pl.WidthPlan.full(graph).drop({"a": [0, 2]})
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    before = Traced(net, graph)
+    finish(rescaling(small, before, before, lambda: x, run_batch))
+    assert torch.isfinite(small.network.b.weight).all()
+
+
+# ---------------------------------------------------------------- BatchNorm on single images
+
+
+class Flat(nn.Module):
+    """BatchNorm behind a linear layer: of one image there is one value a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3)
+        self.n = nn.BatchNorm2d(4)
+        self.b = nn.Linear(64, 5)
+        self.m = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.m(self.b(torch.relu(self.n(self.a(x))).flatten(1)))
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 1), (1, 1), (1,)], ids=str)
+def test_batchnorm_is_measured_though_a_batch_holds_one_image(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = Flat().double().eval()
+    given = [torch.cat(images())[:size] for size in sizes]
+    graph = pl.trace(net, given[0])
+    plan = pl.WidthPlan.full(graph).drop({"a": [1]})
+    found, only_large = (Traced(pl.cut(net, graph, plan), graph.after(plan)) for _ in range(2))
+    finish(recalibrating(found, Traced(net, graph), lambda: given, run_batch))
+    large = [x for x in given if len(x) > 1]
+    mean = only_large.network.m.running_mean.clone()
+    if large:
+        finish(recalibrating(only_large, Traced(net, graph), lambda: large, run_batch))
+        assert not torch.equal(only_large.network.m.running_mean, mean)
+    assert torch.equal(found.network.m.running_mean, only_large.network.m.running_mean)
+    assert torch.equal(found.network.m.running_var, only_large.network.m.running_var)
+    assert not found.network.m._forward_pre_hooks
+    assert not any(norm.training for norm in (net.n, net.m, found.network.n, found.network.m))
+
+
+@pytest.mark.parametrize("most", [1, 300, 2**25])
+def test_patches_are_made_a_few_at_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "ENTRIES", most)
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 2, 7, 8).double(), torch.randn(4, 2, 5, 2).double()
+    conv = calls.Conv((2, 1), (2, 0), (1, 2), False, 1)
+    y = nn.functional.conv2d(x, w, None, *(conv.stride, conv.padding, conv.dilation))
+    rows = torch.cat([patches(x, (5, 2), conv), torch.ones(y[:, 0].numel(), 1).double()], 1)
+    assert torch.allclose(cross_moment(x, y, (5, 2), conv), rows.T @ positions_of(y))
+    rows, y = torch.randn(9, 5).double(), torch.randn(9, 2).double()
+    ones = torch.cat([rows, torch.ones(9, 1).double()], 1)
+    assert torch.allclose(cross_moment(rows, y, (), None), ones.T @ y)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import UserDict
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
 from toys import batches
 
 import prunelab as pl
-from prunelab.batches import part, selected, usable
+from prunelab.batches import batch_size, part, selected, take, usable
 from prunelab.ledger import words
 from prunelab.ledger.events import Noted, Repaired
 
@@ -96,6 +98,74 @@ def test_whatever_a_batch_is_its_broken_images_go_with_their_labels(kind: type) 
     assert torch.equal(images, x[[0, 1, 3]])
 
 
+class Sample(NamedTuple):
+    x: Any
+    y: Any
+
+
+BROKEN = torch.randn(4, 1, 5, 5).index_fill_(0, torch.tensor([2]), torch.nan)
+SOUND = torch.randn(4, 2, 5, 5)
+FOUR = torch.arange(4)
+MAKES = {
+    "a named tuple": Sample(BROKEN, FOUR),
+    "a mapping that is no dict": UserDict(x=BROKEN, y=FOUR),
+    "labels first": (FOUR, BROKEN),
+    "names first": {"id": ["a", "b", "c", "d"], "x": BROKEN, "y": FOUR},
+    "a text and a number first": {"id": "abc", "w": torch.tensor(1.0), "x": BROKEN, "y": FOUR},
+    "two inputs": ((BROKEN, SOUND), FOUR),
+    "two inputs by name": {"in": {"a": BROKEN, "b": SOUND}, "y": FOUR},
+    "a list of images": ([*BROKEN], [{"boxes": i} for i in range(4)]),
+    "a list of mappings": [{"x": x, "y": y} for x, y in zip(BROKEN, FOUR, strict=True)],
+}
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_samples_are_counted_and_taken_out_of_a_batch_of_any_make(name: str) -> None:
+    batch = MAKES[name]
+    assert batch_size(batch) == 4
+    assert next(take([batch], 4)) is batch
+    for samples, count in ((FOUR != 2, 3), (FOUR == 2, 1)):
+        some = selected(batch, samples)
+        assert type(some) is type(batch)
+        assert batch_size(some) == count
+        plain = dict(some) if isinstance(some, UserDict) else some
+        tensors = [x for x in tree_leaves(plain) if isinstance(x, Tensor) and x.ndim == 4]
+        assert all(len(t) == count for t in tensors)
+    if name != "a list of mappings":
+        left, found = usable(batch)
+        assert found == {"nan": 1, "blank": 0}
+        assert batch_size(left) == 3
+        assert usable(left)[1].total() == 0, "what is said to be left out is left out"
+
+
+@pytest.mark.parametrize("images", [2, 3])
+def test_as_many_images_in_a_list_as_each_has_channels_are_images(images: int) -> None:
+    batch = ([torch.randn(images, 8, 8) for _ in range(images)], torch.arange(images))
+    assert batch_size(batch) == images
+    (left,), label = selected(batch, torch.arange(images) == 1)
+    assert left is batch[0][1]
+    assert label.tolist() == [1]
+
+
+def test_two_inputs_of_two_samples_are_two_inputs() -> None:
+    given = torch.randn(2, 3, 8, 8), torch.randn(2, 1, 8, 8)
+    (a, b), _ = selected((given, torch.arange(2)), torch.tensor([False, True]))
+    assert torch.equal(a, given[0][1:])
+    assert torch.equal(b, given[1][1:])
+
+
+def test_batches_of_a_class_of_ones_own_are_held_out_whole() -> None:
+    class Box:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+    boxes = [Box(torch.randn(5, 3)) for _ in range(9)]
+    assert list(part(boxes, held=True)) == boxes[3::4]
+    assert list(part(boxes, held=False)) == [b for b in boxes if b not in boxes[3::4]]
+    assert list(take(boxes, 2)) == boxes[:2]
+    assert usable(boxes[0])[0] is boxes[0]
+
+
 def test_a_list_of_images_of_their_own_sizes_is_looked_through() -> None:
     images = [torch.randn(3, 4, 6), torch.full((3, 7, 5), torch.nan), torch.randn(3, 5, 5)]
     left, found = usable((images, ["a", "b", "c"]))
@@ -154,9 +224,11 @@ def test_a_repair_that_costs_something_is_set_against_the_others(
 
     monkeypatch.setattr(session._bench, "mended", harmful)
     session.propose()
+    foretold = session.trial(repair=True).after
     session.approve()
     event = session.ledger[-1]
     assert isinstance(event, Repaired)
+    assert foretold == event.metrics["accuracy"]
     assert event.kind in ("bn", "none")
     assert set(event.tried) == {"lstsq", "bn", "none"}
     assert event.metrics["accuracy"] == max(event.tried.values())

@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.batches import held_out
+from prunelab.batches import apart
 from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.coupling.calls import Call, Watch
+from prunelab.coupling.layout import tensors_in
 from prunelab.coupling.operations import NORMALISES_BATCH, aten
 from prunelab.errors import BadData
 from prunelab.evidence.accounts import Accounts, account_of, by_unit, contributions
 from prunelab.evidence.batch import (
-    batch_size,
     checked,
     guarded,
-    of_rows,
     run_batch,
 )
 from prunelab.evidence.meter import columns_of, distinct_units
@@ -38,6 +37,7 @@ from prunelab.values import Progress
 
 Array = np.ndarray
 FAINTEST = 1e-3  # of the largest: a BatchNorm scale that is not divided by
+PICKS = {aten.index, aten.index_select, aten.gather, aten.masked_select}  # rows, out of many
 
 
 @dataclass(slots=True, eq=False)
@@ -45,11 +45,13 @@ class Output:
     """One call of a layer: its input, its output without bias, and what that is added to.
 
     `y` [N, out, *positions]; `shortcut`, of the same shape, is the other summand where the
-    output, perhaps behind a BatchNorm that multiplies it by `scale` [out], enters a sum.
+    output, perhaps behind a BatchNorm that multiplies it by `scale` [out], enters a sum. `picks`
+    counts what was picked out before, see `Outputs`.
     """
 
     call: Call
     y: Tensor
+    picks: int = 0
     scale: Tensor | None = None
     shortcut: Tensor | None = None
 
@@ -57,13 +59,15 @@ class Output:
 class Outputs(Watch):
     """Keeps the outputs of the layers `wanted` (names of weights), call by call, in `found`.
 
-    Without `inputs` the calls that are kept have lost theirs.
+    Without `inputs` the calls that are kept have lost theirs. `picks` are the places that the
+    network has picked out so far, such as regions of interest: later rows are of those.
     """
 
     def __init__(self, model: nn.Module, wanted: Collection[str], inputs: bool = True) -> None:
         super().__init__(model)
         self.inputs = inputs
         self.found: dict[str, list[Output]] = {name: [] for name in wanted}
+        self.picks: list[Tensor] = []
         self._followed = WeakTensorKeyDictionary()  # an output, or what BatchNorm made of it
 
     def on_call(self, call: Call, out: Tensor) -> None:
@@ -72,11 +76,18 @@ class Outputs(Watch):
             return
         y = out.clone() if call.bias is None else unbiased(call, out)
         x = call.x.clone() if self.inputs else call.x.new_empty(0)
-        made = Output(replace(call, x=x), y)
+        made = Output(replace(call, x=x), y, len(self.picks))
         self.found[call.name].append(made)
         self._followed[out] = made
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Note what is picked out, and follow a wanted output into the sum that it enters."""
+        if func.overloadpacket in PICKS:
+            found = tensors_in(*args[1:], kwargs)
+            self.picks += [tensor for tensor in found if not tensor.is_floating_point()]
+        self.follow(func, args, kwargs, out)
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Follow a wanted output through its BatchNorm into the sum that it enters."""
         if func.overloadpacket in NORMALISES_BATCH and args[0] in self._followed:
             made = self._followed.pop(args[0])
@@ -94,6 +105,18 @@ class Outputs(Watch):
                 theirs.shortcut = a - b if in_place else a.clone()
         elif args and isinstance(out, Tensor) and out is args[0]:
             self._followed.pop(out, None)  # written over: it enters no sum as it was
+
+
+def meet(there: Outputs, asked: Output, here: Outputs, given: Output) -> bool:
+    """Whether two networks' calls of a layer are of the same rows, so that one can be aimed at.
+
+    They are not where the networks have picked out other regions, tokens or points before.
+    """
+    alike = (asked.picks, len(asked.y), asked.y.shape[2:])
+    if alike != (given.picks, len(given.y), given.y.shape[2:]):
+        return False
+    pairs = zip(there.picks[: asked.picks], here.picks[: given.picks], strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def unbiased(call: Call, out: Tensor) -> Tensor:
@@ -224,20 +247,18 @@ def aiming_apart(
     with undisturbed(model), undisturbed(target), torch.no_grad():
         model.eval()
         target.eval()
-        for batch in guarded(batches):
+        for some in apart(guarded(batches), hold):
             there, here = Outputs(target, wanted), Outputs(model, wanted)
             with there:
-                checked(forward, target, batch)
+                checked(forward, target, some.batch)
             with here:
-                checked(forward, model, batch)
-            size = batch_size(batch)
-            held = held_out(images, size) if hold else torch.zeros(size, dtype=torch.bool)
-            for key, apart in found.items():
-                for given, asked in zip(here.found[key], there.found[key], strict=True):
-                    y = aim(asked, given, channels[key].to(given.y.device))
-                    for own, mask in zip(apart, (~held, held), strict=True):
-                        own.add(given.call, y, of_rows(mask, len(y)).to(y.device))
-            images += size
+                checked(forward, model, some.batch)
+            for key, accounts in found.items():
+                for asked, given in zip(there.found[key], here.found[key], strict=False):
+                    if given.y.numel() and meet(there, asked, here, given):
+                        y = aim(asked, given, channels[key].to(given.y.device))
+                        accounts[some.held].add(given.call, y)
+            images = some.stop
             yield Progress(images, max(expected, images), "measuring against the original network")
     if not images:
         raise BadData("There are no batches to measure on; give at least one.")
@@ -269,16 +290,12 @@ class _Aiming:
         self.aims: Any = 0.0
         self.energy = 0.0
 
-    def add(self, call: Call, y: Tensor, rows: Tensor) -> None:
-        """Take in these rows of one call, and what they should give."""
-        if not bool(rows.any()):
-            return
-        if not bool(rows.all()):
-            call, y = replace(call, x=call.x[rows]), y[rows]
+    def add(self, call: Call, y: Tensor) -> None:
+        """Take in one call, and what it should give."""
         account = self.accounts.add(call)
         weight, conv, columns = account.weight, account.conv, account.columns
         if conv is not None and conv.transposed:
-            z = contributions(call.x, weight, conv, columns, self.count)
+            z = contributions(call.x.to(weight.dtype), weight, conv, columns, self.count)
             cross = (z * y.flatten(2)).double().flatten(1).sum(1)
         else:
             moment = cross_moment(call.x, y, tuple(weight.shape[2:]), conv)[:-1]
@@ -307,5 +324,11 @@ class _Aiming:
 def by_layer(grams: Mapping[str, AimedGram], group: ChannelGroup) -> tuple[Array, Array]:
     """`gram` and `cross` of a group, summed over the layers that read it."""
     parts = [gram.of(group) for name, gram in grams.items() if name in group.consumers]
+    if not parts:
+        raise BadData(
+            f"On these images {' and '.join(group.consumers)} did not run, or on other rows than "
+            f"in the original network, so nothing is known of {group.name}. Give other images, or "
+            "leave it out of what is pruned."
+        )
     found, crosses = zip(*parts, strict=True)
     return np.sum(found, axis=0), np.sum(crosses, axis=0)

@@ -29,21 +29,6 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     return model(x.to(device_of(model)) if isinstance(x, Tensor) else x)
 
 
-def batch_size(batch: Any) -> int:
-    """How many inputs a batch holds; a list of images of their own sizes counts its images."""
-    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (tuple, list)):
-        return len(batch[0])
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return int(leaf.shape[0])
-    return 1
-
-
-def of_rows(images: Tensor, rows: int) -> Tensor:
-    """A mask over images as one over the rows of a layer's input, which may be several an image."""
-    return images[torch.arange(rows) * len(images) // max(1, rows)]
-
-
 def guarded(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches; what the loader raises comes out as `BadData`."""
     try:

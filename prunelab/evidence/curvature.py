@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelab.batches import batch_size
 from prunelab.channels import Layer
 from prunelab.coupling.calls import Call
 from prunelab.errors import NotFinite
 from prunelab.evidence.backward import BackwardWatch
-from prunelab.evidence.batch import Loss, batch_size, run_batch
+from prunelab.evidence.batch import Loss, run_batch
 
 
 class CurvatureWatch(BackwardWatch):

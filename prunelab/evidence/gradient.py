@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunelab.batches import batch_size
 from prunelab.channels import FIXED, ChannelGraph
 from prunelab.coupling.calls import Call
 from prunelab.errors import BadData, InvalidValue, NotFinite
 from prunelab.evidence.backward import BackwardWatch
-from prunelab.evidence.batch import Loss, batch_size
+from prunelab.evidence.batch import Loss
 from prunelab.values import Units
 
 Array = np.ndarray

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunelab.batches import batch_size
 from prunelab.channels import ChannelGraph
 from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence.ablation import LossSums
 from prunelab.evidence.batch import (
     Loss,
-    batch_size,
     checked,
     cross_entropy,
     finish,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prunelab.ledger.events import Began, Event, Repaired, Tuned
+from prunelab.ledger.events import Approved, Began, Event, Repaired, Tuned
 
 # What one step may cost:
 POINTS = 0.05  # of an accuracy, as a share of the images
@@ -52,6 +52,8 @@ class Alarm:
                 advice = "Undo it, or tune with a smaller learning rate."
             case Repaired(automatic=False):
                 advice = "Undo it, or tune."
+            case Approved():  # as cut
+                advice = "Repair it, or undo it and take less (a smaller theta, fewer channels)."
             case _:
                 advice = "Undo it and take less (a smaller theta, fewer channels), or tune."
         if not math.isfinite(self.after):

@@ -21,7 +21,7 @@ from torch import nn
 
 from prunelab.batches import HOLD, part, take
 from prunelab.channels import Layer
-from prunelab.errors import InvalidValue
+from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence import Evidence, PatchMoments
 from prunelab.evidence.measure import measuring
 from prunelab.evidence.meter import distinct_units
@@ -213,6 +213,11 @@ def problem_of(
     places = np.repeat(layer.in_units, prod(layer.kernel))
     units = distinct_units(layer)
     parts = [one.moments[layer.name] for one in (solved, held) if one and layer.name in one.moments]
+    if not parts:
+        raise BadData(
+            f"{layer.name} did not run on these images, so nothing is known of what it reads. Give "
+            "other images, or leave that out of pruning_ratio={...}."
+        )
     seconds = [one.moment.cpu() for one in parts]
     ridge = ridge_without(
         torch.from_numpy(np.isin(places, units[1::2])),

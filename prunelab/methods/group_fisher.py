@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from prunelab.batches import batch_size
 from prunelab.cost.counting import savings
 from prunelab.errors import InvalidValue
-from prunelab.evidence.batch import batch_size
 from prunelab.evidence.gradient import Masks, MaskWatch, differentiable
 from prunelab.methods.contract import Context, Search
 from prunelab.methods.ranking import importances

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from prunelab.channels import Layer
 from prunelab.coupling.calls import Call
-from prunelab.evidence.batch import of_rows
 from prunelab.evidence.moments import cross_moment, patch_moments, patches, positions_of
 from prunelab.repair.fit import Fit, Moments, Rows, fit
 from prunelab.repair.recalibration import Traced, places, shift_norm
 
 WIDEST = 8192  # patch entries whose second moment is kept: 0.5 GB in float64
-ROWS = 2**27  # entries of the samples kept of a layer that is wider: 0.5 GB in float32
+ROWS = 2**26  # entries of the samples kept of a layer that is wider: 0.25 GB in float32
+JUDGES = 2**26  # entries of the samples kept that judge a layer
 POSITIONS = 32  # of an image that judges
-HELD = 4096  # samples that judge, at most: as many as judge well
 DETERMINED = 4  # samples an entry
 
 
@@ -32,8 +31,8 @@ class LayerProblem:
     """One layer to be solved: min ||(P, 1) W' - Y||^2 over the patches P that it still reads.
 
     `layer` is as in the small network; `inputs` are the positions of its input channels in the
-    network that is watched, `outputs` those of its outputs in the target. Y is without bias. Of
-    the images, some are held out: they are not solved on, they judge.
+    network that is watched, `outputs` those of its outputs in the target. Y is without bias. Some
+    images are `held` out: they are not solved on, they judge.
     """
 
     layer: Layer
@@ -49,37 +48,38 @@ class LayerProblem:
         return len(self.layer.in_units) * prod(self.layer.kernel)
 
     @property
-    def size(self) -> int:
-        """How many numbers of float64 are kept of it at most."""
-        return self.entries**2 + HELD * (self.entries + len(self.outputs)) // 2
-
-    @property
     def determined(self) -> bool:
         """Whether there are as many samples as it takes to solve for every entry."""
         return self.solved is not None and len(self.solved) >= DETERMINED * self.entries
 
-    def add(self, call: Call, y: Tensor, held: Tensor) -> None:
-        """Take in one batch: the layer's call, what it aims at, which images are held out."""
+    def add(self, call: Call, y: Tensor, images: int, held: bool) -> None:
+        """Take in a call of the layer on some images, what it aims at, and whether these judge."""
         x = call.x
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))
-        judges = of_rows(held, len(x)).to(x.device)
-        if bool(judges.any()) and (self.held is None or len(self.held) < HELD):
-            self.held = _sum(self.held, _sample(x[judges], y[judges], call))
-        if not bool(judges.all()):
-            self._solve_on(x[~judges], y[~judges], call)
+        if held:
+            room = _room(JUDGES, self.entries, self.held)
+            self.held = _with(self.held, x, y, call, min(POSITIONS * images, room))
+        else:
+            self._solve_on(x, y, call)
 
     def _solve_on(self, x: Tensor, y: Tensor, call: Call) -> None:
-        """Rows while they are fewer than the entries, moments from then on."""
+        """Rows while they are fewer than the entries, moments from then on.
+
+        Of a layer too wide for those one call gives at most half of the rows that there is room
+        for, so that later images have their say.
+        """
         rows = y.numel() // y.shape[1]
         there = 0 if self.solved is None else len(self.solved)
-        few = not isinstance(self.solved, Moments) and there + rows <= self.entries
+        if not isinstance(self.solved, Moments):
+            if self.entries > WIDEST:
+                room = _room(ROWS, self.entries, self.solved)
+                self.solved = _with(self.solved, x, y, call, (room + 1) // 2)
+                return
+            if there + rows <= self.entries:
+                self.solved = _with(self.solved, x, y, call, rows)
+                return
         kernel = tuple(call.weight.shape[2:])
-        if few or self.entries > WIDEST:
-            if (there + rows) * self.entries <= ROWS:
-                found = Rows(patches(x, kernel, call.conv), positions_of(y))
-                self.solved = found if self.solved is None else self.solved + found  # type: ignore[operator]
-            return
         moments = Moments(
             patch_moments(x, kernel, call.conv).moment,
             cross_moment(x, y, kernel, call.conv),
@@ -136,18 +136,28 @@ class LayerProblem:
             shift_norm(*norms, self.outputs, -constant, torch.ones_like(constant))
 
 
-def _sum(before: Rows | None, more: Rows) -> Rows:
-    return more if before is None else before + more
+def _room(most: int, entries: int, there: Rows | None) -> int:
+    """How many rows more there is room for."""
+    return most // entries - (0 if there is None else len(there))
 
 
-def _sample(x: Tensor, y: Tensor, call: Call) -> Rows:
-    """A few positions of each image: they judge as well as all of them do."""
-    positions = y[0, 0].numel()
-    at = None
-    if positions > POSITIONS:
-        draw = torch.Generator().manual_seed(positions)
-        at = torch.randperm(positions, generator=draw)[:POSITIONS].sort().values.to(x.device)
-    return Rows(patches(x, tuple(call.weight.shape[2:]), call.conv, at), positions_of(y, at))
+def _with(there: Rows | None, x: Tensor, y: Tensor, call: Call, most: int) -> Rows | None:
+    """The rows there and at most so many of a call: as many positions of each of its inputs."""
+    if most < 1:
+        return there
+    if most < len(x):
+        some = _drawn(len(x), most, x.device)
+        x, y = x[some], y[some]
+    positions, each = y[0, 0].numel(), most // len(x)
+    at = _drawn(positions, each, x.device) if each < positions else None
+    found = Rows(patches(x, tuple(call.weight.shape[2:]), call.conv, at), positions_of(y, at))
+    return found if there is None else there + found
+
+
+def _drawn(count: int, some: int, device: torch.device) -> Tensor:
+    """Places among `count`, in order: always the same."""
+    draw = torch.Generator().manual_seed(count)
+    return torch.randperm(count, generator=draw)[:some].sort().values.to(device)
 
 
 def problem_of(small: Traced, watched: Layer, target: Layer) -> LayerProblem | None:

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.batches import held_out
+from prunelab.batches import HOLD, Part, apart, batch_size
 from prunelab.channels import FIXED, ChannelGraph, Layer
 from prunelab.coupling.calls import Call
 from prunelab.errors import BadData
-from prunelab.evidence.aim import Output, Outputs, aim, unbiased
-from prunelab.evidence.batch import batch_size, checked, guarded
+from prunelab.evidence.aim import Output, Outputs, aim, meet, unbiased
+from prunelab.evidence.batch import checked, guarded
 from prunelab.repair.fit import Fit
-from prunelab.repair.layer_problem import LayerProblem, problem_of
+from prunelab.repair.layer_problem import POSITIONS, LayerProblem, problem_of
 from prunelab.repair.recalibration import Traced
 from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
-MOMENTS = 2**27  # numbers kept of all layers at once: 1 GB in float64
+KEPT = 2**28  # entries of all moments and rows kept at once: 2 GB in float64
 IMAGES = 512  # at least; more only where a layer is not determined by them
 
 
@@ -67,7 +67,7 @@ def repairing(
         problem_of(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost
     )
     found: dict[str, Fit] = {}
-    for portion in _portions(filter(None, tasks), 0 if source is None else MOMENTS):
+    for portion in _portions(filter(None, tasks), 0 if source is None else KEPT):
         found |= yield from _solved(
             portion, small.network, watched.network, target.network, batches, forward, expected,
             drifts=source is None,
@@ -91,15 +91,21 @@ def _ready(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _portions(tasks: Iterable[LayerProblem], most: int) -> Iterator[list[LayerProblem]]:
-    """The tasks in order, as many at once as keep at most `most` numbers, or one."""
+    """The tasks in order, as many at once as keep at most `most` entries, or one."""
     portion: list[LayerProblem] = []
     for task in tasks:
-        if portion and sum(some.size for some in [*portion, task]) > most:
+        if portion and sum(map(_size, [*portion, task])) > most:
             yield portion
             portion = []
         portion.append(task)
     if portion:
         yield portion
+
+
+def _size(task: LayerProblem) -> int:
+    """How many entries a layer's moments have, and the rows that judge it, in float64."""
+    rows = IMAGES // HOLD * POSITIONS // 2  # in the network's precision, half of that
+    return task.entries * (task.entries + rows)
 
 
 def chained(source_graph: ChannelGraph, graph: ChannelGraph) -> bool:
@@ -118,8 +124,8 @@ class _Enough(BaseException):
 class _Listening(Outputs):
     """Keeps the calls of wanted layers, and ends the forward pass once no more can come of them.
 
-    With `drifts` their sums with a shortcut are waited for; with `hear` they are handed over at
-    once and not kept.
+    With `drifts` their sums with a shortcut are waited for; where there is one to `hear` them they
+    are handed over at once and not kept.
     """
 
     def __init__(
@@ -128,27 +134,30 @@ class _Listening(Outputs):
         tasks: Mapping[str, LayerProblem],
         drifts: bool,
         inputs: bool,
-        hear: Callable[[Output], None] | None = None,
     ) -> None:
         super().__init__(model, tasks, inputs)
         self.left = sum(task.layer.calls for task in tasks.values())
         self.drifts = drifts
-        self.hear = hear
+        self.hear: Callable[[Output], None] | None = None
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Take in the call of a wanted layer."""
         if self.hear is None:
             super().on_call(call, out)
         elif call.name in self.found:
-            self.hear(Output(call, unbiased(call, out)))
+            self.hear(Output(call, unbiased(call, out), len(self.picks)))
         self.left -= call.name in self.found
         self._end()
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Follow a wanted layer's output into a sum."""
-        if self.drifts:
-            super().on_operation(func, args, kwargs, out)
+        """Look on, until nothing more can come of it."""
+        super().on_operation(func, args, kwargs, out)
         self._end()
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Follow a wanted layer's output into a sum, if sums are waited for."""
+        if self.drifts:
+            super().follow(func, args, kwargs, out)
 
     def _end(self) -> None:
         if not self.left and not (self.drifts and self._followed):
@@ -172,32 +181,35 @@ def _solved(
     with undisturbed(watched), undisturbed(target), torch.no_grad():
         watched.eval()
         target.eval()
-        for batch in guarded(batches()):
-            size = batch_size(batch)
-            held = held_out(count, size)
+        for some in apart(guarded(batches())):
+            if some.start >= IMAGES and all(task.determined for task in tasks):
+                break
             there = _Listening(target, wanted, drifts, inputs=False)
+            here = _Listening(watched, wanted, drifts, inputs=True)
             aims = {name: iter(found) for name, found in there.found.items()}
 
-            def meet(
+            def take(
                 given: Output,
+                some: Part = some,
+                there: _Listening = there,
+                here: _Listening = here,
                 aims: Mapping[str, Iterator[Output]] = aims,
-                held: Tensor = held,
-                few: bool = count < IMAGES,
             ) -> None:
-                asked, task = next(aims[given.call.name]), wanted[given.call.name]
-                if given.y.numel() and (few or not task.determined):
-                    task.add(given.call, aim(asked, given, task.outputs.to(given.y.device)), held)
+                asked, task = next(aims[given.call.name], None), wanted[given.call.name]
+                if some.start >= IMAGES and task.determined:
+                    return
+                if given.y.numel() and asked is not None and meet(there, asked, here, given):
+                    y = aim(asked, given, task.outputs.to(given.y.device))
+                    task.add(given.call, y, batch_size(some.batch), some.held)
 
-            here = _Listening(watched, wanted, drifts, inputs=True, hear=None if drifts else meet)
+            here.hear = None if drifts else take
             for network, ears in ((target, there), (watched, here)):
                 with suppress(_Enough), ears:
-                    checked(forward, network, batch)
+                    checked(forward, network, some.batch)
             for given in (output for found in here.found.values() for output in found):
-                meet(given)
-            count += size
+                take(given)
+            count = some.stop
             yield Progress(count, max(expected, count), f"solving {what} by least squares")
-            if count >= IMAGES and all(task.determined for task in tasks):
-                break
     if not count:
         raise BadData("There are no batches to repair on; give at least one.")
     return {

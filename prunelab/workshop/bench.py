@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelab.batches import batch_size
 from prunelab.channels import ChannelGraph
 from prunelab.cost.counting import Latency
 from prunelab.cost.timing import LayerTimes, layer_times
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
-from prunelab.evidence.batch import batch_size, cross_entropy, guarded, run_batch
+from prunelab.evidence.batch import cross_entropy, guarded, run_batch
 from prunelab.evidence.gradient import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.ledger.events import Refit
@@ -32,6 +33,7 @@ from prunelab.training import (
     answering,
     imitating,
     metrics_of,
+    number,
     training,
 )
 from prunelab.trial import Answers, Trial, by_batch, by_image
@@ -132,7 +134,7 @@ class Bench(Splits):
         for name, metric in self.metrics.items():
             yield Progress(len(values), len(self.metrics), f"evaluating {name}")
             with private_rng(self.seed):
-                values[name] = float(metric.function(network, loader))
+                values[name] = number(name, metric.function(network, loader))
         return values, None
 
     def tried(
@@ -157,8 +159,8 @@ class Bench(Splits):
         for place, batch in enumerate(guarded(self.validation(images))):
             with private_rng(self.seed):
                 if place == len(mine):
-                    mine.append(float(metric.function(now, [batch])))
-                theirs.append(float(metric.function(network, [batch])))
+                    mine.append(number(name, metric.function(now, [batch])))
+                theirs.append(number(name, metric.function(network, [batch])))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)

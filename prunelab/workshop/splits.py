@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.batches import usable
+from prunelab.batches import batch_size, usable
 from prunelab.errors import BadData, InvalidValue, NotFinite
-from prunelab.evidence.batch import batch_size, device_of
+from prunelab.evidence.batch import device_of
 
 
 @dataclass(frozen=True, slots=True)
