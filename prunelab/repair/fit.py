@@ -266,7 +266,7 @@ class _Problem(ABC):
 
 
 class _ByRows(_Problem):
-    """Fewer samples than entries: one decomposition of the samples' products gives all ridges."""
+    """Fewer samples than entries: from the samples' products, a factorisation a ridge."""
 
     def __init__(self, solved: Rows, old: Tensor, constant: bool) -> None:
         super().__init__(old, constant)
@@ -279,14 +279,13 @@ class _ByRows(_Problem):
             p, missing = p - self.centre.entries, missing + self.centre.shift
         self._sizes = _sizes(p.square().mean(0))
         self._p = p / self._sizes.sqrt()
-        values, self._vectors = torch.linalg.eigh(self._p @ self._p.T)
-        self._values = values.clamp_min(0)
-        self._missing = self._vectors.T @ missing
+        self._products = self._p @ self._p.T
+        self._missing = missing
 
     def change(self, ridge: float) -> Tensor:
-        values = self._values + ridge * len(self._p)
-        turned = torch.where(values > 0, 1 / values, 0.0)[:, None] * self._missing
-        return (self._p.T @ (self._vectors @ turned)) / self._sizes.sqrt()[:, None]
+        with_ridge = self._products.clone()
+        with_ridge.diagonal().add_(ridge * len(self._p))
+        return (self._p.T @ _solved(with_ridge, self._missing)) / self._sizes.sqrt()[:, None]
 
 
 class _ByMoments(_Problem):
@@ -311,10 +310,15 @@ class _ByMoments(_Problem):
         self._missing = cross - second @ old
 
     def change(self, ridge: float) -> Tensor:
-        factor, info = torch.linalg.cholesky_ex(loaded(self._second, ridge))
-        if int(info):  # not positive by rounding: no solution at this ridge
-            return torch.full_like(self._missing, torch.nan)
-        return torch.cholesky_solve(self._missing, factor)
+        return _solved(loaded(self._second, ridge), self._missing)
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """The solution for a positive matrix; NaN for one that is none, by rounding."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info):
+        return torch.full_like(right, torch.nan)
+    return torch.cholesky_solve(right, factor)
 
 
 def loaded(second: Tensor, ridge: float) -> Tensor:
