@@ -13,14 +13,14 @@ import prunelab as pl
 from prunelab.coupling import calls
 from prunelab.evidence.aim import Output, Outputs
 from prunelab.evidence.batch import finish, run_batch
-from prunelab.evidence.moments import patches, positions_of
+from prunelab.evidence.moments import cross_moment, patch_moments, patches, positions_of
 from prunelab.repair import fit as fitting
 from prunelab.repair import layer_problem
 from prunelab.repair import least_squares as repair
 from prunelab.repair.fit import Rows
 from prunelab.repair.layer_problem import LayerProblem, problem_of
 from prunelab.repair.least_squares import repairing
-from prunelab.repair.recalibration import Traced
+from prunelab.repair.recalibration import Traced, recalibrating
 from prunelab.repair.rescale import rescaling
 
 
@@ -466,3 +466,85 @@ def test_a_few_positions_of_each_image_judge(kind: str, monkeypatch: pytest.Monk
     for _ in range(3):
         task.add(found.call, found.y, len(x), held=True)
     assert len(task.held) == 325, "never more than there is room for"
+
+
+# ---------------------------------------------------------------- numbers of few digits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 1)])
+def test_moments_of_half_precision_are_those_of_the_same_numbers(
+    dtype: torch.dtype, kernel: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    x, w = (30 * torch.randn(16, 4, 9, 9)).to(dtype), torch.randn(5, 4, *kernel).to(dtype)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    conv = calls.Conv((1, 1), padding, (1, 1), False, 1)
+    y = nn.functional.conv2d(x, w, padding=padding)
+    rows = patches(x, kernel, conv).double()
+    second, cross = rows.T @ rows, rows.T @ positions_of(y).double()
+    assert torch.allclose(
+        patch_moments(x, kernel, conv).moment[:-1, :-1], second, rtol=1e-4, atol=50
+    )
+    assert torch.allclose(cross_moment(x, y, kernel, conv)[:-1], cross, rtol=1e-4, atol=50)
+
+
+class Upwards(nn.Module):
+    """A transposed convolution that loses an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 6, 3, padding=1)
+        self.b = nn.ConvTranspose2d(6, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_transposed_convolution_in_half_precision_is_rescaled() -> None:
+    torch.manual_seed(0)
+    net = Upwards().bfloat16().eval()
+    x = [one.bfloat16() for one in images()]
+    graph = pl.trace(net, x[0])
+    plan = pl.WidthPlan.full(graph).drop({"a": [0, 2]})
+    small = Traced(pl.cut(net, graph, plan), graph.after(plan))
+    before = Traced(net, graph)
+    finish(rescaling(small, before, before, lambda: x, run_batch))
+    assert torch.isfinite(small.network.b.weight).all()
+
+
+# ---------------------------------------------------------------- BatchNorm on single images
+
+
+class Flat(nn.Module):
+    """BatchNorm behind a linear layer: of one image there is one value a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3)
+        self.n = nn.BatchNorm2d(4)
+        self.b = nn.Linear(64, 5)
+        self.m = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.m(self.b(torch.relu(self.n(self.a(x))).flatten(1)))
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 1), (1, 1), (1,)], ids=str)
+def test_batchnorm_is_measured_though_a_batch_holds_one_image(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = Flat().double().eval()
+    given = [torch.cat(images())[:size] for size in sizes]
+    graph = pl.trace(net, given[0])
+    plan = pl.WidthPlan.full(graph).drop({"a": [1]})
+    found, only_large = (Traced(pl.cut(net, graph, plan), graph.after(plan)) for _ in range(2))
+    finish(recalibrating(found, Traced(net, graph), lambda: given, run_batch))
+    large = [x for x in given if len(x) > 1]
+    mean = only_large.network.m.running_mean.clone()
+    if large:
+        finish(recalibrating(only_large, Traced(net, graph), lambda: large, run_batch))
+        assert not torch.equal(only_large.network.m.running_mean, mean)
+    assert torch.equal(found.network.m.running_mean, only_large.network.m.running_mean)
+    assert torch.equal(found.network.m.running_var, only_large.network.m.running_var)
+    assert not found.network.m._forward_pre_hooks
+    assert not any(norm.training for norm in (net.n, net.m, found.network.n, found.network.m))

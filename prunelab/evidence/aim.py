@@ -295,7 +295,7 @@ class _Aiming:
         account = self.accounts.add(call)
         weight, conv, columns = account.weight, account.conv, account.columns
         if conv is not None and conv.transposed:
-            z = contributions(call.x, weight, conv, columns, self.count)
+            z = contributions(call.x.to(weight.dtype), weight, conv, columns, self.count)
             cross = (z * y.flatten(2)).double().flatten(1).sum(1)
         else:
             moment = cross_moment(call.x, y, tuple(weight.shape[2:]), conv)[:-1]

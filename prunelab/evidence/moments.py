@@ -65,6 +65,7 @@ def positions_of(y: Tensor, at: Tensor | None = None) -> Tensor:
 
 def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> PatchMoments:
     """The patch moments of one batch x [N, c, *space], or [rows, c] for a linear layer."""
+    x = _summable(x)
     lags = lags_of(tuple(x.shape[2:]), kernel, conv)
     channels, entries = x.shape[1], prod(kernel)
     size = channels * entries
@@ -83,12 +84,18 @@ def cross_moment(x: Tensor, y: Tensor, kernel: tuple[int, ...], conv: Conv | Non
 
     y [N, out, *positions], or [rows, out] for a linear layer.
     """
+    x, y = _summable(x), _summable(y)
     flat_y = y if conv is None else y.movedim(1, -1).reshape(-1, y.shape[1])
     if conv is not None and kernel == (3, 3) and _same_3x3(conv):
         cross = _cross_by_shifts(x, y)
     else:
         cross = patches(x, kernel, conv).T @ flat_y
     return torch.cat([cross.double(), flat_y.sum(0, keepdim=True, dtype=torch.float64)])
+
+
+def _summable(x: Tensor) -> Tensor:
+    """In float32 at least: sums in half of it overflow, or lose all but three digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _cross_by_shifts(x: Tensor, y: Tensor) -> Tensor:

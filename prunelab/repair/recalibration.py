@@ -56,6 +56,8 @@ def recalibrating(
             channels = torch.arange(len(there[name][0]))
             if key in small.graph.slots and key in target.graph.slots:
                 channels = places(small.graph.slots[key], target.graph.slots[key])
+            if name not in there:
+                continue
             aim, spread = (value[channels.to(value.device)] for value in there[name])
             norms = small.network.get_submodule(name), target.network.get_submodule(name)
             shift_norm(*norms, channels, mean - aim, variance / spread)
@@ -89,7 +91,11 @@ def _statistics(
     expected: int,
     but: Collection[str],
 ) -> Generator[Progress, None, dict[str, tuple[Tensor, Tensor]]]:
-    """The mean and variance that each BatchNorm sees [channels], averaged over batches."""
+    """The mean and variance that each BatchNorm sees [channels], averaged over batches.
+
+    One value a channel has no variance: there BatchNorm normalises by what it has, and where it
+    never sees more it is left out.
+    """
     norms = {
         name: module
         for name, module in model.named_modules()
@@ -103,9 +109,9 @@ def _statistics(
     count = 0
     with undisturbed(model), torch.no_grad():
         model.eval()
+        hooks = [norm.register_forward_pre_hook(_by_batch) for norm in norms.values()]
         try:
             for norm in norms.values():
-                norm.train()
                 norm.reset_running_stats()
                 norm.momentum = None  # a cumulative average
             for batch in guarded(batches()):
@@ -115,10 +121,18 @@ def _statistics(
             found = {
                 name: (norm.running_mean.clone(), norm.running_var.clone())  # type: ignore[union-attr]
                 for name, norm in norms.items()
+                if int(norm.num_batches_tracked or 0)
             }
         finally:
+            for hook in hooks:
+                hook.remove()
             for name, norm in norms.items():
                 norm.momentum = momenta[name]
     if not count:
         raise BadData("There are no batches to measure BatchNorm on; give at least one.")
     return found
+
+
+def _by_batch(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+    x = given[0]
+    norm.train(x.numel() > x.shape[1])
