@@ -255,6 +255,8 @@ def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) ->
         raise InvalidValue("metrics must name at least one function of (model, loader).")
     found = {}
     for name, value in given.items():
+        if not isinstance(name, str):
+            raise InvalidValue(f"metrics are called by a text, not {name!r}.")
         if isinstance(value, Metric):
             found[name] = value
         elif callable(value):
@@ -267,3 +269,14 @@ def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) ->
                 f"'higher' or 'lower', or a Metric; not {value!r}."
             )
     return found
+
+
+def number(name: str, value: Any) -> float:
+    """What the metric `name` gave; raises `InvalidValue` where that is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidValue(
+            f"The metric {name!r} gave {value!r}; a metric gives one number for a network and a "
+            "loader."
+        ) from None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -309,11 +310,17 @@ def test_a_network_that_has_learnt_nothing_is_not_guarded(data: pl.Data) -> None
     assert pl.prune(model, data, Butcher(), target_macs=0.2, repair=None).plan == session.plan
 
 
-@pytest.mark.parametrize("floor", ["half", True, [0.5]])
+@pytest.mark.parametrize("floor", ["half", True, [0.5], float("nan")])
 def test_a_floor_that_is_none_is_refused(session: pl.Session, floor: Any) -> None:
     with pytest.raises(pl.InvalidValue, match="'auto', or None for no floor"):
         session.run(min_accuracy=floor)
     assert len(session.ledger) == 1
+
+
+@pytest.mark.parametrize("floor", [0, np.float32(0), np.float64(0), np.int64(0)])
+def test_any_number_is_a_floor(session: pl.Session, floor: Any) -> None:
+    session.run(target_macs=0.9, min_accuracy=floor, moves=1)
+    assert session.state.moves == 1
 
 
 def test_a_file_from_before_directions_were_kept_is_guarded_too(

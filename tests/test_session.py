@@ -638,6 +638,24 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     assert words.outcome(session.state, None).startswith("Approved and repaired: ")
     with pytest.raises(pl.InvalidValue, match="moves is a whole number"):
         session.run(moves=1.5)
+    events = len(session.ledger)
+    with pytest.raises(pl.InvalidValue, match="from 0 up, not -1"):
+        session.run(target_macs=0.1, moves=-1)
+    session.run(target_macs=0.1, moves=0)
+    for target in (float("inf"), float("nan"), 0, True):
+        with pytest.raises(pl.InvalidValue, match="target_macs is a share"):
+            session.run(target_macs=target)
+    assert len(session.ledger) == events
+
+
+def test_a_metric_is_called_by_a_text_and_gives_a_number(trained: nn.Module, data: pl.Data) -> None:
+    for name, value, message in (
+        (3, 1.0, "called by a text, not 3"),
+        ("q", None, "'q' gave None"),
+        ("q", torch.zeros(2), "'q' gave tensor"),
+    ):
+        with pytest.raises(pl.InvalidValue, match=message):
+            pl.Session(trained, data, metrics={name: lambda *_, value=value: value})
 
 
 def test_go_takes_up_any_point_on_any_branch(

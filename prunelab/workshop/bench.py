@@ -33,6 +33,7 @@ from prunelab.training import (
     answering,
     imitating,
     metrics_of,
+    number,
     training,
 )
 from prunelab.trial import Answers, Trial, by_batch, by_image
@@ -133,7 +134,7 @@ class Bench(Splits):
         for name, metric in self.metrics.items():
             yield Progress(len(values), len(self.metrics), f"evaluating {name}")
             with private_rng(self.seed):
-                values[name] = float(metric.function(network, loader))
+                values[name] = number(name, metric.function(network, loader))
         return values, None
 
     def tried(
@@ -158,8 +159,8 @@ class Bench(Splits):
         for place, batch in enumerate(guarded(self.validation(images))):
             with private_rng(self.seed):
                 if place == len(mine):
-                    mine.append(float(metric.function(now, [batch])))
-                theirs.append(float(metric.function(network, [batch])))
+                    mine.append(number(name, metric.function(now, [batch])))
+                theirs.append(number(name, metric.function(network, [batch])))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)

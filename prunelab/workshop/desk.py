@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 from typing import Any
 
 from torch import nn
@@ -92,7 +93,7 @@ class Desk:
     def goal(self, target: float) -> int:
         """The MACs that `target` stands for: a share of the original when at most 1."""
         base = self.state.base.cost.macs
-        if isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0:
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < inf:
             raise InvalidValue(
                 "target_macs is a share of the original between 0 and 1, or a number of MACs; "
                 f"not {target!r}."

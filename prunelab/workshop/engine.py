@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from math import inf
+from numbers import Real
 from typing import Any
 
 import torch
@@ -331,6 +332,8 @@ class Engine(Foresees):
         goal, floor = self.goal(target), self._floor(least)
         if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
             raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
+        if moves is not None and moves < 0:
+            raise InvalidValue(f"moves is how many to make at most, from 0 up, not {moves}.")
         last = None if moves is None else self.state.moves + moves
         while self.state.now.cost.macs > goal and self.state.moves != last:
             if self.state.pending is None or self.state.stale:
@@ -359,8 +362,10 @@ class Engine(Foresees):
         if isinstance(least, str) and least == "auto":
             chance = None if self.answers is None else guard.commonest(self.answers.labels)
             return guard.floor(self.state.base.metrics[name], metric.higher_is_better, chance)
-        if least is None or (isinstance(least, (int, float)) and not isinstance(least, bool)):
-            return least
+        if least is None:
+            return None
+        if isinstance(least, Real) and not isinstance(least, bool) and least == least:
+            return float(least)
         raise InvalidValue(
             f"min_accuracy is a value of {name}, not {least!r}; or 'auto', or None for no floor."
         )
