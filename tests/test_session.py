@@ -630,7 +630,7 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     assert "session.approve(repair=False)" in session.export(tmp_path / "run.py").read_text()
     assert session.ledger[-1].run == 0.3
     assert [words.by(event) for event in session.ledger] == ["", "AOFP", "a run to 30% of the MACs"]
-    assert words.outcome(session.state, None).startswith("Approved by a run: ")
+    assert words.outcome(session.state, None).startswith("Approved by a run (theta ")
     session.propose()
     session.approve()
     assert session.ledger[-2].run is None
