@@ -224,9 +224,11 @@ def test_a_repair_that_costs_something_is_set_against_the_others(
 
     monkeypatch.setattr(session._bench, "mended", harmful)
     session.propose()
+    foretold = session.trial(repair=True).after
     session.approve()
     event = session.ledger[-1]
     assert isinstance(event, Repaired)
+    assert foretold == event.metrics["accuracy"]
     assert event.kind in ("bn", "none")
     assert set(event.tried) == {"lstsq", "bn", "none"}
     assert event.metrics["accuracy"] == max(event.tried.values())

@@ -144,7 +144,7 @@ class Engine(Foresees):
         plan = self.plan.drop(drop)
         small = cut(self._source, self.graph, plan)
         if repair and self.bench.repair is not None:
-            yield from self._mended(small, plan, self.bench.repair)
+            small = (yield from self._repaired(small, plan, self.bench.repair))[0]
         mark = self.state.now.event.fingerprint
         return (yield from self.bench.tried(small, self.network, mark, self.answers, images))
 
@@ -207,13 +207,14 @@ class Engine(Foresees):
         return self.brought if self.brought is not None else self.network
 
     def _repaired(
-        self, small: nn.Module, plan: WidthPlan, kind: str, as_cut: Judgement
+        self, small: nn.Module, plan: WidthPlan, kind: str, as_cut: Judgement | None = None
     ) -> Generator[Any, None, tuple[nn.Module, dict[str, Any], Judgement]]:
         """The network `small`, just cut to `plan`, repaired as does it good on validation images.
 
         Least squares is judged layer by layer on training images. Those may be of one class or
         otherwise unlike what the network is for; so where it costs something on the validation
-        images, BatchNorm alone and the network `as_cut` are tried as well, and the best is taken.
+        images, BatchNorm alone and the network as cut (`as_cut`, if it was judged) are tried as
+        well, and the best is taken.
         """
         fixed = copy_of(small)
         refits = yield from self._mended(fixed, plan, kind)
@@ -226,7 +227,7 @@ class Engine(Foresees):
         alone = copy_of(small)
         yield from self._mended(alone, plan, "bn")
         found["bn"] = (alone, (), (yield from self.bench.judged(alone)))
-        found["none"] = (small, (), as_cut)
+        found["none"] = (small, (), as_cut or (yield from self.bench.judged(small)))
         name, metric = next(iter(self.bench.metrics.items()))
         tried = {kind: judged[0][name] for kind, (_, _, judged) in found.items()}
 
