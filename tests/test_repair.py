@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import prunelab as pl
 from prunelab.coupling import calls
+from prunelab.evidence import moments
 from prunelab.evidence.aim import Output, Outputs
 from prunelab.evidence.batch import finish, run_batch
 from prunelab.evidence.moments import cross_moment, patch_moments, patches, positions_of
@@ -548,3 +549,17 @@ def test_batchnorm_is_measured_though_a_batch_holds_one_image(sizes: tuple[int, 
     assert torch.equal(found.network.m.running_var, only_large.network.m.running_var)
     assert not found.network.m._forward_pre_hooks
     assert not any(norm.training for norm in (net.n, net.m, found.network.n, found.network.m))
+
+
+@pytest.mark.parametrize("most", [1, 300, 2**25])
+def test_patches_are_made_a_few_at_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "ENTRIES", most)
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 2, 7, 8).double(), torch.randn(4, 2, 5, 2).double()
+    conv = calls.Conv((2, 1), (2, 0), (1, 2), False, 1)
+    y = nn.functional.conv2d(x, w, None, *(conv.stride, conv.padding, conv.dilation))
+    rows = torch.cat([patches(x, (5, 2), conv), torch.ones(y[:, 0].numel(), 1).double()], 1)
+    assert torch.allclose(cross_moment(x, y, (5, 2), conv), rows.T @ positions_of(y))
+    rows, y = torch.randn(9, 5).double(), torch.randn(9, 2).double()
+    ones = torch.cat([rows, torch.ones(9, 1).double()], 1)
+    assert torch.allclose(cross_moment(rows, y, (), None), ones.T @ y)

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from prunelab.coupling.calls import Conv
 from prunelab.evidence.lags import lags_of
 
+ENTRIES = 2**25  # of patches that are made at once: 128 MB in float32
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PatchMoments:
@@ -85,12 +87,17 @@ def cross_moment(x: Tensor, y: Tensor, kernel: tuple[int, ...], conv: Conv | Non
     y [N, out, *positions], or [rows, out] for a linear layer.
     """
     x, y = _summable(x), _summable(y)
-    flat_y = y if conv is None else y.movedim(1, -1).reshape(-1, y.shape[1])
+    sums = y.movedim(1, 0).flatten(1).sum(1, dtype=torch.float64)
     if conv is not None and kernel == (3, 3) and _same_3x3(conv):
-        cross = _cross_by_shifts(x, y)
+        cross = _cross_by_shifts(x, y).double()
     else:
-        cross = patches(x, kernel, conv).T @ flat_y
-    return torch.cat([cross.double(), flat_y.sum(0, keepdim=True, dtype=torch.float64)])
+        positions = y[:1, :1].numel()
+        step = max(1, ENTRIES // max(1, len(x) * x.shape[1] * prod(kernel)))
+        parts = torch.arange(positions, device=x.device).split(step) if step < positions else [None]
+        cross = x.new_zeros(x.shape[1] * prod(kernel), y.shape[1], dtype=torch.float64)
+        for at in parts:
+            cross += patches(x, kernel, conv, at).T @ positions_of(y, at)
+    return torch.cat([cross, sums[None]])
 
 
 def _summable(x: Tensor) -> Tensor:
