@@ -232,8 +232,9 @@ def to_script(session: Session) -> str:
     current = _method_text(began.method, dict(began.parameters))
     kept = [name for name in ("repair", "repair_images") if name in began.settings]
     settings = ", ".join(f"{name}={began.settings[name]!r}" for name in kept)
+    line = session.state.line().replace("\\", "\\\\").replace('"', '\\"')
     lines = [
-        f'"""Replays a prunelab session on a {began.network}: {session.state.line()}."""',
+        f'"""Replays a prunelab session on a {began.network}: {line}."""',
         "",
         "import prunelab as pl",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import signal
 import subprocess
@@ -646,6 +647,15 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
         with pytest.raises(pl.InvalidValue, match="target_macs is a share"):
             session.run(target_macs=target)
     assert len(session.ledger) == events
+
+
+@pytest.mark.parametrize("name", ['three """ quotes', "a \\x of its own", "an end\\"])
+def test_a_script_is_python_whatever_a_metric_is_called(
+    trained: nn.Module, data: pl.Data, tmp_path: Path, name: str
+) -> None:
+    session = pl.Session(trained, data, metrics={name: lambda *_: 1.0})
+    text = session.export(tmp_path / "run.py").read_text()
+    assert ast.get_docstring(ast.parse(text), clean=False).endswith(f"{session.state.line()}.")
 
 
 def test_a_metric_is_called_by_a_text_and_gives_a_number(trained: nn.Module, data: pl.Data) -> None:
