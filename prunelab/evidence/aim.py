@@ -60,7 +60,8 @@ class Outputs(Watch):
     """Keeps the outputs of the layers `wanted` (names of weights), call by call, in `found`.
 
     Without `inputs` the calls that are kept have lost theirs. `picks` are the places that the
-    network has picked out so far, such as regions of interest: later rows are of those.
+    network has picked out so far by what it saw, such as regions of interest: later rows are of
+    those. Places that lie in a buffer, such as a sampler's channels, are no picks.
     """
 
     def __init__(self, model: nn.Module, wanted: Collection[str], inputs: bool = True) -> None:
@@ -84,7 +85,11 @@ class Outputs(Watch):
         """Note what is picked out, and follow a wanted output into the sum that it enters."""
         if func.overloadpacket in PICKS:
             found = tensors_in(*args[1:], kwargs)
-            self.picks += [tensor for tensor in found if not tensor.is_floating_point()]
+            self.picks += [
+                places
+                for places in found
+                if not places.is_floating_point() and self.origin(places) is None
+            ]
         self.follow(func, args, kwargs, out)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
