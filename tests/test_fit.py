@@ -82,7 +82,7 @@ def test_enough_exact_samples_give_the_true_weights() -> None:
     solved, held, old, true = problem(400)
     found = fit(solved.moments, held, old, constant=True, normed=True)
     assert (found.choice, found.ridge) == ("lstsq", RIDGES[0])
-    assert found.determined
+    assert found.rows == 400
     assert torch.allclose(found.weight, true, atol=1e-4)
     assert torch.allclose(found.constant, torch.full((3,), 0.7, dtype=torch.float64), atol=1e-4)
 
@@ -90,7 +90,7 @@ def test_enough_exact_samples_give_the_true_weights() -> None:
 def test_fewer_samples_than_entries_are_shrunk_and_do_not_harm() -> None:
     solved, held, old, _ = problem(30, entries=200, noise=3.0)
     found = fit(solved, held, old, constant=True, normed=False)
-    assert not found.determined
+    assert found.rows == 30
     assert found.ridge > RIDGES[0]
     unshrunk = ridge_by_numpy(solved, old, RIDGES[0], True)
     centre = solved.p.mean(0).numpy()
@@ -214,6 +214,8 @@ def test_the_ridge_of_an_elimination_is_cautious_where_nothing_judges_it() -> No
     gone = torch.arange(8) % 2 == 1
     solved = seconds(100, 8, 2, 0)
     weight = torch.ones(8, 1, dtype=torch.float64)
+    nothing = torch.full_like(solved, torch.nan)
+    assert ridge_without(gone, weight, solved, nothing, constant=False) == fitting.CAUTIOUS
     assert ridge_without(gone, weight, solved, None, constant=False) == fitting.CAUTIOUS
 
 

@@ -111,11 +111,6 @@ class Fit:
     rows: int
     errors: Mapping[Choice, float]
 
-    @property
-    def determined(self) -> bool:
-        """Whether there were more samples than entries to solve for."""
-        return self.rows > len(self.weight)
-
 
 def fit(
     solved: Rows | Moments,
@@ -205,6 +200,8 @@ def ridge_without(
     for ridge in RIDGES:
         error = float(judges.missed(*problem.solution(ridge)).sum())
         errors.append(error if isfinite(error) else inf)
+    if min(errors) == inf:  # nothing is known of any
+        return CAUTIOUS
     good = [error <= NEARLY * min(errors) for error in errors]
     return RIDGES[good.index(True)]
 

@@ -54,8 +54,8 @@ def repairing(
 
     A BatchNorm behind a layer that was solved keeps the target's variance: least squares aims at
     the very outputs that it was made for. Where layers were solved front to back that is the best
-    for it; BatchNorm elsewhere should be recalibrated afterwards. Gives the names of the layers
-    that were solved.
+    for it; BatchNorm elsewhere should be recalibrated afterwards. Gives what each layer got, by
+    name.
     """
     watched = small if source is None else source
     lost = [
