@@ -2,6 +2,6 @@
 
 import sys
 
-from prunelab.cli import main
+from prunelab.cli.main import main
 
 sys.exit(main())

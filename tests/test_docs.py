@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["prunelab.methods.contract", "prunelab.methods.ranking"])
+@pytest.mark.parametrize("name", ["prunelab.methods.base", "prunelab.methods.one_shot"])
 def test_the_examples_of_docstrings_give_what_they_say(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 3

@@ -9,126 +9,85 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import house
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "prunelab"
+PACKAGE = house.PACKAGE
 
-# A module imports from its own layer and from those above it in this list, never from below.
-LAYERS = [
-    {"errors"},
-    {"values", "fashion", "sampler", "coupling"},
-    {"ledger", "channels"},
-    {"surgery"},
-    {"tracing"},
-    {"fingerprint", "evidence", "batches", "data", "zoo", "trial", "named"},
-    {"cost", "repair", "training", "allocate", "methods", "fidelity"}
-    | {"terminal", "comparison", "doctor", "figures"},
-    {"workshop"},
-    {"session", "prune", "compare", "redesign", "export"},
-    {"notebook", "classroom"},
-    {"cli"},
-    {"__init__", "__main__"},
-]
-FIGURES = {"errors", "values", "ledger", "trial", "comparison"}
-JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
-LIGHT = {
-    *("errors", "values", "ledger", "trial", "comparison"),
-    *("fashion", "terminal", "doctor", "figures", "named", "cli"),
+# What each room may import, besides `errors`; a room stands below all that it imports. Rooms and
+# arrows as they are: python -m tests.house
+ORDER: dict[str, str] = {
+    "errors": "",
+    "values": "",
+    "ledger": "values",
+    "figures": "values ledger",
+    "data": "",
+    "graph/modules": "",
+    "graph/labels": "graph/modules",
+    "graph/channels": "values figures graph/labels",
+    "graph/surgery": "values graph/modules graph/channels",
+    "graph": "graph/labels graph/channels graph/surgery",
+    "loops": "values data graph",
+    "evidence": "values ledger data graph/labels graph/channels graph/surgery graph loops",
+    "cost": "values graph/modules graph/labels graph/channels graph loops evidence",
+    "repair": "values data graph/labels graph/channels graph loops evidence",
+    "methods": "values data graph/labels graph/channels graph/surgery graph loops evidence cost "
+    "repair",
+    "session": "values ledger figures data graph/modules graph/channels graph/surgery graph loops "
+    "evidence cost repair methods",
+    "experiments": "values ledger figures graph/surgery graph loops methods session",
+    "classroom": "values ledger data graph/channels graph/surgery graph loops evidence cost "
+    "session",
+    "notebook": "values ledger figures graph loops cost methods",
+    "cli": "values ledger data classroom",
+    "prunelab": "",
+    "__main__": "cli",
 }
+JUPYTER = {"IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"}
+PACKAGES = {
+    **dict.fromkeys(JUPYTER, "notebook"),
+    "plotly": "figures notebook",
+    "pickle": "",
+    "dill": "",
+    "matplotlib": "",
+}
+LIGHT = ("errors", "values", "ledger", "figures", "cli", "prunelab")  # read where no torch is
 
 
-def rank(part: str) -> int:
-    places = [place for place, layer in enumerate(LAYERS) if part in layer]
-    assert places, f"prunelab.{part} has no layer yet; give it one in LAYERS"
-    return places[0]
+def test_rooms_import_what_the_order_says_and_nothing_else() -> None:
+    found = house.arrows()
+    allowed = {(room, other) for room, others in ORDER.items() for other in others.split()}
+    allowed |= {(room, "errors") for room in ORDER}
+    assert {pair: found[pair] for pair in found.keys() - allowed} == {}
+    assert {room for pair in found for room in pair} <= ORDER.keys()
+    places = list(ORDER)
+    assert [pair for pair in allowed if places.index(pair[0]) < places.index(pair[1])] == []
+    assert house.circles(found) == []
 
 
-def part_of(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+def test_the_order_allows_no_arrow_that_is_not_there() -> None:
+    found = house.arrows()
+    idle = {(a, b) for a, others in ORDER.items() for b in others.split()} - found.keys()
+    assert sorted(idle) == []
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
-    """Every imported module, and whether importing the file imports it."""
-
-    def walk(node: ast.AST, now: bool) -> Iterator[tuple[str, bool]]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-                continue
-            if isinstance(child, ast.Import):
-                yield from ((alias.name, now) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, "relative import"
-                module = child.module or ""
-                for alias in child.names if module == "prunelab" else ():
-                    yield f"prunelab.{alias.name}", now
-                if module != "prunelab":
-                    yield module, now
-            lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from walk(child, now and not lazy)
-
-    yield from walk(tree, True)
+SOURCES = sorted(house.PACKAGE.rglob("*.py"))
 
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    part = part_of(path)
-    modules = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES}
-    for name, now in imports(ast.parse(path.read_text())):
-        words = name.split(".")
-        if words[0] != "prunelab" or len(words) == 1 or words[1] not in modules:
-            continue
-        other = words[1]
-        if part == "channels" and other == "figures" and not now:
-            continue  # graph.show() fetches its picture when it is asked for
-        assert rank(other) <= rank(part), f"{part} imports {name}"
-        if part == "figures":
-            assert other in {*FIGURES, "figures"}, f"figures import {name}"
-        if other in ("notebook", "cli"):
-            assert part in (other, "__init__", "__main__"), f"{part} imports {name}"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_each_layer_imports_only_the_packages_that_it_may(path: Path) -> None:
-    part = part_of(path)
-    for name, now in imports(ast.parse(path.read_text())):
+@pytest.mark.parametrize("module", house.modules())
+def test_each_room_imports_only_the_packages_that_it_may(module: str) -> None:
+    room = house.room(module)
+    for name, now in house.imports(ast.parse(house.modules()[module].read_text("utf-8"))):
         package = name.split(".")[0]
-        assert package not in ("pickle", "dill", "matplotlib"), f"{part} imports {name}"
-        if package in JUPYTER:
-            assert part == "notebook", f"{part} imports {name}"
-        if package == "plotly":
-            assert part in ("figures", "notebook"), f"{part} imports {name}"
+        if package in PACKAGES:
+            assert room in PACKAGES[package].split(), f"{module} imports {name}"
         if now:
-            assert package not in ("torchvision", "sklearn"), f"{part} imports {name} eagerly"
-            assert package != "torch" or part not in LIGHT, f"{part} is light, imports {name}"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_no_more_than_its_docstring_says(path: Path) -> None:
-    """`errors` and the modules of its own folder go without saying."""
-    tree = ast.parse(path.read_text())
-    said = re.search(r"may import (.+?)(\.\s|\.$|$)", ast.get_docstring(tree) or "", re.S | re.I)
-    if said is None or "everything" in said[1]:
-        return
-    own = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
-    modules = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES}
-    unsaid = []
-    for name, now in imports(tree):
-        words = name.split(".")
-        ours = words[0] == "prunelab" and len(words) > 1 and words[1] in modules
-        if not ours or not now or words[1] in ("errors", "__init__"):
-            continue
-        inside = own != "prunelab" and f"{name}.".startswith(f"{own}.")
-        if not inside and not any(re.search(rf"\b{word}\b", said[1]) for word in words[1:]):
-            unsaid.append(name)
-    assert unsaid == []
+            assert package not in ("torchvision", "sklearn"), f"{module} imports {name} eagerly"
+            assert package != "torch" or room not in LIGHT, f"{module} is light, imports {name}"
 
 
 def test_importing_prunelab_imports_no_jupyter_and_no_plotly() -> None:

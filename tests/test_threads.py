@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab.tracing.beside import NewInDouble, in_double
+from prunelab.graph.probe_runs import NewInDouble, in_double
 
 
 def beside(work: Callable[[], object], look: Callable[[], Any]) -> set[Any]:

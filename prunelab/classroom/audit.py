@@ -1,16 +1,15 @@
 """Whether a ledger can be what it says: every event checked against the ones before and the graph.
 
-What a graph and weights decide is recomputed: widths, MACs, parameters, fingerprints. May import
-channels, cost, ledger, predictions.
+What a graph and weights decide is recomputed: widths, MACs, parameters, fingerprints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunelab.channels import ChannelGraph
 from prunelab.cost.counting import cost
 from prunelab.errors import PruneLabError
+from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.ledger.events import (
     Adjusted,
     Approved,

@@ -3,7 +3,7 @@
 Nothing of the student's is executed and no number of theirs is taken for granted: the network is
 built anew from the plan, its weights are loaded as safetensors, and its costs and accuracy are
 measured. What only the ledger tells (predictions, verbs, answers, reasons) counts when nothing
-that can be recomputed contradicts the ledger. May import everything below the session.
+that can be recomputed contradicts the ledger.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import safetensors
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from prunelab import data as images
-from prunelab import zoo
 from prunelab.classroom import handin
 from prunelab.classroom.audit import audit, plan_of
 from prunelab.classroom.marking import Mark, mark, short
 from prunelab.classroom.rubric import Rubric
 from prunelab.cost.counting import cost
+from prunelab.data import named as images
+from prunelab.data import zoo
+from prunelab.data.import_spec import call
 from prunelab.errors import BadData, BadModel, HandInError, PruneLabError
-from prunelab.fingerprint import fingerprint
+from prunelab.evidence.fingerprint import fingerprint
+from prunelab.graph.surgery.editing import cut
+from prunelab.graph.trace import copy_of, trace
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
-from prunelab.named import call
-from prunelab.surgery.editing import cut
-from prunelab.tracing.tracer import copy_of, trace
-from prunelab.training import accuracy
+from prunelab.loops.training import accuracy
+from prunelab.session.evaluator import check_finite
 from prunelab.values import FrozenMap, WidthPlan
-from prunelab.workshop.bench import check_finite
 
 TOLERANCE = 0.005  # of accuracy: another machine's rounding may flip a few of 1,000 images
 SPARE = 1 << 20  # bytes of names and shapes beside a network's weights

@@ -3,7 +3,7 @@
 `ledger.jsonl` holds an event a line, `plan.json` the kept units, `weights.safetensors` the network
 now and `step-N.safetensors` the network after event N, where a prediction came out. Reading trusts
 nothing: members are taken by name and never unpacked to disk, and no more of one is read than it
-may hold. May import ledger, store, values.
+may hold.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save as save_tensors
 
 from prunelab.errors import HandInError, PruneLabError
 from prunelab.ledger.events import Event, Step
@@ -53,16 +51,18 @@ def submit(source: Any, out: str | Path | None = None) -> Path:
         path = Path("hand-in.zip" if out is None else out)
     if not len(ledger):
         raise HandInError(f"{source} holds no events; there is nothing to hand in.")
+    from safetensors.torch import save
+
     state = ledger.state
     full = {name: tuple(range(width)) for name, width in state.began.widths.items()}
     plan = {"format": 1, "kept": thaw(full if state.now.kept is None else state.now.kept)}
     parts = {
         LEDGER: "".join(json.dumps(thaw(event)) + "\n" for event in ledger).encode(),
         PLAN: json.dumps(plan).encode(),
-        WEIGHTS: save_tensors(ledger.weights(state.now.event.weights)),
+        WEIGHTS: save(ledger.weights(state.now.event.weights)),
     }
     for seq in revealing(state):
-        parts[step(seq)] = save_tensors(ledger.weights(state.point(seq).event.weights))
+        parts[step(seq)] = save(ledger.weights(state.point(seq).event.weights))
     _check_length(len(ledger), parts)
     part = path.with_name(path.name + ".part")
     try:

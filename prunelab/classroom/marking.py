@@ -1,6 +1,6 @@
 """What the checks of a rubric give for what was measured and for what an honest ledger tells.
 
-Pure functions, one for each kind of check. May import ledger, rubric, values.
+Pure functions, one for each kind of check.
 """
 
 from __future__ import annotations

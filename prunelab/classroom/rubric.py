@@ -1,6 +1,6 @@
 """A rubric: which network and images a hand-in is graded on, and what earns how many points.
 
-Read from TOML and checked before anything is graded. May import errors and values.
+Read from TOML and checked before anything is graded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a network costs: multiply-adds, parameters, activation memory, and measured latency.
-
-May import values, channels, coupling, tracing, evidence.batch, sampler.
-"""
+"""What a network costs: multiply-adds, parameters, activation memory, and measured latency."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.channels import FIXED, ChannelGraph
-from prunelab.coupling.calls import Call, Watch
 from prunelab.errors import InvalidValue
-from prunelab.evidence.batch import device_of
-from prunelab.sampler import samplers
-from prunelab.tracing.tracer import runner, undisturbed
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.graph.modules.channel_selector import samplers
+from prunelab.graph.trace import runner, undisturbed
+from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
 

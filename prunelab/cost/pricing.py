@@ -1,7 +1,4 @@
-"""A network's cost as a sum of products of widths: looked up at any widths without a plan.
-
-May import channels, evidence, values.
-"""
+"""A network's cost as a sum of products of widths: looked up at any widths without a plan."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from prunelab.channels import ChannelGraph
 from prunelab.evidence import Curve
+from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.values import WidthPlan
 
 Array = np.ndarray

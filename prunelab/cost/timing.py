@@ -1,7 +1,4 @@
-"""Where the time of one run goes: layer by layer, and what that tells of other widths.
-
-May import values, channels, coupling, tracing, evidence.batch.
-"""
+"""Where the time of one run goes: layer by layer, and what that tells of other widths."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.channels import ChannelGraph
 from prunelab.cost.counting import layer_costs
-from prunelab.coupling.calls import Call, Watch
-from prunelab.evidence.batch import device_of
-from prunelab.tracing.tracer import undisturbed
+from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.graph.trace import undisturbed
+from prunelab.loops.batch import device_of
 from prunelab.values import FrozenMap, WidthPlan
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunelab.batches import batch_size
-from prunelab.channels import FIXED, ChannelGraph
+from prunelab.data.batches import batch_size
 from prunelab.errors import BadData, NotFinite
-from prunelab.evidence.batch import Loss, checked, cross_entropy, finish, guarded
-from prunelab.surgery.editing import masked_tensors
-from prunelab.tracing.tracer import copy_of, undisturbed
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.surgery.editing import masked_tensors
+from prunelab.graph.trace import copy_of, undisturbed
+from prunelab.loops.batch import Loss, checked, cross_entropy, finish, guarded
 from prunelab.values import Progress, Units, many
 
 Array = np.ndarray

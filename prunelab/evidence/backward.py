@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.coupling.calls import Call, Watch
 from prunelab.errors import BadModel, InvalidValue
-from prunelab.evidence.batch import Loss, checked
+from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.loops.batch import Loss, checked
 
 
 class BackwardWatch(Watch):

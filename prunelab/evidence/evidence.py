@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prunelab.channels import FIXED, ChannelGraph, ChannelGroup
 from prunelab.errors import StaleEvidence, UnknownName
 from prunelab.evidence.ablation import Ablation
 from prunelab.evidence.contribution import ConsumerGram, ContributionGram
-from prunelab.evidence.gradient import BatchNorm, MaskGradients, Masks
-from prunelab.evidence.meter import Sums, distinct_units
-from prunelab.evidence.moments import PatchMoments
+from prunelab.evidence.gram_collector import Sums, distinct_units
+from prunelab.evidence.mask_gradients import BatchNorm, MaskGradients, Masks
+from prunelab.evidence.patch_moments import PatchMoments
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
 
 KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 

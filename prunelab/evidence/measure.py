@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunelab.batches import batch_size
-from prunelab.channels import ChannelGraph
+from prunelab.data.batches import batch_size
 from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence.ablation import LossSums
-from prunelab.evidence.batch import (
+from prunelab.evidence.evidence import KINDS, Evidence
+from prunelab.evidence.fingerprint import fingerprint
+from prunelab.evidence.gram_collector import Meter, Sums
+from prunelab.evidence.mask_gradients import BatchNorm, Masks, MaskWatch, differentiable
+from prunelab.evidence.output_fisher import CurvatureWatch, own_answers
+from prunelab.evidence.sampling import Sample
+from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.trace import undisturbed
+from prunelab.loops.batch import (
     Loss,
     checked,
     cross_entropy,
@@ -20,13 +27,6 @@ from prunelab.evidence.batch import (
     guarded,
     run_batch,
 )
-from prunelab.evidence.curvature import CurvatureWatch, own_answers
-from prunelab.evidence.evidence import KINDS, Evidence
-from prunelab.evidence.gradient import BatchNorm, Masks, MaskWatch, differentiable
-from prunelab.evidence.meter import Meter, Sums
-from prunelab.evidence.sampling import Sample
-from prunelab.fingerprint import fingerprint
-from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
 AT = ("conv", "bn")

@@ -3,7 +3,7 @@
 At a few positions of every image with all outputs there; or as ThiNet does, a few images of every
 class and a few scalars of each. A scalar is one output channel at one position, both drawn at
 random, so it is the sum of one number per input channel (Luo, Wu, Lin; ICCV 2017; released code: 10
-images a class, 10 scalars an image). May import coupling.
+images a class, 10 scalars an image).
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelab.coupling.calls import Call, Conv
 from prunelab.errors import BadData
-from prunelab.evidence.accounts import (
+from prunelab.evidence.gram_accumulators import (
     Account,
     ByContribution,
     Held,
@@ -29,7 +28,8 @@ from prunelab.evidence.accounts import (
     contributions,
     summed,
 )
-from prunelab.evidence.lags import lags_of, mirrored
+from prunelab.evidence.patch_correlation import lags_of, mirrored
+from prunelab.graph.labels.layer_calls import Call, Conv
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,15 +7,15 @@ channel graph.
 
 from prunelab.figures.bars import bars
 from prunelab.figures.board import BoardInfo, board, board_info
-from prunelab.figures.compare import Side, compare, compare_info, plan_side, point_side
+from prunelab.figures.class_recall import losses, losses_info
 from prunelab.figures.costs import costs, costs_info
-from prunelab.figures.coupling import coupling
+from prunelab.figures.graph import coupling
+from prunelab.figures.graph_info import coupling_info
 from prunelab.figures.importance import importance, importance_info
 from prunelab.figures.ladder import ladder, ladder_info
-from prunelab.figures.layers import coupling_info
-from prunelab.figures.losses import losses, losses_info
-from prunelab.figures.methods import methods, methods_info
-from prunelab.figures.path import path, path_info
+from prunelab.figures.lasso_path import path, path_info
+from prunelab.figures.method_comparison import methods, methods_info
+from prunelab.figures.plan_comparison import Side, compare, compare_info, plan_side, point_side
 from prunelab.figures.report import report
 from prunelab.figures.svg import svg
 from prunelab.figures.tiles import tiles

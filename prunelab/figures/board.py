@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from prunelab.figures.importance import ImportanceInfo, Seen, draw_importance, importance_info
 from prunelab.figures.ladder import LadderInfo, draw_ladder, ladder_info
-from prunelab.figures.path import PathInfo, draw_path, path_info
+from prunelab.figures.lasso_path import PathInfo, draw_path, path_info
 from prunelab.figures.style import (
     COUPLED,
     DROP,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from prunelab.errors import UnknownName
-from prunelab.figures.modules import modules
+from prunelab.figures.row_grouping import modules
 from prunelab.figures.style import (
     DROP,
     FAINT,

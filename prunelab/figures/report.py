@@ -18,15 +18,15 @@ from prunelab.figures.board import LEGEND, BoardInfo, board_info
 from prunelab.figures.costs import KINDS, costs_info, draw_costs
 from prunelab.figures.importance import draw_importance
 from prunelab.figures.ladder import draw_ladder, searches
-from prunelab.figures.path import draw_path, path_info
+from prunelab.figures.lasso_path import draw_path, path_info
 from prunelab.figures.style import row_height
 from prunelab.figures.svg import DEFS, svg
 from prunelab.figures.trajectory import draw_trajectory
 from prunelab.figures.widths import draw_widths, gathered
 from prunelab.ledger.events import Approved, Event, Noted, Repaired
-from prunelab.ledger.state import State, fold, show
+from prunelab.ledger.state import State, fold
 from prunelab.ledger.words import history, sentence, share, told
-from prunelab.values import Cost, FrozenMap, si
+from prunelab.values import Cost, FrozenMap, as_text, si
 
 START = "The network before the first move."
 COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
@@ -211,7 +211,7 @@ def _costs(state: State) -> tuple[tuple[str, str, str, str], ...]:
         for name, words in COSTS.items()
     ]
     rows += [
-        (f"validation {name}", show(name, base.metrics[name]), show(name, value), "")
+        (f"validation {name}", as_text(name, base.metrics[name]), as_text(name, value), "")
         for name, value in now.metrics.items()
     ]
     return tuple(rows)

@@ -1,4 +1,4 @@
-"""Colours, type and the panel: what every figure has in common. May import plotly."""
+"""Colours, type and the panel: what every figure has in common."""
 
 from __future__ import annotations
 

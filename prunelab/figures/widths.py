@@ -8,8 +8,8 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
-from prunelab.figures.modules import ROOM as MOST
-from prunelab.figures.modules import modules
+from prunelab.figures.row_grouping import ROOM as MOST
+from prunelab.figures.row_grouping import modules
 from prunelab.figures.style import (
     COUPLED,
     DROP,

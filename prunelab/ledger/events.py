@@ -1,7 +1,6 @@
 """What happened: events that are only ever appended.
 
-Undo appends too, so a later move opens a branch and nothing is lost. May import predictions and
-values only: figures and reports read a ledger where no torch is.
+Undo appends too, so a later move opens a branch and nothing is lost.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """When a step cost too much, which floor a run keeps, and when a network is at chance.
 
-Pure functions of what a session began with and of its metrics. May import events.
+Pure functions of what a session began with and of its metrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person writes down, checked: the fields of `Noted`. May import values."""
+"""What a person writes down, checked: the fields of `Noted`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guesses, locked before what they are about comes out. May import errors and values only.
+"""Guesses, locked before what they are about comes out.
 
 Metrics come out with the next step, after the repair that comes with an approve; units, MACs and
 parameters with the next proposal.

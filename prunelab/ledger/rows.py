@@ -2,7 +2,7 @@
 
 The weights of a point are a list: the names of the tensors, and what each is called from its
 content (`content.py`). So what a move leaves as it was is shared with the points before it, and a
-point costs no more than what it changed. Nothing read is ever unpickled. May import values.
+point costs no more than what it changed. Nothing read is ever unpickled.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from prunelab.ledger.events import (
 )
 from prunelab.ledger.guard import Alarm, alarm
 from prunelab.ledger.predictions import Prediction, locked, proposal, settled, withdrawn
-from prunelab.values import Cost, FrozenMap, Move, many, si
+from prunelab.values import Cost, FrozenMap, Move, as_text, many, si
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class State:
             f"parameters {si(now.cost.params)}",
         ]
         for name, value in [*now.metrics.items()][:1]:
-            parts.append(f"validation {name} {show(name, value)}")
+            parts.append(f"validation {name} {as_text(name, value)}")
         if found := self.alarm():
             parts.append(found.mark)
         if self.pending is not None:
@@ -174,11 +174,6 @@ class State:
         else:
             parts.append("nothing proposed")
         return " · ".join(parts)
-
-
-def show(name: str, value: float) -> str:
-    """A metric's value as a person reads it: accuracies in percent."""
-    return f"{value:.1%}" if "accuracy" in name else f"{value:.4g}"
 
 
 def fold(events: Iterable[Event]) -> State:

@@ -1,7 +1,4 @@
-"""A session in one file, or in none: where the rows of a session are (`rows.py`).
-
-May import values.
-"""
+"""A session in one file, or in none: where the rows of a session are (`rows.py`)."""
 
 from __future__ import annotations
 

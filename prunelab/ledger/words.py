@@ -1,7 +1,4 @@
-"""What happened, in plain words: the sentences and the history of screen and report.
-
-May import values.
-"""
+"""What happened, in plain words: the sentences and the history of screen and report."""
 
 from __future__ import annotations
 
@@ -25,8 +22,8 @@ from prunelab.ledger.events import (
     Tuned,
     Undone,
 )
-from prunelab.ledger.state import Point, State, show
-from prunelab.values import Move, Units, si
+from prunelab.ledger.state import Point, State
+from prunelab.values import Move, Units, as_text, si
 
 METHODS = {
     "aofp": "AOFP",
@@ -167,8 +164,8 @@ def worse(state: State, steps: int, after: float) -> str:
     name, before = next(iter(state.now.metrics.items()))
     return (
         f"Tuned for {plural(steps, 'step')} and not taken: validation {name} would go from "
-        f"{show(name, before)} to {show(name, after)}. Nothing was changed. Give more training "
-        "images or a smaller learning rate: Session(train=pl.Training(lr=...))."
+        f"{as_text(name, before)} to {as_text(name, after)}. Nothing was changed. Give more "
+        "training images or a smaller learning rate: Session(train=pl.Training(lr=...))."
     )
 
 
@@ -180,8 +177,9 @@ def stopping(state: State, after: float, floor: float, higher_is_better: bool) -
     limit = "below the floor of" if higher_is_better else "above the limit of"
     limit = "which breaks the floor of" if math.isnan(after) else limit
     return (
-        f"{text} from {show(name, before)} to {show(name, after)}, {limit} {show(name, floor)}. "
-        "Tune, take less, or run with another min_accuracy (None: no floor)."
+        f"{text} from {as_text(name, before)} to {as_text(name, after)}, {limit} "
+        f"{as_text(name, floor)}. Tune, take less, or run with another min_accuracy "
+        "(None: no floor)."
     )
 
 
@@ -192,9 +190,9 @@ def at_chance(state: State) -> str:
         return ""
     name = next(iter(now.metrics))
     return (
-        f"The pruned network is at chance: validation {name} {show(name, now.metrics[name])}, "
-        f"where the commonest label alone gives {show(name, began.settings['chance'])} and the "
-        f"original network {show(name, state.base.metrics[name])}. Prune less, repair, or tune."
+        f"The pruned network is at chance: validation {name} {as_text(name, now.metrics[name])}, "
+        f"where the commonest label alone gives {as_text(name, began.settings['chance'])} and the "
+        f"original network {as_text(name, state.base.metrics[name])}. Prune less, repair, or tune."
     )
 
 
@@ -210,7 +208,7 @@ def guessed(state: State, seq: int) -> str:
 
 def quantity(name: str, value: float) -> str:
     """A predicted quantity as a person reads it."""
-    return f"{value:.1%}" if name in ("macs", "params") else show(name, value)
+    return f"{value:.1%}" if name in ("macs", "params") else as_text(name, value)
 
 
 def done(state: State) -> str:
@@ -273,7 +271,8 @@ def change(state: State) -> str:
     name = next(iter(now.metrics), None)
     if name is None:
         return f"MACs {si(before.cost.macs)} → {si(now.cost.macs)}"
-    text = f"validation {name} {show(name, before.metrics[name])} → {show(name, now.metrics[name])}"
+    was, is_ = before.metrics[name], now.metrics[name]
+    text = f"validation {name} {as_text(name, was)} → {as_text(name, is_)}"
     seen = now.event.compared if isinstance(now.event, Step) else {}
     if "images" in seen:
         text += f" on {plural(seen['images'], 'image')}"
@@ -301,7 +300,7 @@ def history(state: State, events: Sequence[Event]) -> str:
         cells = [str(event.seq), type(event).__name__, by(event), told(event), why(event), "", ""]
         if isinstance(event, (Began, Step)):
             cells[5] = f"{event.cost.macs / base.cost.macs:.1%}"
-            cells[6] = ", ".join(f"{n} {show(n, v)}" for n, v in event.metrics.items())
+            cells[6] = ", ".join(f"{n} {as_text(n, v)}" for n, v in event.metrics.items())
             if event.seq not in repaired and (alarm := state.alarm(event.seq)):
                 cells[3] += f"; {alarm.mark}" if cells[3] else alarm.mark
         gone = isinstance(event, Step) and event.seq not in on_path

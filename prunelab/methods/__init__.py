@@ -4,6 +4,7 @@ from typing import Any
 
 from prunelab.errors import InvalidValue, UnknownName
 from prunelab.methods.aofp import AOFP
+from prunelab.methods.base import Context, Method, Search
 from prunelab.methods.baselines import (
     BatchNormScale,
     FirstK,
@@ -13,11 +14,10 @@ from prunelab.methods.baselines import (
     Taylor,
 )
 from prunelab.methods.channel_pruning import ChannelPruning
-from prunelab.methods.contract import Context, Method, Search
 from prunelab.methods.elimination import Elimination
 from prunelab.methods.group_fisher import GroupFisher
+from prunelab.methods.one_shot import OneShot
 from prunelab.methods.oracle import Oracle
-from prunelab.methods.ranking import OneShot
 from prunelab.methods.surgeon import Surgeon
 from prunelab.methods.thinet import ThiNet
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import ClassVar, Literal
 
-from prunelab.channels import ChannelGroup
 from prunelab.errors import InvalidValue
 from prunelab.evidence import ContributionGram
+from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.methods.aofp_sampled import search_sampled
-from prunelab.methods.contract import Context, Search
-from prunelab.methods.halving import ladder
+from prunelab.methods.aofp_search import ladder
+from prunelab.methods.base import Context, Search
 from prunelab.values import Move, Rung, Units, WidthPlan, units_of
 
 

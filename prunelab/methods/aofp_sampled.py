@@ -2,8 +2,7 @@
 
 Every target layer runs its own search on the same batches. The scoring path shares the base
 path's weights and BatchNorm statistics and runs below autograd, so it never touches gradients,
-buffers or the base path's outputs. May import values, channels, coupling, surgery, tracing,
-evidence, training.
+buffers or the base path's outputs.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.channels import ChannelGraph, ChannelGroup
-from prunelab.coupling.calls import Call, Watch
-from prunelab.coupling.operations import NORMALISES_BATCH, aten
-from prunelab.evidence.aim import batch_norm_scale
-from prunelab.methods.contract import Context, Search
-from prunelab.methods.halving import judge
-from prunelab.surgery.editing import silence
-from prunelab.tracing.tracer import copy_of
-from prunelab.training import descend, forever
+from prunelab.evidence.reconstruction_target import batch_norm_scale
+from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
+from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
+from prunelab.graph.surgery.editing import silence
+from prunelab.graph.trace import copy_of
+from prunelab.loops.training import descend, forever
+from prunelab.methods.aofp_search import judge
+from prunelab.methods.base import Context, Search
 from prunelab.values import Progress, Rung, Units
 
 if TYPE_CHECKING:

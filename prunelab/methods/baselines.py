@@ -1,7 +1,7 @@
 """Baselines: what every method must beat, and what the papers compare with.
 
 Where several layers make a group's units (a residual stream, a depthwise pair), a unit's score is
-the mean over them. May import channels.
+the mean over them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.channels import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.errors import BadModel, InvalidValue
-from prunelab.methods.contract import Context
-from prunelab.methods.ranking import Array, OneShot, Scope, Scores
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
+from prunelab.methods.base import Context
+from prunelab.methods.one_shot import Array, OneShot, Scope, Scores
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from prunelab.channels import ChannelGroup
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
-from prunelab.evidence.aim import by_layer
-from prunelab.methods.contract import Context, Search
+from prunelab.evidence.reconstruction_target import by_layer
+from prunelab.graph.channels.channel_graph import ChannelGroup
+from prunelab.methods.base import Context, Search
 from prunelab.methods.lasso import Solution, bisect, lars, ranked
-from prunelab.methods.schedule import carry_of, checked_ratio, next_layer
+from prunelab.methods.layerwise import carry_of, checked_ratio, next_layer
 from prunelab.values import Importance, PathPoint, units_of
 
 Array = np.ndarray

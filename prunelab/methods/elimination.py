@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunelab.batches import HOLD, part, take
-from prunelab.channels import Layer
+from prunelab.data.batches import HOLD, part, take
 from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence import Evidence, PatchMoments
+from prunelab.evidence.gram_collector import distinct_units
 from prunelab.evidence.measure import measuring
-from prunelab.evidence.meter import distinct_units
-from prunelab.methods.contract import Context, Search
-from prunelab.methods.schedule import carry_of, checked_ratio, next_layer
+from prunelab.graph.channels.channel_graph import Layer
+from prunelab.methods.base import Context, Search
+from prunelab.methods.layerwise import carry_of, checked_ratio, next_layer
 from prunelab.repair.fit import loaded, ridge_without
 from prunelab.values import Importance, units_of
 

@@ -13,15 +13,15 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from prunelab.batches import batch_size
 from prunelab.cost.counting import savings
+from prunelab.data.batches import batch_size
 from prunelab.errors import InvalidValue
-from prunelab.evidence.gradient import Masks, MaskWatch, differentiable
-from prunelab.methods.contract import Context, Search
-from prunelab.methods.ranking import importances
-from prunelab.surgery.editing import silence
-from prunelab.tracing.tracer import copy_of
-from prunelab.training import descend, forever
+from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
+from prunelab.graph.surgery.editing import silence
+from prunelab.graph.trace import copy_of
+from prunelab.loops.training import descend, forever
+from prunelab.methods.base import Context, Search
+from prunelab.methods.one_shot import importances
 from prunelab.values import Progress, Units, WidthPlan, units_of
 
 Array = np.ndarray

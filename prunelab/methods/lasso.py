@@ -2,7 +2,7 @@
 
 min over beta of 1/2 ||y - sum_i beta_i z_i||^2 + penalty ||beta||_1 needs only <z_i, z_j> and
 <z_i, y>. The number of nonzeros need not grow as the penalty falls, so both searches say how
-they end. May import values.
+they end.
 """
 
 from __future__ import annotations

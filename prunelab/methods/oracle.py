@@ -15,9 +15,9 @@ import numpy as np
 
 from prunelab.errors import InvalidValue
 from prunelab.evidence.ablation import ablating
-from prunelab.methods.contract import Context, Search
-from prunelab.methods.ranking import OneShot, Scope, Scores, importances, quota
-from prunelab.surgery.editing import masked
+from prunelab.graph.surgery.editing import masked
+from prunelab.methods.base import Context, Search
+from prunelab.methods.one_shot import OneShot, Scope, Scores, importances, quota
 from prunelab.values import Units, units_of
 
 

@@ -17,11 +17,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from prunelab.channels import ChannelGroup, Layer
 from prunelab.cost.counting import savings
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
-from prunelab.methods.contract import Context, Search
+from prunelab.graph.channels.channel_graph import ChannelGroup, Layer
+from prunelab.methods.base import Context, Search
 from prunelab.methods.elimination import Problem, measured_apart, problem_of, solvable
 from prunelab.values import Importance, Progress, Units, WidthPlan, many
 

@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from prunelab.batches import take
-from prunelab.channels import ChannelGroup
+from prunelab.data.batches import take
 from prunelab.errors import InvalidValue
 from prunelab.evidence import ContributionGram, damage_curve
 from prunelab.evidence.measure import measuring
 from prunelab.evidence.sampling import stratified
-from prunelab.methods.contract import Context, Search
-from prunelab.methods.schedule import carry_of, checked_ratio, next_layer
+from prunelab.graph.channels.channel_graph import ChannelGroup
+from prunelab.methods.base import Context, Search
+from prunelab.methods.layerwise import carry_of, checked_ratio, next_layer
 from prunelab.values import Importance, units_of
 
 Array = np.ndarray

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from prunelab.ledger.state import show
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, button, choose, fold, number, say, tag, tick
 from prunelab.notebook.view import View, enabled
-from prunelab.values import si
+from prunelab.values import as_text, si
 
 LOUD = {"propose": "pl-first", "approve": "pl-yes", "stop": "pl-stop"}
 GROUPS = (("propose", "approve", "adjust", "reject", "undo"), ("repair", "tune", "run", "stop"))
@@ -101,7 +100,7 @@ def tiles(view: View) -> str:
         by = value - base.metrics[name]
         beside = text.points(name, by) if now.parent is not None else ""
         tip = text.metric_tip(name, state)
-        parts.append(_tile(text.metric(name), show(name, value), beside, tip))
+        parts.append(_tile(text.metric(name), as_text(name, value), beside, tip))
     seconds = view.chosen.seconds if view.chosen else None
     found = view.latencies.get(now.seq)
     if seconds is not None:

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 
 from prunelab.cost.counting import cost
-from prunelab.figures.compare import Side, plan_side, point_side
-from prunelab.figures.losses import losses_info
+from prunelab.figures.class_recall import losses_info
+from prunelab.figures.plan_comparison import Side, plan_side, point_side
 from prunelab.figures.png import address
 from prunelab.ledger import words
-from prunelab.ledger.state import show
 from prunelab.notebook import text
-from prunelab.notebook.closer import Channel, Flipped
+from prunelab.notebook.channel_inspector import Channel, Flipped
 from prunelab.notebook.markup import box, choose, number, say, table, tag
 from prunelab.notebook.rows import bar
 from prunelab.notebook.view import End, View
-from prunelab.values import si
+from prunelab.values import as_text, si
 
 MOST = 6  # pairs of classes that are named
 
@@ -171,7 +170,7 @@ def comparison(view: View) -> str:
     )
     one, two = (_side(view, end) for end in view.compared)
     rows = [
-        [escape(name), show(name, one.metrics[name]), show(name, two.metrics[name]),
+        [escape(name), as_text(name, one.metrics[name]), as_text(name, two.metrics[name]),
          number(text.points(name, two.metrics[name] - one.metrics[name]),
                 text.metric_tip(name, view.state))]
         for name in one.metrics if name in two.metrics

@@ -15,7 +15,7 @@ from prunelab.errors import InvalidValue
 from prunelab.figures.ladder import rejudged
 from prunelab.ledger import words
 from prunelab.ledger.state import State
-from prunelab.methods.contract import parameters
+from prunelab.methods.base import parameters
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, choose, say, tag, tick
 from prunelab.notebook.view import View

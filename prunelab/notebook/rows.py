@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from prunelab.figures.modules import modules
+from prunelab.figures.row_grouping import modules
 from prunelab.figures.widths import DIAMOND, Row
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, number, say, tag

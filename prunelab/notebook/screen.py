@@ -13,14 +13,14 @@ from prunelab.errors import PruneLabError, Stopped, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
-from prunelab.notebook.aside import Aside
-from prunelab.notebook.choice import Choice
-from prunelab.notebook.folds import FIGURE, NAMES, folds
+from prunelab.notebook.background import Aside
+from prunelab.notebook.figure_slot import Stage
 from prunelab.notebook.form import form, line, reason, warnings
-from prunelab.notebook.pace import Pace
-from prunelab.notebook.panel import Panel
-from prunelab.notebook.stage import Stage
-from prunelab.notebook.static import svg
+from prunelab.notebook.html_widget import Panel
+from prunelab.notebook.sections import FIGURE, NAMES, folds
+from prunelab.notebook.selection import Choice
+from prunelab.notebook.static_figures import svg
+from prunelab.notebook.step_time import Pace
 from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
 from prunelab.values import Ended, Importance, PathPoint, Progress, Rung

@@ -1,7 +1,4 @@
-"""All that the screen says of itself; what it says of the session stands in words.py.
-
-May import values, ledger, cost.
-"""
+"""All that the screen says of itself; what it says of the session stands in words.py."""
 
 from __future__ import annotations
 

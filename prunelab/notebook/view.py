@@ -11,8 +11,8 @@ from prunelab.errors import InvalidValue
 from prunelab.figures.board import BoardInfo
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
-from prunelab.notebook.closer import Channel, Tried
-from prunelab.training import STEPS
+from prunelab.loops.training import STEPS
+from prunelab.notebook.channel_inspector import Channel, Tried
 from prunelab.values import Move, Units, WidthPlan
 
 End = int | str  # what is compared: a point, by its event, or a plan file, by its path

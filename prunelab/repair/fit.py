@@ -4,7 +4,7 @@ Later layers of a real network have thousands of inputs and, on a few hundred sm
 rows than inputs: there least squares fits the sample, and everything behind it is ruined. So the
 change from the present weights is shrunk by a ridge, the ridge is the one that reconstructs
 held-out images best, and where even that does not beat BatchNorm measured anew or the weights as
-they are, these are taken instead. May import torch only.
+they are, these are taken instead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One layer's samples, batch by batch: what it still reads, and what it should give.
 
 Rows while they are fewer than a row has entries, second moments from then on: either way what is
-kept does not grow with the images. May import channels, coupling, evidence.
+kept does not grow with the images.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.channels import Layer
-from prunelab.coupling.calls import Call
-from prunelab.evidence.moments import cross_moment, patch_moments, patches, positions_of
+from prunelab.evidence.patch_moments import cross_moment, patch_moments, patches, positions_of
+from prunelab.graph.channels.channel_graph import Layer
+from prunelab.graph.labels.layer_calls import Call
 from prunelab.repair.fit import Fit, Moments, Rows, fit
 from prunelab.repair.recalibration import Traced, places, shift_norm
 

@@ -2,8 +2,7 @@
 
 A layer that lost input channels gets the weights that best give, from the channels it still has,
 what it gave before (the reconstruction of Channel Pruning, He et al., ICCV 2017, solved from second
-moments instead of samples). Labels are not needed. May import values, channels,
-coupling, tracing, evidence, batches.
+moments instead of samples). Labels are not needed.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.batches import HOLD, Part, apart, batch_size
-from prunelab.channels import FIXED, ChannelGraph, Layer
-from prunelab.coupling.calls import Call
+from prunelab.data.batches import HOLD, Part, apart, batch_size
 from prunelab.errors import BadData
-from prunelab.evidence.aim import Output, Outputs, aim, meet, unbiased
-from prunelab.evidence.batch import checked, guarded
+from prunelab.evidence.reconstruction_target import Output, Outputs, aim, meet, unbiased
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
+from prunelab.graph.labels.layer_calls import Call
+from prunelab.graph.trace import undisturbed
+from prunelab.loops.batch import checked, guarded
 from prunelab.repair.fit import Fit
 from prunelab.repair.layer_problem import POSITIONS, LayerProblem, problem_of
 from prunelab.repair.recalibration import Traced
-from prunelab.tracing.tracer import undisturbed
 from prunelab.values import Progress
 
 KEPT = 2**28  # entries of all moments and rows kept at once: 2 GB in float64

@@ -1,7 +1,4 @@
-"""BatchNorm statistics after pruning: changed by what pruning changed, and by nothing else.
-
-May import values, channels, tracing, batches, evidence.batch.
-"""
+"""BatchNorm statistics after pruning: changed by what pruning changed, and by nothing else."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.batches import batch_size
-from prunelab.channels import ChannelGraph
+from prunelab.data.batches import batch_size
 from prunelab.errors import BadData
-from prunelab.evidence.batch import checked, guarded
-from prunelab.tracing.tracer import undisturbed
+from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.trace import undisturbed
+from prunelab.loops.batch import checked, guarded
 from prunelab.values import Progress
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunelab.channels import FIXED
-from prunelab.evidence.aim import AimedGram, aiming_apart
-from prunelab.evidence.meter import columns_of
+from prunelab.evidence.gram_collector import columns_of
+from prunelab.evidence.reconstruction_target import AimedGram, aiming_apart
+from prunelab.graph.channels.channel_graph import FIXED
 from prunelab.repair.fit import Moments, fit
 from prunelab.repair.recalibration import Traced
 from prunelab.values import Progress

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 import prunelab as pl
 from prunelab.methods.aofp_sampled import ScoringPath
-from prunelab.methods.halving import expected_damages
+from prunelab.methods.aofp_search import expected_damages
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:

@@ -72,7 +72,7 @@ def child(name: str, compare: bool) -> dict[str, Any]:
     import torch
 
     import prunelab as pl
-    from prunelab.tracing.tracer import runner
+    from prunelab.graph.trace import runner
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -140,7 +140,7 @@ def exactness(
     from torch.utils._pytree import tree_leaves, tree_map
 
     import prunelab as pl
-    from prunelab.tracing.tracer import runner
+    from prunelab.graph.trace import runner
 
     rng = np.random.default_rng(1)
     drop = {}
@@ -185,7 +185,7 @@ def compared(model: Any, graph: Any, plan: Any, inputs: Any) -> tuple[Any, float
     from torch.utils._pytree import tree_leaves
 
     import prunelab as pl
-    from prunelab.tracing.tracer import runner
+    from prunelab.graph.trace import runner
 
     dtype = next(parameter.dtype for parameter in model.parameters())
     torch.set_default_dtype(dtype)

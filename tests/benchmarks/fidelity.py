@@ -20,10 +20,10 @@ import torch
 from torch.nn import functional as F
 
 import prunelab as pl
-from prunelab.data import take
+from prunelab.data.named import take
 from prunelab.evidence.ablation import Ablator
-from prunelab.evidence.batch import cross_entropy
-from prunelab.methods.halving import expected_damages
+from prunelab.loops.batch import cross_entropy
+from prunelab.methods.aofp_search import expected_damages
 
 
 def seconds(work: Callable[[], object]) -> float:

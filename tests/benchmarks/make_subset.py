@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunelab import fashion
+from prunelab.data import fashion_mnist as fashion
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     if folder is None:
         parser.error(f"no Fashion-MNIST in {args.root or fashion.DEBIAN}")
     packed = fashion.pack(*fashion.full(folder))
-    out = Path(fashion.__file__).parent / "assets" / fashion.ASSET
+    out = Path(fashion.__file__).parents[1] / "assets" / fashion.ASSET
     out.write_bytes(packed)
     train, test = fashion.subset()
     parts = {

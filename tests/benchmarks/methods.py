@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import prunelab as pl
-from prunelab.evidence.batch import finish, run_batch
+from prunelab.loops.batch import finish, run_batch
 from prunelab.methods import Context, Search
 from prunelab.repair.recalibration import Traced, recalibrating
 from prunelab.values import FrozenMap

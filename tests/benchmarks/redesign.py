@@ -14,7 +14,7 @@ import sys
 import torch
 
 import prunelab as pl
-from prunelab.terminal import Terminal
+from prunelab.cli.terminal import Terminal
 
 
 def main() -> None:

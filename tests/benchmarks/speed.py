@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab.evidence.batch import cross_entropy
-from prunelab.evidence.gradient import MaskWatch, differentiable
+from prunelab.evidence.mask_gradients import MaskWatch, differentiable
+from prunelab.loops.batch import cross_entropy
+from prunelab.loops.training import Training, descend
 from prunelab.methods.aofp_sampled import ScoringPath
-from prunelab.methods.halving import ladder
-from prunelab.training import Training, descend
+from prunelab.methods.aofp_search import ladder
 
 BATCH = 16
 

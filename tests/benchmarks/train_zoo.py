@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunelab import zoo
+from prunelab.data import zoo
 
 EPOCHS = {"vgg8": 20, "resnet20": 20, "mobilenet": 12}
 BFLOAT16 = {"vgg8", "resnet20"}  # depth-wise convolutions are slower in bfloat16 on a CPU
 MEAN, STD = 0.2860, 0.3530
-OUT = Path(zoo.__file__).parent / "assets" / "zoo"
+OUT = Path(zoo.__file__).parents[1] / "assets" / "zoo"
 
 
 def read_idx(path: Path) -> Tensor:

@@ -1,0 +1,158 @@
+# The public names, and the module that each is imported from when it is first used.
+
+__version__: str
+
+from . import data as data
+from . import figures as figures
+from .classroom.grading import Grade as Grade
+from .classroom.grading import grade as grade
+from .classroom.handin import submit as submit
+from .classroom.marking import Mark as Mark
+from .classroom.rubric import Rubric as Rubric
+from .cost.allocate import allocate as allocate
+from .cost.counting import Latency as Latency
+from .cost.counting import cost as cost
+from .cost.counting import latency as latency
+from .data import zoo as zoo
+from .data.batches import Data as Data
+from .errors import (
+    AtChance as AtChance,
+)
+from .errors import (
+    BadData as BadData,
+)
+from .errors import (
+    BadModel as BadModel,
+)
+from .errors import (
+    BudgetUnreachable as BudgetUnreachable,
+)
+from .errors import (
+    HandInError as HandInError,
+)
+from .errors import (
+    IllegalPlan as IllegalPlan,
+)
+from .errors import (
+    InvalidValue as InvalidValue,
+)
+from .errors import (
+    MissingPackage as MissingPackage,
+)
+from .errors import (
+    NotFinite as NotFinite,
+)
+from .errors import (
+    PruneLabError as PruneLabError,
+)
+from .errors import (
+    SessionBusy as SessionBusy,
+)
+from .errors import (
+    SessionFileError as SessionFileError,
+)
+from .errors import (
+    StaleEvidence as StaleEvidence,
+)
+from .errors import (
+    Stopped as Stopped,
+)
+from .errors import (
+    TraceError as TraceError,
+)
+from .errors import (
+    UnknownName as UnknownName,
+)
+from .errors import (
+    WrongState as WrongState,
+)
+from .evidence.ablation import ablate as ablate
+from .evidence.evidence import Evidence as Evidence
+from .evidence.measure import measure as measure
+from .experiments.compare import compare as compare
+from .experiments.fidelity import Fidelity as Fidelity
+from .experiments.fidelity import fidelity as fidelity
+from .experiments.redesign import Redesign as Redesign
+from .experiments.redesign import redesign as redesign
+from .experiments.results import Comparison as Comparison
+from .graph.channels.channel_graph import ChannelGraph as ChannelGraph
+from .graph.channels.channel_graph import ChannelGroup as ChannelGroup
+from .graph.channels.explain import Explanation as Explanation
+from .graph.surgery.editing import (
+    cut as cut,
+)
+from .graph.surgery.editing import (
+    masked as masked,
+)
+from .graph.surgery.editing import (
+    rebuild as rebuild,
+)
+from .graph.surgery.editing import (
+    sampled as sampled,
+)
+from .graph.surgery.widening import widened as widened
+from .graph.trace import trace as trace
+from .ledger.ledger import Ledger as Ledger
+from .ledger.predictions import Prediction as Prediction
+from .ledger.state import State as State
+from .loops.training import Metric as Metric
+from .loops.training import Training as Training
+from .methods import make_method as make_method
+from .methods.aofp import AOFP as AOFP
+from .methods.baselines import (
+    BatchNormScale as BatchNormScale,
+)
+from .methods.baselines import (
+    FirstK as FirstK,
+)
+from .methods.baselines import (
+    Magnitude as Magnitude,
+)
+from .methods.baselines import (
+    MaxResponse as MaxResponse,
+)
+from .methods.baselines import (
+    Random as Random,
+)
+from .methods.baselines import (
+    Taylor as Taylor,
+)
+from .methods.channel_pruning import ChannelPruning as ChannelPruning
+from .methods.elimination import Elimination as Elimination
+from .methods.group_fisher import GroupFisher as GroupFisher
+from .methods.one_shot import OneShot as OneShot
+from .methods.oracle import Oracle as Oracle
+from .methods.surgeon import Surgeon as Surgeon
+from .methods.thinet import ThiNet as ThiNet
+from .notebook import Screen as Screen
+from .notebook import show as show
+from .session.export import load_pruned as load_pruned
+from .session.preview import Foresight as Foresight
+from .session.prune import Pruned as Pruned
+from .session.prune import prune as prune
+from .session.session import Session as Session
+from .values import (
+    Cost as Cost,
+)
+from .values import (
+    Ended as Ended,
+)
+from .values import (
+    Importance as Importance,
+)
+from .values import (
+    Move as Move,
+)
+from .values import (
+    PathPoint as PathPoint,
+)
+from .values import (
+    Progress as Progress,
+)
+from .values import (
+    Rung as Rung,
+)
+from .values import (
+    WidthPlan as WidthPlan,
+)
+from .values.paired_comparison import Trial as Trial

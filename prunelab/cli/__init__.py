@@ -1,0 +1,1 @@
+"""The `prunelab` program."""

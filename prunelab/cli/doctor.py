@@ -1,0 +1,164 @@
+"""What this machine offers: versions, cores, memory, widgets, write access, data sets."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from prunelab.data import fashion_mnist as fashion
+
+CORE = ("prunelab", "torch", "torchvision", "numpy", "scipy", "safetensors", "scikit-learn")
+WIDGETS = ("jupyterlab", "ipywidgets", "anywidget", "plotly")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `advice` is what to do about it; `fatal` when pruning needs it."""
+
+    name: str
+    value: str
+    advice: str = ""
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        mark = "ok" if not self.advice else "!!"
+        return f"{mark}  {self.name:<14} {self.value}" + (f". {self.advice}" if self.advice else "")
+
+
+def examine() -> list[Finding]:
+    """Everything that is worth knowing before a session."""
+    return [
+        Finding("python", f"{platform.python_version()} at {sys.executable}"),
+        *(_package(name) for name in CORE),
+        *(_package(name, optional=True) for name in WIDGETS),
+        _cores(),
+        _memory(),
+        _folder(),
+        _images(),
+    ]
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as text, and in the last line what they mean."""
+    lines = [str(finding) for finding in findings]
+    if any(finding.fatal for finding in findings):
+        lines.append("Pruning will not work until what is marked !! is installed.")
+    elif any(finding.advice for finding in findings):
+        lines.append("Pruning works in scripts and in the terminal; see what is marked !!.")
+    else:
+        lines.append("Everything is there: prunelab lab")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- packages
+
+
+def _package(name: str, optional: bool = False) -> Finding:
+    try:
+        return Finding(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        pass
+    if optional:
+        return Finding(name, "not installed", 'The screen needs it: pip install "prunelab[lab]"')
+    if name == "prunelab":
+        return Finding(name, "not installed, run from its folder", "pip install -e .")
+    return Finding(name, "not installed", f"pip install {name}", fatal=True)
+
+
+# ---------------------------------------------------------------- cores and memory
+
+
+def cores(system: Path = Path("/")) -> float:
+    """Cores that this process may use: affinity and the quotas of its control groups."""
+    count = float(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    for folder in _groups(system, "cpu"):
+        words = _words(folder / "cpu.max")  # version 2: "quota period" or "max period"
+        if not words:
+            words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            count = min(count, int(words[0]) / int(words[1]))
+    return count
+
+
+def memory(system: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process may use, or None where no file tells."""
+    sizes = []
+    for line in _lines(system / "proc/meminfo"):
+        if line.startswith("MemTotal:"):
+            sizes.append(int(line.split()[1]) * 1024)
+    for folder in _groups(system, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            sizes += [int(word) for word in _words(folder / name) if word != "max"]
+    return min(sizes, default=None)
+
+
+def _groups(system: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups, from its own up to the root's."""
+    mount = system / "sys/fs/cgroup"
+    for line in _lines(system / "proc/self/cgroup"):
+        number, names, path = line.split(":", 2)
+        if number == "0":  # version 2
+            top = mount
+        elif controller in names.split(","):
+            top = mount / names if (mount / names).is_dir() else mount / controller
+        else:
+            continue
+        # Inside a container the path may be the host's; the folders that exist are ours.
+        own = top / path.lstrip("/")
+        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(top))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return " ".join(_lines(path)).split()
+
+
+def _cores() -> Finding:
+    count, there = cores(), os.cpu_count() or 1
+    limited = f", of {there} in the machine" if count < there else ""
+    return Finding("cores", f"{count:g}{limited}")
+
+
+def _memory() -> Finding:
+    size = memory()
+    if size is None:
+        return Finding("memory", "unknown")
+    small = size < 2 * 2**30
+    advice = "Below 2 GiB the kernel may be killed; keep to the shipped subset" if small else ""
+    return Finding("memory", f"{size / 2**30:.1f} GiB", advice)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _folder() -> Finding:
+    try:
+        with tempfile.TemporaryFile(dir=Path.cwd()):
+            return Finding("this folder", f"{Path.cwd()}, writable")
+    except OSError as error:
+        return Finding(
+            "this folder",
+            f"not writable ({error.strerror})",
+            "Go to a folder of yours to save sessions and networks",
+        )
+
+
+def _images() -> Finding:
+    folder = fashion.find()
+    if folder is None:
+        return Finding("Fashion-MNIST", "the shipped subset; the full set is not installed")
+    return Finding("Fashion-MNIST", f"the full set, in {folder}")

@@ -1,0 +1,302 @@
+"""The `prunelab` program: `lab` opens the tutorials, `prune` does the job, `doctor` examines.
+
+`submit` and `grade` are classroom's. Imports torch only once there is something to prune, so that
+help and doctor answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunelab.cli import classroom, doctor
+from prunelab.cli.terminal import Terminal
+from prunelab.data.import_spec import call
+from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
+from prunelab.ledger.words import at_chance, stopped
+from prunelab.values import as_text, si, table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunelab.session.session import Session
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; 0: done, 2: wrong usage, 1: anything else, told on stderr.
+
+    That is a PruneLabError, and a network that was pruned and written but is at chance or, by the
+    floor that is kept unless another is asked for, short of the target.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except PruneLabError as error:
+        print(f"prunelab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("prunelab: stopped; nothing was written.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prunelab",
+        description="Prune a convolutional network move by move. Without a command: doctor.",
+    )
+    parser.set_defaults(run=_doctor)
+    commands = parser.add_subparsers(title="commands", metavar="")
+
+    lab = commands.add_parser("lab", help="open JupyterLab at the first tutorial")
+    lab.add_argument("--dir", type=Path, help="the folder for your copies of the tutorials")
+    lab.add_argument("--no-browser", action="store_true", help="print the address instead")
+    lab.add_argument("jupyter", nargs="*", metavar="-- ARGS", help="handed on to JupyterLab")
+    lab.set_defaults(run=_lab)
+
+    prune = commands.add_parser("prune", help="prune a network in the terminal")
+    prune.add_argument("--model", default="resnet20", help="of the zoo, or module:function")
+    prune.add_argument("--data", default="fashion", help="a named set, or module:function")
+    prune.add_argument("--root", type=Path, help="where a named set lies")
+    prune.add_argument("--method", default="aofp", help="how channels are chosen")
+    prune.add_argument("--theta", type=float, help="AOFP: the damage that a unit may do")
+    prune.add_argument(
+        "--target-macs", type=float, default=0.5, help="share of the MACs to keep, or a number"
+    )
+    prune.add_argument(
+        "--min-accuracy",
+        type=_least,
+        default="auto",
+        metavar="auto|none|SHARE",
+        help="stop before validation falls below, as in 0.9; auto: halfway from chance to the "
+        "network's own",
+    )
+    prune.add_argument("--repair", choices=("lstsq", "rescale", "bn", "none"), default="lstsq")
+    prune.add_argument(
+        "--tune",
+        type=int,
+        metavar="STEPS",
+        help="training batches at the end (400 when not given); 0: none",
+    )
+    prune.add_argument("--seed", type=int, default=0)
+    prune.add_argument("--out", type=Path, help="the smaller network, as .safetensors")
+    prune.set_defaults(run=_prune)
+
+    classroom.add(commands)
+
+    examine = commands.add_parser("doctor", help="what is installed, what the machine offers")
+    examine.set_defaults(run=_doctor)
+    parser.add_argument("--version", action="store_const", const=_version, dest="run")
+    return parser
+
+
+def _version(_: argparse.Namespace) -> int:
+    from prunelab import __version__
+
+    print(f"prunelab {__version__}")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    findings = doctor.examine()
+    print(doctor.report(findings))
+    return int(any(finding.fatal for finding in findings))
+
+
+# ---------------------------------------------------------------- lab
+
+
+def _lab(options: argparse.Namespace) -> int:
+    missing = [name for name in doctor.WIDGETS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackage(
+            f'{", ".join(missing)} is not installed. Install it all: pip install "prunelab[lab]".'
+        )
+    folder, said = tutorials(options.dir)
+    first = min(path.name for path in folder.glob("*.ipynb"))
+    command = [
+        *(sys.executable, "-m", "jupyterlab"),
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.default_url=/lab/tree/{first}",
+        *(["--no-browser"] if options.no_browser else []),
+    ]
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        command.append("--allow-root")  # in a container there is often nobody else
+        said.append("JupyterLab runs as root, as you do.")
+    print("\n".join([*said, f"Tutorials are in {folder}; Ctrl-C ends."]), flush=True)
+    return _become([*command, *options.jupyter], folder)
+
+
+def _become(command: list[str], folder: Path) -> int:
+    """Run `command` in this program's place, so that what ends the one ends the other."""
+    if os.name == "nt":  # has no such thing
+        return subprocess.call(command, cwd=folder)
+    os.chdir(folder)
+    os.execv(command[0], command)
+
+
+def tutorials(folder: Path | None = None) -> tuple[Path, list[str]]:
+    """The folder with the tutorials, ready to be edited, and what there is to say about it.
+
+    In a checkout they are opened in place. From an installed package they are copied; a copy
+    that is there already is never overwritten.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    inside = resources.files("prunelab") / "assets" / "notebooks"
+    if (checkout / "pyproject.toml").is_file():
+        source: Any = checkout / "notebooks"
+        if folder is None and os.access(source, os.W_OK) and any(source.glob("*.ipynb")):
+            return source, []
+    else:
+        source = inside
+    paths = source.iterdir() if source.is_dir() else ()
+    shipped = [path for path in paths if path.name.endswith(".ipynb")]
+    if not shipped:
+        raise PruneLabError(
+            "This installation has no tutorial notebooks. Install prunelab from a wheel or a "
+            "complete checkout."
+        )
+    if folder is None:
+        home = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path.home()
+        folder = home / "prunelab-notebooks"
+    said = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for notebook in shipped:
+            copy, text = folder / notebook.name, notebook.read_bytes()
+            if not copy.exists():
+                copy.write_bytes(text)
+            elif copy.read_bytes() != text:
+                said.append(f"Kept your own {copy.name}; rename it to get the shipped one.")
+    except OSError as error:
+        raise PruneLabError(
+            f"The tutorials cannot be copied to {folder}: {error.strerror}. Name a folder that "
+            "you may write to: prunelab lab --dir DIR."
+        ) from None
+    return folder.resolve(), said
+
+
+# ---------------------------------------------------------------- prune
+
+
+def _prune(options: argparse.Namespace) -> int:
+    out = options.out or Path(f"{options.model.split(':')[-1]}-pruned.safetensors")
+    if out.suffix != ".safetensors":
+        raise InvalidValue(f"--out {out}: the network is written as .safetensors; name it so.")
+    if not out.resolve().parent.is_dir():
+        raise InvalidValue(f"--out {out}: there is no folder {out.resolve().parent}. Make it.")
+    if options.tune is not None and options.tune < 0:
+        raise InvalidValue(f"--tune {options.tune}: give a number of batches, 0 for none.")
+    if options.theta is not None and options.method != "aofp":
+        raise InvalidValue(f"--theta is AOFP's; {options.method} has none. Leave it out.")
+
+    import torch
+
+    import prunelab as pl
+
+    # torch counts the machine's cores, a container may have fewer.
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), int(doctor.cores()))))
+    terminal = Terminal(sys.stderr)
+    data = _data(options)
+    model = _model(options, data)
+    theta = {} if options.theta is None else {"theta": options.theta}
+    method = pl.make_method(options.method, **theta)
+    repair = None if options.repair == "none" else options.repair
+    session = pl.Session(model, data, method=method, repair=repair, seed=options.seed)
+    session.listen(terminal)
+    try:
+        terminal.line(str(data))
+        terminal.line(f"{options.model}: {session.state.line()}")
+        before = session.evaluate()
+        session.run(target_macs=options.target_macs, min_accuracy=options.min_accuracy)
+        if options.tune != 0:
+            session.tune(**({} if options.tune is None else {"steps": options.tune}))
+        after = session.evaluate()
+        terminal.clear()
+        session.export(out)
+    finally:
+        terminal.clear()
+    print(summary(session, model, before, after))
+    print(f"\nwritten: {out}")
+    why = [] if options.min_accuracy != "auto" else [*filter(None, map(stopped, session.ledger))]
+    if ruined := at_chance(session.state):
+        why.append(ruined)
+    for line in why:
+        print(f"prunelab: {line}", file=sys.stderr)
+    return int(bool(why))
+
+
+def _least(given: str) -> float | str | None:
+    """What --min-accuracy says."""
+    if given in ("auto", "none"):
+        return "auto" if given == "auto" else None
+    try:
+        return float(given)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {given!r}: give a share, as in 0.9, auto or none"
+        ) from None
+
+
+def summary(
+    session: Session, model: nn.Module, before: dict[str, float], after: dict[str, float]
+) -> str:
+    """The table at the end: widths, then cost, latency and test metrics, before and after."""
+    import prunelab as pl
+
+    state = session.state
+    full, now = state.began.widths, state.widths()
+    widths = [("layer", "before", "after"), *((g, str(full[g]), str(now[g])) for g in now)]
+    inputs = _inputs(session.data)
+    costs = [pl.cost(network, inputs) for network in (model, session.model)]
+    times = [pl.latency(network, inputs) for network in (model, session.model)]
+    name = getattr(session.data, "name", "")
+    split = "validation" if getattr(session.data, "test_is_val", False) else "test"
+    rows = [
+        ("", "before", "after", ""),
+        ("MACs", *(si(c.macs) for c in costs), f"{costs[1].macs / costs[0].macs:.1%}"),
+        ("parameters", *(si(c.params) for c in costs), f"{costs[1].params / costs[0].params:.1%}"),
+        ("latency", *(f"{1e3 * t.median:.2f} ms" for t in times), "median, one input"),
+        *((f"{split} {k}", as_text(k, before[k]), as_text(k, after[k]), name) for k in before),
+    ]
+    return table(widths) + "\n\n" + table(rows)
+
+
+def _inputs(data: Any) -> Any:
+    batch = next(iter(data.val))
+    return (batch[0] if isinstance(batch, tuple | list) else batch)[:1]
+
+
+def _data(options: argparse.Namespace) -> Any:
+    import prunelab as pl
+
+    if ":" not in options.data:
+        return pl.data.load(options.data, root=options.root)
+    data = call(options.data, "--data", Path.cwd())
+    if not isinstance(data, pl.Data):
+        raise InvalidValue(
+            f"--data {options.data} gave {type(data).__name__}; it must give "
+            "pl.Data(train=, val=, test=)."
+        )
+    return data
+
+
+def _model(options: argparse.Namespace, data: Any) -> Any:
+    from torch import nn
+
+    import prunelab as pl
+
+    if ":" not in options.model:
+        shape, classes = data.input_shape or (1,), data.classes or range(10)
+        return pl.zoo.load(options.model, in_channels=shape[0], classes=len(classes))
+    model = call(options.model, "--model", Path.cwd())
+    if not isinstance(model, nn.Module):
+        raise InvalidValue(
+            f"--model {options.model} gave {type(model).__name__}; it must give an nn.Module."
+        )
+    return model

@@ -1,0 +1,5 @@
+"""Batches, the images and networks that ship, and named sets of images."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,92 @@
+"""Curvature: how much the loss answers to an error in what a layer gives.
+
+With g the gradient of an image's loss by a layer's output at one position, C is the sum of g g'
+over images and positions: the layer's block of the Fisher information, as in K-FAC (Martens,
+Grosse; ICML 2015). A small error e there adds g' e to the loss to first order, and where e does
+not depend on g, e' C e / 2 on average to second: one currency for the errors of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.data.batches import batch_size
+from prunelab.errors import NotFinite
+from prunelab.evidence.backward import BackwardWatch
+from prunelab.graph.channels.channel_graph import Layer
+from prunelab.graph.labels.layer_calls import Call
+from prunelab.loops.batch import Loss, run_batch
+
+
+class CurvatureWatch(BackwardWatch):
+    """Watches a forward pass, and adds up g g' of the target layers in its backward pass.
+
+    `sums` maps a weight's name to C [out, out] in float64. The loss must be a mean over the batch.
+    """
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, Layer]) -> None:
+        super().__init__(model)
+        self.targets = targets
+        self.sums: dict[str, Tensor] = {}
+        self._outputs: list[tuple[str, Any]] = []  # a layer, and where its output's gradient comes
+
+    def wants(self, call: Call, out: Tensor) -> bool:
+        """The targets' outputs."""
+        return call.name in self.targets and out.numel() > 0
+
+    def noting(self, call: Call, out: Tensor) -> Callable[[], None]:
+        """Note where the output's gradient will come."""
+
+        def note() -> None:
+            if out.requires_grad:
+                edge = torch.autograd.graph.get_gradient_edge(out)
+                self._outputs.append((call.name, edge))
+
+        return note
+
+    def measure(self, model: nn.Module, batch: Any, loss: Loss) -> None:
+        """Go forward and back over one batch; the weights' gradients are not computed."""
+        self._outputs = []
+        value = self.forward(model, batch, loss)
+        names = [name for name, _ in self._outputs]
+        edges = [edge for _, edge in self._outputs]
+        found = torch.autograd.grad(value, edges, allow_unused=True) if edges else ()
+        self._outputs = []
+        for name, gradient in zip(names, found, strict=True):
+            if gradient is None:
+                continue
+            rows = gradient.movedim(1, -1).flatten(0, -2) * batch_size(batch)  # a sum, no mean
+            product = (rows.T @ rows).double()
+            have = self.sums.get(name)
+            self.sums[name] = product if have is None else have + product
+
+    def check(self) -> None:
+        """Raise `NotFinite` for the first layer whose gradients are no numbers."""
+        for name, value in self.sums.items():
+            if not torch.isfinite(value).all():
+                raise NotFinite(
+                    f"NaN or infinity is in the gradients at {name.removesuffix('.weight')}. Look "
+                    "for it in the weights, the loss and the images."
+                )
+
+
+def own_answers(generator: torch.Generator) -> Loss:
+    """A number whose gradients have the Fisher information as their second moment; no labels.
+
+    The network's answers p are put to the test in a random direction v with covariance
+    diag(p) - p p', that of the cross entropy's gradient for a label drawn from p: fewer images
+    do than with labels drawn.
+    """
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        logits = run_batch(model, batch)
+        root = logits.detach().softmax(1).sqrt()
+        drawn = root * torch.randn(root.shape, generator=generator).to(root)
+        direction = drawn - root.square() * drawn.sum(1, keepdim=True)
+        return (logits * direction).sum() / len(logits)
+
+    return loss

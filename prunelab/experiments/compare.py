@@ -1,0 +1,217 @@
+"""`compare`: several methods, to several targets, from several seeds, each a session of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import nn
+
+from prunelab.errors import BadModel, BudgetUnreachable, InvalidValue, NotFinite
+from prunelab.experiments.results import Comparison, Outcome
+from prunelab.ledger.words import said
+from prunelab.loops.batch import finish
+from prunelab.methods import Method, Random, make_method
+from prunelab.session.session import Session
+from prunelab.values import FrozenMap, Progress
+
+CONTROL = Random()
+Made = BudgetUnreachable, BadModel, InvalidValue, NotFinite  # what a table can tell of
+
+
+def compare(
+    model: nn.Module,
+    data: Any,
+    methods: Iterable[Any] | Mapping[str, Any],
+    targets: float | Iterable[float] = (0.5,),
+    *,
+    seeds: int | Iterable[int] = 3,
+    repair: str | None = "lstsq",
+    tune: int | None = 0,
+    split: str = "test",
+    listen: Callable[[Any], None] | None = None,
+    **session: Any,
+) -> Comparison:
+    """Prune `model` by each of `methods` to each of `targets`, and judge what comes out.
+
+    Parameters
+    ----------
+    model, data
+        As for `Session`; the network is never touched.
+    methods
+        Method objects or names, or a mapping from labels of your own to them. Random choice
+        stands in the table as the control in any case, under the same repair, and under least
+        squares too where the others have another repair: what a method adds is what it is above
+        that.
+    targets
+        Shares of the original MACs when at most 1, else numbers of MACs; each starts from the
+        original.
+    seeds
+        How many (0, 1, ...), or which. A seed sets what a method draws at random, the order of a
+        loader that shuffles, and tuning; what draws nothing comes out the same each time.
+    repair, tune
+        After every move and after the last, as in `prune`, the same for all. Methods that train
+        while they search (sampled AOFP, Group Fisher) have an advantage in steps.
+    split
+        What is judged on: "test", "val" or "train".
+    listen
+        Called with Progress over the outcomes, with every Outcome as it is done, and with what each
+        session tells.
+    session
+        Other keywords of `Session`.
+
+    No floor ends a run early (`min_accuracy=None`): what a method ruins stands in the table, too.
+    A method that ends before its target, or cannot work on this network, has its row with a note.
+    Raises what `Session` raises for a network or data that cannot be worked on, `InvalidValue`
+    for methods, targets or seeds that make no sense.
+    """
+    work = comparing(
+        model, data, methods, targets, seeds=seeds, repair=repair, tune=tune, split=split,
+        listen=listen, **session,
+    )  # fmt: skip
+    return finish(work if listen is None else _heard(work, listen))
+
+
+def comparing(
+    model: nn.Module,
+    data: Any,
+    methods: Iterable[Any] | Mapping[str, Any],
+    targets: float | Iterable[float] = (0.5,),
+    *,
+    seeds: int | Iterable[int] = 3,
+    repair: str | None = "lstsq",
+    tune: int | None = 0,
+    split: str = "test",
+    listen: Callable[[Any], None] | None = None,
+    **session: Any,
+) -> Generator[Any, None, Comparison]:
+    """`compare` as a generator: yields Progress and every Outcome; gives the Comparison."""
+    named, goals, numbers = _methods(methods), _targets(targets), seeds_of(seeds)
+    if odd := sorted({"path", "seed"} & set(session)):
+        raise InvalidValue(f"compare makes many sessions: it takes seeds=, and no {odd[0]}=.")
+    if tune is not None and (isinstance(tune, bool) or not isinstance(tune, int) or tune < 0):
+        raise InvalidValue(f"tune counts batches: 0 for none, None for the default; not {tune!r}.")
+    first = Session(model, data, CONTROL, repair=repair, **session)
+    session = {**session, "graph": first.graph}
+    state, judged = first.state, FrozenMap(first.evaluate(split))
+    base = Outcome(
+        "original", 1.0, None, 0, cost=state.base.cost, metrics=judged, widths=state.began.widths
+    )
+    jobs = [(label, method, repair) for label, method in named.items()]
+    if repair != "lstsq":
+        jobs.append((CONTROL.name, CONTROL, "lstsq"))
+    plan = [(*job, goal, seed) for goal in goals for job in jobs for seed in numbers]
+    outcomes: list[Outcome] = []
+    for count, (label, method, how, goal, seed) in enumerate(plan):
+        yield Progress(count, len(plan), f"{label} to {_goal(goal)}, seed {seed}")
+        work = Session(model, data, method, **{**session, "repair": how, "seed": seed})
+        if listen is not None:
+            work.listen(listen)
+        outcomes.append(_outcome(label, work, goal, tune, split, seed, how))
+        yield outcomes[-1]
+    yield Progress(len(plan), len(plan), "compared")
+    network, metric = type(model).__name__, next(iter(base.metrics))
+    return Comparison(network, split, metric, base, tuple(outcomes), CONTROL.name)
+
+
+def _outcome(
+    label: str, work: Session, goal: float, tune: int | None, split: str, seed: int,
+    repair: str | None,
+) -> Outcome:  # fmt: skip
+    """Take a session to its goal, tune it, and judge it."""
+    started, note = time.perf_counter(), ""
+    try:
+        work.run(target_macs=goal, min_accuracy=None)  # as far as the others, good or not
+    except Made as error:
+        reached = work.state.now.cost.macs / work.state.base.cost.macs
+        note = str(error) if isinstance(error, BudgetUnreachable) else f"{label} failed: {error}"
+        if not isinstance(error, BudgetUnreachable):
+            return Outcome(label, goal, repair, seed, cost=work.state.now.cost, note=note)
+        note = f"{label} ended at {reached:.0%} of the MACs: {note}"
+    if tune != 0:
+        work.tune(**({} if tune is None else {"steps": tune}))
+        if refused := said(work.ledger[-1]):
+            note = f"{note} {label}: {refused}".strip()
+    seconds = time.perf_counter() - started
+    return Outcome(
+        label, goal, repair, seed, cost=work.state.now.cost, seconds=seconds, note=note,
+        metrics=FrozenMap(work.evaluate(split)), widths=FrozenMap(work.plan.widths),
+    )  # fmt: skip
+
+
+def _heard(work: Generator[Any, None, Comparison], listen: Callable[[Any], None]) -> Any:
+    """Pass on what `work` yields."""
+    while True:
+        try:
+            item = next(work)
+        except StopIteration as end:
+            return end.value
+        listen(item)
+        yield item
+
+
+def _methods(given: Any) -> dict[str, Method]:
+    """Methods by their labels, the control last."""
+    if isinstance(given, Mapping):
+        named = {str(label): make_method(method) for label, method in given.items()}
+    elif isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidValue(
+            f"methods is a list of methods or names, such as ['aofp']; not {given!r}."
+        )
+    else:
+        made = [make_method(method) for method in given]
+        named = {_label(method): method for method in made}
+        if len(named) < len(made):
+            raise InvalidValue(
+                f"methods names one twice: {', '.join(map(_label, made))}. Give each a label of "
+                "its own: methods={'label': method, ...}."
+            )
+    control = named.pop(CONTROL.name, CONTROL)
+    if control != CONTROL:
+        raise InvalidValue(
+            f"The label {CONTROL.name!r} is the control's, which always stands in the table; "
+            "choose another."
+        )
+    return {**named, CONTROL.name: CONTROL}
+
+
+def _label(method: Method) -> str:
+    """Its name, and the parameters that are not as they usually are."""
+    if not is_dataclass(method):
+        return method.name
+    own = [
+        f"{f.name}={getattr(method, f.name)!r}"
+        for f in fields(method)
+        if getattr(method, f.name) != f.default
+    ]
+    return f"{method.name}({', '.join(own)})" if own else method.name
+
+
+def _targets(given: Any) -> list[float]:
+    goals = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for goal in goals:
+        if isinstance(goal, bool) or not isinstance(goal, (int, float)) or not goal > 0:
+            raise InvalidValue(
+                "targets are shares of the original MACs between 0 and 1, or numbers of MACs; "
+                f"not {goal!r}."
+            )
+    if not goals or len(set(goals)) < len(goals):
+        raise InvalidValue(f"targets names at least one target, each once; not {given!r}.")
+    return goals
+
+
+def seeds_of(given: int | Iterable[int]) -> Sequence[int]:
+    """The seeds 0, 1, ... of a number of them, or those given; raises `InvalidValue`."""
+    if isinstance(given, int):
+        seeds = [] if isinstance(given, bool) else list(range(given))
+    else:
+        seeds = list(given) if isinstance(given, Iterable) else []
+    if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(s, int) for s in seeds):
+        raise InvalidValue(f"seeds is how many, or which whole numbers, each once; not {given!r}.")
+    return seeds
+
+
+def _goal(target: float) -> str:
+    return f"{target:.0%} of the MACs" if target <= 1 else f"{target:,.0f} MACs"

@@ -1,0 +1,217 @@
+"""Two plans beside each other: their widths on one axis, and a table of what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import plotly.graph_objects as go
+
+from prunelab.figures.row_grouping import modules
+from prunelab.figures.style import (
+    DROP,
+    FAINT,
+    INK,
+    INVISIBLE,
+    KEEP,
+    TEXT_PX,
+    TITLE_PX,
+    Panel,
+    Theme,
+    axis,
+    caption,
+    paper,
+    row_height,
+    shorten,
+)
+from prunelab.ledger.state import State
+from prunelab.values import Cost, FrozenMap, WidthPlan, as_text, si
+from prunelab.values.paired_comparison import Trial
+
+COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two: its name, the units of every group, what is known of it."""
+
+    name: str
+    widths: FrozenMap
+    cost: Cost | None = None
+    metrics: FrozenMap = field(default_factory=FrozenMap)
+
+
+@dataclass(frozen=True, slots=True)
+class CompareInfo:
+    """What the figure draws: (group, units here, units there), and the rows of the table.
+
+    A row of the table is (what, here, there, difference).
+    """
+
+    names: tuple[str, str]
+    rows: tuple[tuple[str, int, int], ...]
+    table: tuple[tuple[str, str, str, str], ...]
+
+
+def point_side(state: State, seq: int) -> Side:
+    """The network as it was at the point made by event `seq`, as a side."""
+    point = state.point(seq)
+    full = state.began.widths
+    widths = full if point.kept is None else {name: len(point.kept[name]) for name in full}
+    name = "original" if point.parent is None else f"event {seq}"
+    return Side(name, FrozenMap(widths), point.cost, point.metrics)
+
+
+def plan_side(name: str, plan: WidthPlan, cost: Cost | None = None) -> Side:
+    """A plan, such as one read from a file, as a side; `cost` is `pl.cost(graph, plan)`."""
+    return Side(name, FrozenMap(plan.widths), cost)
+
+
+def compare_info(a: Side, b: Side, trial: Trial | None = None) -> CompareInfo:
+    """Here `a`, there `b`; `trial` is how the network of `b` does against that of `a`.
+
+    Networks of many groups are gathered by module.
+    """
+    rows: dict[str, tuple[int, int]] = {}
+    for name, row in modules([name for name in a.widths if name in b.widths]).items():
+        here, there = rows.get(row, (0, 0))
+        rows[row] = (here + a.widths[name], there + b.widths[name])
+    table = [
+        (
+            "channels",
+            f"{sum(a.widths.values()):,}",
+            f"{sum(b.widths.values()):,}",
+            f"{sum(b.widths.values()) - sum(a.widths.values()):+,}",
+        )
+    ]
+    if a.cost is not None and b.cost is not None:
+        for key, words in COSTS.items():
+            here, there = getattr(a.cost, key), getattr(b.cost, key)
+            table.append((words, si(here), si(there), f"{there / max(1, here) - 1:+.1%}"))
+    table += _measured(a.metrics, b.metrics)
+    if trial is not None:
+        table += _tried(trial)
+    return CompareInfo(
+        (a.name, b.name),
+        tuple((name, here, there) for name, (here, there) in rows.items()),
+        tuple(table),
+    )
+
+
+def _measured(a: Mapping[str, float], b: Mapping[str, float]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name in a:
+        if name in b:
+            change = b[name] - a[name]
+            points = f"{100 * change:+.1f} points" if "accuracy" in name else f"{change:+.3g}"
+            rows.append(
+                (
+                    f"validation {name}",
+                    as_text(name, a[name]),
+                    as_text(name, b[name]),
+                    points,
+                )
+            )
+    return rows
+
+
+def _tried(trial: Trial) -> list[tuple[str, str, str, str]]:
+    percent = "accuracy" in trial.metric
+    scale, digits, unit = (100, ".1f", " points") if percent else (1, ".3g", "")
+    change = f"{scale * trial.difference:+{digits}} ± {scale * trial.margin:{digits}}{unit}"
+    rows = [
+        (
+            f"{trial.metric}, {trial.images:,} images",
+            as_text(trial.metric, trial.before),
+            as_text(trial.metric, trial.after),
+            change + (", within noise" if trial.within_noise else ""),
+        )
+    ]
+    if trial.answers is not None:
+        rows.append(
+            ("only right here, there", str(len(trial.lost)), str(len(trial.gained)), "images")
+        )
+    return rows
+
+
+def draw_compare(info: CompareInfo) -> Panel:
+    """A line per group from its width here (circle) to its width there (diamond)."""
+    lines = list(range(len(info.rows)))
+    most = max((max(here, there) for _, here, there in info.rows), default=1)
+    joined_x: list[int | None] = []
+    joined_y: list[int | None] = []
+    for line, (_, here, there) in zip(lines, info.rows, strict=True):
+        joined_x += [here, there, None]
+        joined_y += [line, line, None]
+    marks = [
+        go.Scatter(
+            x=[row[side] for row in info.rows],
+            y=lines,
+            mode="markers",
+            marker={"symbol": symbol, "size": 9, "color": colour},
+            name=info.names[side - 1],
+            hovertext=[f"{name}: {here} → {there}" for name, here, there in info.rows],
+            hoverinfo="text",
+        )
+        for side, symbol, colour in ((1, "circle", KEEP), (2, "diamond", DROP))
+    ]
+    line = go.Scatter(
+        x=joined_x, y=joined_y, mode="lines", line={"color": FAINT, "width": 5},
+        name="difference", hoverinfo="skip",
+    )  # fmt: skip
+    a, b = (shorten(name, 26) for name in info.names)
+    return Panel(
+        title=f"Widths: ● {a}, ◆ {b}",
+        traces=(line, *marks),
+        xaxis=axis("channels", range=[0, 1.06 * most], nticks=6),
+        yaxis=axis(
+            "channel group",
+            range=[len(lines) - 0.4, -0.6],
+            tickmode="array",
+            tickvals=lines,
+            ticktext=[f"{shorten(name)} " for name, _, _ in info.rows],
+            showgrid=False,
+            automargin=True,
+        ),
+        note="" if lines else "no channel group is in both",
+    )
+
+
+def compare(a: Side, b: Side, trial: Trial | None = None, *, theme: Theme = "light") -> go.Figure:
+    """Two points of a session, or two plans: widths overlaid, and a table of the differences.
+
+    `point_side(state, seq)` and `plan_side(name, plan)` make the sides; `trial` is what
+    `Session.compare` measures.
+    """
+    info = compare_info(a, b, trial)
+    panel = draw_compare(info)
+    table = go.Table(
+        domain={"x": [0.58, 1], "y": [0, 1]},
+        columnwidth=[5, 3, 3, 4],
+        header=_cells(["", *(shorten(name, 20) for name in info.names), "difference"], theme),
+        cells=_cells([list(column) for column in zip(*info.table, strict=True)], theme),
+    )
+    return go.Figure(
+        [*panel.traces, table],
+        {
+            **paper(theme),
+            "height": max(row_height(len(info.rows)), 90 + 38 * len(info.table)),
+            "xaxis": {**panel.xaxis, "domain": [0, 0.52]},
+            "yaxis": panel.yaxis,
+            "title": {"text": panel.title, "font": {"size": TITLE_PX}},
+            "annotations": [
+                caption(panel.note, TEXT_PX + 1, xref="paper", yref="paper", x=0.25, y=0.5)
+            ],
+        },
+    )
+
+
+def _cells(values: list[object], theme: Theme) -> dict[str, object]:
+    return {
+        "values": values,
+        "align": "left",
+        "fill": {"color": INVISIBLE},
+        "line": {"color": FAINT},
+        "font": {"size": TEXT_PX, "color": INK[theme]},
+        "height": 24,
+    }

@@ -1,0 +1,1 @@
+"""Which channels are coupled: `trace` finds them, `surgery` cuts them."""

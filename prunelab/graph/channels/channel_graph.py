@@ -1,0 +1,278 @@
+"""Which channels live and die together: groups of units, and where in the network they are.
+
+The graph speaks of a network by the names of its parameters and buffers, so it holds for every
+instance of the same architecture, and it keeps the original unit numbers after cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from prunelab.errors import IllegalPlan, MissingPackage, UnknownName
+from prunelab.graph.channels.couplings import Coupling
+from prunelab.graph.channels.explain import Explanation, explain_layer, explain_pair
+from prunelab.graph.channels.summary import table, table_html
+from prunelab.values import Units, WidthPlan, units_of
+
+FIXED = -1  # a position of an axis that belongs to no unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One convolution or linear layer, known by the name of its weight.
+
+    `out_units` [out channels] and `in_units` [in channels, or in features] give for each position
+    the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
+    number of output positions of one input, summed over calls, `applied` how many times its kernel
+    is applied to one (not the same for a transposed convolution); `norm` names the BatchNorm that
+    follows it, if one does. `in_axis` is the weight's axis that reads channels. `computed` says
+    that the weight in use is made of its parameters (a weight norm, a mask), not one of them. A
+    sampler (`SampledConv2d`) is a layer too: it makes channels without multiplying, and no units
+    stand in its `in_units`; `weight` is its buffer.
+    """
+
+    name: str
+    weight: str
+    out_units: np.ndarray
+    in_units: np.ndarray
+    kernel: tuple[int, ...]
+    conv_groups: int
+    in_axis: int
+    positions: int
+    applied: int
+    norm: str | None
+    calls: int = 1
+    computed: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is [in, out, ...]: a transposed convolution's, or that of x @ W."""
+        return self.in_axis == 0
+
+    @property
+    def dense(self) -> bool:
+        """Whether every output sees every input: it consumes channels and issues new ones."""
+        return self.conv_groups == 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one input."""
+        into = len(self.in_units) // self.conv_groups
+        return self.applied * len(self.out_units) * into * prod(self.kernel)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGroup:
+    """Units that have the same producers; a unit is dropped whole, wherever it reaches.
+
+    `width` counts its units in the original network, `units` are those alive now, in the
+    original numbers 0 .. width-1 (the order of the first producer's channels). `first` is where
+    its units start in the numbering of the whole graph. Methods leave it `min_width` units or
+    more, and a multiple of `step`. `inexact`: a LayerNorm spans it, so that a cut network is not
+    quite the masked one.
+    """
+
+    name: str
+    width: int
+    units: Units
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    why: str
+    first: int
+    residual: bool
+    min_width: int = 1
+    step: int = 1
+    inexact: bool = False
+
+    @property
+    def span(self) -> slice:
+        """Where its units are in the numbering of the whole graph, those that are gone too."""
+        return slice(self.first, self.first + self.width)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units may be dropped; `why` says why not."""
+        return not self.why
+
+    def __repr__(self) -> str:
+        alive = f"{len(self.units)} of {self.width}" if len(self.units) < self.width else self.width
+        frozen = f", frozen: {self.why}" if self.why else ""
+        return f"<{self.name}: {alive} units, {' + '.join(self.producers)}{frozen}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGraph:
+    """The channel groups of a network, in execution order.
+
+    `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position;
+    `couplings` are the meetings that made the groups what they are.
+    `unseen` are the layers that never ran; `untrained` says why the network could not be run in
+    training mode, where its code differs there. `norms` are weight norms: a direction, its
+    length, and the axis along which there is one length each; `bare` gives the unit of each
+    channel that a normalisation module without parameters reads. Widths are best kept at
+    multiples of `round_to`.
+    `graph[name]` finds a group by its name or by any of its producers'.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[Layer, ...]
+    slots: Mapping[tuple[str, int], np.ndarray]
+    unseen: tuple[str, ...] = ()
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    activation_itemsize: int = 4
+    sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
+    norms: tuple[tuple[str, str, int], ...] = ()
+    bare: Mapping[str, np.ndarray] = field(default_factory=dict)
+    round_to: int = 1
+    network: Callable[[], nn.Module | None] = lambda: None
+    couplings: tuple[Coupling, ...] = ()
+    untrained: str = ""
+    _names: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = {n: i for i, g in reversed([*enumerate(self.groups)]) for n in g.producers}
+        names |= {group.name: i for i, group in enumerate(self.groups)}
+        object.__setattr__(self, "_names", names)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        if name not in self._names:
+            raise UnknownName("channel group", name, [group.name for group in self.groups])
+        return self.groups[self._names[name]]
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def units(self) -> int:
+        """How many units there are in the original network."""
+        return sum(group.width for group in self.groups)
+
+    def layer(self, name: str) -> Layer:
+        """The layer called `name`; raises `UnknownName`."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise UnknownName("layer", name, [layer.name for layer in self.layers])
+
+    def consumers(self, group: ChannelGroup) -> tuple[Layer, ...]:
+        """The dense layers that read `group`'s channels."""
+        return tuple(layer for layer in self.layers if layer.name in group.consumers)
+
+    def alive(self, plan: WidthPlan) -> np.ndarray:
+        """Per graph-wide unit number, whether `plan` keeps it [units + 1].
+
+        The last stands for FIXED and is always kept.
+        """
+        kept = np.zeros(self.units + 1, dtype=bool)
+        kept[FIXED] = True
+        for group in self.groups:
+            kept[group.first + np.asarray(plan.kept[group.name], dtype=np.int64)] = True
+        return kept
+
+    def gone(self, drop: Mapping[str, Iterable[int]]) -> np.ndarray:
+        """Per graph-wide unit number, whether it is one of these units [units + 1].
+
+        Raises `UnknownName` for a group, `IllegalPlan` for a unit that it does not have.
+        """
+        found = np.zeros(self.units + 1, dtype=bool)  # the last is FIXED
+        for name, given in drop.items():
+            group, units = self[name], units_of(given)
+            if missing := set(units) - set(group.units):
+                raise IllegalPlan(
+                    f"{group.name} does not have the units {sorted(missing)[:8]}; it has "
+                    f"{len(group.units)} of its {group.width}, numbered from 0."
+                )
+            found[group.first + np.asarray(units, dtype=np.int64)] = True
+        return found
+
+    def after(self, plan: WidthPlan) -> ChannelGraph:
+        """The graph of the network that is cut to `plan`: same names, same unit numbers."""
+        alive = self.alive(plan)
+        groups = tuple(replace(group, units=plan.kept[group.name]) for group in self.groups)
+        layers = []
+        for layer in self.layers:
+            outs = layer.out_units[alive[layer.out_units]]
+            ins = layer.in_units[alive[layer.in_units]]
+            conv_groups = layer.conv_groups
+            if not layer.dense:
+                conv_groups = conv_groups * len(ins) // len(layer.in_units)
+            layers.append(replace(layer, out_units=outs, in_units=ins, conv_groups=conv_groups))
+        slots = {key: units[alive[units]] for key, units in self.slots.items()}
+        bare = {name: units[alive[units]] for name, units in self.bare.items()}
+        sizes = dict(self.sizes)
+        for (name, axis), units in self.slots.items():
+            if name in sizes:
+                sizes[name] = sizes[name] * len(slots[name, axis]) // len(units)
+        return replace(
+            self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes, bare=bare
+        )
+
+    def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """The same graph with these groups frozen, name to reason."""
+        groups = tuple(
+            replace(group, why=group.why or reasons.get(group.name, "")) for group in self.groups
+        )
+        return replace(self, groups=groups)
+
+    def rounded(
+        self,
+        plan: WidthPlan,
+        drop: Mapping[str, Iterable[int]],
+        order: Mapping[tuple[str, int], float] | None = None,
+    ) -> dict[str, Units]:
+        """As much of `drop` as leaves every group a width that `round_to` and `min_width` allow.
+
+        The units with the lowest `order` go first (without one: the lowest numbers). A group's
+        present width is allowed, whatever it is. A plan's own `drop` stays literal.
+        """
+        result = {}
+        for given, units in drop.items():
+            group, asked = self[given], units_of(units)
+            have = len(plan.kept[group.name])
+            least = max(have - len(asked), min(group.min_width, have))
+            left = -(-least // group.step) * group.step
+            if order is not None:
+                asked = tuple(sorted(asked, key=lambda unit: order[given, unit]))
+            if left < have:
+                result[given] = units_of(asked[: have - left])
+        return result
+
+    def explain(self, a: str, b: str | None = None) -> Explanation:
+        """Why the layers `a` and `b` are coupled, or why not; of `a` alone, its place in the graph.
+
+        Raises `UnknownName` for what is neither a layer nor a group.
+        """
+        return explain_layer(self, a) if b is None else explain_pair(self, a, b)
+
+    def show(self, part: str = "", *, theme: Literal["light", "dark"] = "light") -> Any:
+        """A Plotly figure: layers as rows, their widths as bars, couplings as arcs.
+
+        `part` shows what is inside one module only. Raises `UnknownName` when no layer is in
+        `part`, `MissingPackage` without plotly.
+        """
+        try:
+            from prunelab.figures.graph import coupling
+        except ImportError as error:
+            raise MissingPackage(
+                f"graph.show() needs plotly, and {error.name} is missing: "
+                "pip install 'prunelab[lab]', then restart the kernel."
+            ) from error
+        return coupling(self, part, theme=theme)
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def __repr__(self) -> str:
+        return f"<ChannelGraph: {len(self)} groups, {self.units} units>"
+
+    def _repr_html_(self) -> str:
+        return table_html(self)

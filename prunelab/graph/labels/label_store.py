@@ -1,0 +1,264 @@
+"""The book of labels: which channel every element of every tensor comes from, and what couples.
+
+Holds the labels of tensors while a network runs, and writes down what is found out: channels
+that live and die together, channels that must stay, and the axes of parameters that they index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunelab.graph.labels.layout import along, varying
+from prunelab.graph.labels.module_stack import Places
+from prunelab.graph.labels.provenance import Key, Origin
+
+FROZEN = 0  # the label of everything that is no layer's output: inputs and constants
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Labels `a` and `b` (equal length) live and die together, pair by pair, because of `why`.
+
+    `where` names the innermost module that was running; "" is the network itself.
+    """
+
+    a: Tensor
+    b: Tensor
+    why: str
+    where: str = ""
+
+
+@dataclass(slots=True)
+class LayerTrace:
+    """What was seen of one layer: the labels of its axes and where it stands.
+
+    `out` [out channels] and `into` [in channels] are labels; `in_axis` is the weight's axis that
+    reads channels; `groups` and `transposed` are the convolution's; `positions` sums over its
+    calls the output positions of one input, `applied` how often its kernel is applied to it;
+    `norm` names the BatchNorm that follows; `computed`
+    says that the weight in use is computed from its parameters, `cuttable` that its channels can
+    go at all.
+    """
+
+    name: str
+    out: Tensor
+    into: Tensor
+    kernel: tuple[int, ...]
+    groups: int
+    transposed: bool
+    in_axis: int
+    order: int
+    computed: bool
+    cuttable: bool
+    positions: int = 0
+    applied: int = 0
+    calls: int = 0
+    norm: str | None = None
+
+
+@dataclass(slots=True)
+class Trace:
+    """All that running on labels found out. `slots` gives the labels along a tensor's axis.
+
+    `norms` are weight norms, (direction, length, axis); `inexact` are labels of channels whose
+    normalisation changes with their number; `bare` are the labels of what normalisation modules
+    without parameters read.
+    """
+
+    count: int = 1
+    edges: list[Edge] = field(default_factory=list)
+    frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    slots: dict[Key, Tensor] = field(default_factory=dict)
+    layers: dict[str, LayerTrace] = field(default_factory=dict)
+    norms: set[tuple[str, str, int]] = field(default_factory=set)
+    inexact: list[Tensor] = field(default_factory=list)
+    bare: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Book:
+    """The labels of all tensors of one run, and the `Trace` that comes of it.
+
+    What the code of a module can lay hands on while it is `guarded` must stay: what it is given,
+    what it computes, and what its parts give back. `guarded` maps its name to the reason.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.trace = Trace()
+        self._places = places
+        self._labels = WeakTensorKeyDictionary()
+        self._uniform = WeakTensorKeyDictionary()
+        self._rigid: dict[Key, str] = {}
+        self.guarded: dict[str, str] = {}
+
+    # ------------------------------------------------------------ labels of tensors
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor in self._labels
+
+    def labels(self, tensor: Tensor) -> Tensor:
+        """The label of every element, broadcastable to `tensor`'s shape."""
+        found = self._labels.get(tensor)
+        if found is None:
+            return torch.full((1,) * tensor.ndim, FROZEN)
+        return found
+
+    def put(self, tensor: Tensor, labels: Tensor) -> None:
+        """Note small `labels` for `tensor`; a tensor without a channel in it has none."""
+        if labels.numel() == 1 and int(labels) == FROZEN:
+            self._labels.pop(tensor, None)
+        else:
+            self._labels[tensor] = labels
+            self.guard(tensor)
+
+    def guard(self, given: Any) -> None:
+        """Freeze what passes into the hands of code that is guarded."""
+        why = self.guarded.get(self._places.now)
+        for tensor in tree_leaves(given) if why else ():
+            if isinstance(tensor, Tensor) and tensor in self:
+                self.freeze(self.labels(tensor), str(why))
+
+    def copy(self, tensor: Tensor, other: Tensor) -> None:
+        """`tensor` holds, element by element, what `other` holds."""
+        if other in self._labels:
+            self.put(tensor, self.labels(other))
+        if other in self._uniform:
+            self._uniform[tensor] = self._uniform[other]
+
+    def uniform(self, tensor: Tensor) -> bool:
+        """Whether a tensor without labels is alike for every channel, however many there are."""
+        return tensor in self._uniform
+
+    def forget_uniform(self, tensor: Tensor) -> None:
+        """Something was written into `tensor` that may know its place."""
+        self._uniform.pop(tensor, None)
+
+    def make_uniform(self, tensor: Tensor, like: Tensor | None = None) -> None:
+        """No element of `tensor` knows its channel: it fits any number of them.
+
+        Perhaps it was made for as many as `like` has, whose shape it has.
+        """
+        alike = like is not None and like.shape == tensor.shape and like in self
+        self._uniform[tensor] = self.labels(like) if alike and like is not None else None
+
+    def settle(self, tensor: Tensor, labels: Tensor | None = None, axis: int = 1) -> None:
+        """A uniform tensor has one width: from now on its channels go with what it meets first.
+
+        It meets `labels`, of its rank or a higher one; or, without any, it is read along `axis`,
+        where it gets labels that no layer issued.
+        """
+        if tensor in self or tensor not in self._uniform:
+            return
+        found = self._uniform[tensor]
+        if found is None and labels is None:
+            shape = [1] * tensor.ndim
+            shape[axis] = -1
+            found = self.issue(tensor.shape[axis]).reshape(shape)
+        elif found is None and labels is not None:
+            more = labels.ndim - tensor.ndim
+            axes = varying(labels)
+            if all(axis >= more and tensor.shape[axis - more] > 1 for axis in axes):
+                found = labels.reshape(labels.shape[more:])
+        if found is not None:
+            self.put(tensor, found)
+
+    # ------------------------------------------------------------ what is found out
+
+    def issue(self, width: int) -> Tensor:
+        """New labels [width]."""
+        start = self.trace.count
+        self.trace.count += width
+        return torch.arange(start, start + width)
+
+    def freeze(self, labels: Tensor, why: str) -> None:
+        """These channels must stay."""
+        some = torch.unique(labels)
+        some = some[some != FROZEN]
+        if len(some):
+            self.trace.frozen.append((some, why))
+
+    def unite(self, a: Tensor, b: Tensor, why: str) -> None:
+        """Couple `a` and `b` element by element; one that meets FROZEN is frozen."""
+        if a.shape == b.shape and torch.equal(a, b):
+            return
+        a, b = torch.broadcast_tensors(a, b)
+        different = a != b
+        a, b = a[different], b[different]
+        if not len(a):
+            return
+        low, high = torch.minimum(a, b), torch.maximum(a, b)
+        pairs = low * self.trace.count + high
+        if not bool((pairs[1:] > pairs[:-1]).all()):
+            pairs = torch.unique(pairs)
+        low, high = pairs // self.trace.count, pairs % self.trace.count
+        fixed = low == FROZEN
+        self.freeze(high[fixed], f"it meets a tensor of fixed width at {why}")
+        if (~fixed).any():
+            self.trace.edges.append(Edge(low[~fixed], high[~fixed], why, self._places.now))
+
+    def collapse(self, labels: Tensor, axes: list[int], why: str) -> Tensor:
+        """Labels made one over `axes`: what stands there side by side lives and dies together."""
+        for axis in axes:
+            if labels.shape[axis] > 1:
+                first = labels.narrow(axis, 0, 1)
+                self.unite(labels, first, why)
+                labels = torch.maximum(first, labels.amax(axis, keepdim=True) * (first == FROZEN))
+        return labels
+
+    def column(self, tensor: Tensor, axis: int, why: str) -> Tensor:
+        """One label for each position of `axis`, by which a whole column is addressed."""
+        labels = self.labels(tensor)
+        axis %= tensor.ndim
+        others = [other for other in varying(labels) if other != axis]
+        labels = self.collapse(labels, others, why)
+        return along(labels, axis, tensor.shape[axis]).reshape(-1).clone()
+
+    # ------------------------------------------------------------ parameters
+
+    def index(self, origin: Origin, labels: Tensor, why: str) -> None:
+        """The entries of the parameters behind a tensor belong to the channels `labels` there.
+
+        `labels` is broadcastable to the tensor. Parameters whose entries are mixed with each
+        other can lose none: their channels are frozen.
+        """
+        for key in origin.mixed:
+            self._rigid.setdefault(key, f"the entries of {key[0]} depend on each other")
+        self.trace.norms |= origin.norms
+        axes = set(varying(labels))
+        for key, index in origin.axes.items():
+            if axes.isdisjoint(varying(index)):
+                continue
+            at, met = torch.broadcast_tensors(index, labels)
+            at, met = at.reshape(-1), met.reshape(-1)
+            size = int(at.max()) + 1
+            if len(at) != size or not torch.equal(at, torch.arange(size)):
+                order = torch.argsort(at, stable=True)
+                at, met = at[order], met[order]
+                starts = torch.ones(len(at), dtype=torch.bool)
+                starts[1:] = at[1:] != at[:-1]
+                if int(starts.sum()) != size:
+                    self.freeze(labels, f"it meets a part of {key[0]} at {why}")
+                    continue
+                first = met[starts]
+                self.unite(met, first[torch.cumsum(starts, 0) - 1], why)
+                met = first
+            self.slot(key, met, why)
+
+    def slot(self, key: Key, labels: Tensor, why: str) -> None:
+        """Channels `labels` index this axis of a parameter or buffer."""
+        if key in self.trace.slots:
+            self.unite(self.trace.slots[key], labels, why)
+        else:
+            self.trace.slots[key] = labels.clone()
+
+    def close(self) -> Trace:
+        """The finished trace."""
+        for key, why in self._rigid.items():
+            if key in self.trace.slots:
+                self.freeze(self.trace.slots[key], why)
+        return self.trace

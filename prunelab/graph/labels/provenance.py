@@ -1,0 +1,196 @@
+"""Which entries of which parameters stand behind a tensor that was computed from them alone.
+
+A weight that is cast, turned, scaled, normalised or masked on its way into a convolution is
+followed by carrying, for every axis of every parameter, the index of the entry behind each
+element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelab.graph.labels.layout import (
+    Shape,
+    arange,
+    argument,
+    axes_of,
+    compact,
+    moved,
+    reduced,
+    viewed,
+    widened,
+)
+from prunelab.graph.labels.op_tables import (
+    CASTS,
+    ELEMENTWISE,
+    MOVES,
+    NORMALISES_BATCH,
+    REDUCES,
+    RESHAPES,
+    SCALES,
+    aten,
+)
+
+Key = tuple[str, int]  # a parameter or buffer, and one of its axes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """What a tensor was computed from: `name` is the parameter or buffer it mainly is.
+
+    `axes` gives for (parameter, axis) the index of the entry behind every element, broadcastable
+    to the tensor's shape. `mixed` holds the axes whose entries meet each other, so that none can
+    go alone. `plain`: it is the parameter itself, cast or turned at most. `scaled`: it is the
+    parameter times something, so that what is zeroed there is zero here. `norms` are weight
+    norms, (direction, length, axis) for v, g and the axis that is not summed over.
+    """
+
+    name: str
+    axes: Mapping[Key, Tensor]
+    mixed: frozenset[Key] = frozenset()
+    plain: bool = True
+    scaled: bool = True
+    norms: frozenset[tuple[str, str, int]] = field(default_factory=frozenset)
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Origin:
+        """The parameter or buffer itself."""
+        rank = tensor.ndim
+        return cls(name, {(name, i): arange(s, rank, i) for i, s in enumerate(tensor.shape)})
+
+    @property
+    def blended(self) -> Origin:
+        """Something of which every entry may depend on every entry of what it comes from."""
+        return replace(self, axes={}, mixed=self.mixed | set(self.axes), plain=False, scaled=False)
+
+    def carried(self, move: Any) -> Origin:
+        """The origin after `move`, which takes the index of every axis along."""
+        axes, mixed = {}, set(self.mixed)
+        for key, index in self.axes.items():
+            made = move(index)
+            if made is None:
+                mixed.add(key)
+            else:
+                axes[key] = made
+        return replace(self, axes=axes, mixed=frozenset(mixed))
+
+
+def origin_after(
+    func: Any, args: tuple[Any, ...], kwargs: Any, inputs: Sequence[tuple[Tensor, Origin]], out: Any
+) -> Origin:
+    """The origin of what `func` computes of tensors that all come from parameters."""
+    packet = func.overloadpacket
+    first, origin = inputs[0]
+    made = out[0] if isinstance(out, (tuple, list)) else out
+    if packet in CASTS:
+        return origin
+    if packet in RESHAPES:
+        return origin.carried(lambda index: _view(index, first.shape, made.shape))
+    if packet in MOVES:
+        return origin.carried(lambda index: moved(func, index, first.shape, args[1:], kwargs)[0])
+    if packet is aten.slice or packet is aten.select:
+        return replace(_cut_out(func, args, kwargs, first, origin), plain=False)
+    if packet in REDUCES:
+        axes = axes_of(argument(func, args, kwargs, "dim"), first.ndim)
+        left = replace(origin, plain=False, scaled=False)
+        return left.carried(lambda index: _reduce(index, axes, made.ndim))
+    if packet in NORMALISES_BATCH:
+        return _standardised(first, inputs)
+    if packet is aten._weight_norm_interface:
+        return _normed(args, inputs)
+    if torch.Tag.pointwise in func.tags or packet in ELEMENTWISE or packet in SCALES:
+        return _pointwise(packet, inputs, made.ndim)
+    blend = origin.blended
+    for _, other in inputs[1:]:
+        blend = replace(blend, mixed=blend.mixed | other.mixed | set(other.axes))
+    return blend
+
+
+def _view(index: Tensor, old: Shape, new: Shape) -> Tensor | None:
+    found = viewed(index, old, new)
+    return None if found is None else found[0]
+
+
+def _reduce(index: Tensor, axes: list[int], rank: int) -> Tensor | None:
+    if any(index.shape[axis] > 1 for axis in axes):
+        return None
+    return reduced(index, axes, rank)
+
+
+def _cut_out(
+    func: Any, args: tuple[Any, ...], kwargs: Any, first: Tensor, origin: Origin
+) -> Origin:
+    """A part of a parameter: the axis that it is cut along can lose no entry."""
+    axis = argument(func, args, kwargs, "dim", 0) % first.ndim
+
+    def part(index: Tensor) -> Tensor | None:
+        found: Tensor = moved(func, index, first.shape, args[1:], kwargs)[0]
+        whole = index.shape[axis] == 1 or found.shape == index.shape
+        return found if whole else None
+
+    return origin.carried(part)
+
+
+def _merged(inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
+    """What a result of `rank` axes has of all its inputs, broadcast against each other."""
+    axes: dict[Key, Tensor] = {}
+    mixed: set[Key] = set()
+    norms: set[tuple[str, str, int]] = set()
+    for _, origin in inputs:
+        mixed |= origin.mixed
+        norms |= origin.norms
+        for key, index in origin.axes.items():
+            index = widened(index, rank)
+            if key in axes and not _same(axes[key], index):
+                mixed.add(key)
+            axes.setdefault(key, index)
+    main = max((origin for _, origin in inputs), key=lambda origin: len(origin.axes))
+    return Origin(main.name, axes, frozenset(mixed), False, main.scaled, frozenset(norms))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _pointwise(packet: Any, inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
+    merged = _merged(inputs, rank)
+    # a quotient is zero where its first part is; a product where either is
+    firm = packet in SCALES and (packet not in (aten.div, aten.div_) or inputs[0][1].scaled)
+    return replace(merged, scaled=firm and any(origin.scaled for _, origin in inputs))
+
+
+def _standardised(x: Tensor, inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
+    """A weight standardised row by row, written as a batch normalisation of itself."""
+    origin = inputs[0][1]
+    met = {
+        key
+        for key, index in origin.axes.items()
+        if any(size > 1 for axis, size in enumerate(index.shape) if axis != 1)
+    }
+    mixed = set(origin.mixed) | met
+    axes = dict(origin.axes)
+    for _, other in inputs[1:]:
+        mixed |= other.mixed
+        for key, index in other.axes.items():
+            wide = index.reshape([1, -1] + [1] * (x.ndim - 2)) if index.ndim == 1 else None
+            if wide is None:
+                mixed.add(key)
+            else:
+                axes[key] = compact(wide)
+    return replace(origin, axes=axes, mixed=frozenset(mixed), plain=False, scaled=False)
+
+
+def _normed(args: tuple[Any, ...], inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
+    """A weight norm, g v / ||v||: a direction and a length for each entry of one axis."""
+    (v, direction), (_, length) = inputs[:2]
+    merged = _merged(inputs, v.ndim)
+    axis = args[2] % v.ndim if len(args) > 2 else 0
+    if not (direction.plain and length.plain):
+        return merged.blended
+    norms = merged.norms | {(direction.name, length.name, axis)}
+    return replace(merged, name=direction.name, scaled=True, norms=norms)

@@ -1,0 +1,296 @@
+"""Editing networks: `masked`, `cut`, `rebuild` and `sampled`; nothing else edits one.
+
+All return a new module and leave the given one as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunelab.errors import BadModel, IllegalPlan, InvalidValue
+from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.modules.channel_selector import read_all
+from prunelab.graph.modules.module_attributes import tell_the_truth, tell_width
+from prunelab.values import WidthPlan
+
+
+def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
+    """A new plain module, of the same class, without the units that `plan` drops.
+
+    `graph` describes `model` (after earlier cuts: `graph.after(...)`); hooks, buffers, dtype,
+    device, memory format, flags and tied parameters survive. Raises `BadModel` when the network
+    does not fit the graph or cannot be copied, `IllegalPlan` when the plan keeps units that it no
+    longer has.
+    """
+    _check(model, graph, plan)
+    return cut_to(model, graph, graph.alive(plan))
+
+
+def cut_to(
+    model: nn.Module, graph: ChannelGraph, alive: np.ndarray, *, share: bool = False
+) -> nn.Module:
+    """A copy of `model` with the units that are `alive`, as `ChannelGraph.alive` gives it.
+
+    With `share` it shares with `model` what it does not lose, and is to be read only.
+    """
+    small = copy_with(model, cut_tensors(model, graph, alive), share=share)
+    for name, units in graph.bare.items():
+        if not alive[units].all():
+            tell_width(small.get_submodule(name), int(alive[units].sum()))
+    return small
+
+
+def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
+    """A new module of unchanged shapes with the same outputs as `cut` gives.
+
+    The columns through which consumers read the dropped units are zeroed: that masks a unit
+    behind its BatchNorm and activation, which zeroing its own weights would not.
+    """
+    _check(model, graph, plan)
+    return copy_with(model, masked_tensors(model, graph, ~graph.alive(plan)))
+
+
+def silence(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[int]]) -> None:
+    """Mask these units in `model` itself; the columns through which they are read become zero."""
+    state = dict(_tensors(model))
+    with torch.no_grad():
+        for name, tensor in masked_tensors(model, graph, graph.gone(drop)).items():
+            state[name].copy_(tensor)
+
+
+def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> dict[str, Tensor]:
+    """The parameters that read units which are `gone`, reading nothing from them any more.
+
+    `gone` is as `ChannelGraph.gone` gives it.
+    """
+    state = dict(_tensors(model))
+    lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
+    changed: dict[str, Tensor] = {}
+    for layer in graph.layers:
+        read = gone[layer.in_units]
+        if not layer.dense or not read.any():
+            continue
+        name, axis = layer.weight, layer.in_axis
+        columns = torch.from_numpy(np.flatnonzero(read))
+        if name in lengths:
+            length, own = lengths[name]
+            if own == axis:  # zero lengths, for a direction of zero is no direction
+                name = length
+            else:
+                before = state[name].detach()
+                after = _without(before, axis, columns)
+                changed[length] = state[length].detach() * _norm(after, own) / _norm(before, own)
+        changed[name] = _without(state[name].detach(), axis, columns)
+    return changed
+
+
+def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
+    """A fresh instance of the traced architecture, cut to `plan`: same shapes as the pruned one.
+
+    `model` is unpruned and stays as it is; its weights are cut, whatever they are.
+    """
+    graph = plan.graph
+    if not isinstance(graph, ChannelGraph):
+        raise IllegalPlan("This plan does not come from a traced network; use WidthPlan.full.")
+    return cut(model, graph, plan)
+
+
+def sampled(
+    model: nn.Module, graph: ChannelGraph, layers: Iterable[str] | None = None
+) -> nn.Module:
+    """A new module in which some convolutions pick the channels they read, all of them so far.
+
+    `layers` are names of plain `nn.Conv2d`s; None takes those inside a branch that read what its
+    shortcut or projection reads too. Each becomes a `SampledConv2d` with a group of its own, so
+    that every method can prune what a branch reads while its shortcut keeps it. Trace the result
+    anew. What is read in this way is frozen then, for samplers pick from it by number.
+
+    It saves multiply-adds but costs a copy at every call (`cost` counts its bytes): measure the
+    wall clock before you believe in it. Raises `BadModel` where there is no such convolution.
+    """
+    made = copy_with(model, {})
+    modules = dict(made.named_modules())
+    if layers is None:
+        summed = {maker for group in graph.groups if group.residual for maker in group.producers}
+        inside = {maker for group in graph.groups for maker in group.producers} - summed
+        stream = {
+            reader
+            for group in graph.groups
+            for reader in group.consumers
+            if group.residual or summed & set(group.consumers)  # a projection reads it too
+        }
+        names = [
+            layer.name
+            for layer in graph.layers
+            if layer.name in stream & inside and type(modules.get(layer.name)) is nn.Conv2d
+        ]
+    else:
+        names = [graph.layer(name).name for name in layers]
+    if not names:
+        raise BadModel(
+            "No convolution of this network reads a residual stream inside a branch, so there is "
+            "nothing to sample. Name the layers, or leave the samplers out."
+        )
+    for name in names:
+        conv = modules.get(name)
+        if type(conv) is not nn.Conv2d or conv.groups > 1 or graph.layer(name).computed:
+            raise InvalidValue(
+                f"{name} cannot pick its channels: only a plain nn.Conv2d with groups=1 can, and "
+                "with a weight of its own. Leave it out."
+            )
+        read_all(conv)
+    return made
+
+
+def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dict[str, Tensor]:
+    """The parameters and buffers that lose something, without the units that are not `alive`.
+
+    `alive` is as `ChannelGraph.alive` gives it.
+    """
+    state = dict(_tensors(model))
+    taken: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, axis), units in graph.slots.items():
+        stays = alive[units]
+        if not stays.all():
+            taken.setdefault(name, []).append((axis, torch.from_numpy(np.flatnonzero(stays))))
+    cuts = {name: _only(state[name].detach(), axes) for name, axes in taken.items()}
+    for direction, length, own in graph.norms:  # what is left of a direction keeps its scale
+        others = [(axis, at) for axis, at in taken.get(direction, []) if axis != own]
+        if others:
+            before = state[direction].detach()
+            ratio = _norm(_only(before, others), own) / _norm(before, own)
+            kept = [(axis, at) for axis, at in taken[direction] if axis == own]
+            cuts[length] = _only(state[length].detach() * ratio, kept)
+    return cuts
+
+
+def _only(tensor: Tensor, axes: list[tuple[int, Tensor]]) -> Tensor:
+    """`tensor` at the given positions of some axes; the sharpest cut first."""
+    for axis, positions in sorted(axes, key=lambda pair: len(pair[1]) / tensor.shape[pair[0]]):
+        run = _run(positions, tensor.shape[axis]) if tensor.ndim == 2 else 1
+        if run > 1:  # a linear layer behind a flatten reads many features of a channel
+            blocks = tensor.unflatten(axis, (-1, run))
+            kept = (positions[::run] // run).to(tensor.device)
+            tensor = blocks.index_select(axis, kept).flatten(axis, axis + 1)
+        else:
+            tensor = tensor.index_select(axis, positions.to(tensor.device))
+    return tensor
+
+
+def _run(positions: Tensor, size: int) -> int:
+    """The length of the blocks, side by side, of which `positions` along an axis are made."""
+    at = positions.numpy()
+    breaks = np.flatnonzero(np.diff(at) != 1) + 1
+    starts = at[np.concatenate([[0], breaks])]
+    return int(np.gcd.reduce([size, len(at), *starts, *np.diff([0, *breaks])]))
+
+
+def _without(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+    return tensor.index_fill(axis, positions.to(tensor.device), 0.0)
+
+
+def _norm(direction: Tensor, axis: int) -> Tensor:
+    """The norm of `direction` over every axis but one."""
+    others = [other for other in range(direction.ndim) if other != axis]
+    return torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+
+
+# ---------------------------------------------------------------- copies
+
+
+def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
+    """A copy of `model` with `tensors` in the place of the parameters and buffers of these names.
+
+    What is replaced is never copied; with `share` the rest is not either, so the copy is to be
+    read only. Raises `BadModel` when the network cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    for name, old in _tensors(model):
+        if name in tensors:
+            memo[id(old)] = _like(old, tensors[name])
+        elif share:
+            memo[id(old)] = old
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()  # left behind by an old weight norm
+            elif type(value) is OrderedDict and not value:
+                memo[id(value)] = OrderedDict()  # hooks: deepcopy would take most of its time here
+    try:
+        made: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise BadModel(
+            f"The network cannot be copied ({type(error).__name__}: {error}); prunelab works on "
+            "copies so that yours stays as it is. Remove what deepcopy cannot take."
+        ) from error
+    _settle(made, tensors)
+    return made
+
+
+def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put `tensors` in the place of the parameters and buffers of these names, in `model`.
+
+    Shared parameters stay shared; `in_channels`, `num_features`, `groups` ... follow the shapes.
+    """
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for key, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is not None:
+                owners.setdefault(id(value), []).append((module, key))
+    state = dict(_tensors(model))
+    for name, tensor in tensors.items():
+        new = _like(state[name], tensor)
+        for module, key in owners[id(state[name])]:
+            if key in module._parameters:
+                module._parameters[key] = new  # type: ignore[assignment]
+            else:
+                module._buffers[key] = new
+    _settle(model, tensors)
+
+
+def _like(old: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` with the memory format and the flags of `old`."""
+    for rank, memory in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.ndim == rank and old.is_contiguous(memory_format=memory):
+            tensor = tensor.contiguous(memory_format=memory)
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad=old.requires_grad)
+    return tensor
+
+
+def _settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
+    """Make the modules whose tensors changed tell the truth about their widths."""
+    ids = {id(tensor) for name, tensor in _tensors(model) if name in changed}
+    for module in model.modules():
+        parts = [module, *getattr(module, "parametrizations", {}).values()]
+        own = [x for part in parts for x in (*part._parameters.values(), *part._buffers.values())]
+        if any(id(tensor) in ids for tensor in own):
+            tell_the_truth(module)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+    state = dict(_tensors(model))
+    for (name, axis), units in graph.slots.items():
+        if name not in state or state[name].shape[axis] != len(units):
+            found = tuple(state[name].shape) if name in state else "nothing of that name"
+            raise BadModel(
+                f"The network does not fit the graph: {name} should have {len(units)} entries "
+                f"along axis {axis}, found {found}. Trace this network, or use graph.after(plan) "
+                "for one that was cut."
+            )
+    for group in graph.groups:
+        if missing := set(plan.kept[group.name]) - set(group.units):
+            raise IllegalPlan(
+                f"The plan keeps units {sorted(missing)[:8]} of {group.name}, which this network "
+                "no longer has."
+            )

@@ -1,0 +1,261 @@
+"""`trace`: the channel graph of a network, checked by a probe cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
+from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.grouping import build_graph
+from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
+from prunelab.graph.probe import probed
+from prunelab.graph.surgery.editing import copy_with
+from prunelab.graph.train_mode import branching, idle
+
+Run = Callable[[nn.Module], Any]
+OUTPUT = "it is an output of the network"
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    train_inputs: Any = None,
+    freeze: Sequence[str] = (),
+    round_to: int = 1,
+    min_width: int = 1,
+    inexact: bool = False,
+    time_limit: float | None = None,
+) -> ChannelGraph:
+    """Find the channels of `model` that live and die together, by running it on labels.
+
+    `example_inputs` is what the network takes: a tensor, a tuple of arguments, or a dict of
+    keyword arguments; with `forward`, whatever `forward(model, example_inputs)` takes. The
+    network runs in evaluation mode and, where its code takes another way there, in training mode
+    (auxiliary heads), on `train_inputs` if they are other ones (images and targets of a
+    detector); both traces are joined. It is left bitwise as it was.
+
+    `freeze` names layers, or parts of the network, whose channels must all stay. Methods keep
+    widths at multiples of `round_to` channels and at `min_width` units or more; a plan's own
+    `drop` is literal. A LayerNorm over channels freezes them, for its statistics depend on their
+    number; with `inexact` they are prunable, and marked `group.inexact`.
+
+    At the end a copy is cut and compared with the masked network; groups where the two differ
+    are frozen, because forward code hard-codes their width. Layers that never ran stand in
+    `graph.unseen`. Raises `TraceError` when the network does not run on these inputs or takes
+    longer than `time_limit` seconds, `BadModel` for one on the meta device.
+    """
+    if round_to < 1 or min_width < 1:
+        raise InvalidValue(
+            f"round_to and min_width count channels and units, 1 or more; not {round_to} and "
+            f"{min_width}."
+        )
+    meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if meta:
+        raise BadModel(
+            f"The network is on the meta device ({meta[0]} has no values). Load its weights "
+            "first: model.to_empty(device='cpu') and load_state_dict."
+        )
+    run = runner(example_inputs, forward)
+    tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+    itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    with undisturbed(model):
+        model.eval()
+        try:
+            mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
+        except PruneLabError:
+            raise
+        except Exception as error:
+            given = [tuple(tensor.shape) for tensor in tensors]
+            raise TraceError(
+                f"The network does not run on the example inputs (shapes {given}): "
+                f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
+                "or forward=."
+            ) from error
+        calls, untrained = tuple(mode.calls), ""
+        train: Run | None = None
+        if train_inputs is not None or branching(model) or _unused(model, mode):
+            train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
+            again = _Again(mode, model, run)
+            try:
+                _follow_in_training(model, mode, train)
+            except TraceError:
+                raise
+            except Exception as error:
+                untrained = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+                if train_inputs is not None:
+                    raise TraceError(
+                        f"The network does not run in training mode on train_inputs: {untrained}."
+                    ) from error
+                again.guard()
+                train = None  # it cannot be trained on these inputs, cut or whole
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        graph = build_graph(model, mode.book.close(), shapes, itemsize)
+        graph = replace(graph, untrained=untrained)
+        graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
+        return probed(model, graph, run, calls, train, deadline)
+
+
+def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> LabelMode:
+    """What running `model` on labels finds, without its numbers where they do not matter."""
+    mode = fresh()
+    mode.numbers = False
+    try:
+        _run_stand_in(mode, model, run, OUTPUT)
+    except TraceError:
+        raise
+    except Exception:  # zeros may lead code astray: its real numbers decide
+        mode = fresh()
+        _run_stand_in(mode, model, run, OUTPUT)
+    return mode
+
+
+def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
+    """Add to `mode` what running `model` in training mode finds, as `_followed`."""
+    mode.counting, mode.numbers, mode.careful = False, False, False
+    outputs = "it is an output of the network in training"
+    try:
+        _run_stand_in(mode, model, train, outputs)
+        missed = _unused(model, mode)
+    except TraceError:
+        raise
+    except Exception:
+        missed = True
+    if missed:
+        mode.numbers = True
+        _run_stand_in(mode, model, train, outputs)
+
+
+class _Again:
+    """A run in evaluation mode that can be made again, to guard what only training reads."""
+
+    def __init__(self, mode: LabelMode, model: nn.Module, run: Run) -> None:
+        self.mode, self.model, self.run = mode, model, run
+        self.numbers, self.known = mode.numbers, set(mode.book.trace.layers)
+
+    def guard(self) -> None:
+        """Freeze what code that runs in training only may read, for it could not be run.
+
+        Such code is in a module that asks for its mode, or that has an idle part. It can lay hands
+        on what the module is given, computes, or gets from its parts, but not inside of these.
+        """
+        mode, book = self.mode, self.mode.book
+        for layer in book.trace.layers.values():
+            if layer.name not in self.known:
+                book.freeze(layer.out, "training mode, where alone it ran, did not run to its end")
+        for name in branching(self.model):
+            book.guarded[name] = f"code of {name or 'the network'} for training may read it"
+        for part in idle(self.model, mode.used):
+            above = part.rpartition(".")[0]
+            while above and above not in mode.places.been:
+                above = above.rpartition(".")[0]
+            book.guarded[above] = f"{part}, which did not run, may read it in training"
+        mode.numbers, mode.careful = self.numbers, True
+        self.model.eval()
+        _run_stand_in(mode, self.model, self.run, OUTPUT)
+
+
+def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> None:
+    """`run_on_labels` with a network of the same tensors as `model` in its place.
+
+    Code may keep what it computes in an attribute or a buffer, and zeros are not to be kept.
+    """
+    with undisturbed(model):
+        run_on_labels(mode, copy_with(model, {}, share=True), run, outputs)
+
+
+def _unused(model: nn.Module, mode: LabelMode) -> bool:
+    """Whether a parameter was not used so far: that of a head, perhaps."""
+    return any(name not in mode.used for name, _ in model.named_parameters())
+
+
+def _in_training(run: Run) -> Run:
+    """`run` in training mode, but for normalisation by batch statistics.
+
+    Those want more than one value a channel, and write buffers; they couple channels alike.
+    """
+
+    def train(model: nn.Module) -> Any:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+        return run(model)
+
+    return train
+
+
+def _with_widths(graph: ChannelGraph, round_to: int, min_width: int) -> ChannelGraph:
+    """The graph with the widths that methods keep to."""
+    groups = []
+    for group in graph.groups:
+        channels = -(-len(graph.layer(group.producers[0]).out_units) // group.width)
+        groups.append(
+            replace(
+                group,
+                min_width=min(min_width, group.width),
+                step=round_to // gcd(round_to, max(1, channels)),
+            )
+        )
+    return replace(graph, groups=tuple(groups), round_to=round_to)
+
+
+def runner(
+    inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
+) -> Callable[[nn.Module], Any]:
+    """How to run a network on `inputs`: a tensor, a tuple of arguments or a dict of them."""
+    if forward is not None:
+        return lambda model: forward(model, inputs)
+    if isinstance(inputs, dict):
+        return lambda model: model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return lambda model: model(*inputs)
+    return lambda model: model(inputs)
+
+
+def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:
+    reasons = {}
+    for name in freeze:
+        inside = [
+            group.name
+            for group in graph.groups
+            if any(p == name or p.startswith(f"{name}.") for p in group.producers)
+        ]
+        for found in inside or [graph[name].name]:
+            reasons[found] = "you asked to freeze it"
+    return reasons
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Any:
+    """Whatever runs inside leaves flags, buffers and random numbers as they were."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A private copy of `model`; raises `BadModel` when it cannot be copied."""
+    return copy_with(model, {})

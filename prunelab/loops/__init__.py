@@ -1,0 +1,1 @@
+"""Batches through a network: running, training, comparing on the same images."""

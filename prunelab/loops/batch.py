@@ -1,0 +1,100 @@
+"""How a network is run on batches, and what is wrong with those that it does not take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from prunelab.errors import BadData, PruneLabError
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights of `model` are."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """`model(x)` for a batch that is x or (x, ...), on the network's device."""
+    x = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return model(x.to(device_of(model)) if isinstance(x, Tensor) else x)
+
+
+def guarded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; what the loader raises comes out as `BadData`."""
+    try:
+        iterator = iter(batches)
+    except TypeError:
+        raise BadData(
+            f"Batches must be iterable; a {type(batches).__name__} is not. Give a DataLoader or "
+            "a list of batches."
+        ) from None
+    count = 0
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except PruneLabError:
+            raise
+        except Exception as error:
+            raise BadData(
+                f"The loader raised {type(error).__name__} at batch {count}: {error}. "
+                "Nothing was changed; mend the loader and try again."
+            ) from error
+        count += 1
+        yield batch
+
+
+def checked(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
+    """`forward(model, batch)`; a batch of the wrong shape or type comes out as `BadData`."""
+    try:
+        return forward(model, batch)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        shapes = [tuple(x.shape) for x in tree_leaves(batch) if isinstance(x, Tensor)]
+        raise BadData(
+            f"The network does not take this batch (shapes {shapes}): "
+            f"{type(error).__name__}: {error}. Give batches like the example inputs, or forward=."
+        ) from error
+
+
+def finish(steps: Iterator[Any]) -> Any:
+    """Run a generator to its end and give what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """The default loss, for batches of (images, class indices)."""
+    logits = run_batch(model, batch)
+    return F.cross_entropy(logits, labels_of(batch, logits))
+
+
+def labels_of(batch: Any, logits: Any) -> Tensor:
+    """The class indices of a batch, on the network's device; raises `BadData` for other batches."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+        raise BadData(
+            "The default loss and metric take batches of (images, labels); for other batches "
+            "give loss= and metrics=."
+        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise BadData(
+            "The default loss and metric take one output [N, classes]; for other networks give "
+            "loss= and metrics=."
+        )
+    labels, classes = batch[1].to(logits.device), logits.shape[1]
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise BadData(
+            f"Labels run from {int(labels.min())} to {int(labels.max())}, but the network has "
+            f"{classes} outputs; they must lie in 0 .. {classes - 1}."
+        )
+    return labels

@@ -1,0 +1,282 @@
+"""Evaluating and training: plain loops as generators that can be stopped between batches.
+
+Nothing here is tied to classification: `loss(model, batch)` gives a scalar, a metric is any
+function of (model, loader).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunelab.data.batches import batch_size
+from prunelab.errors import BadData, InvalidValue, NotFinite
+from prunelab.graph.trace import undisturbed
+from prunelab.loops.batch import (
+    Loss,
+    checked,
+    finish,
+    guarded,
+    labels_of,
+    run_batch,
+)
+from prunelab.values import Progress
+from prunelab.values.paired_comparison import Answers
+
+Forward = Callable[[nn.Module, Any], Any]
+
+STEPS = 400  # batches of tuning when nobody says how many
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How prunelab's own loop trains: SGD with momentum and a cosine from `lr` to zero.
+
+    Weight decay spares biases and BatchNorm, as in AOFP's released code. With `imitate`, and the
+    session's default loss, `tune` learns what the original network gives instead of the labels
+    (Hinton, Vinyals, Dean, 2015): that does not overfit a small training set.
+    """
+
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    imitate: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
+            raise InvalidValue(
+                f"{self} cannot train: lr must be positive, momentum in [0, 1), weight_decay 0 "
+                "or more."
+            )
+
+    def optimiser(self, model: nn.Module) -> torch.optim.SGD:
+        """SGD over the parameters that want gradients."""
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        if not wanted:
+            raise InvalidValue("No parameter of the network wants gradients; nothing to train.")
+        return torch.optim.SGD(
+            [
+                {"params": [p for p in wanted if p.ndim > 1], "weight_decay": self.weight_decay},
+                {"params": [p for p in wanted if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.lr,
+            momentum=self.momentum,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number to judge a network by: `function(model, loader)`, and which way is better."""
+
+    function: Callable[[nn.Module, Iterable[Any]], float]
+    higher_is_better: bool = True
+
+
+def imitating(teacher: nn.Module, seed: int) -> Loss:
+    """The loss of giving other logits than `teacher`, at temperature 2; needs no labels.
+
+    Each image is first blended with another one of its batch, at random from `seed`: the teacher
+    answers for any image, and a small training set is not learnt by heart (Beyer, Zhai, Royer,
+    Markeeva, Anil, Kolesnikov; CVPR 2022).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if isinstance(x, Tensor) and x.is_floating_point():
+            other = torch.randperm(len(x), generator=generator)
+            share = torch.rand(len(x), *(1,) * (x.ndim - 1), generator=generator) / 2
+            x = torch.lerp(x, x[other.to(x.device)], share.to(x))
+        with torch.no_grad():
+            aim = F.log_softmax(run_batch(teacher, x) / 2, dim=1)
+        given = F.log_softmax(run_batch(model, x) / 2, dim=1)
+        return 4 * F.kl_div(given, aim, reduction="batchmean", log_target=True)
+
+    return loss
+
+
+def answering(
+    model: nn.Module, loader: Iterable[Any], batches: int = 0
+) -> Generator[Progress, None, tuple[Answers, float]]:
+    """What `model` answers on the loader's images, and the mean cross entropy.
+
+    In evaluation mode; yields Progress after every batch, of `batches` or as many as there are.
+    """
+    labels: list[int] = []
+    given: list[int] = []
+    total, done = 0.0, 0
+    expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        for batch in guarded(loader):
+            logits = checked(run_batch, model, batch)
+            wanted = labels_of(batch, logits)
+            if torch.isnan(logits).any():
+                raise NotFinite(
+                    f"The network answers NaN on batch {done} of the images that it is evaluated "
+                    "on: the batch holds NaN, or weights have grown too large. Nothing was changed."
+                )
+            labels += wanted.tolist()
+            given += logits.argmax(1).tolist()
+            total += float(F.cross_entropy(logits, wanted, reduction="sum"))
+            done += 1
+            yield Progress(done, max(expected, done), "evaluating")
+    if not labels:
+        raise BadData("There are no images to evaluate on; give at least one batch of them.")
+    return Answers(tuple(labels), tuple(given)), total / len(labels)
+
+
+def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
+    """The share of images classified right, in evaluation mode."""
+    return float(finish(answering(model, loader))[0].accuracy)
+
+
+def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
+    """The mean of `loss` per input, in evaluation mode, as a metric function."""
+
+    def measured(model: nn.Module, loader: Iterable[Any]) -> float:
+        total = count = 0.0
+        with undisturbed(model), torch.no_grad():
+            model.eval()
+            for batch in guarded(loader):
+                size = batch_size(batch)
+                total += float(loss(model, batch)) * size
+                count += size
+        if not count:
+            raise BadData("There are no batches to evaluate on; give at least one.")
+        return total / count
+
+    return measured
+
+
+def training(
+    model: nn.Module,
+    batches: Callable[[int], Iterator[Any]],
+    steps: int,
+    loss: Loss,
+    settings: Training,
+) -> Iterator[Progress]:
+    """Train `model` in place for `steps` batches; yields Progress after each.
+
+    `batches(epoch)` gives the batches of one epoch, shuffled by it. Raises `NotFinite` when the
+    loss is NaN or infinite, naming the first layer whose output is.
+    """
+    if steps < 1:
+        raise InvalidValue(f"steps must be at least 1, not {steps}.")
+    optimiser = settings.optimiser(model)
+    model.train()
+    stream = forever(batches)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        descend(model, next(stream), loss, optimiser)
+        yield Progress(step + 1, steps, "tuning")
+    model.eval()
+
+
+def descend(
+    model: nn.Module,
+    batch: Any,
+    loss: Loss,
+    optimiser: torch.optim.Optimizer,
+    watch: AbstractContextManager[Any] | None = None,
+) -> float:
+    """One step of gradient descent; gives the loss. `watch` looks on at the forward pass.
+
+    Gradients are left in the parameters of `model` alone, whatever else the loss runs.
+    """
+    with watch or nullcontext():
+        value = checked(loss, model, batch)
+    if not torch.isfinite(value).all():
+        where = _first_bad_layer(model, batch, loss)
+        raise NotFinite(
+            f"The loss is {float(value.detach())} {where}. Nothing was changed. Look for NaN in "
+            "images and weights, or lower the learning rate."
+        )
+    optimiser.zero_grad(set_to_none=True)
+    value.backward(inputs=[p for p in model.parameters() if p.requires_grad])
+    optimiser.step()
+    return float(value.detach())
+
+
+def forever(batches: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+    """Epoch after epoch of batches; raises `BadData` when an epoch has none."""
+    epoch = 0
+    while True:
+        empty = True
+        for batch in guarded(batches(epoch)):
+            empty = False
+            yield batch
+        if empty:
+            raise BadData("There are no training batches; give at least one.")
+        epoch += 1
+
+
+def _first_bad_layer(model: nn.Module, batch: Any, loss: Loss) -> str:
+    """Where NaN or infinity comes up first when the network runs on `batch`."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"because the weights {name} hold NaN or infinity"
+    bad: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            if isinstance(out, Tensor) and not torch.isfinite(out).all():
+                bad.append(name)
+
+        return hook
+
+    handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
+    try:
+        with torch.no_grad():
+            loss(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"from the layer {bad[0]} on" if bad else "though no layer's output is"
+
+
+def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) -> dict[str, Metric]:
+    """The metrics of a session: what the user gave, or accuracy and loss.
+
+    A value is a `Metric`, a function (higher is better) or (function, "higher" or "lower").
+    """
+    if given is None:
+        mean = Metric(average_loss(loss), higher_is_better=False)
+        return {"accuracy": Metric(accuracy), "loss": mean} if classifies else {"loss": mean}
+    if not given:
+        raise InvalidValue("metrics must name at least one function of (model, loader).")
+    found = {}
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise InvalidValue(f"metrics are called by a text, not {name!r}.")
+        if isinstance(value, Metric):
+            found[name] = value
+        elif callable(value):
+            found[name] = Metric(value)
+        elif isinstance(value, tuple) and len(value) == 2 and value[1] in ("higher", "lower"):
+            found[name] = Metric(value[0], value[1] == "higher")
+        else:
+            raise InvalidValue(
+                f"metrics[{name!r}] must be a function of (model, loader), a pair of it and "
+                f"'higher' or 'lower', or a Metric; not {value!r}."
+            )
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    """What the metric `name` gave; raises `InvalidValue` where that is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidValue(
+            f"The metric {name!r} gave {value!r}; a metric gives one number for a network and a "
+            "loader."
+        ) from None

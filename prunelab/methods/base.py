@@ -1,0 +1,168 @@
+"""What a method is: a frozen dataclass with one generator, `search(context)`.
+
+It yields what it sees (`Rung`, `Importance`, `Progress`) and returns one Move, or None when it
+has nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from prunelab.evidence import AimedGram, Evidence
+from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
+from prunelab.loops.training import Training
+from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, thaw
+
+Search = Generator[Any, None, Move | None]
+
+
+class Method(Protocol):
+    """What a session asks of a method; a user's own needs no more than this.
+
+    `search` may measure (`yield from context.measure(...)`), yields what there is to see, and
+    returns one move. Towards a target the session asks again until it is met, or the method
+    returns None. A frozen dataclass has its fields recorded and replayed; a class that ranks units
+    once is shorter as a `OneShot`.
+
+    >>> import prunelab as pl
+    >>> class WidestFirst:
+    ...     '''Move by move, the widest layer loses the quarter that the next layer misses least.'''
+    ...
+    ...     name = "widest_first"
+    ...
+    ...     def search(self, context):
+    ...         evidence = yield from context.measure(("contribution",), images=128)
+    ...         if not context.prunable:
+    ...             return None
+    ...         group = max(context.prunable, key=lambda group: len(group.units))
+    ...         damage = dict(zip(group.units, evidence[group.name].alone(), strict=True))
+    ...         scores = tuple(float(damage[unit]) for unit in group.units)
+    ...         yield pl.Importance(group.name, group.units, scores, "share of the signal")
+    ...         least = sorted(damage, key=damage.get)[: max(1, len(damage) // 4)]
+    ...         drop = context.trimmed(
+    ...             {group.name: least}, {(group.name, unit): damage[unit] for unit in least}
+    ...         )
+    ...         lost = {group.name: evidence[group.name].damage(drop.get(group.name, ()))}
+    ...         return context.move(self, drop, lost)
+    >>> model, data = pl.zoo.load("vgg8"), pl.data.load("fashion", subset=True)
+    >>> session = pl.Session(model, data, WidestFirst())
+    >>> print(session.propose())
+    Move(widest_first: drop 32 units in 1 group, MACs 36.4 M -> 33.6 M)
+    """
+
+    name: ClassVar[str]
+
+    def search(self, context: Context) -> Search:
+        """Look for one move on the network as it is now."""
+        ...
+
+
+@dataclass(slots=True)
+class Context:
+    """What a method may ask while it searches. Nothing here changes the session.
+
+    `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
+    only. `seed` follows from the session's seed and the event's number; all randomness of a
+    search must come from it. `carry` is what the approved move before this one left.
+    `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
+    batches that hold n of them; `aimed(layers, images)` measures layers against the network last
+    trained, an `AimedGram` for each.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    plan: WidthPlan
+    fingerprint: str
+    seed: int
+    carry: FrozenMap
+    target_macs: int | None
+    measure: Callable[..., Generator[Any, None, Evidence]]
+    aimed: Callable[..., Generator[Any, None, Mapping[str, AimedGram]]]
+    images: Callable[[int], Iterator[Any]]
+    training_batches: Callable[[int], Iterator[Any]]
+    loss: Callable[[nn.Module, Any], Any]
+    cost: Callable[[WidthPlan], Cost]
+    train: Training
+    weights: nn.Module | None = None  # a trained private copy of `model`, if the move brings one
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that still have a unit to give."""
+        return tuple(g for g in self.graph.groups if g.prunable and len(g.units) > 1)
+
+    def move(
+        self,
+        method: Method,
+        drop: Mapping[str, Units],
+        damage: Mapping[str, float] | None = None,
+        carry: Mapping[str, Any] | None = None,
+    ) -> Move:
+        """The move that drops these units, with its costs before and after.
+
+        Units that would leave a width which the graph's `round_to` or `min_width` forbids stay.
+        `damage` is for methods that measure it (share of the consumers' signal); a method with
+        another score leaves it out and yields an Importance, so that neither passes for the other.
+        """
+        damage = damage or {}
+        drop = self.graph.rounded(self.plan, drop)
+        return Move(
+            drop=FrozenMap(drop),
+            method=method.name,
+            parameters=parameters(method),
+            seed=self.seed,
+            damage=FrozenMap({name: float(damage[name]) for name in drop if name in damage}),
+            before=self.cost(self.plan),
+            after=self.cost(self.plan.drop(drop)),
+            fingerprint=self.fingerprint,
+            carry=FrozenMap(carry or {}),
+        )
+
+    def trimmed(
+        self, drop: Mapping[str, Units], order: Mapping[tuple[str, int], float]
+    ) -> dict[str, Units]:
+        """As much of `drop` as the MAC target needs, the units with the lowest `order` first.
+
+        All of it when the target is not reached even then, or when there is none; the result
+        meets the target within one unit, or one step where the graph rounds widths.
+        """
+        if self.target_macs is None:
+            return self.graph.rounded(self.plan, drop, order)
+        units = sorted(((g, u) for g, us in drop.items() for u in us), key=lambda gu: order[gu])
+
+        def first(count: int) -> dict[str, Units]:
+            chosen: dict[str, list[int]] = {}
+            for group, unit in units[:count]:
+                chosen.setdefault(group, []).append(unit)
+            return self.graph.rounded(self.plan, chosen, order)
+
+        low, high = 0, len(units)  # costs fall with every unit, so halve the interval
+        while low < high:
+            middle = (low + high) // 2
+            if self.cost(self.plan.drop(first(middle))).macs <= self.target_macs:
+                high = middle
+            else:
+                low = middle + 1
+        return first(low)
+
+
+def parameters(method: Method) -> FrozenMap:
+    """A method's parameters, by name: the fields of its dataclass, none if it is not one.
+
+    A value that is no plain data, such as a network, is there as the name of its type.
+    """
+    if not is_dataclass(method):
+        return FrozenMap()
+    return FrozenMap({f.name: _plain(getattr(method, f.name)) for f in fields(method)})
+
+
+def _plain(value: Any) -> Any:
+    try:
+        json.dumps(thaw(value))
+    except (TypeError, ValueError):
+        return f"<{type(value).__name__}>"
+    return value

@@ -1,0 +1,187 @@
+"""One-shot methods: score every unit once, drop the lowest, in one move over the whole network.
+
+A method of this kind, a user's own too, is a name and `scores`; everything else is here. May
+import the contract and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import floor
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from prunelab.errors import IllegalPlan, InvalidValue
+from prunelab.methods.base import Context, Search
+from prunelab.values import FrozenMap, Importance, Units, units_of
+
+Array = np.ndarray
+Scores = Mapping[str, Array]
+Scope = Literal["uniform", "global"]
+
+
+@dataclass(frozen=True, slots=True)
+class OneShot:
+    """Drops the units with the lowest scores; the base of all methods that need no more.
+
+    `pruning_ratio` is the share of the original units that is gone after the move: one number,
+    or a mapping from groups to numbers, and groups not named stay whole. `scope="uniform"` takes
+    it from every group, "global" from all groups as one ranking. With a MAC target (`run`,
+    `prune`) the target says how many go instead: group by group in the same proportion
+    ("uniform"; a mapping's numbers are the proportions), or along the ranking ("global").
+
+    A subclass names itself, says what its scores mean, and gives them. One that asks for `kinds`
+    of evidence has them measured on `images` training images (512, if it has no such field).
+
+    A method of your own, whole:
+
+    >>> from dataclasses import dataclass
+    >>> from typing import ClassVar
+    >>> import prunelab as pl
+    >>> @dataclass(frozen=True)
+    ... class Quietest(pl.OneShot):
+    ...     '''Drops the channels that carry least of what the next layer reads.'''
+    ...
+    ...     name: ClassVar[str] = "quietest"
+    ...     kinds: ClassVar[tuple[str, ...]] = ("contribution",)
+    ...     images: int = 128
+    ...     meaning = "share of the next layer's signal"
+    ...
+    ...     def scores(self, context, evidence):
+    ...         return {g.name: evidence[g.name].alone() for g in context.prunable}
+
+    It goes wherever a method goes, with a ratio or towards a target, and in `compare`:
+
+    >>> model, data = pl.zoo.load("vgg8"), pl.data.load("fashion", subset=True)
+    >>> print(pl.Session(model, data, Quietest({"conv7": 0.25})).propose())
+    Move(quietest: drop 32 units in 1 group, MACs 36.4 M -> 34.5 M)
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ()  # of evidence that `scores` asks for
+
+    pruning_ratio: float | Mapping[str, float] = 0.5
+    scope: Scope = "uniform"
+
+    def __post_init__(self) -> None:
+        ratio = self.pruning_ratio
+        ratios = [*ratio.values()] if isinstance(ratio, Mapping) else [ratio]
+        for value in ratios:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise InvalidValue(
+                    f"pruning_ratio is the share of units to remove, from 0 to below 1, or a "
+                    f"mapping of groups to such shares; not {value!r}."
+                )
+        if self.scope not in ("uniform", "global"):
+            raise InvalidValue(f"scope is 'uniform' or 'global', not {self.scope!r}.")
+        if isinstance(ratio, Mapping):
+            object.__setattr__(self, "pruning_ratio", FrozenMap(ratio))
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are, and in which unit, in plain words."""
+        return "score"
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """A score per unit alive, group by group; the lower, the sooner it goes.
+
+        Groups left out stay whole. `evidence` is of the `kinds` asked for, None if there are none.
+        """
+        raise NotImplementedError
+
+    def search(self, context: Context) -> Search:
+        """Score, show, and drop the lowest."""
+        evidence = None
+        if self.kinds:
+            images = getattr(self, "images", 512)
+            evidence = yield from context.measure(self.kinds, images=images)
+        scores = self.scores(context, evidence)
+        yield from importances(context, scores, self.meaning)
+        drop = lowest(self, context, scores)
+        return context.move(self, drop) if drop else None
+
+
+def importances(context: Context, scores: Scores, meaning: str) -> list[Importance]:
+    """The scores as values to be shown, in the order of the groups, with six digits."""
+    return [
+        Importance(
+            group.name,
+            group.units,
+            tuple(float(f"{score:.6g}") for score in scores[group.name]),
+            meaning,
+        )
+        for group in context.prunable
+        if group.name in scores
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many units may go: of each group, and of all together."""
+
+    each: Mapping[str, int]
+    total: int
+
+
+def shares(method: OneShot, context: Context, scored: Iterable[str]) -> dict[str, float]:
+    """The pruning ratio of every group that is scored, has a unit to give and is asked for one."""
+    ratio = method.pruning_ratio
+    if isinstance(ratio, Mapping):
+        asked = {context.graph[name].name: float(share) for name, share in ratio.items()}
+        for group in (context.graph[name] for name, share in asked.items() if share > 0):
+            if not group.prunable:
+                raise IllegalPlan(
+                    f"{group.name} cannot be pruned: {group.why}. Leave it out of pruning_ratio."
+                )
+    else:
+        asked = dict.fromkeys(scored, float(ratio))
+    mine = [group.name for group in context.prunable if group.name in set(scored)]
+    return {name: asked[name] for name in mine if asked.get(name, 0) > 0}
+
+
+def quota(method: OneShot, context: Context, scored: Iterable[str]) -> Quota:
+    """What the pruning ratio allows; towards a target, all but one unit of every group."""
+    share = shares(method, context, scored)
+    groups = [context.graph[name] for name in share]
+    if context.target_macs is not None:
+        each = {group.name: len(group.units) - 1 for group in groups}
+        return Quota(each, sum(each.values()))
+
+    def whole(units: float) -> int:
+        return floor(units + 1e-9)  # 0.3 of 10 units is 3
+
+    if method.scope == "uniform" or isinstance(method.pruning_ratio, Mapping):
+        aim = {g.name: g.width - whole(share[g.name] * g.width) for g in groups}
+        each = {g.name: max(0, len(g.units) - max(1, aim[g.name])) for g in groups}
+        return Quota(each, sum(each.values()))
+    used_up = [g for g in context.graph.groups if g.prunable and len(g.units) == 1]
+    every = [*groups, *used_up]
+    total = whole(method.pruning_ratio * sum(group.width for group in every))
+    gone = sum(group.width - len(group.units) for group in every)
+    return Quota({group.name: len(group.units) - 1 for group in groups}, max(0, total - gone))
+
+
+def lowest(method: OneShot, context: Context, scores: Scores) -> dict[str, Units]:
+    """The units that go: as many as the target needs if there is one, else as the ratio says."""
+    share, allowed = shares(method, context, scores), quota(method, context, scores)
+    order: dict[tuple[str, int], float] = {}
+    for name, values in scores.items():
+        group = context.graph[name]
+        gone = group.width - len(group.units)
+        ranked = np.argsort(values, kind="stable")[: allowed.each.get(name, 0)]
+        for place, index in enumerate(ranked.tolist()):
+            portion = (gone + place + 1) / (share[name] * group.width)
+            score = float(values[index])
+            order[name, group.units[index]] = portion if method.scope == "uniform" else score
+    if context.target_macs is not None:
+        return context.trimmed(_by_group(order), order)
+    return _by_group(sorted(order, key=lambda unit: order[unit])[: allowed.total])
+
+
+def _by_group(units: Iterable[tuple[str, int]]) -> dict[str, Units]:
+    found: dict[str, list[int]] = {}
+    for name, unit in units:
+        found.setdefault(name, []).append(unit)
+    return {name: units_of(some) for name, some in found.items()}

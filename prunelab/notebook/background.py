@@ -1,0 +1,123 @@
+"""What a screen lets the worker do while nothing else is asked: measure, try, look closer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+from prunelab.errors import SessionBusy, Stopped
+from prunelab.notebook.channel_inspector import Channel, Tried, channel, tried
+from prunelab.notebook.selection import Choice
+from prunelab.notebook.view import End
+from prunelab.notebook.worker import Worker
+from prunelab.values import Move
+
+CHANNEL, COMPARE = "channel", "compare"  # folds whose contents take work
+REST = 0.7  # seconds that a selection must rest before it is tried
+
+
+class Aside:
+    """One job at a time, begun once the person has rested; a verb, or another choice, ends it.
+
+    `changed` is called when a job begins and when it is over. A job that goes wrong is nobody's
+    trouble: the screen then shows nothing of it, and does not begin it again.
+    """
+
+    def __init__(self, session: Any, worker: Worker, changed: Callable[[], None]) -> None:
+        self._session = session
+        self._worker = worker
+        self._changed = changed
+        self._timer: threading.Timer | None = None
+        self._turn = 0  # only the latest job counts
+        self._found: dict[str, tuple[Any, Any]] = {}  # of each kind of job: of what, and the result
+        self.at_work = ""  # the kind of job under way
+
+    def go_on(self, choice: Choice, opened: Collection[str]) -> None:
+        """Begin what is missing, after a rest; `opened` are the names of the unfolded folds."""
+        self.cancel()
+        for kind, of, job in self._wanted(choice, opened):
+            if self._found.get(kind, (None, None))[0] != of:
+                submit = partial(self._worker.submit, partial(self._do, self._turn, kind, of, job))
+                self._timer = threading.Timer(REST, submit)
+                self._timer.daemon = True
+                self._timer.start()
+                return
+
+    def _wanted(
+        self, choice: Choice, opened: Collection[str]
+    ) -> list[tuple[str, Any, Callable[[], Any]]]:
+        session, move = self._session, choice.move
+        mark = session.state.now.event.fingerprint
+        at_hand = session.evidence
+        jobs: list[tuple[str, Any, Callable[[], Any]]] = []
+        if at_hand is None or at_hand.stale:
+            jobs.append(("measured", mark, partial(session.measure, aside=True)))
+        if CHANNEL in opened and choice.unit is not None:
+            group = session.graph[choice.group]
+            job = partial(channel, session, group, choice.unit)
+            jobs.append(("channel", (mark, group.name, choice.unit), job))
+        if move is not None and move.drop and move.fingerprint == mark:
+            job = partial(tried, session, dict(move.drop))
+            jobs.append(("tried", (mark, move.drop), job))
+            if choice.repairs:
+                jobs.append(("repaired", (mark, move.drop), partial(job, repair=True)))
+        ends = choice.ends
+        if COMPARE in opened and ends[0] != ends[1]:
+            sides = [choice.plans.get(end, end) for end in ends]
+            jobs.append(("compared", ends, partial(session.compare, *sides, aside=True)))
+        if session.state.head not in session.latencies:
+            jobs.append(("latency", mark, partial(session.latency, aside=True)))
+        jobs.append(("pace", mark, partial(session.pace, aside=True)))
+        return jobs
+
+    def cancel(self) -> None:
+        """Do not begin what waits, and end what was begun."""
+        self._turn += 1
+        if self._timer is not None:
+            self._timer.cancel()
+        self._session.make_way()
+
+    def _do(self, turn: int, kind: str, of: Any, job: Callable[[], Any], stopped: bool) -> None:
+        if turn != self._turn or stopped:
+            return
+        self.at_work = kind
+        self._changed()
+        try:
+            result = job()
+        except (Stopped, SessionBusy):  # it gave way: not done, and no failure
+            turn = -1
+        except Exception as error:
+            result = error
+        finally:
+            self.at_work = ""
+        if turn == self._turn:
+            self._found[kind] = of, result
+        self._changed()
+
+    def tried(self, move: Move | None, repaired: bool = False) -> Tried | None:
+        """How `move` does as it is cut, or once `repaired`, if that was tried last."""
+        kind = "repaired" if repaired else "tried"
+        return self._result(kind, move and (move.fingerprint, move.drop))
+
+    def channel(self, group: str, unit: int | None) -> Channel | None:
+        """The look at a channel of the network as it is now."""
+        return self._result("channel", (self._session.state.now.event.fingerprint, group, unit))
+
+    def difference(self, ends: tuple[End, End]) -> Any:
+        """How the second of two points or plans does against the first."""
+        return self._result("compared", ends)
+
+    def pace(self) -> float | None:
+        """Seconds that a step of tuning takes, of the network as it is now or as it was."""
+        result = self._found.get("pace", (None, None))[1]
+        return None if _failed(result) else result
+
+    def _result(self, kind: str, of: Any) -> Any:
+        known, result = self._found.get(kind, (None, None))
+        return result if known is not None and known == of and not _failed(result) else None
+
+
+def _failed(result: Any) -> bool:
+    return isinstance(result, Exception)

@@ -1,0 +1,133 @@
+"""A closer look, which runs the network: what a move changes, and one channel. For the worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunelab.errors import InvalidValue
+from prunelab.graph.trace import copy_of
+from prunelab.notebook.image_tiles import grey, shown, signed
+
+MOST = 12  # images or kernels that are shown
+IMAGES = 4  # on which feature maps are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Flipped:
+    """A validation image whose answer changes; the classes are indices."""
+
+    place: int
+    picture: np.ndarray | None
+    label: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A trial, and the first images that it loses or gains."""
+
+    trial: Any
+    flipped: tuple[Flipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One channel: its kernels, the pictures it was shown, and its map on each of them.
+
+    `norm` is the length of its weights, `zeros` the share of its map that is zero or less.
+    """
+
+    group: str
+    unit: int
+    layer: str
+    kernels: tuple[np.ndarray, ...] = ()
+    inputs: tuple[np.ndarray, ...] = ()
+    maps: tuple[np.ndarray, ...] = ()
+    norm: float = 0.0
+    zeros: float = 0.0
+
+
+def tried(session: Any, drop: dict[str, Any], repair: bool = False) -> Tried:
+    """Try `drop` aside, repaired or as it is cut, and fetch the images whose answer changes."""
+    trial = session.trial(drop, repair=repair, aside=True)
+    if trial.answers is None:
+        return Tried(trial)
+    places = [*trial.lost, *trial.gained][:MOST]
+    try:
+        pictures = session.pictures(places)
+    except InvalidValue:  # not images: the answers alone are shown
+        pictures = {}
+    before, after = trial.answers
+    return Tried(
+        trial,
+        tuple(
+            Flipped(i, _picture(pictures.get(i)), before.labels[i], before.given[i], after.given[i])
+            for i in places
+        ),
+    )
+
+
+def _picture(image: np.ndarray | None) -> np.ndarray | None:
+    return None if image is None else shown(np.asarray(image, np.float32))
+
+
+def channel(session: Any, group: Any, unit: int) -> Channel:
+    """Look at `unit` of `group` in the network as it is now."""
+    name = group.producers[0]
+    network = copy_of(session.model).eval()
+    layer = dict(network.named_modules()).get(name)
+    made = Channel(group.name, unit, name)
+    kept = session.plan.kept[group.name]
+    weight = getattr(layer, "weight", None)
+    if unit not in kept or not isinstance(weight, Tensor) or len(weight) != len(kept):
+        return made  # a layer that several groups share, or none of its own
+    place = kept.index(unit)
+    own = weight[place].detach().float().cpu().numpy()
+    inputs, maps = _maps(session, network, layer, place)
+    return Channel(
+        group.name,
+        unit,
+        name,
+        _kernels(own),
+        inputs,
+        tuple(grey(m) for m in maps),
+        float(np.linalg.norm(own)),
+        float(np.mean([(m <= 0).mean() for m in maps])) if maps else 0.0,
+    )
+
+
+def _kernels(weight: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The heaviest kernels of a channel's `weight` [inputs, height, width], in their order."""
+    if weight.ndim != 3:
+        return ()
+    heavy = np.argsort(-np.abs(weight).sum(axis=(1, 2)))[:MOST]
+    most = float(np.abs(weight).max())
+    return tuple(signed(weight[i], most) for i in sorted(heavy))
+
+
+def _maps(
+    session: Any, network: nn.Module, layer: nn.Module, place: int
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """The first validation images, and what the layer's channel at `place` gives on each."""
+    batch = next(iter(session.data.val), None)
+    images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        return (), ()
+    images = images[:IMAGES].to(next(network.parameters()).device)
+    caught: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _m, _x, out: caught.append(out))
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        handle.remove()
+    pictures = tuple(shown(image.float().cpu().numpy()) for image in images)
+    if not caught or caught[0].ndim != 4:
+        return pictures, ()
+    return pictures, tuple(caught[0][:, place].float().cpu().numpy())

@@ -1,0 +1,50 @@
+"""The folds below the figure; the contents of one that is closed are not made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prunelab.figures.board import LEGEND
+from prunelab.ledger import words
+from prunelab.ledger.events import Event
+from prunelab.notebook import text
+from prunelab.notebook.background import CHANNEL, COMPARE
+from prunelab.notebook.markup import fold, say, tag
+from prunelab.notebook.panes import changes, channel, comparison, costs, exporting
+from prunelab.notebook.parameters import parameters_form, values_of
+from prunelab.notebook.rows import layers
+from prunelab.notebook.view import View
+
+FIGURE = "figure"
+NAMES = ("key", "method", "layers", "changes", CHANNEL, "costs", COMPARE, "history", "export")
+
+
+def folds(view: View, events: Sequence[Event]) -> dict[str, str]:
+    """The HTML of every fold, by name."""
+    method = text.method_fold(view.method.name, values_of(view.method))
+    made: dict[str, tuple[str, str, Callable[[View], str]]] = {
+        "method": (method, text.THETA_TIP, parameters_form),
+        "layers": (text.LAYERS, text.LAYERS_TIP, layers),
+        "changes": (text.CHANGES, text.CHANGES_TIP, changes),
+        CHANNEL: (text.ONE, text.ONE_TIP, channel),
+        "costs": (text.COST, text.COST_TIP, costs),
+        COMPARE: (text.COMPARE, text.COMPARE_TIP, comparison),
+        "history": (text.HISTORY, text.HISTORY_TIP, lambda _: words.history(view.state, events)),
+        "export": (text.EXPORT, text.EXPORT_TIP, exporting),
+    }
+    return {"key": key(view)} | {
+        name: fold(name, title, inside(view) if name in view.opened else "", tip)
+        for name, (title, tip, inside) in made.items()
+    }
+
+
+def key(view: View) -> str:
+    """What the figure's colours mean, whether its lower half is shown, how old the evidence is."""
+    whole = FIGURE in view.opened
+    more = tag(
+        "button", text.LESS if whole else text.MORE, kind="pl-more", type="button",
+        title=text.MORE_TIP, data_do="unfold", data_arg=FIGURE, value="" if whole else "1",
+        aria_expanded="true" if whole else "false",
+    )  # fmt: skip
+    age = "" if view.at_hand is None else text.evidence(view.at_hand)
+    return tag("div", more, tag("span", LEGEND), kind="pl-key") + say(age, "line")

@@ -1,0 +1,59 @@
+"""`prune`: the whole job without a person, by the very session that a person would use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from prunelab.errors import AtChance, BudgetUnreachable
+from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.state import Point
+from prunelab.ledger.words import at_chance, stopped
+from prunelab.session.session import Session
+from prunelab.values import WidthPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pruned:
+    """What came out: the plain small network, its plan, the ledger, and the points in order."""
+
+    model: nn.Module
+    plan: WidthPlan
+    ledger: Ledger
+    trajectory: tuple[Point, ...]
+
+
+def prune(
+    model: nn.Module,
+    data: Any,
+    method: Any = "aofp",
+    *,
+    target_macs: float = 0.5,
+    min_accuracy: float | Literal["auto"] | None = "auto",
+    repair: str | None = "lstsq",
+    tune: int | None = 0,
+    **session: Any,
+) -> Pruned:
+    """Prune `model` to `target_macs` (a share when at most 1), then tune.
+
+    `tune` counts batches: 0 for none, None for the default of `Session.tune`. Other keywords are
+    those of `Session`; `min_accuracy` is that of `Session.run`: a number, "auto", or None for no
+    floor. Where a number ends the run early, what there is by then is tuned and given.
+
+    Raises `BudgetUnreachable`, with the best plan so far, when the method cannot reach the target,
+    or not above the floor that "auto" stands for. Raises `AtChance`, with the result, when a
+    network that was over 5 points above chance ends within 2 points of it on the validation
+    images, whatever the floor.
+    """
+    work = Session(model, data, method, repair=repair, **session)
+    work.run(target_macs=target_macs, min_accuracy=min_accuracy)
+    if min_accuracy == "auto" and (why := stopped(work.ledger[-1])):
+        raise BudgetUnreachable(why, work.plan)
+    if tune != 0:
+        work.tune(**({} if tune is None else {"steps": tune}))
+    result = Pruned(work.model, work.plan, work.ledger, work.state.path)
+    if why := at_chance(work.state):
+        raise AtChance(f"{why} The error's result holds the network.", result)
+    return result

@@ -1,0 +1,63 @@
+"""The small immutable values that methods, ledger, figures and people exchange.
+
+Everything here prints on one line, compares by content, hashes, and goes to JSON and back.
+None needs torch: a value must be readable where no torch is.
+"""
+
+from prunelab.values.frozen import (
+    Codec,
+    FrozenMap,
+    revive,
+    thaw,
+)
+from prunelab.values.plan import (
+    Graph,
+    Group,
+    Units,
+    WidthPlan,
+    units_of,
+)
+from prunelab.values.search import (
+    Cost,
+    Ended,
+    Importance,
+    Move,
+    PathPoint,
+    Progress,
+    Rung,
+    Verdict,
+    verdict_of,
+)
+from prunelab.values.wording import (
+    as_text,
+    listed,
+    many,
+    si,
+    table,
+)
+
+__all__ = [
+    "Codec",
+    "Cost",
+    "Ended",
+    "FrozenMap",
+    "Graph",
+    "Group",
+    "Importance",
+    "Move",
+    "PathPoint",
+    "Progress",
+    "Rung",
+    "Units",
+    "Verdict",
+    "WidthPlan",
+    "as_text",
+    "listed",
+    "many",
+    "revive",
+    "si",
+    "table",
+    "thaw",
+    "units_of",
+    "verdict_of",
+]

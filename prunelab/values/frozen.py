@@ -1,0 +1,81 @@
+"""Immutable mappings, and registered dataclasses as JSON data and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar
+
+
+class FrozenMap(Mapping[str, Any]):
+    """An immutable, hashable mapping; nested lists become tuples, nested mappings FrozenMaps."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        self._items = {key: _freeze(value) for key, value in dict(items).items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+PLAIN = frozenset({int, float, str, bool, type(None)})
+
+
+def _freeze(value: Any) -> Any:
+    if type(value) is tuple and PLAIN.issuperset(map(type, value)):
+        return value  # most often thousands of units, and asked for while a slider moves
+    if isinstance(value, Mapping):
+        return FrozenMap(value)
+    if isinstance(value, (list, tuple)):
+        if PLAIN.issuperset(map(type, value)):  # the units of a wide group, say
+            return tuple(value)
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+class Codec:
+    """Turns registered frozen dataclasses into plain JSON data and back."""
+
+    known: ClassVar[dict[str, type]] = {}
+
+    @classmethod
+    def register(cls, *kinds: type) -> None:
+        """Let `encode` and `decode` handle these dataclasses."""
+        cls.known.update({kind.__name__: kind for kind in kinds})
+
+
+def thaw(value: Any) -> Any:
+    """A value as JSON data: dicts, lists and scalars; registered dataclasses carry `is`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        data = {f.name: thaw(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {"is": type(value).__name__, **data}
+    if isinstance(value, Mapping):
+        return {str(key): thaw(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [thaw(item) for item in value]
+    return value
+
+
+def revive(data: Any) -> Any:
+    """What `thaw` made, as the value it was; raises KeyError or TypeError for anything else."""
+    if isinstance(data, dict):
+        if "is" in data:
+            kind = Codec.known[data["is"]]
+            return kind(**{key: revive(item) for key, item in data.items() if key != "is"})
+        return FrozenMap({key: revive(item) for key, item in data.items()})
+    if isinstance(data, list):
+        return tuple(revive(item) for item in data)
+    return data

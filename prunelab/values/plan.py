@@ -1,0 +1,150 @@
+"""A plan: which units every channel group keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prunelab.errors import IllegalPlan
+from prunelab.values.frozen import FrozenMap, thaw
+
+Units = tuple[int, ...]
+"""Units of one channel group, ascending, in the network's *original* numbers."""
+
+
+def units_of(given: Iterable[int]) -> Units:
+    """`given` as ascending Python ints without repeats."""
+    return tuple(sorted({int(unit) for unit in given}))
+
+
+class Group(Protocol):
+    """What a `WidthPlan` asks of a channel group; `channels.ChannelGroup` is one."""
+
+    @property
+    def name(self) -> str:
+        """Its first producer."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Units in the original network."""
+        ...
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units may be dropped."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why not, if not."""
+        ...
+
+
+class Graph(Protocol):
+    """What a `WidthPlan` asks of a graph; `channels.ChannelGraph` is one."""
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """All groups, in execution order."""
+        ...
+
+    def __getitem__(self, name: str, /) -> Group:
+        """The group of this name; raises `UnknownName`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WidthPlan:
+    """The kept units of every channel group of `graph`, in original numbers.
+
+    Make one with `WidthPlan.full(graph)`; `drop` gives a new plan and leaves this one alone.
+    Plans are equal when they keep the same units.
+    """
+
+    kept: FrozenMap
+    graph: Graph = field(compare=False, repr=False)
+
+    @classmethod
+    def full(cls, graph: Graph) -> WidthPlan:
+        """The plan that keeps every unit of every group of `graph`."""
+        return cls(FrozenMap({g.name: tuple(range(g.width)) for g in graph.groups}), graph)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Units kept of each group."""
+        return {name: len(units) for name, units in self.kept.items()}
+
+    @property
+    def dropped(self) -> FrozenMap:
+        """Units removed so far, of the groups where any is."""
+        gone = {
+            g.name: units_of(set(range(g.width)) - set(self.kept[g.name]))
+            for g in self.graph.groups
+        }
+        return FrozenMap({name: units for name, units in gone.items() if units})
+
+    def drop(self, drop: Mapping[str, Iterable[int]]) -> WidthPlan:
+        """A plan without these units; dropping nothing is legal.
+
+        Raises `UnknownName` for a group that is not there, `IllegalPlan` for a unit that is not
+        there, a frozen group, or a group left with nothing.
+        """
+        kept = dict(self.kept)
+        for given, units in drop.items():
+            group = self.graph[given]
+            name, gone = group.name, set(units_of(units))
+            if not gone:
+                continue
+            if not group.prunable:
+                raise IllegalPlan(f"{name} cannot be pruned: {group.why}. Choose another group.")
+            if missing := gone - set(kept[name]):
+                raise IllegalPlan(
+                    f"{name} does not have (any more) the units {sorted(missing)[:8]}; it has "
+                    f"{len(kept[name])} of its {group.width} units left, numbered 0 to "
+                    f"{group.width - 1} in the original network."
+                )
+            rest = tuple(unit for unit in kept[name] if unit not in gone)
+            if not rest:
+                raise IllegalPlan(
+                    f"{name}: dropping {len(gone)} of {len(kept[name])} units leaves none; "
+                    "one must stay. Drop fewer."
+                )
+            kept[name] = rest
+        return WidthPlan(FrozenMap(kept), self.graph)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` reads it back."""
+        return json.dumps({"format": 1, "kept": thaw(self.kept)})
+
+    @classmethod
+    def from_json(cls, text: str, graph: Graph) -> WidthPlan:
+        """The plan in `text`, checked against `graph`.
+
+        Raises `IllegalPlan` when the text is no plan or speaks of another network.
+        """
+        full = cls.full(graph)
+        try:
+            kept = json.loads(text)["kept"]
+            asked = {str(name): units_of(units) for name, units in kept.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise IllegalPlan(f"This text is not a width plan in JSON: {error}.") from None
+        if set(asked) != set(full.kept):
+            odd = sorted(set(asked) ^ set(full.kept))
+            raise IllegalPlan(
+                f"The plan is for another network: {len(odd)} groups differ, {odd[0]!r} first."
+            )
+        for name, units in asked.items():
+            if not set(units) <= set(full.kept[name]):
+                raise IllegalPlan(
+                    f"The plan keeps units of {name} that it does not have (0 to "
+                    f"{graph[name].width - 1}): it is for another network."
+                )
+        gone = {name: set(full.kept[name]) - set(units) for name, units in asked.items()}
+        return full.drop(gone)
+
+    def __str__(self) -> str:
+        changed = [f"{n} {len(self.kept[n])}/{self.graph[n].width}" for n in self.dropped]
+        return "WidthPlan(" + (", ".join(changed) or "every unit kept") + ")"

@@ -1,0 +1,157 @@
+"""What a method shows while it searches, and the move that it proposes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from prunelab.values.frozen import Codec, FrozenMap
+from prunelab.values.plan import Units
+from prunelab.values.wording import many, si
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one input costs: multiply-adds, parameters of the network, bytes of activations.
+
+    `macs` counts convolutions and linear layers; a paper's "FLOPs" are often 2 x MACs.
+    `activation_bytes` is the sum of their outputs; `at` is the size of the input, as 1x28x28.
+    """
+
+    macs: int
+    params: int
+    activation_bytes: int
+    at: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{si(self.macs)} MACs, {si(self.params)} parameters"
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """One score per unit of a group: the lower, the safer to drop.
+
+    `values` align with `units`; `meaning` names the score and its unit in plain words.
+    """
+
+    group: str
+    units: Units
+    values: tuple[float, ...]
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"Importance({self.group}: {len(self.units)} units, {self.meaning})"
+
+
+Verdict = Literal["take", "halve", "fail"]
+
+
+def verdict_of(worst: float, candidates: int, theta: float) -> Verdict:
+    """What a halving whose worst mean damage is `worst` decides about its `candidates`."""
+    return "take" if worst < theta else "halve" if candidates > 1 else "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One halving of AOFP's binary search in one group (Ding et al., ICML 2019).
+
+    `search` is the set under search, `damages` aligned with it: the mean share of the consumer's
+    signal lost while a random half that holds the unit is masked. `candidates` are the half with
+    the smallest means, `worst` the largest mean among them. The verdict is "take" when
+    `worst < theta`, else "halve" (search on in the candidates) or "fail" (nothing left to halve).
+    `batches` is 0 where the means are exact expectations.
+    """
+
+    group: str
+    halving: int
+    search: Units
+    damages: tuple[float, ...]
+    candidates: Units
+    worst: float
+    theta: float
+    verdict: Verdict
+    batches: int = 0
+
+    def at(self, theta: float) -> Rung:
+        """The same measurement, judged with another theta."""
+        verdict = verdict_of(self.worst, len(self.candidates), theta)
+        return replace(self, theta=theta, verdict=verdict)
+
+    def __str__(self) -> str:
+        return (
+            f"Rung({self.group}: {len(self.search)} -> {len(self.candidates)}, "
+            f"worst {self.worst:.4f} against theta {self.theta:g}: {self.verdict})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PathPoint:
+    """One penalty of Channel Pruning's LASSO in one group (He, Zhang, Sun; ICCV 2017).
+
+    `penalty` is lambda as a share of the smallest that keeps nothing; `kept` counts the channels
+    with a coefficient at it, `unexplained` is the share of the consumers' signal that their
+    weighted sum misses, before any refit. The search wants `wanted` channels.
+    """
+
+    group: str
+    penalty: float
+    kept: int
+    unexplained: float
+    wanted: int
+
+    def __str__(self) -> str:
+        return (
+            f"PathPoint({self.group}: lambda {self.penalty:.3g} keeps {self.kept}, "
+            f"{self.wanted} wanted)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a piece of work has come: `done` of `total` steps, and what it is."""
+
+    done: int
+    total: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A verb is over, done, stopped or failed, and the session is free for the next."""
+
+    verb: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The units to drop of each group it touches, proposed by one method; it changes nothing.
+
+    `damage` predicts, per group, the share of the consumers' signal that is lost (0 = none);
+    `fingerprint` names the very network that it was measured on. `carry` is what the method's
+    next search wants to know of this one.
+    """
+
+    drop: FrozenMap
+    method: str
+    parameters: FrozenMap
+    seed: int
+    damage: FrozenMap
+    before: Cost
+    after: Cost
+    fingerprint: str
+    carry: FrozenMap = field(default_factory=FrozenMap)
+
+    @property
+    def units(self) -> int:
+        """How many units it drops in all."""
+        return sum(len(units) for units in self.drop.values())
+
+    def __str__(self) -> str:
+        return (
+            f"Move({self.method}: drop {many(self.units, 'unit')} in "
+            f"{many(len(self.drop), 'group')}, MACs {si(self.before.macs)} -> "
+            f"{si(self.after.macs)})"
+        )
+
+
+Codec.register(Cost, Importance, PathPoint, Rung, Move)

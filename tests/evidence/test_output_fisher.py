@@ -1,0 +1,117 @@
+"""Curvature of the loss at layers' outputs, against gradients taken one image at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from toys import Tiny, batches
+
+import prunelab as pl
+from prunelab.evidence.fingerprint import fingerprint
+from prunelab.evidence.output_fisher import own_answers
+
+LAYERS = ("conv1", "conv2", "conv3", "fc")
+
+
+@pytest.fixture(scope="module")
+def net(trained: nn.Module) -> Tiny:
+    model = Tiny()
+    model.load_state_dict(trained.state_dict())
+    return model.double().eval()
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[tuple[Tensor, Tensor]]:
+    return [(x[:9].double(), y[:9]) for x, y in batches(64, 4)]
+
+
+def labelled(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def measured(net: nn.Module, seen: list[tuple[Tensor, Tensor]], **how: object) -> pl.Evidence:
+    graph = pl.trace(net, seen[0][0])
+    return pl.measure(net, graph, seen, kinds=("curvature",), layers=LAYERS, **how)
+
+
+def test_it_is_the_second_moment_of_each_images_own_gradients(
+    net: Tiny, seen: list[tuple[Tensor, Tensor]]
+) -> None:
+    found = measured(net, seen, loss=labelled).curvature
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        net.get_submodule(name).register_forward_hook(
+            lambda _m, _i, out, name=name: outputs.__setitem__(name, out)
+        )
+        for name in LAYERS
+    ]
+    want = dict.fromkeys(LAYERS, 0.0)
+    for x, y in seen:
+        for image, label in zip(x, y, strict=True):
+            value = labelled(net, (image[None], label[None]))
+            gradients = torch.autograd.grad(value, list(outputs.values()))
+            for name, g in zip(LAYERS, gradients, strict=True):
+                rows = g.movedim(1, -1).flatten(0, -2)
+                want[name] += (rows.T @ rows).numpy()
+    for hook in hooks:
+        hook.remove()
+    for name in LAYERS:
+        np.testing.assert_allclose(found[name], want[name], rtol=1e-10, atol=1e-14)
+
+
+def test_half_of_it_is_what_small_errors_cost(net: Tiny, seen: list[tuple[Tensor, Tensor]]) -> None:
+    """KL divergence from the network's own answers, for errors without any relation to g."""
+    batch = seen[0][0]
+    one = [(batch, seen[0][1])]
+    repeats = 400
+    curvature = sum(measured(net, one, seed=seed).curvature["fc"] for seed in range(repeats))
+    with torch.no_grad():
+        logits = net(batch)
+        p = logits.softmax(1)
+        exact = (torch.diag(p.sum(0)) - p.T @ p).numpy()
+        np.testing.assert_allclose(curvature / repeats, exact, atol=0.05 * np.abs(exact).max())
+        errors = 1e-3 * torch.eye(4, dtype=torch.float64)
+        for error in errors:
+            log = logits.log_softmax(1) - (logits + error).log_softmax(1)
+            cost = float((p * log).sum())
+            assert cost == pytest.approx(float(error.numpy() @ exact @ error.numpy()) / 2, rel=0.01)
+
+
+def test_own_answers_ask_for_no_labels_and_draw_from_their_generator(net: Tiny) -> None:
+    x = torch.randn(3, 1, 12, 12, dtype=torch.float64)
+    before = torch.get_rng_state()
+    a, b, c = (own_answers(torch.Generator().manual_seed(s))(net, x).item() for s in (0, 0, 1))
+    assert a == b != c
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_adds_up_over_batches_and_leaves_no_trace(
+    net: Tiny, seen: list[tuple[Tensor, Tensor]]
+) -> None:
+    mark = fingerprint(net)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    graph = pl.trace(net, seen[0][0])
+    how = {"kinds": ("curvature",), "layers": LAYERS, "loss": labelled}
+    whole = pl.measure(net, graph, seen, **how)
+    parts = pl.measure(net, graph, seen[:1], **how) + pl.measure(net, graph, seen[1:], **how)
+    for name in LAYERS:
+        np.testing.assert_allclose(parts.curvature[name], whole.curvature[name], rtol=1e-12)
+    assert fingerprint(net) == mark
+    assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
+    for parameter in net.parameters():
+        parameter.requires_grad_(True)
+    with pytest.raises(pl.StaleEvidence):
+        whole + pl.measure(net, graph, seen, kinds=("patches",), layers=LAYERS)
+
+
+def test_a_loss_that_cannot_be_followed_back_is_told(
+    net: Tiny, seen: list[tuple[Tensor, Tensor]]
+) -> None:
+    with pytest.raises(pl.InvalidValue, match="one number"):
+        measured(net, seen, loss=lambda model, batch: model(batch[0]).detach().sum())
+    with pytest.raises(pl.NotFinite, match="gradients at"):
+        measured(net, seen, loss=lambda model, batch: model(batch[0]).sum() * float("nan"))
