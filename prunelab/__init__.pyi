@@ -155,4 +155,4 @@ from .values import (
 from .values import (
     WidthPlan as WidthPlan,
 )
-from .values.paired_comparison import Trial as Trial
+from .values.paired_comparison import PairedComparison as PairedComparison

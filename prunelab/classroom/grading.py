@@ -33,7 +33,7 @@ from prunelab.graph.trace import copy_of, trace
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
 from prunelab.loops.training import accuracy
-from prunelab.session.evaluator import check_finite
+from prunelab.session.repairing import check_finite
 from prunelab.values import FrozenMap, WidthPlan
 
 TOLERANCE = 0.005  # of accuracy: another machine's rounding may flip a few of 1,000 images

@@ -18,16 +18,6 @@ from prunelab.values import FrozenMap, listed, many, thaw
 
 LONGEST = 300  # characters of a student's that a grade repeats
 LARGEST = 1e300  # of the numbers that an answer may be
-SAID = {
-    "Proposed": "propose",
-    "Adjusted": "adjust",
-    "Approved": "approve",
-    "Rejected": "reject",
-    "Undone": "undo",
-    "Returned": "go",
-    "Repaired": "repair",
-    "Tuned": "tune",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +86,7 @@ def said(events: Iterable[Event]) -> Counter[str]:
         if isinstance(event, Noted):
             verbs["predict" if event.kind == "prediction" else event.kind] += 1
         elif not (isinstance(event, Repaired) and event.automatic):
-            verbs[SAID.get(type(event).__name__, "begin")] += 1
+            verbs[event.verb] += 1
     return verbs
 
 

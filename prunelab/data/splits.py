@@ -45,9 +45,10 @@ class Splits:
     `unusable` are the images that were left out of the longest look at the training images so far.
     """
 
-    data: Any
-    seed: int
-    unusable = Unusable()
+    def __init__(self, data: Any, seed: int) -> None:
+        self.data = data
+        self.seed = seed
+        self.unusable = Unusable()
 
     def sample(self) -> Any:
         """The first training batch."""

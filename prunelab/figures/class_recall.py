@@ -278,9 +278,9 @@ def losses(
 ) -> go.Figure:
     """What changes from one network's answers to another's on the same images.
 
-    `before` and `after` are `Trial.answers`, or, where nothing is classified, the `metric` of each
-    batch (`Trial.batches`). `pictures` are images by their place in the split, as
-    `Session.pictures` gives them; a dozen whose answer flips are shown.
+    `before` and `after` are `PairedComparison.answers`, or, where nothing is classified, the
+    `metric` of each batch (`PairedComparison.batches`). `pictures` are images by their place in
+    the split, as `Session.pictures` gives them; a dozen whose answer flips are shown.
     """
     if not (isinstance(before, Answers) and isinstance(after, Answers)):
         if isinstance(before, Answers) or isinstance(after, Answers):

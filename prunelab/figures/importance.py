@@ -27,9 +27,9 @@ from prunelab.figures.style import (
     wrap,
 )
 from prunelab.ledger.state import State
-from prunelab.values import Importance, Rung, Units
+from prunelab.values import Importance, PathPoint, Rung, Units
 
-Seen = Sequence[Importance | Rung]
+Seen = Sequence[Importance | Rung | PathPoint]
 Fate = Literal["keep", "drop", "gone"]
 
 RUNG_MEANING = "mean damage in its last halving, share of the signal"

@@ -64,27 +64,6 @@ def latest_search(seen: Iterable[Any], group: str) -> list[Rung]:
     return searches(seen).get(group, [])
 
 
-def rejudged(seen: Iterable[Any], theta: float) -> list[Any]:
-    """What an exact search that saw `seen` would have shown with this theta.
-
-    Theta decides where a search stops, not what it measures. A search that would go on beyond
-    what was measured ends in "halve"; one that trained on the way (`batches`) stays as it was.
-    """
-    made: list[Any] = []
-    taken: set[str] = set()
-    for item in seen:
-        if isinstance(item, Rung) and not item.batches:
-            if item.halving == 0:
-                taken.discard(item.group)
-            if item.group in taken:
-                continue
-            item = item.at(theta)
-            if item.verdict == "take":
-                taken.add(item.group)
-        made.append(item)
-    return made
-
-
 def ladder_info(state: State, group: str, seen: Iterable[Any] | None = None) -> LadderInfo:
     """The binary search of `group` in `seen` (default: the latest proposal's evidence)."""
     if seen is None:

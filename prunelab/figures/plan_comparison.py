@@ -26,7 +26,7 @@ from prunelab.figures.style import (
 )
 from prunelab.ledger.state import State
 from prunelab.values import Cost, FrozenMap, WidthPlan, as_text, si
-from prunelab.values.paired_comparison import Trial
+from prunelab.values.paired_comparison import PairedComparison
 
 COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
 
@@ -67,8 +67,8 @@ def plan_side(name: str, plan: WidthPlan, cost: Cost | None = None) -> Side:
     return Side(name, FrozenMap(plan.widths), cost)
 
 
-def compare_info(a: Side, b: Side, trial: Trial | None = None) -> CompareInfo:
-    """Here `a`, there `b`; `trial` is how the network of `b` does against that of `a`.
+def compare_info(a: Side, b: Side, found: PairedComparison | None = None) -> CompareInfo:
+    """Here `a`, there `b`; `found` is how the network of `b` does against that of `a`.
 
     Networks of many groups are gathered by module.
     """
@@ -89,8 +89,8 @@ def compare_info(a: Side, b: Side, trial: Trial | None = None) -> CompareInfo:
             here, there = getattr(a.cost, key), getattr(b.cost, key)
             table.append((words, si(here), si(there), f"{there / max(1, here) - 1:+.1%}"))
     table += _measured(a.metrics, b.metrics)
-    if trial is not None:
-        table += _tried(trial)
+    if found is not None:
+        table += _tried(found)
     return CompareInfo(
         (a.name, b.name),
         tuple((name, here, there) for name, (here, there) in rows.items()),
@@ -115,21 +115,21 @@ def _measured(a: Mapping[str, float], b: Mapping[str, float]) -> list[tuple[str,
     return rows
 
 
-def _tried(trial: Trial) -> list[tuple[str, str, str, str]]:
-    percent = "accuracy" in trial.metric
+def _tried(found: PairedComparison) -> list[tuple[str, str, str, str]]:
+    percent = "accuracy" in found.metric
     scale, digits, unit = (100, ".1f", " points") if percent else (1, ".3g", "")
-    change = f"{scale * trial.difference:+{digits}} ± {scale * trial.margin:{digits}}{unit}"
+    change = f"{scale * found.difference:+{digits}} ± {scale * found.margin:{digits}}{unit}"
     rows = [
         (
-            f"{trial.metric}, {trial.images:,} images",
-            as_text(trial.metric, trial.before),
-            as_text(trial.metric, trial.after),
-            change + (", within noise" if trial.within_noise else ""),
+            f"{found.metric}, {found.images:,} images",
+            as_text(found.metric, found.before),
+            as_text(found.metric, found.after),
+            change + (", within noise" if found.within_noise else ""),
         )
     ]
-    if trial.answers is not None:
+    if found.answers is not None:
         rows.append(
-            ("only right here, there", str(len(trial.lost)), str(len(trial.gained)), "images")
+            ("only right here, there", str(len(found.lost)), str(len(found.gained)), "images")
         )
     return rows
 
@@ -177,13 +177,15 @@ def draw_compare(info: CompareInfo) -> Panel:
     )
 
 
-def compare(a: Side, b: Side, trial: Trial | None = None, *, theme: Theme = "light") -> go.Figure:
+def compare(
+    a: Side, b: Side, found: PairedComparison | None = None, *, theme: Theme = "light"
+) -> go.Figure:
     """Two points of a session, or two plans: widths overlaid, and a table of the differences.
 
-    `point_side(state, seq)` and `plan_side(name, plan)` make the sides; `trial` is what
+    `point_side(state, seq)` and `plan_side(name, plan)` make the sides; `found` is what
     `Session.compare` measures.
     """
-    info = compare_info(a, b, trial)
+    info = compare_info(a, b, found)
     panel = draw_compare(info)
     table = go.Table(
         domain={"x": [0.58, 1], "y": [0, 1]},

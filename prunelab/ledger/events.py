@@ -1,22 +1,36 @@
 """What happened: events that are only ever appended.
 
-Undo appends too, so a later move opens a branch and nothing is lost.
+Undo appends too, so a later move opens a branch and nothing is lost. A new kind of event is
+written here, with what a script says for it; `state.advance` says what it does to a session,
+`words` how it reads, and `classroom.audit` whether it can be true.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from prunelab.values import Codec, Cost, FrozenMap, Move
+from prunelab.values import Codec, Cost, FrozenMap, Move, thaw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One line of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared."""
+    """One line of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared.
+
+    `verb` is the session's that writes it; `keeps_proposal` says that what is pending stays
+    pending, `changes_network` that the network is another one after it.
+    """
+
+    verb: ClassVar[str] = ""
+    keeps_proposal: ClassVar[bool] = False
+    changes_network: ClassVar[bool] = False
 
     seq: int
     at: str = field(default="", compare=False)
+
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again; none where the session does it by itself."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +61,8 @@ class Proposed(Event):
 
     method: str
     parameters: FrozenMap
+    verb: ClassVar[str] = "propose"
+
     move: Move | None
     seen: tuple[Any, ...] = ()
     target: float | None = None
@@ -57,20 +73,36 @@ class Proposed(Event):
 class Adjusted(Event):
     """The person changed which units the pending move drops."""
 
-    drop: FrozenMap
+    verb: ClassVar[str] = "adjust"
+    keeps_proposal: ClassVar[bool] = True
+    retired: ClassVar[tuple[str, ...]] = ("drop",)  # older files repeat `move.drop` under it
+
     move: Move
+
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again."""
+        drop = {name: list(units) for name, units in self.move.drop.items()}
+        return (f"session.adjust(drop={drop!r})",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected(Event):
     """The person declined the pending move."""
 
+    verb: ClassVar[str] = "reject"
+
     reason: str = ""
+
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again."""
+        return (f"session.reject({self.reason!r})",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Event):
     """An event that changed the network: what it is now. `metrics` are on validation images."""
+
+    changes_network: ClassVar[bool] = True
 
     kept: FrozenMap
     metrics: FrozenMap
@@ -87,6 +119,8 @@ class Approved(Step):
     `run` is the `target_macs` of the run that decided it (None: the person did). It is not
     compared: a script that replays the session says each approve itself.
     """
+
+    verb: ClassVar[str] = "approve"
 
     run: float | None = field(default=None, compare=False)
 
@@ -124,19 +158,36 @@ class Repaired(Step):
     squares did, layer by layer.
     """
 
+    verb: ClassVar[str] = "repair"
+
     kind: str
     automatic: bool
     tried: FrozenMap = field(default_factory=FrozenMap)
     refits: tuple[Refit, ...] = ()
+
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again; none of one that comes with its approve."""
+        return () if self.automatic else (f"session.repair({self.kind!r})",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(Step):
     """Weights were trained; `replayable` when prunelab's own loop did it."""
 
+    verb: ClassVar[str] = "tune"
+
     steps: int
     by: str
     replayable: bool
+
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again, where that can be done."""
+        if self.replayable:
+            return (f"session.tune(steps={self.steps})",)
+        return (
+            f"with session.tuning({self.by!r}) as network:",
+            f"    raise NotImplementedError('train it with {self.by} here; not bitwise')",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,27 +199,54 @@ class Noted(Event):
     answer to exercise `about`).
     """
 
+    keeps_proposal: ClassVar[bool] = True
+
     text: str
     kind: str = "note"
     about: str = ""
     value: Any = None
+
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again; none of what the session notes by itself."""
+        if self.kind == "data":
+            return ()
+        if self.kind == "prediction":
+            return (f"session.predict(**{thaw(self.value)!r})",)
+        if self.kind == "answer":
+            return (f"session.answer({self.about!r}, {thaw(self.value)!r})",)
+        return (f"session.note({self.text!r}, kind={self.kind!r})",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undone(Event):
     """The pending proposal was dropped and step `step` (its seq; None: no step) taken back."""
 
+    verb: ClassVar[str] = "undo"
+    changes_network: ClassVar[bool] = True
+
     step: int | None
     proposal: bool
+
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again."""
+        return ("session.undo()",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Returned(Event):
     """The network became again what it was after event `to`, on this branch or another."""
 
+    verb: ClassVar[str] = "go"
+    changes_network: ClassVar[bool] = True
+
     to: int
 
+    def script(self) -> tuple[str, ...]:
+        """The lines of a script that do it again."""
+        return (f"session.go({self.to})",)
 
-Codec.register(
-    Refit, Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone, Returned
+
+KINDS: tuple[type[Event], ...] = (
+    *(Began, Proposed, Adjusted, Rejected, Approved, Repaired, Tuned, Noted, Undone, Returned),
 )
+Codec.register(Refit, *KINDS)

@@ -4,7 +4,7 @@ from typing import Any
 
 from prunelab.errors import InvalidValue, UnknownName
 from prunelab.methods.aofp import AOFP
-from prunelab.methods.base import Context, Method, Search
+from prunelab.methods.base import Context, Found, Method, Search
 from prunelab.methods.baselines import (
     BatchNormScale,
     FirstK,
@@ -71,6 +71,7 @@ __all__ = [
     "Context",
     "Elimination",
     "FirstK",
+    "Found",
     "GroupFisher",
     "Magnitude",
     "MaxResponse",

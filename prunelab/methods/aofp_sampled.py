@@ -24,7 +24,7 @@ from prunelab.graph.surgery.editing import silence
 from prunelab.graph.trace import copy_of
 from prunelab.loops.training import descend, forever
 from prunelab.methods.aofp_search import judge
-from prunelab.methods.base import Context, Search
+from prunelab.methods.base import Context, Found, Search
 from prunelab.values import Progress, Rung, Units
 
 if TYPE_CHECKING:
@@ -237,5 +237,4 @@ def search_sampled(method: AOFP, context: Context) -> Search:
     drop = context.trimmed(drop, order)
     if not drop:
         return None
-    context.weights = network.eval()
-    return context.move(method, drop, damage, {"batches": step})
+    return Found(context.move(method, drop, damage, {"batches": step}), network.eval())

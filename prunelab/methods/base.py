@@ -1,33 +1,49 @@
 """What a method is: a frozen dataclass with one generator, `search(context)`.
 
 It yields what it sees (`Rung`, `Importance`, `Progress`) and returns one Move, or None when it
-has nothing more.
+has nothing more. All that a session reads of a method is read by the functions of this module.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.loops.training import Training
 from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, thaw
 
-Search = Generator[Any, None, Move | None]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A move, and the trained network that it is to be cut from (None: the network as it is)."""
+
+    move: Move | None
+    weights: nn.Module | None = None
+
+
+Search = Generator[Any, None, Move | Found | None]
 
 
 class Method(Protocol):
     """What a session asks of a method; a user's own needs no more than this.
 
     `search` may measure (`yield from context.measure(...)`), yields what there is to see, and
-    returns one move. Towards a target the session asks again until it is met, or the method
-    returns None. A frozen dataclass has its fields recorded and replayed; a class that ranks units
-    once is shorter as a `OneShot`.
+    returns one move; a method that trains a copy of the network returns `Found(move, copy)`.
+    Towards a target the session asks again until it is met, or the method returns None. A frozen
+    dataclass has its fields recorded and replayed; a class that ranks units once is shorter as a
+    `OneShot`.
+
+    A method may have more, which the session reads where it is there: `relaxed()` gives a method
+    that finds more, or None, and is called where a run finds nothing; `at` ("conv" or "bn") and
+    `images` say how contributions are measured for `foresee`; `groups = "internal"` that residual
+    streams stay; `theta` that `foresee(theta=)` may set it.
 
     >>> import prunelab as pl
     >>> class WidestFirst:
@@ -71,7 +87,8 @@ class Context:
     search must come from it. `carry` is what the approved move before this one left.
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
     batches that hold n of them; `aimed(layers, images)` measures layers against the network last
-    trained, an `AimedGram` for each.
+    trained, an `AimedGram` for each. `forward(model, batch)` runs a network on a batch,
+    `loss(model, batch)` gives its loss.
     """
 
     model: nn.Module
@@ -86,9 +103,9 @@ class Context:
     images: Callable[[int], Iterator[Any]]
     training_batches: Callable[[int], Iterator[Any]]
     loss: Callable[[nn.Module, Any], Any]
+    forward: Callable[[nn.Module, Any], Any]
     cost: Callable[[WidthPlan], Cost]
     train: Training
-    weights: nn.Module | None = None  # a trained private copy of `model`, if the move brings one
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -148,6 +165,36 @@ class Context:
             else:
                 low = middle + 1
         return first(low)
+
+
+def found(result: Move | Found | None) -> Found:
+    """What a search returned; a move that drops nothing is no move."""
+    given = result if isinstance(result, Found) else Found(result)
+    return given if given.move is not None and given.move.drop else Found(None)
+
+
+def relaxed(method: Method) -> Method | None:
+    """A method that finds more than `method` does, or None."""
+    relax: Callable[[], Method | None] = getattr(method, "relaxed", lambda: None)
+    return relax()
+
+
+def with_theta(method: Method, theta: float) -> Method:
+    """The same method with another theta; raises `InvalidValue` where it has none."""
+    if not hasattr(method, "theta"):
+        raise InvalidValue(f"{method.name} has no theta; give method=, or drop=.")
+    made: Method = replace(method, theta=theta)  # type: ignore[type-var]
+    return made
+
+
+def measures(method: Method) -> tuple[str, int]:
+    """At which place, and on how many images, contributions are measured for this method."""
+    return "bn" if getattr(method, "at", None) == "bn" else "conv", getattr(method, "images", 512)
+
+
+def spares_residuals(method: Method) -> bool:
+    """Whether the method leaves residual streams alone."""
+    return getattr(method, "groups", "all") == "internal"
 
 
 def parameters(method: Method) -> FrozenMap:

@@ -178,7 +178,7 @@ def measured_apart(
                     kinds,
                     layers=layers,
                     seed=context.seed,
-                    forward=context.loss,  # runs the network on whatever a batch is
+                    forward=context.forward,
                     loss=context.loss,
                     expected=images // HOLD if held else images - images // HOLD,
                 )

@@ -20,7 +20,7 @@ from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
 from prunelab.graph.surgery.editing import silence
 from prunelab.graph.trace import copy_of
 from prunelab.loops.training import descend, forever
-from prunelab.methods.base import Context, Search
+from prunelab.methods.base import Context, Found, Search
 from prunelab.methods.one_shot import importances
 from prunelab.values import Progress, Units, WidthPlan, units_of
 
@@ -111,9 +111,9 @@ class GroupFisher:
                 choice.drop_from(watch.sums[2, :-1].numpy() / watch.images)
                 silence(network, context.graph, choice.drop)
         network.zero_grad(set_to_none=True)
-        context.weights = network.eval()
         yield from importances(context, choice.scores(), self.meaning)
-        return context.move(self, choice.drop, carry={"batches": step})
+        move = context.move(self, choice.drop, carry={"batches": step})
+        return Found(move, network.eval())
 
 
 class _Choice:

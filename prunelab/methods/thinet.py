@@ -95,7 +95,7 @@ class ThiNet:
             layers=group.consumers,
             scalars=self.positions,
             seed=context.seed,
-            forward=context.loss,  # runs the network on whatever a batch is
+            forward=context.forward,
         )
         return evidence[group.name]
 

@@ -12,20 +12,21 @@ from prunelab.notebook.channel_inspector import Channel, Tried, channel, tried
 from prunelab.notebook.selection import Choice
 from prunelab.notebook.view import End
 from prunelab.notebook.worker import Worker
+from prunelab.session.session import Session
 from prunelab.values import Move
 
 CHANNEL, COMPARE = "channel", "compare"  # folds whose contents take work
 REST = 0.7  # seconds that a selection must rest before it is tried
 
 
-class Aside:
+class Background:
     """One job at a time, begun once the person has rested; a verb, or another choice, ends it.
 
     `changed` is called when a job begins and when it is over. A job that goes wrong is nobody's
     trouble: the screen then shows nothing of it, and does not begin it again.
     """
 
-    def __init__(self, session: Any, worker: Worker, changed: Callable[[], None]) -> None:
+    def __init__(self, session: Session, worker: Worker, changed: Callable[[], None]) -> None:
         self._session = session
         self._worker = worker
         self._changed = changed
@@ -53,11 +54,11 @@ class Aside:
         at_hand = session.evidence
         jobs: list[tuple[str, Any, Callable[[], Any]]] = []
         if at_hand is None or at_hand.stale:
-            jobs.append(("measured", mark, partial(session.measure, aside=True)))
+            jobs.append(("measured", mark, partial(session.measure, background=True)))
         if CHANNEL in opened and choice.unit is not None:
             group = session.graph[choice.group]
-            job = partial(channel, session, group, choice.unit)
-            jobs.append(("channel", (mark, group.name, choice.unit), job))
+            look = partial(channel, session, group, choice.unit)
+            jobs.append(("channel", (mark, group.name, choice.unit), look))
         if move is not None and move.drop and move.fingerprint == mark:
             job = partial(tried, session, dict(move.drop))
             jobs.append(("tried", (mark, move.drop), job))
@@ -65,11 +66,11 @@ class Aside:
                 jobs.append(("repaired", (mark, move.drop), partial(job, repair=True)))
         ends = choice.ends
         if COMPARE in opened and ends[0] != ends[1]:
-            sides = [choice.plans.get(end, end) for end in ends]
-            jobs.append(("compared", ends, partial(session.compare, *sides, aside=True)))
+            a, b = (choice.plans[end] if isinstance(end, str) else end for end in ends)
+            jobs.append(("compared", ends, partial(session.compare, a, b, background=True)))
         if session.state.head not in session.latencies:
-            jobs.append(("latency", mark, partial(session.latency, aside=True)))
-        jobs.append(("pace", mark, partial(session.pace, aside=True)))
+            jobs.append(("latency", mark, partial(session.latency, background=True)))
+        jobs.append(("step_time", mark, partial(session.step_time, background=True)))
         return jobs
 
     def cancel(self) -> None:
@@ -77,7 +78,7 @@ class Aside:
         self._turn += 1
         if self._timer is not None:
             self._timer.cancel()
-        self._session.make_way()
+        self._session.preempt()
 
     def _do(self, turn: int, kind: str, of: Any, job: Callable[[], Any], stopped: bool) -> None:
         if turn != self._turn or stopped:
@@ -109,9 +110,9 @@ class Aside:
         """How the second of two points or plans does against the first."""
         return self._result("compared", ends)
 
-    def pace(self) -> float | None:
+    def step_time(self) -> float | None:
         """Seconds that a step of tuning takes, of the network as it is now or as it was."""
-        result = self._found.get("pace", (None, None))[1]
+        result = self._found.get("step_time", (None, None))[1]
         return None if _failed(result) else result
 
     def _result(self, kind: str, of: Any) -> Any:

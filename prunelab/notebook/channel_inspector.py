@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import InvalidValue
+from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.graph.trace import copy_of
 from prunelab.notebook.image_tiles import grey, shown, signed
+from prunelab.session.session import Session
+from prunelab.values.paired_comparison import PairedComparison
 
 MOST = 12  # images or kernels that are shown
 IMAGES = 4  # on which feature maps are shown
@@ -30,9 +33,9 @@ class Flipped:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A trial, and the first images that it loses or gains."""
+    """A comparison, and the first images that it loses or gains."""
 
-    trial: Any
+    compared: PairedComparison
     flipped: tuple[Flipped, ...] = ()
 
 
@@ -53,19 +56,19 @@ class Channel:
     zeros: float = 0.0
 
 
-def tried(session: Any, drop: dict[str, Any], repair: bool = False) -> Tried:
-    """Try `drop` aside, repaired or as it is cut, and fetch the images whose answer changes."""
-    trial = session.trial(drop, repair=repair, aside=True)
-    if trial.answers is None:
-        return Tried(trial)
-    places = [*trial.lost, *trial.gained][:MOST]
+def tried(session: Session, drop: dict[str, Any], repair: bool = False) -> Tried:
+    """Try `drop` in the background, and fetch the images whose answer changes."""
+    compared = session.compare_move(drop, repair=repair, background=True)
+    if compared.answers is None:
+        return Tried(compared)
+    places = [*compared.lost, *compared.gained][:MOST]
     try:
         pictures = session.pictures(places)
     except InvalidValue:  # not images: the answers alone are shown
         pictures = {}
-    before, after = trial.answers
+    before, after = compared.answers
     return Tried(
-        trial,
+        compared,
         tuple(
             Flipped(i, _picture(pictures.get(i)), before.labels[i], before.given[i], after.given[i])
             for i in places
@@ -77,11 +80,11 @@ def _picture(image: np.ndarray | None) -> np.ndarray | None:
     return None if image is None else shown(np.asarray(image, np.float32))
 
 
-def channel(session: Any, group: Any, unit: int) -> Channel:
+def channel(session: Session, group: ChannelGroup, unit: int) -> Channel:
     """Look at `unit` of `group` in the network as it is now."""
     name = group.producers[0]
     network = copy_of(session.model).eval()
-    layer = dict(network.named_modules()).get(name)
+    layer = dict(network.named_modules()).get(name, nn.Identity())
     made = Channel(group.name, unit, name)
     kept = session.plan.kept[group.name]
     weight = getattr(layer, "weight", None)
@@ -112,7 +115,7 @@ def _kernels(weight: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _maps(
-    session: Any, network: nn.Module, layer: nn.Module, place: int
+    session: Session, network: nn.Module, layer: nn.Module, place: int
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """The first validation images, and what the layer's channel at `place` gives on each."""
     batch = next(iter(session.data.val), None)

@@ -10,7 +10,7 @@ from prunelab.notebook.html_widget import Panel
 from prunelab.notebook.static_figures import picture
 
 
-class Stage:
+class FigureSlot:
     """Shows the infos given to `show`; `told` hears what is clicked in the figure.
 
     The figure is large and slow to make, so that is left to the page's first word; until it has

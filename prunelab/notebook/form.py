@@ -50,12 +50,12 @@ def otherwise(view: View) -> str:
 def tried(view: View) -> str:
     """How the move does on validation images, as cut and then repaired, as soon as it is known."""
     if view.tried is None:
-        return say(text.TRYING, "trial pl-hint") if view.aside == "tried" else ""
-    told = say(text.trial(view.tried.trial), "trial", title=text.TRIAL_TIP, aria_live="polite")
+        return say(text.TRYING, "trial pl-hint") if view.background == "tried" else ""
+    told = say(text.trial(view.tried.compared), "trial", title=text.TRIAL_TIP, aria_live="polite")
     if view.repaired is not None:
-        words = text.repaired(view.repaired.trial)
+        words = text.repaired(view.repaired.compared)
         told += say(words, "trial", title=text.REPAIRED_TIP, aria_live="polite")
-    elif view.aside == "repaired":
+    elif view.background == "repaired":
         told += say(text.REPAIRING, "trial pl-hint")
     return told
 
@@ -133,9 +133,9 @@ def buttons(view: View) -> str:
 
 
 def _tip(verb: str, view: View) -> str:
-    if verb != "tune" or view.pace is None:
+    if verb != "tune" or view.step_time is None:
         return text.VERBS[verb]
-    return text.TUNE_TIP.format(view.aims.steps, text.duration(view.pace * view.aims.steps))
+    return text.TUNE_TIP.format(view.aims.steps, text.duration(view.step_time * view.aims.steps))
 
 
 def working(view: View) -> str:
@@ -181,6 +181,6 @@ def settings(view: View) -> str:
             value=wanted.reason),
     ))  # fmt: skip
     estimate = ""
-    if view.pace is not None:
-        estimate = text.ESTIMATE.format(wanted.steps, text.duration(view.pace * wanted.steps))
+    if view.step_time is not None:
+        estimate = text.ESTIMATE.format(wanted.steps, text.duration(view.step_time * wanted.steps))
     return fold("settings", text.SETTINGS.format(estimate), inside)

@@ -36,7 +36,7 @@ def packed() -> bytes:
     return gzip.compress((files("plotly") / "package_data" / "widgetbundle.js").read_bytes(), 6)
 
 
-class _Figure(go.FigureWidget):
+class _Figure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
     """A FigureWidget that travels packed, and does not let the browser tell it its data.
 
     plotly.js reports what it drew, and the widget takes what it did not know for a default and
@@ -52,7 +52,7 @@ class _Figure(go.FigureWidget):
         self._whole = False
         super().__init__(*args, **more)
         # the widget has no public way to plotly.js's config; without it the figure stays 700 px
-        self._config = {**self._config, "responsive": True, "displayModeBar": False}
+        self._config: dict[str, Any] = {**self._config, "responsive": True, "displayModeBar": False}
         self.add_class("prunelab-figure")
         self._whole = True
         self.open()

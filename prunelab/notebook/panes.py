@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from prunelab.cost.counting import cost
 from prunelab.figures.class_recall import losses_info
 from prunelab.figures.plan_comparison import Side, plan_side, point_side
 from prunelab.figures.png import address
+from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.ledger import words
 from prunelab.notebook import text
 from prunelab.notebook.channel_inspector import Channel, Flipped
@@ -18,6 +18,7 @@ from prunelab.notebook.markup import box, choose, number, say, table, tag
 from prunelab.notebook.rows import bar
 from prunelab.notebook.view import End, View
 from prunelab.values import as_text, si
+from prunelab.values.paired_comparison import PairedComparison
 
 MOST = 6  # pairs of classes that are named
 
@@ -28,24 +29,25 @@ def changes(view: View) -> str:
     """Per-class recall before and after, and images whose answer changes."""
     found = view.repaired or view.tried
     if found is None:
-        return say(text.TRYING if view.aside == "tried" else text.UNTRIED, "hint")
-    trial = found.trial
+        return say(text.TRYING if view.background == "tried" else text.UNTRIED, "hint")
+    compared = found.compared
     if view.repaired is None:
-        told = say(text.trial(trial), "trial", title=text.TRIAL_TIP)
+        told = say(text.trial(compared), "trial", title=text.TRIAL_TIP)
     else:
-        told = say(text.repaired(trial, alone=True), "trial", title=text.REPAIRED_TIP)
-    if trial.answers is None:
+        told = say(text.repaired(compared, alone=True), "trial", title=text.REPAIRED_TIP)
+    if compared.answers is None:
         return told
     flipped = "".join(_flipped(each, view.classes) for each in found.flipped)
     if flipped:
         head = say(text.FLIPPED, "hint", title=text.FLIPPED_TIP)
         flipped = head + tag("div", flipped, kind="pl-tiles")
-    left = _recalls(trial, view.classes) + _confused(trial, view.classes)
+    left = _recalls(compared, view.classes) + _confused(compared, view.classes)
     return told + tag("div", tag("div", left) + tag("div", flipped), kind="pl-side")
 
 
-def _recalls(trial: Any, classes: tuple[str, ...]) -> str:
-    before, after = trial.answers
+def _recalls(compared: PairedComparison, classes: tuple[str, ...]) -> str:
+    assert compared.answers is not None
+    before, after = compared.answers
     labels = np.asarray(before.labels)
     rows = []
     for label in np.unique(labels):
@@ -59,9 +61,10 @@ def _recalls(trial: Any, classes: tuple[str, ...]) -> str:
     return table(text.RECALL_HEADS, rows)
 
 
-def _confused(trial: Any, classes: tuple[str, ...]) -> str:
+def _confused(compared: PairedComparison, classes: tuple[str, ...]) -> str:
     """The pairs of classes that are confused more often than before, or less."""
-    info = losses_info(*trial.answers, classes)
+    assert compared.answers is not None
+    info = losses_info(*compared.answers, classes)
     pairs = [
         (more, truth, given)
         for truth, row in zip(info.classes, info.confused, strict=True)
@@ -203,6 +206,7 @@ def _side(view: View, end: End) -> Side:
     plan = view.plans.get(end) if isinstance(end, str) else None
     if plan is None:
         return point_side(view.state, int(end))
+    assert isinstance(plan.graph, ChannelGraph)
     return plan_side(str(end), plan, cost(plan.graph, plan))
 
 

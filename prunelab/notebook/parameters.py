@@ -12,7 +12,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from prunelab.errors import InvalidValue
-from prunelab.figures.ladder import rejudged
 from prunelab.ledger import words
 from prunelab.ledger.state import State
 from prunelab.methods.base import parameters
@@ -61,7 +60,7 @@ def _theta(value: float, off: bool) -> str:
 
 def _box(name: str, hint: Any, value: Any, off: bool) -> str:
     kind, label = kind_of(hint, value), text.parameter(name)
-    more = {"data_arg": name, "disabled": off}
+    more: dict[str, Any] = {"data_arg": name, "disabled": off}
     if isinstance(kind, tuple):
         options = [(text.choice(item), repr(item)) for item in kind]
         return choose("parameter", label, text.PARAMETER_TIP, options, repr(value), **more)
@@ -119,18 +118,14 @@ def others(state: State, method: Any, but: str = "") -> bool:
     return any(now[name] != latest.parameters.get(name) for name in now if name != but)
 
 
-def foreseen(state: State, method: Any) -> list[Any] | None:
-    """What the latest search would have shown with the theta that `method` has now.
-
-    None where that is what it did show, or where only a new search can tell.
-    """
-    latest, theta = state.proposed, getattr(method, THETA, None)
-    if latest is None or theta is None:
-        return None
-    if not others(state, method) or others(state, method, but=THETA):
-        return None
+def retuned(state: State, method: Any) -> bool:
+    """Whether theta alone differs from the latest search, which was of the network as it is."""
+    latest = state.proposed
+    if latest is None or not hasattr(method, THETA):
+        return False
     of_now = latest.move is not None and latest.move.fingerprint == state.now.event.fingerprint
-    return rejudged(latest.seen, theta) if of_now or state.exhausted else None
+    differs = others(state, method) and not others(state, method, but=THETA)
+    return differs and (of_now or state.exhausted)
 
 
 def hints_of(kind: type) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ def layers(view: View) -> str:
     return search + tag("div", head + body, kind="pl-rows", role="list") + typed
 
 
-def _module(view: View, name: str, rows: Sequence[Row], widest: int) -> str:
+def _module(view: View, name: str, rows: Sequence[Row], widest: float) -> str:
     now, proposed = sum(row.now for row in rows), sum(row.proposed for row in rows)
     label = text.module(name, len(rows), now, proposed)
     body = "".join(_row(view, row, widest, row.name.removeprefix(f"{name}.")) for row in rows)
@@ -49,7 +49,7 @@ def _module(view: View, name: str, rows: Sequence[Row], widest: int) -> str:
     )
 
 
-def _row(view: View, row: Row, widest: int, short: str = "") -> str:
+def _row(view: View, row: Row, widest: float, short: str = "") -> str:
     """One layer, under its `short` name where the module's is said above."""
     chosen = row.name == view.group.name
     mark = f" {DIAMOND}" if row.coupled else ""
@@ -75,10 +75,10 @@ def _row(view: View, row: Row, widest: int, short: str = "") -> str:
     return tag("div", *parts, kind=kind, role="listitem", data_row=row.name, data_key=row.name)
 
 
-def bar(kept: int, now: int, original: int, widest: int) -> str:
+def bar(kept: float, now: float, original: float, widest: float) -> str:
     """Channels kept, those that would go of the ones there are now, and those gone before."""
 
-    def part(kind: str, channels: int) -> str:
+    def part(kind: str, channels: float) -> str:
         return tag("i", kind=f"pl-{kind}", style=f"width:{100 * channels / widest:.2f}%")
 
     parts = part("kept", kept), part("going", now - kept), part("gone", original - now)

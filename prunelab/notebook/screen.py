@@ -13,16 +13,17 @@ from prunelab.errors import PruneLabError, Stopped, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
-from prunelab.notebook.background import Aside
-from prunelab.notebook.figure_slot import Stage
+from prunelab.notebook.background import Background
+from prunelab.notebook.figure_slot import FigureSlot
 from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.html_widget import Panel
-from prunelab.notebook.sections import FIGURE, NAMES, folds
+from prunelab.notebook.sections import FIGURE, NAMES, sections
 from prunelab.notebook.selection import Choice
 from prunelab.notebook.static_figures import svg
-from prunelab.notebook.step_time import Pace
+from prunelab.notebook.throttle import Throttle
 from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
+from prunelab.session.session import Session
 from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
 
 Look = Literal["auto", "light", "dark"]
@@ -31,7 +32,7 @@ SCREEN = "prunelab-screen"
 _open: list[Screen] = []  # what `show` made and nobody closed
 
 
-class Screen(ipw.VBox):
+class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """A session as Jupyter shows it. `press` is what its buttons do.
 
     Verbs called from code run at once in the caller; a click only queues its verb for the
@@ -40,7 +41,7 @@ class Screen(ipw.VBox):
     page says that it shows the rest.
     """
 
-    def __init__(self, session: Any, arrange: Arrange = "grid", theme: Look = "auto") -> None:
+    def __init__(self, session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> None:
         self._endings: list[Callable[[], object]] = []  # first: a widget half made is closed too
         for name, given, known in (
             ("arrange", arrange, get_args(Arrange)),
@@ -53,19 +54,23 @@ class Screen(ipw.VBox):
         self.choice = Choice(session)
         self._ui = threading.RLock()  # verbs, clicks and the browser speak on several threads
         self._worker = worker_of(session)
-        self._aside = Aside(session, self._worker, self._changed)
-        self._here = False  # whether a page shows the screen: only then is anything done aside
+        self._background = Background(session, self._worker, self._changed)
+        self._here = False  # whether a page shows the screen: only then is anything measured
         self._at_work: list[str] = []
         self._busy: Busy | None = None
         self._error = ""
-        self._pace = Pace()
+        self._throttle = Throttle()
         self._opened: set[str] = set()
         self.head = Panel(("warnings", "form", "picture"), self._told, first=True)
         self.below = Panel((*NAMES, "state"), self._told)
-        self.stage = Stage(
-            self.head, arrange, theme == "dark", lambda *what: self._told(*what, False)
+        self.figure = FigureSlot(
+            self.head,
+            arrange,
+            theme == "dark",
+            lambda do, arg, value: self._told(do, arg, value, live=False),
         )
-        self._endings += [self._aside.cancel, self.stage.leave, self.head.close, self.below.close]
+        self._endings += [self._background.cancel, self.figure.leave]
+        self._endings += [self.head.close, self.below.close]
         super().__init__([self.head, self.below])
         self._endings += [part.layout.close for part in (self.head, self.below, self)]
         for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
@@ -99,7 +104,7 @@ class Screen(ipw.VBox):
     def _begin(self, verb: str) -> None:
         with self._ui:
             self._at_work.append(verb)
-            self._aside.cancel()
+            self._background.cancel()
             self._error = ""
             self._refresh()
 
@@ -130,8 +135,8 @@ class Screen(ipw.VBox):
 
     def _receive(self, told: object) -> None:
         """Show an Event, evidence or Progress; a screen that fails must not fail the verb."""
-        if isinstance(told, Progress) and self._aside.at_work:
-            return  # whoever waits for what is done aside to give way may hold the lock
+        if isinstance(told, Progress) and self._background.at_work:
+            return  # who waits for the background to be preempted may hold the lock
         try:
             with self._ui:
                 match told:
@@ -140,8 +145,8 @@ class Screen(ipw.VBox):
                         self._rest()
                     case Importance() | Rung() | PathPoint():
                         self.choice.seen.append(told)
-                        if self._pace.due() and told.group in self.choice.layers:
-                            self.stage.show(self.choice.info(told.group))
+                        if self._throttle.due() and told.group in self.choice.layers:
+                            self.figure.show(self.choice.info(told.group))
                     case Progress():
                         self._progress(told)
                     case Ended() if self._outdated():
@@ -151,8 +156,8 @@ class Screen(ipw.VBox):
             self.head.show(form=form(self._view()))
 
     def _progress(self, progress: Progress) -> None:
-        elapsed = self._pace.elapsed(progress)
-        if self._pace.due():
+        elapsed = self._throttle.elapsed(progress)
+        if self._throttle.due():
             rest = text.remaining(progress.done, progress.total, elapsed)
             self._busy = Busy(progress.done / max(progress.total, 1), f"{progress.what}: {rest}")
             self.head.show(form=form(self._view()))
@@ -166,19 +171,19 @@ class Screen(ipw.VBox):
         self.choice.seen.clear()
         self._busy = None
         self._refresh()
-        self.stage.settle()
+        self.figure.settle()
         self._go_on()
 
     def _go_on(self) -> None:
         """Let the worker measure, try or look closer, once the person has rested."""
         if self._here and not self._at_work and not self.session.busy:
-            self._aside.go_on(self.choice, self._opened)
+            self._background.go_on(self.choice, self._opened)
 
     def _changed(self) -> None:
-        """Something has begun or ended aside."""
+        """A background job has begun or ended."""
         with self._ui:
             self._refresh()
-            if not self._aside.at_work:
+            if not self._background.at_work:
                 self._go_on()
 
     # ------------------------------------------------------------ what the page tells
@@ -197,7 +202,7 @@ class Screen(ipw.VBox):
             case "here":
                 self._shown()
             case "figure":
-                self.stage.drawn()
+                self.figure.drawn()
             case "narrow":
                 self._fit(bool(value))
             case "unfold":
@@ -231,14 +236,14 @@ class Screen(ipw.VBox):
                 self.head.show_again()
                 self.below.show_again()
             self._here = True
-            self.stage.appear(self._info())
-            if self.stage.live is None:
+            self.figure.appear(self._info())
+            if self.figure.live is None:
                 threading.Thread(target=self._animate, name="prunelab-figure", daemon=True).start()
 
     def _animate(self) -> None:
         """Make the figure, or say why it cannot be."""
         with self._ui:
-            if self.stage.live is None and self._endings:
+            if self.figure.live is None and self._endings:
                 try:
                     self.make_figure()
                 except Exception as error:
@@ -248,13 +253,13 @@ class Screen(ipw.VBox):
 
     def make_figure(self) -> None:
         """Put the interactive figure in its place."""
-        self.stage.make(self._info())
-        self.children = (self.head, self.stage.live.widget, self.below)
+        self.figure.make(self._info())
+        self.children = (self.head, self.figure.live.widget, self.below)
 
     def _fit(self, narrow: bool) -> None:
         with self._ui:
-            self.remove_class(f"prunelab-{self.stage.arrange}")
-            self.add_class(f"prunelab-{self.stage.fit(narrow)}")
+            self.remove_class(f"prunelab-{self.figure.arrange}")
+            self.add_class(f"prunelab-{self.figure.fit(narrow)}")
 
     # ------------------------------------------------------------ showing
 
@@ -262,19 +267,19 @@ class Screen(ipw.VBox):
         return self._view().info
 
     def _view(self) -> View:
-        at_work = self._at_work or ([self.session.busy] if self._busy else [])
+        at_work = self._at_work or ([self.session.busy or ""] if self._busy else [])
         choice = self.choice
         return choice.view(
             at_work=tuple(filter(None, at_work)),
             busy=self._busy,
             error=self._error,
             opened=frozenset(self._opened),
-            tried=self._aside.tried(choice.move),
-            repaired=self._aside.tried(choice.move, repaired=True) if choice.repairs else None,
-            channel=self._aside.channel(choice.group, choice.unit),
-            pace=self._aside.pace(),
-            difference=self._aside.difference(choice.ends),
-            aside=self._aside.at_work,
+            tried=self._background.tried(choice.move),
+            repaired=self._background.tried(choice.move, repaired=True) if choice.repairs else None,
+            channel=self._background.channel(choice.group, choice.unit),
+            step_time=self._background.step_time(),
+            difference=self._background.difference(choice.ends),
+            background=self._background.at_work,
         )
 
     def _refresh(self) -> None:
@@ -282,8 +287,8 @@ class Screen(ipw.VBox):
         view = self._view()
         self._method = view.method
         self.head.show(warnings=warnings(), form=form(view))
-        self.below.show(**folds(view, list(self.session.ledger)), state=line(view))
-        self.stage.show(view.info)
+        self.below.show(**sections(view, list(self.session.ledger)), state=line(view))
+        self.figure.show(view.info)
 
     def close(self) -> None:
         """Take the screen off the page and off the session."""
@@ -306,7 +311,7 @@ class Screen(ipw.VBox):
         return bundle
 
 
-def show(session: Any, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
+def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 
     `arrange` "stack" puts the panels under each other, as a screen below 700 px always does.

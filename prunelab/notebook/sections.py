@@ -19,7 +19,7 @@ FIGURE = "figure"
 NAMES = ("key", "method", "layers", "changes", CHANNEL, "costs", COMPARE, "history", "export")
 
 
-def folds(view: View, events: Sequence[Event]) -> dict[str, str]:
+def sections(view: View, events: Sequence[Event]) -> dict[str, str]:
     """The HTML of every fold, by name."""
     method = text.method_fold(view.method.name, values_of(view.method))
     made: dict[str, tuple[str, str, Callable[[View], str]]] = {

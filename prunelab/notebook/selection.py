@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 from prunelab.errors import BudgetUnreachable, IllegalPlan, PruneLabError, WrongState
 from prunelab.figures.board import BoardInfo, board_info
 from prunelab.figures.importance import importance_info
-from prunelab.ledger.events import Event, Returned, Step, Undone
+from prunelab.ledger.events import Event
+from prunelab.ledger.state import State
 from prunelab.methods import METHODS, make_method
+from prunelab.methods.base import with_theta
 from prunelab.notebook import text
-from prunelab.notebook.parameters import THETA, foreseen, slid, with_parameter
+from prunelab.notebook.parameters import retuned, slid, with_parameter
 from prunelab.notebook.view import Aims, Chosen, End, View
+from prunelab.session.session import Session
 from prunelab.values import Importance, Move, PathPoint, Rung, Units, WidthPlan, units_of
 
 
@@ -25,7 +28,7 @@ class Choice:
     the proposal itself.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self.aims = Aims(repair=session.state.began.settings.get("repair") is not None)
         self.seen: list[Importance | Rung | PathPoint] = []
@@ -69,7 +72,7 @@ class Choice:
         """Start over from what is proposed now."""
         self.last = event
         self._start(self._session.state.pending)
-        if isinstance(event, Step | Undone | Returned):
+        if event.changes_network:
             self.compared = None
 
     def _start(self, pending: Move | None) -> None:
@@ -185,7 +188,7 @@ class Choice:
         """Show what the method would propose with this theta; at rest it is the session's."""
         session = self._session
         if not live:
-            session.method = replace(session.method, **{THETA: theta})
+            session.method = with_theta(session.method, theta)
         try:
             found = session.foresee(theta=theta)
         except WrongState:
@@ -240,12 +243,24 @@ class Choice:
 
     # ------------------------------------------------------------ what is shown
 
+    def _retuned(self, state: State) -> Sequence[Any]:
+        """What the latest search would have shown with the theta that the method has now.
+
+        Nothing where that is what it did show, or where only a new search can tell.
+        """
+        if not retuned(state, self._session.method):
+            return ()
+        try:
+            return self._session.foresee().seen
+        except WrongState:
+            return ()
+
     def info(self, group: str | None = None) -> BoardInfo:
         """What to draw of `group` (None: the one looked at), as if the choice were proposed."""
         state, made = self._session.state, self.made
         if made is not None:
             state = replace(state, pending=made.move)
-        seen = self.seen or (made.seen if made else ()) or foreseen(state, self._session.method)
+        seen = self.seen or (made.seen if made else ()) or self._retuned(state)
         return board_info(
             state, group or self.group, layers=self.layers, seen=seen or None,
             latencies=self._session.latencies,

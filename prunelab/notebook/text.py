@@ -212,7 +212,7 @@ NOTHING = "Remove nothing"
 
 
 def trial(found: Any) -> str:
-    """How the move does on validation images before any repair, `found` being a Trial."""
+    """How the move does on validation images before any repair (a `PairedComparison`)."""
     return f"{_images(found)}, as cut: {_typeset(found)}"
 
 
@@ -483,7 +483,7 @@ GROUP = "Look at"
 GROUP_TIP = "The layer whose evidence is shown; clicking its bar does the same"
 
 
-def option(name: str, now: int, proposed: int) -> str:
+def option(name: str, now: float, proposed: float) -> str:
     """A group in the list of groups: its channels now, and after the proposal."""
     return f"{name} · {now}" + (f" → {proposed}" if proposed != now else "")
 
@@ -522,7 +522,7 @@ def parse_units(text: str) -> Units:
     return units_of(units)
 
 
-def module(name: str, layers: int, now: int, proposed: int) -> str:
+def module(name: str, layers: int, now: float, proposed: float) -> str:
     """A module that gathers layers, and their channels in all."""
     return f"{name}: {words.plural(layers, 'layer')}, {change(now, proposed)} channels"
 
@@ -532,7 +532,7 @@ def little(share: float) -> str:
     return "<0.001%" if 0 < share < 1e-5 else words.share(share)
 
 
-def change(now: int, proposed: int, original: int | None = None) -> str:
+def change(now: float, proposed: float, original: float | None = None) -> str:
     """A width now, of the original's, and what is proposed."""
     text = str(now) if original in (None, now) else f"{now} of {original}"
     return text + (f" → {proposed}" if proposed != now else "")

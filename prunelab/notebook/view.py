@@ -9,10 +9,13 @@ from typing import Any, Literal
 from prunelab.cost.counting import Latency
 from prunelab.errors import InvalidValue
 from prunelab.figures.board import BoardInfo
+from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
 from prunelab.loops.training import STEPS
+from prunelab.methods import Method
 from prunelab.notebook.channel_inspector import Channel, Tried
+from prunelab.session.preview import AtHand
 from prunelab.values import Move, Units, WidthPlan
 
 End = int | str  # what is compared: a point, by its event, or a plan file, by its path
@@ -36,10 +39,13 @@ class Aims:
 
     def with_typed(self, name: str, value: Any) -> Aims:
         """A copy with what was typed into the box `name`; raises `InvalidValue`."""
+        changed: dict[str, Any] = {}
         if name in ("reason", "repair"):
-            return replace(self, **{name: value})
+            changed[name] = value
+            return replace(self, **changed)
         if str(value).strip() == "" and name in ("lose", "moves"):
-            return replace(self, **{name: None})
+            changed[name] = None
+            return replace(self, **changed)
         low, high = {"macs": (0.1, 100), "lose": (0, 1e9)}.get(name, (1, 1e7))
         try:
             number = (float if name in ("macs", "lose") else int)(value)
@@ -47,7 +53,8 @@ class Aims:
             number = low - 1
         if not low <= number <= high:
             raise InvalidValue(f"{name} is a number from {low:g} to {high:g}, not {value!r}.")
-        return replace(self, **{name: number})
+        changed[name] = number
+        return replace(self, **changed)
 
     def floor(self, state: State, higher_is_better: bool) -> float | None:
         """The worst value that the first metric may have."""
@@ -92,20 +99,19 @@ class View:
     prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
     queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
     `latencies` what was measured of which points, `tried` how the move does on validation images as
-    it is cut, `repaired` how it does once repaired, where Approve `repairs`; `aside` the kind of
-    job that is done meanwhile. `channel` is a look at the channel, `alone` the share of the signal
+    it is cut, `repaired` how it does once repaired, where Approve `repairs`; `background` the kind
+    of job that runs meanwhile. `channel` is a look at the channel, `alone` the share of the signal
     that it carries by itself, `compared` two points, by the events that made them, or two of the
-    `plans` read from files, by their paths;
-    `difference` is how the second does against the first, `pace` the seconds that a step of tuning
-    takes, `written` the file exported last.
+    `plans` read from files, by their paths; `difference` is how the second does against the first,
+    `step_time` the seconds that a step of tuning takes, `written` the file exported last.
     """
 
     state: State
-    group: Any
+    group: ChannelGroup
     layers: Mapping[str, tuple[str, ...]]
     info: BoardInfo
     aims: Aims
-    method: Any
+    method: Method
     unit: int | None = None
     known: tuple[str, ...] = ()
     last: Event | None = None
@@ -115,18 +121,18 @@ class View:
     busy: Busy | None = None
     error: str = ""
     opened: frozenset[str] = frozenset()
-    at_hand: Any = None
+    at_hand: AtHand | None = None
     latencies: Mapping[int, Latency] = field(default_factory=dict)
     tried: Tried | None = None
     repaired: Tried | None = None
     repairs: bool = False
-    aside: str = ""
+    background: str = ""
     channel: Channel | None = None
     alone: float | None = None
     compared: tuple[End, End] = (0, 0)
     plans: Mapping[str, WidthPlan] = field(default_factory=dict)
     written: str = ""
-    pace: float | None = None
+    step_time: float | None = None
     difference: Any = None
     classes: tuple[str, ...] = ()
 

@@ -7,7 +7,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+
+from prunelab.session.session import Session
 
 Job = Callable[[bool], None]
 """What a press asks for; called with whether Stop came since it was queued. Must not raise."""
@@ -70,11 +71,11 @@ class Worker:
                 job(stopped)
 
 
-_workers: weakref.WeakKeyDictionary[Any, Worker] = weakref.WeakKeyDictionary()
+_workers: weakref.WeakKeyDictionary[Session, Worker] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def worker_of(session: Any) -> Worker:
+def worker_of(session: Session) -> Worker:
     """The worker of `session`; the same for all its screens, gone when the session is."""
     with _lock:
         worker = _workers.get(session)

@@ -28,16 +28,8 @@ from prunelab.errors import (
 from prunelab.graph.modules.module_attributes import tell_width
 from prunelab.graph.surgery.editing import replace_tensors
 from prunelab.ledger.events import (
-    Adjusted,
     Approved,
-    Began,
-    Noted,
     Proposed,
-    Rejected,
-    Repaired,
-    Returned,
-    Tuned,
-    Undone,
 )
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, FrozenMap, WidthPlan, thaw
@@ -256,7 +248,7 @@ def to_script(session: Session) -> str:
             goal = f"target_macs={event.target}" if event.target is not None else ""
             lines.append(f"    session.propose({goal})")
         else:
-            lines += _lines(event)
+            lines += [f"    {line}" for line in event.script()]
     lines += [
         "    return session",
         "",
@@ -267,37 +259,6 @@ def to_script(session: Session) -> str:
         "    print(replay(model, data))",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _lines(event: Any) -> list[str]:
-    match event:
-        case Adjusted():
-            drop = {name: list(units) for name, units in event.drop.items()}
-            return [f"    session.adjust(drop={drop!r})"]
-        case Rejected():
-            return [f"    session.reject({event.reason!r})"]
-        case Undone():
-            return ["    session.undo()"]
-        case Returned():
-            return [f"    session.go({event.to})"]
-        case Repaired(automatic=False):
-            return [f"    session.repair({event.kind!r})"]
-        case Tuned(replayable=True):
-            return [f"    session.tune(steps={event.steps})"]
-        case Tuned():
-            return [
-                f"    with session.tuning({event.by!r}) as network:",
-                f"        raise NotImplementedError('train it with {event.by} here; not bitwise')",
-            ]
-        case Began() | Noted(kind="data"):
-            return []  # the session says so by itself
-        case Noted(kind="prediction"):
-            return [f"    session.predict(**{thaw(event.value)!r})"]
-        case Noted(kind="answer"):
-            return [f"    session.answer({event.about!r}, {thaw(event.value)!r})"]
-        case Noted():
-            return [f"    session.note({event.text!r}, kind={event.kind!r})"]
-    return []
 
 
 def _method_text(name: str, parameters: dict[str, Any]) -> str:

@@ -11,14 +11,17 @@ from prunelab.cost.allocate import Problem
 from prunelab.cost.counting import cost
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
-from prunelab.evidence.mask_gradients import Masks
 from prunelab.ledger.state import State
 from prunelab.methods import Method
-from prunelab.methods.base import parameters
-from prunelab.session.history import CONTRIBUTION, Desk
+from prunelab.methods.base import found, measures, parameters, spares_residuals
+from prunelab.session.context import macs_of, search_context
+from prunelab.session.evaluator import Evaluator
+from prunelab.session.history import History
+from prunelab.session.measurements import CONTRIBUTION, Request
 from prunelab.values import Cost, FrozenMap, Move, Progress, Units, WidthPlan, many, si, units_of
 
 FEW = 8  # groups: so many can trade widths within a live answer
+Drop = dict[str, Units]
 NEAR = 0.002  # of the MACs: how close a live budget comes to its limit before it is filled up
 
 
@@ -91,119 +94,98 @@ class Foresight:
         return f"Foresight({text})"
 
 
-class Foresees(Desk):
-    """A desk that says what a move would do.
+class Preview:
+    """Says what a move would do.
 
-    `foresee` takes no lock: it reads the ledger's state and evidence that nobody changes, so it
-    answers while a verb is at work.
+    Nothing here holds the session: it reads the ledger's state and evidence that nobody changes,
+    so it answers while a verb is at work.
     """
 
-    _problem: tuple[tuple[str, Evidence, bool], Problem] | None = None  # of the last budget
-    _budgeting = threading.Lock()  # held for milliseconds, by foresights of a budget alone
+    def __init__(self, evaluator: Evaluator, history: History) -> None:
+        self._evaluator = evaluator
+        self._history = history
+        self._budget = threading.Lock()  # held for milliseconds, while widths are allocated
+        self._problem: tuple[tuple[str, Evidence, bool], Problem] | None = None  # the last one
 
     def at_hand(self) -> AtHand | None:
         """The contributions measured last, of the network now or of an earlier one."""
-        evidence = self.bench.latest(CONTRIBUTION)
+        evidence = self._evaluator.measurements.latest(CONTRIBUTION)
         if evidence is None:
             return None
-        state = self.state
+        state = self._history.state
         marks = {point.event.fingerprint: point.seq for point in state.points}
         moves = state.moves_at(marks[evidence.fingerprint])
         return AtHand(evidence, moves, evidence.fingerprint != state.now.event.fingerprint)
 
-    def _wanted(self) -> dict[str, Any]:
-        """How contributions are measured where the session's method does not ask itself."""
-        place = getattr(self.method, "at", None)
-        images = getattr(self.method, "images", 512)
-        return {"at": "bn" if place == "bn" else "conv", "images": images}
+    # ------------------------------------------------------------ a move by hand
 
-    def _remembered(
-        self,
-        kinds: Sequence[str] = CONTRIBUTION,
-        *,
-        at: str = "conv",
-        images: int = 512,
-        masks: Masks = "readers",
-    ) -> Evidence:
-        """`measured`, but only what is at hand; raises `WrongState` where it is not."""
-        mark = self.state.now.event.fingerprint
-        evidence = self.bench.known(mark, kinds, at, images, masks)
-        if evidence is None:
-            old = self.at_hand()
-            told = f" (it was {old})" if old is not None and old.stale else ""
-            raise WrongState(
-                f"Nothing was measured yet on the network as it is now{told}: call "
-                "session.measure(), or propose, first."
-            )
-        return evidence
+    def asked(self, state: State, drop: Mapping[str, Iterable[int]]) -> tuple[Drop, WidthPlan]:
+        """The units of each group that `drop` names, and the plan that it leaves.
 
-    # ------------------------------------------------------------ what would be
-
-    def moved(self, state: State, drop: Mapping[str, Iterable[int]], evidence: Evidence) -> Move:
-        """The move that would drop these units; no event."""
-        graph = self.bench.graph
+        Raises `UnknownName` for a group, `IllegalPlan` for units that cannot be dropped.
+        """
+        graph = self._evaluator.graph
         wanted = {graph[name].name: units_of(units) for name, units in drop.items()}
         wanted = {name: units for name, units in wanted.items() if units}
-        after = self.bench.plan(state.now.kept).drop(wanted)
+        return wanted, self._evaluator.plan(state.now.kept).drop(wanted)
+
+    def move(
+        self, state: State, method: Method, asked: tuple[Drop, WidthPlan], evidence: Evidence
+    ) -> Move:
+        """The move that drops what was `asked`: the pending one changed, or one of `method`."""
+        drop, after = asked
         pending = None if state.stale else state.pending
         return Move(
-            drop=FrozenMap(wanted),
-            method=pending.method if pending else self.method.name,
-            parameters=pending.parameters if pending else parameters(self.method),
-            seed=pending.seed if pending else self.bench.seed_of(state.events),
-            damage=FrozenMap({name: evidence[name].damage(u) for name, u in wanted.items()}),
+            drop=FrozenMap(drop),
+            method=pending.method if pending else method.name,
+            parameters=pending.parameters if pending else parameters(method),
+            seed=pending.seed if pending else self._evaluator.splits.seed_of(state.events),
+            damage=FrozenMap({name: evidence[name].damage(u) for name, u in drop.items()}),
             before=state.now.cost,
-            after=cost(graph, after),
+            after=cost(self._evaluator.graph, after),
             fingerprint=state.now.event.fingerprint,
             carry=pending.carry if pending else FrozenMap(),
         )
 
-    def imagined(self, drop: Mapping[str, Iterable[int]]) -> Generator[Any, None, Move]:
-        """The move that would drop these units, measured if need be."""
-        self.plan.drop(drop)  # what is illegal is told before anything is measured
-        evidence = yield from self.measured(**self._wanted())
-        return self.moved(self.state, drop, evidence)
+    # ------------------------------------------------------------ what would be
 
     def foresee(
-        self,
-        drop: Mapping[str, Iterable[int]] | None,
-        method: Method | None,
-        target: float | None,
+        self, method: Method, drop: Mapping[str, Iterable[int]] | None, target: float | None
     ) -> Foresight:
-        """See `Session.foresee`; at most one of the three is given."""
+        """What dropping `drop` does, or a budget of `target` MACs, or what `method` proposes."""
         while True:
-            state = self.state
+            state = self._history.state
             mark = state.now.event.fingerprint
             try:
-                found = self._foreseen(state, drop, method, target)
+                found = self._foreseen(state, method, drop, target)
             except Exception:
-                if self.state.now.event.fingerprint == mark:
+                if self._history.state.now.event.fingerprint == mark:
                     raise
             else:
-                if self.state.now.event.fingerprint == mark:
+                if self._history.state.now.event.fingerprint == mark:
                     return found
             # a verb has changed the network meanwhile: what was seen is of two networks
 
     def _foreseen(
         self,
         state: State,
+        method: Method,
         drop: Mapping[str, Iterable[int]] | None,
-        method: Method | None,
         target: float | None,
     ) -> Foresight:
         seen: tuple[Any, ...] = ()
         if target is not None:
-            drop = self._allocated(state, self.goal(target))
+            drop = self._allocated(state, method, macs_of(state, target))
         if drop is not None:
-            measured = self._remembered(**self._wanted())
+            measured = self._remembered(state, wanted(method))
             evidence: Evidence | None = measured
-            move: Move | None = self.moved(state, drop, measured)
+            move: Move | None = self.move(state, method, self.asked(state, drop), measured)
         else:
-            move, seen = self._searched(state, method or self.method)
-            evidence = self.bench.latest(CONTRIBUTION)
+            move, seen = self._searched(state, method)
+            evidence = self._evaluator.measurements.latest(CONTRIBUTION)
             if evidence is not None and evidence.fingerprint != state.now.event.fingerprint:
                 evidence = None
-        before = self.bench.plan(state.now.kept)
+        before = self._evaluator.plan(state.now.kept)
         plan = before.drop(move.drop) if move else before
         best = {}
         if move is not None and evidence is not None:
@@ -221,15 +203,29 @@ class Foresees(Desk):
             self._seconds(before, plan),
         )
 
+    def _remembered(self, state: State, request: Request) -> Evidence:
+        """Evidence that is at hand; raises `WrongState` where it is not."""
+        evidence = self._evaluator.measurements.known(state.now.event.fingerprint, request)
+        if evidence is None:
+            old = self.at_hand()
+            told = f" (it was {old})" if old is not None and old.stale else ""
+            raise WrongState(
+                f"Nothing was measured yet on the network as it is now{told}: call "
+                "session.measure(), or propose, first."
+            )
+        return evidence
+
     def _seconds(self, before: WidthPlan, after: WidthPlan) -> tuple[float, float] | None:
-        times, graph = self.bench.times, self.bench.graph
+        times, graph = self._evaluator.measurements.layer_times, self._evaluator.graph
         return None if times is None else (times.at(graph, before), times.at(graph, after))
 
     def _searched(self, state: State, method: Method) -> tuple[Move | None, tuple[Any, ...]]:
         """What the method's own search finds and shows, if it gets by with the evidence at hand."""
 
-        def remembered(*kinds: Any, **how: Any) -> Generator[Any, None, Evidence]:
-            return self._remembered(*kinds, **how)
+        def remembered(
+            kinds: Sequence[str] = CONTRIBUTION, **how: Any
+        ) -> Generator[Any, None, Evidence]:
+            return self._remembered(state, Request(tuple(kinds), **how))
             yield
 
         def refused(*_: Any, **__: Any) -> Any:
@@ -238,38 +234,38 @@ class Foresees(Desk):
             )
 
         context = replace(
-            self.context(state, None),
+            search_context(self._evaluator, self._history, state, None),
             measure=remembered,
             aimed=refused,
             images=refused,
             training_batches=refused,
             loss=refused,
+            forward=refused,
         )
-        search = method.search(context)
         seen: list[Any] = []
+        search = method.search(context)
         while True:
             try:
                 item = next(search)
             except StopIteration as end:
-                move = end.value
-                return (move if move is not None and move.drop else None), tuple(seen)
+                return found(end.value).move, tuple(seen)
             if not isinstance(item, Progress):
                 seen.append(item)
 
-    def _allocated(self, state: State, limit: int) -> dict[str, Units]:
+    def _allocated(self, state: State, method: Method, limit: int) -> dict[str, Units]:
         """What goes so that the network keeps to `limit` multiply-adds."""
-        evidence = self._remembered(**self._wanted())
-        plan = self.bench.plan(state.now.kept)
-        internal = getattr(self.method, "groups", "all") == "internal"
+        evidence = self._remembered(state, wanted(method))
+        plan = self._evaluator.plan(state.now.kept)
+        internal = spares_residuals(method)
         key = (evidence.fingerprint, evidence, internal)
         if self._problem is None or self._problem[0] != key:
             groups = (evidence.graph[name] for name in evidence.groups)
             names = [g.name for g in groups if not (internal and g.residual)]
             curves = [damage_curve(evidence[name]) for name in names]
-            graph = self.bench.graph
+            graph = self._evaluator.graph
             self._problem = key, Problem(graph, plan, curves, "macs", 1, graph.round_to)
         problem = self._problem[1]
-        with self._budgeting:  # the problem remembers the widths it was asked for last
+        with self._budget:  # the problem remembers the widths it was asked for last
             choice = problem.sketched(limit, NEAR)
             if choice is not None and len(problem.curves) <= FEW:
                 choice = problem.polished(choice, limit)
@@ -277,6 +273,12 @@ class Foresees(Desk):
             problem.refuse(limit)
             return {}
         return evidence.graph.rounded(plan, problem.drop(choice))
+
+
+def wanted(method: Method) -> Request:
+    """How contributions are measured where the session's method does not ask itself."""
+    at, images = measures(method)
+    return Request(at=at, images=images)
 
 
 def _best(gram: ContributionGram, units: Units, damage: float | None) -> Selection:

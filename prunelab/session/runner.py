@@ -1,4 +1,15 @@
-"""One verb at a time: the lock, Stop, and those who are told what happens."""
+"""One verb at a time: who holds the session, how a verb is stopped, and who is told of it.
+
+A verb's work is a generator. Between two of its steps listeners are told, and a stop, an interrupt
+or a foreground verb that wants the session can end it.
+
+Locks are taken in this order, and none is waited for while a later one is held: the session (one
+verb holds it from its first step to its last), then the ledger's store (within one append), then
+`Preview`'s budget (milliseconds; taken by readers that hold nothing). `_gate` guards only the words
+that say who holds the session; it is never held while a verb runs or a listener is called.
+Listeners are called on the verb's thread while it holds the session, so a listener must not call a
+verb; `Ended` is told after the session is free.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +18,26 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from prunelab.errors import SessionBusy, Stopped
 from prunelab.loops.batch import finish
 from prunelab.values import Ended
 
-Work = Generator[Any, None, Any]
+Result = TypeVar("Result")
+Work = Generator[Any, None, Result]
 
 
-class Verbs:
-    """What every verb of a session goes through.
-
-    A verb's work is a generator: between two of its steps listeners are told, and Stop or an
-    interrupt can end it.
-    """
+class Runner:
+    """Runs the verbs of one session."""
 
     def __init__(self) -> None:
-        self._gate = threading.Condition()  # held only to look and to change who is at work
+        self._gate = threading.Condition()
         self._stop = threading.Event()
         self._enough = threading.Event()
+        self._preempted = threading.Event()
         self._busy: str | None = None
-        self._aside = False  # whether it is one that gives way to others
-        self._wanted = threading.Event()
+        self._in_background = False
         self._listeners: list[Callable[[Any], None]] = []
 
     @property
@@ -38,11 +46,7 @@ class Verbs:
         return self._busy
 
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
-        """Call `callback` with every Event, and with Progress and evidence while a verb works.
-
-        Once a verb is over and the session free again, whatever the verb came to, it is called
-        with `Ended`. It is called on the verb's thread. Gives a function that ends it.
-        """
+        """Call `callback` with all that happens; gives a function that ends it."""
         self._listeners.append(callback)
 
         def end() -> None:
@@ -52,59 +56,66 @@ class Verbs:
         return end
 
     def stop(self, keep: bool = False) -> None:
-        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing.
-
-        With `keep` a tune ends there and then, and commits what it has learnt.
-        """
+        """Ask the verb at work to stop; with `keep` a tune ends and commits what it has learnt."""
         if keep and self._busy == "tune":
             self._enough.set()
         elif self._busy is not None:
             self._stop.set()
 
-    def make_way(self) -> None:
-        """End what is done aside, if anything is: it raises `Stopped` at its next step."""
-        if self._aside:
-            self._wanted.set()
+    def enough(self) -> bool:
+        """Whether the verb at work was asked to end and keep what it has."""
+        return self._enough.is_set()
+
+    def preempt(self) -> None:
+        """End the verb at work if it runs in the background."""
+        if self._in_background:
+            self._preempted.set()
 
     @contextmanager
-    def _verb(self, name: str, aside: bool = False) -> Iterator[None]:
-        """Hold the session for the verb `name`; done `aside`, it stops where another verb comes."""
+    def hold(self, verb: str, background: bool = False) -> Iterator[None]:
+        """Hold the session for `verb`.
+
+        Raises `SessionBusy` where another verb is at work. A foreground verb preempts one that
+        runs in the background, and waits until that has ended at its next step.
+        """
         with self._gate:
             while self._busy is not None:
-                if aside or not self._aside:
+                if background or not self._in_background:
                     raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
-                self._wanted.set()
+                self._preempted.set()
                 self._gate.wait()
-            self._busy, self._aside = name, aside
-            for flag in (self._wanted, self._stop, self._enough):
+            self._busy, self._in_background = verb, background
+            for flag in (self._preempted, self._stop, self._enough):
                 flag.clear()
         try:
             yield
         finally:
             with self._gate:
-                self._busy, self._aside = None, False
+                self._busy, self._in_background = None, False
                 self._gate.notify_all()
-            self._tell(Ended(name))
+            self.tell(Ended(verb))
 
-    def _drive(self, name: str, work: Work, aside: bool = False) -> Any:
-        """Do all of `work` as the verb `name`."""
-        with self._verb(name, aside):
-            return finish(self._telling(work))
+    def run(self, verb: str, work: Work[Result], background: bool = False) -> Result:
+        """Do all of `work` as `verb`."""
+        with self.hold(verb, background):
+            return finish(self.relay(work))
 
-    def _telling(self, work: Work) -> Work:
-        """Pass on what `work` yields to the listeners; Stop ends it between two steps."""
+    def relay(self, work: Work[Result]) -> Work[Result]:
+        """Pass what `work` yields on to the listeners; `stop` ends it between two steps."""
         while True:
             try:
                 item = next(work)
             except StopIteration as end:
-                return end.value
-            self._tell(item)
-            if self._stop.is_set() or (self._aside and self._wanted.is_set()):
+                result: Result = end.value
+                return result
+            self.tell(item)
+            if self._stop.is_set() or (self._in_background and self._preempted.is_set()):
                 work.close()
                 raise Stopped(f"{self._busy} was stopped; what it had not finished is discarded.")
             yield item
 
-    def _tell(self, item: Any) -> None:
+    def tell(self, item: Any) -> None:
+        """Call every listener with `item`."""
         for listener in tuple(self._listeners):
             try:
                 listener(item)

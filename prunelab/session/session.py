@@ -1,7 +1,10 @@
 """The session: the verbs, and the only object with side effects.
 
 Every verb computes first and commits last: an error, a Stop or a kernel interrupt on the way
-leaves model, ledger and state as they were.
+leaves model, ledger and state as they were. `Session` holds the parts together and says what they
+do: `Runner` lets one verb at a time work, `Evaluator` has network and data, `History` commits,
+`Preview` answers what-if. A verb goes from here to the generator of its name in `verbs`, `run` or
+`comparing`, which is given the parts.
 """
 
 from __future__ import annotations
@@ -11,33 +14,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
-from prunelab.cost.counting import Latency
-from prunelab.errors import (
-    BadModel,
-    InvalidValue,
-    SessionFileError,
-)
+from prunelab.cost.counting import Latency, layer_costs
+from prunelab.errors import BadModel, InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import copy_of
 from prunelab.ledger import notes
-from prunelab.ledger.events import Tuned
 from prunelab.ledger.ledger import Ledger, Store
 from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.loops.batch import finish
-from prunelab.loops.training import STEPS
+from prunelab.loops.training import STEPS, Metric
 from prunelab.methods import Method, make_method
-from prunelab.session.evaluator import REPAIR_IMAGES, Bench, check_finite
-from prunelab.session.preview import AtHand
-from prunelab.session.shown import Shown
-from prunelab.session.verbs import Engine
-from prunelab.values import Move, WidthPlan
-from prunelab.values.paired_comparison import Trial
+from prunelab.methods.base import with_theta
+from prunelab.session import comparing, run, verbs
+from prunelab.session.evaluator import Evaluator
+from prunelab.session.export import export
+from prunelab.session.history import History
+from prunelab.session.parts import Parts
+from prunelab.session.preview import AtHand, Foresight, Preview
+from prunelab.session.repairing import check_finite
+from prunelab.session.runner import Runner
+from prunelab.session.settings import REPAIR_IMAGES, Settings
+from prunelab.values import Cost, Move, WidthPlan
+from prunelab.values.paired_comparison import PairedComparison
 
 
-class Session(Shown):
+class Session:
     """A network being pruned move by move: propose, look, adjust, approve or reject, undo.
 
     `model` is copied and never touched. `data` has `.train` (evidence and tuning are made on
@@ -69,25 +74,27 @@ class Session(Shown):
         seed: int = 0,
         path: str | Path | None = None,
     ) -> None:
-        bench = Bench(
-            model, data, graph=graph, forward=forward, loss=loss, metrics=metrics, train=train,
-            example_inputs=example_inputs, repair=repair, repair_images=repair_images,
-            device=device, seed=seed,
+        settings = Settings.of(forward, loss, metrics, train, repair, repair_images)
+        evaluator = Evaluator(
+            model, data, settings, graph=graph, example_inputs=example_inputs, device=device,
+            seed=seed,
         )  # fmt: skip
         made = make_method(method)
         store: Store = TemporaryStore() if path is None else FileStore.create(path)
         try:
-            self._settle(bench, made, Ledger(store))
-            self._engine.begin()
+            self._assemble(evaluator, made, Ledger(store))
+            finish(verbs.begin(self._parts))
         except BaseException:
             if path is not None:
                 Path(path).unlink(missing_ok=True)
             raise
 
-    def _settle(self, bench: Bench, method: Method, ledger: Ledger) -> None:
-        super().__init__()
-        self._bench = bench
-        self._engine = Engine(bench, method, ledger, self._tell)
+    def _assemble(self, evaluator: Evaluator, method: Method, ledger: Ledger) -> None:
+        self._runner = Runner()
+        self._evaluator = evaluator
+        self._history = History(evaluator, ledger, self._runner.tell)
+        self._preview = Preview(evaluator, self._history)
+        self._parts = Parts(evaluator, self._history, self._preview, method)
 
     @classmethod
     def open(
@@ -119,31 +126,178 @@ class Session(Shown):
                 f"{type(model).__name__}: {str(error).splitlines()[0]} Give a network of the same "
                 "architecture."
             ) from None
-        bench = Bench(
-            base, data, repair=began.settings["repair"], seed=began.seed,
-            repair_images=began.settings.get("repair_images", REPAIR_IMAGES),
-            **{name: own.get(name) for name in known},
+        settings = Settings.of(
+            own.get("forward"), own.get("loss"), own.get("metrics"), own.get("train"),
+            began.settings["repair"], began.settings.get("repair_images", REPAIR_IMAGES),
         )  # fmt: skip
-        if {group.name: group.width for group in bench.graph.groups} != dict(began.widths):
+        evaluator = Evaluator(
+            base, data, settings, graph=own.get("graph"), seed=began.seed,
+            example_inputs=own.get("example_inputs"), device=own.get("device"),
+        )  # fmt: skip
+        if {group.name: group.width for group in evaluator.graph.groups} != dict(began.widths):
             raise SessionFileError(f"{path} is a session of another network: its groups differ.")
         if method is None:
             last = ledger.state.proposed or began
             method = make_method(last.method, **dict(last.parameters))
         session = cls.__new__(cls)
-        session._settle(bench, make_method(method), ledger)
-        session._engine.resume()
+        session._assemble(evaluator, make_method(method), ledger)
+        session._history.resume()
         return session
+
+    def __repr__(self) -> str:
+        return f"<Session of {self.state.began.network}: {self.state.line()}>"
+
+    # ------------------------------------------------------------ where it stands
+
+    @property
+    def state(self) -> State:
+        """Where the session stands: a fold over its events."""
+        return self._history.state
+
+    @property
+    def ledger(self) -> Ledger:
+        """Everything that happened; iterate for the events."""
+        return self._history.ledger
+
+    @property
+    def model(self) -> nn.Module:
+        """The network now: always plain and, after approved moves, really smaller."""
+        return self._history.network
+
+    @property
+    def plan(self) -> WidthPlan:
+        """The units kept now, in original numbers."""
+        return self._history.plan
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The channel graph of the network now; groups and units keep their names and numbers."""
+        return self._history.graph
+
+    @property
+    def data(self) -> Any:
+        """The data that the session was given."""
+        return self._evaluator.splits.data
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics by name; the first guards `run`."""
+        return dict(self._evaluator.settings.metrics)
+
+    @property
+    def example(self) -> Any:
+        """One training input, as the network takes it."""
+        return self._evaluator.example()
 
     @property
     def method(self) -> Method:
         """The method that proposes; set it to an object or a name to change it."""
-        return self._engine.method
+        return self._parts.method
 
     @method.setter
     def method(self, method: Any) -> None:
         made = make_method(method)
-        with self._verb("method"):
-            self._engine.method = made
+        with self._runner.hold("method"):
+            self._parts.method = made
+
+    @property
+    def busy(self) -> str | None:
+        """The verb at work, if any."""
+        return self._runner.busy
+
+    def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
+        """Call `callback` with every Event, and with Progress and evidence while a verb works.
+
+        Once a verb is over and the session free again, whatever the verb came to, it is called
+        with `Ended`. It is called on the verb's thread. Gives a function that ends it.
+        """
+        return self._runner.listen(callback)
+
+    def stop(self, keep: bool = False) -> None:
+        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing.
+
+        With `keep` a tune ends there and then, and commits what it has learnt.
+        """
+        self._runner.stop(keep)
+
+    def preempt(self) -> None:
+        """End what runs in the background: it raises `Stopped` at its next step."""
+        self._runner.preempt()
+
+    def original(self) -> nn.Module:
+        """A new copy of the network that the session began with."""
+        return copy_of(self._evaluator.base)
+
+    def outputs(self, network: nn.Module) -> Any:
+        """What `network` gives for the first training batch, in evaluation mode."""
+        return self._evaluator.outputs(network)
+
+    @property
+    def latencies(self) -> dict[int, Latency]:
+        """What `latency` measured of the points of the trajectory, by the number of their event."""
+        known = self._evaluator.measurements.latencies
+        marks = {point.seq: point.event.fingerprint for point in self.state.points}
+        return {seq: known[mark] for seq, mark in marks.items() if mark in known}
+
+    def costs(self, plan: WidthPlan | None = None) -> dict[str, Cost]:
+        """What each convolution and linear layer costs with `plan` (None: as it is now)."""
+        return layer_costs(self._evaluator.graph, self.plan if plan is None else plan)
+
+    def seconds(self, plan: WidthPlan | None = None) -> dict[str, float] | None:
+        """Seconds of each layer in one run with `plan` (None: as it is now); "" is all else.
+
+        Estimated from the times that `measure` took, see `LayerTimes.scaled`; None before it did.
+        """
+        times = self._evaluator.measurements.layer_times
+        return None if times is None else times.scaled(self._evaluator.graph, plan or self.plan)
+
+    def pictures(self, images: Iterable[int]) -> dict[int, np.ndarray]:
+        """Validation images by their place in the split, as the loader gives them.
+
+        Such as those that a comparison lost; [channels, height, width] each. Raises `InvalidValue`
+        for batches that do not begin with images.
+        """
+        return self._evaluator.splits.pictures(set(images))
+
+    # ------------------------------------------------------------ what would be
+
+    @property
+    def evidence(self) -> AtHand | None:
+        """The evidence that `foresee` answers from: when it was measured, and whether it is stale.
+
+        None before anything was measured.
+        """
+        return self._preview.at_hand()
+
+    def foresee(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        *,
+        theta: float | None = None,
+        method: Any = None,
+        target_macs: float | None = None,
+    ) -> Foresight:
+        """What would happen, from the evidence at hand: no run of the network, no event, no lock.
+
+        With `drop` what dropping these units does; with `theta` or `method` what the session's
+        method with this theta, or that method, would propose now; with `target_macs` (as in `run`)
+        the widths that spread such a budget over the layers, a sketch of what `allocate` finds;
+        with nothing what the session's method would propose. Answers while a verb is at work.
+
+        Raises `WrongState` where there is no evidence of the network as it is now (see `measure`)
+        or where the method has to run the network, `InvalidValue` for more than one question,
+        `BudgetUnreachable`, and what `adjust` raises for a `drop`.
+        """
+        asked = {"drop": drop, "theta": theta, "method": method, "target_macs": target_macs}
+        given = [name for name, value in asked.items() if value is not None]
+        if len(given) > 1:
+            raise InvalidValue(
+                f"foresee answers one question at a time, not {' and '.join(given)}."
+            )
+        made = None if method is None else make_method(method)
+        if theta is not None:
+            made = with_theta(self.method, theta)
+        return self._preview.foresee(made or self.method, drop, target_macs)
 
     # ------------------------------------------------------------ verbs
 
@@ -154,12 +308,12 @@ class Session(Shown):
         `WrongState` while a proposal is pending (approve, adjust or reject it first),
         `SessionBusy`, `Stopped`, `BadData`, `NotFinite`.
         """
-        return self._drive("propose", self._engine.propose(target_macs))
+        return self._runner.run("propose", verbs.propose(self._parts, target_macs))
 
     def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
         """`propose` as a generator that yields what the method sees, for a live view."""
-        with self._verb("propose"):
-            return (yield from self._telling(self._engine.propose(target_macs)))
+        with self._runner.hold("propose"):
+            return (yield from self._runner.relay(verbs.propose(self._parts, target_macs)))
 
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """Change the pending move: it now drops exactly these units, and no others.
@@ -168,7 +322,7 @@ class Session(Shown):
         since, `IllegalPlan` or `UnknownName` for units that cannot be dropped; the proposal then
         stays as it was.
         """
-        return self._drive("adjust", self._engine.adjust(drop))
+        return self._runner.run("adjust", verbs.adjust(self._parts, drop))
 
     def approve(self, repair: bool = True) -> State:
         """Carry out the pending move: cut, then repair as the session's `repair` says, or not.
@@ -180,13 +334,13 @@ class Session(Shown):
         Raises `WrongState` when nothing is pending, `StaleEvidence` when the network has changed
         since it was measured.
         """
-        self._drive("approve", self._engine.approve(repair=repair))
+        self._runner.run("approve", verbs.approve(self._parts, repair=repair))
         return self.state
 
     def reject(self, reason: str = "") -> State:
         """Decline the pending move; raises `WrongState` when there is none."""
-        with self._verb("reject"):
-            self._engine.reject(str(reason))
+        with self._runner.hold("reject"):
+            verbs.reject(self._parts, str(reason))
         return self.state
 
     def undo(self) -> State:
@@ -195,7 +349,7 @@ class Session(Shown):
         A step is an approve (with the repair that came with it), a repair or a tune. Raises
         `WrongState` when there is neither.
         """
-        self._drive("undo", self._engine.undo())
+        self._runner.run("undo", verbs.undo(self._parts))
         return self.state
 
     def go(self, seq: int) -> State:
@@ -204,7 +358,7 @@ class Session(Shown):
         A pending proposal is dropped; nothing is lost, and the next step opens a branch there.
         Raises `InvalidValue` where no other network is.
         """
-        self._drive("go", self._engine.go(seq))
+        self._runner.run("go", verbs.go(self._parts, seq))
         return self.state
 
     def repair(self, kind: str = "lstsq") -> State:
@@ -215,7 +369,7 @@ class Session(Shown):
         "rescale" gives each of their inputs one factor (ThiNet's refit), "bn" measures BatchNorm
         statistics anew.
         """
-        self._drive("repair", self._engine.repair(kind))
+        self._runner.run("repair", verbs.repair(self._parts, kind))
         return self.state
 
     def tune(self, steps: int = STEPS) -> State:
@@ -228,25 +382,25 @@ class Session(Shown):
         Raises `NotFinite` when the loss is, naming the layer; `Stopped` on `stop()`. After
         `stop(keep=True)` the steps done so far are committed, as a tune that no script repeats.
         """
-        self._drive("tune", self._engine.tune(steps, self._enough.is_set))
+        self._runner.run("tune", verbs.tune(self._parts, steps, self._runner.enough))
         return self.state
 
-    def pace(self, *, aside: bool = False) -> float | None:
+    def step_time(self, *, background: bool = False) -> float | None:
         """Seconds that one step of `tune` takes here, tried on a copy: nothing is changed.
 
-        None where the session's trainer is your own. Done `aside`, it raises `Stopped` as soon as
-        another verb wants the session.
+        None where the session's trainer is your own. In the `background`, it raises `Stopped` as
+        soon as another verb wants the session.
         """
-        return self._drive("pace", self._engine.pace(), aside)
+        return self._runner.run("step_time", verbs.step_time(self._parts), background)
 
-    def latency(self, network: nn.Module | None = None, *, aside: bool = False) -> Latency:
+    def latency(self, network: nn.Module | None = None, *, background: bool = False) -> Latency:
         """Measured seconds of one run as the session runs it: median and spread.
 
         One training input, or a batch where `forward` is your own. Of the network now, which
-        `latencies` remembers, or of another `network`. Done `aside`, it raises `Stopped` as soon
-        as another verb wants the session.
+        `latencies` remembers, or of another `network`. In the `background`, it raises `Stopped` as
+        soon as another verb wants the session.
         """
-        return self._drive("latency", self._engine.latency(network), aside)
+        return self._runner.run("latency", verbs.latency(self._parts, network), background)
 
     @contextmanager
     def tuning(self, by: str) -> Iterator[nn.Module]:
@@ -255,8 +409,8 @@ class Session(Shown):
         On exit it is validated and recorded; an exception on the way discards it. A replay
         cannot be bitwise and says so.
         """
-        with self._verb("tune"):
-            network = copy_of(self._engine.network)
+        with self._runner.hold("tune"):
+            network = copy_of(self._history.network)
             shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
             yield network
             found = {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -267,8 +421,7 @@ class Session(Shown):
                 )
             check_finite(network, "your trainer")
             network.eval()
-            extra = {"steps": 0, "by": by, "replayable": False}
-            finish(self._telling(self._engine.step(Tuned, network, self.plan, extra)))
+            finish(self._runner.relay(verbs.adopt(self._parts, network, by)))
 
     def evaluate(self, split: str = "test", network: nn.Module | None = None) -> dict[str, float]:
         """Metric to value on the test split (or "val", "train"); changes nothing.
@@ -278,8 +431,10 @@ class Session(Shown):
         if split not in ("train", "val", "test"):
             raise InvalidValue(f"split is 'train', 'val' or 'test', not {split!r}.")
         loader = getattr(self.data, split)
-        judged = self._bench.judged(self._engine.network if network is None else network, loader)
-        return self._drive("evaluate", judged)[0]
+        judged = self._evaluator.judge(
+            self._history.network if network is None else network, loader
+        )
+        return self._runner.run("evaluate", judged)[0]
 
     def run(
         self,
@@ -305,7 +460,7 @@ class Session(Shown):
         Raises `BudgetUnreachable`, with the best plan so far, when nothing is left to propose;
         `InvalidValue` for a target, floor or number of moves that is none.
         """
-        self._drive("run", self._engine.run(target_macs, min_accuracy, moves, repair))
+        self._runner.run("run", run.run(self._parts, target_macs, min_accuracy, moves, repair))
         return self.state
 
     def note(self, text: str, kind: str = "note") -> State:
@@ -314,8 +469,8 @@ class Session(Shown):
         With `kind="run"` or "tune" a script that replays a session repeats why a run stopped, or a
         tune was not taken.
         """
-        with self._verb("note"):
-            self._engine.note(notes.note(text, kind))
+        with self._runner.hold("note"):
+            self._history.note(notes.note(text, kind))
         return self.state
 
     def predict(self, **guess: float) -> State:
@@ -330,8 +485,8 @@ class Session(Shown):
         Raises `UnknownName` for what cannot be predicted, `InvalidValue` for what is no number or
         share, `WrongState` for what a pending move says already.
         """
-        with self._verb("predict"):
-            self._engine.note(notes.prediction(self.state, guess))
+        with self._runner.hold("predict"):
+            self._history.note(notes.prediction(self.state, guess))
         return self.state
 
     def answer(self, exercise: str, value: Any) -> State:
@@ -340,48 +495,52 @@ class Session(Shown):
         A number, a text, True or False, or a list or dict of such; raises `InvalidValue` for
         anything else.
         """
-        with self._verb("answer"):
-            self._engine.note(notes.answer(exercise, value))
+        with self._runner.hold("answer"):
+            self._history.note(notes.answer(exercise, value))
         return self.state
 
-    def measure(self, *, aside: bool = False) -> AtHand:
+    def measure(self, *, background: bool = False) -> AtHand:
         """Measure what `foresee` answers from, unless it is at hand; changes nothing.
 
         Contributions, on as many training images as the method takes, and the time of every layer.
-        Done `aside`, it raises `Stopped` as soon as another verb wants the session.
+        In the `background`, it raises `Stopped` as soon as another verb wants the session.
         """
-        self._drive("measure", self._engine.measure(), aside)
+        self._runner.run("measure", verbs.measure(self._parts), background)
         measured = self.evidence
         assert measured is not None
         return measured
 
-    def trial(
+    def compare_move(
         self,
         drop: Mapping[str, Iterable[int]] | None = None,
         images: int = 1000,
         repair: bool = False,
         *,
-        aside: bool = False,
-    ) -> Trial:
+        background: bool = False,
+    ) -> PairedComparison:
         """How the network without these units does on the first `images` validation images.
 
         Against the network now, image by image; `drop` defaults to the pending move's. With
         `repair` as the session would repair it on approve, which takes longer. Nothing is changed.
-        Done `aside`, it raises `Stopped` as soon as another verb wants the session. Raises
+        In the `background`, it raises `Stopped` as soon as another verb wants the session. Raises
         `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what `adjust`
         raises for a `drop`, `Stopped`.
         """
-        return self._drive("trial", self._engine.trying(drop, images, repair), aside)
+        return self._runner.run(
+            "compare_move", comparing.try_move(self._parts, drop, images, repair), background
+        )
 
-    def trying(
+    def comparing_move(
         self,
         drop: Mapping[str, Iterable[int]] | None = None,
         images: int = 1000,
         repair: bool = False,
-    ) -> Generator[Any, None, Trial]:
-        """`trial` as a generator that yields Progress after every batch."""
-        with self._verb("trial"):
-            return (yield from self._telling(self._engine.trying(drop, images, repair)))
+    ) -> Generator[Any, None, PairedComparison]:
+        """`compare_move` as a generator that yields Progress after every batch."""
+        with self._runner.hold("compare_move"):
+            return (
+                yield from self._runner.relay(comparing.try_move(self._parts, drop, images, repair))
+            )
 
     def compare(
         self,
@@ -390,22 +549,22 @@ class Session(Shown):
         images: int = 1000,
         repair: bool = True,
         *,
-        aside: bool = False,
-    ) -> Trial:
+        background: bool = False,
+    ) -> PairedComparison:
         """How the network at `b` does against that at `a` on the first validation images.
 
         Each is a point of the trajectory, by the number of its event, or a plan: the original
         network cut to it, and with `repair` repaired as the session repairs. Nothing is changed.
-        Done `aside`, it raises `Stopped` as soon as another verb wants the session.
+        In the `background`, it raises `Stopped` as soon as another verb wants the session.
         """
-        return self._drive("compare", self._engine.comparing(a, b, images, repair), aside)
+        return self._runner.run(
+            "compare", comparing.compare(self._parts, a, b, images, repair), background
+        )
 
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """The move that would drop these units: `foresee(drop).move`, measured first if need be."""
-        return self._drive("what_if", self._engine.imagined(drop))
+        return self._runner.run("what_if", verbs.imagine(self._parts, drop))
 
     def export(self, path: str | Path) -> Path:
         """Write the network (.safetensors), the plan (.json), script (.py) or report (.html)."""
-        from prunelab.session.export import export
-
         return export(self, Path(path))

@@ -47,7 +47,10 @@ def _freeze(value: Any) -> Any:
 
 
 class Codec:
-    """Turns registered frozen dataclasses into plain JSON data and back."""
+    """Turns registered frozen dataclasses into plain JSON data and back.
+
+    Fields that a class names in `retired` are those that older files have and it no longer has.
+    """
 
     known: ClassVar[dict[str, type]] = {}
 
@@ -74,7 +77,8 @@ def revive(data: Any) -> Any:
     if isinstance(data, dict):
         if "is" in data:
             kind = Codec.known[data["is"]]
-            return kind(**{key: revive(item) for key, item in data.items() if key != "is"})
+            skipped = {"is", *getattr(kind, "retired", ())}
+            return kind(**{key: revive(item) for key, item in data.items() if key not in skipped})
         return FrozenMap({key: revive(item) for key, item in data.items()})
     if isinstance(data, list):
         return tuple(revive(item) for item in data)

@@ -38,7 +38,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class PairedComparison:
     """How another network does on the images on which this one does `before`.
 
     `margin` is half the width of the 95% interval of the difference, paired image by image
@@ -84,7 +84,7 @@ class Trial:
         return text + ("; within noise)" if self.within_noise else ")")
 
 
-def by_image(before: Answers, after: Answers) -> Trial:
+def by_image(before: Answers, after: Answers) -> PairedComparison:
     """Two networks that classify the same images.
 
     The interval is Bonett and Price's for a difference of paired proportions (2012): Wald's, with
@@ -95,7 +95,7 @@ def by_image(before: Answers, after: Answers) -> Trial:
     images = len(was)
     down, up = (len(lost) + 1) / (images + 2), (len(gained) + 1) / (images + 2)
     margin = NORMAL * math.sqrt((down + up - (up - down) ** 2) / (images + 2))
-    return Trial(
+    return PairedComparison(
         "accuracy",
         before.accuracy,
         after.accuracy,
@@ -113,7 +113,7 @@ def by_batch(
     after: Sequence[float],
     sizes: Sequence[int],
     higher_is_better: bool,
-) -> Trial:
+) -> PairedComparison:
     """Two networks by a metric of each batch; `sizes` are images. Means are over images.
 
     The interval is Student's for paired differences, batches weighted by their size.
@@ -128,7 +128,7 @@ def by_batch(
 
         spread = float((weights**2) @ (differences - mean) ** 2) * count / (count - 1)
         margin = float(stdtrit(count - 1, 0.975)) * math.sqrt(spread)
-    return Trial(
+    return PairedComparison(
         metric,
         float(weights @ np.asarray(before)),
         float(weights @ np.asarray(after)),

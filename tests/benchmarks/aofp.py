@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 import prunelab as pl
 from prunelab.methods.aofp_sampled import ScoringPath
 from prunelab.methods.aofp_search import expected_damages
+from prunelab.session.measurements import Measurements
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -44,7 +45,7 @@ def closed_form_time() -> None:
     table(("network", "forward s", "propose s", "forwards"))
     for name in ("vgg8", "resnet20", "mobilenet"):
         session = pl.Session(pl.zoo.load(name), pl.data.load("fashion", subset=True))
-        batches = [x for x, _ in session._bench.images(512)]
+        batches = [x for x, _ in session._evaluator.splits.images(512)]
 
         def forward(session: pl.Session = session, batches: list[torch.Tensor] = batches) -> None:
             with torch.no_grad():
@@ -52,7 +53,7 @@ def closed_form_time() -> None:
                     session.model(x)
 
         def propose(session: pl.Session = session) -> None:
-            session._bench._evidence = None
+            session._evaluator.measurements = Measurements(session._evaluator)
             session.propose()
             session.reject()
 

@@ -16,6 +16,7 @@ import prunelab as pl
 from prunelab.data.batches import batch_size, part, selected, take, usable
 from prunelab.ledger import words
 from prunelab.ledger.events import Noted, Repaired
+from prunelab.session import repairing
 
 
 def spoilt(data: pl.Data, broken: int, blank: int) -> pl.Data:
@@ -205,7 +206,7 @@ def test_evidence_is_of_all_classes_where_a_dataset_is_sorted(trained: nn.Module
     order = y.argsort()
     data = pl.Data(train=TensorDataset(x[order], y[order]), val=[(x, y)])
     session = pl.Session(trained, data)
-    seen = torch.cat([labels for _, labels in session._bench.images(64)])
+    seen = torch.cat([labels for _, labels in session._evaluator.splits.images(64)])
     assert len(seen.unique()) == len(y.unique())
 
 
@@ -213,18 +214,18 @@ def test_a_repair_that_costs_something_is_set_against_the_others(
     trained: nn.Module, data: pl.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = pl.Session(trained, data, pl.Magnitude(pruning_ratio=0.5))
-    mended = session._bench.mended
+    repair = repairing.repair_towards
 
-    def harmful(small: nn.Module, plan: Any, kind: str, *more: Any) -> Any:
-        refits = yield from mended(small, plan, kind, *more)
+    def harmful(evaluator: Any, small: Any, kind: str, *more: Any) -> Any:
+        refits = yield from repair(evaluator, small, kind, *more)
         if kind == "lstsq":
             with torch.no_grad():
-                small.fc.weight.neg_()
+                small[0].fc.weight.neg_()
         return refits
 
-    monkeypatch.setattr(session._bench, "mended", harmful)
+    monkeypatch.setattr(repairing, "repair_towards", harmful)
     session.propose()
-    foretold = session.trial(repair=True).after
+    foretold = session.compare_move(repair=True).after
     session.approve()
     event = session.ledger[-1]
     assert isinstance(event, Repaired)
@@ -248,7 +249,7 @@ def test_what_a_repair_gave_the_layers_is_in_the_history(trained: nn.Module, dat
     assert {refit.layer for refit in event.refits} == {
         layer.name
         for layer in session.graph.layers
-        if len(layer.in_units) < len(session._bench.graph.layer(layer.name).in_units)
+        if len(layer.in_units) < len(session._evaluator.graph.layer(layer.name).in_units)
     }
     for refit in event.refits:
         assert refit.choice == min(refit.errors, key=refit.errors.get)

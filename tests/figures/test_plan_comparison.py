@@ -259,7 +259,7 @@ def test_two_plan_files_are_compared(session: pl.Session, tmp_path: Any) -> None
     full = pl.WidthPlan.full(graph)
     half = pl.WidthPlan.from_json(full.drop({"conv1": range(6)}).to_json(), graph)
     trial = session.compare(full, half, repair=False)
-    assert trial == session.trial({"conv1": range(6)})
+    assert trial == session.compare_move({"conv1": range(6)})
     info = compare_info(plan_side("all", full), plan_side("half", half, pl.cost(graph, half)))
     assert ("conv1", 12, 6) in info.rows
     assert [row[0] for row in info.table] == ["channels"], "what is not known is not shown"

@@ -217,7 +217,7 @@ def test_a_session_grows_by_what_its_moves_change(
     convolutions = size(*session.original().convs.state_dict().values())
     assert held(store) - whole < len(points) * convolutions < whole / 50
     for point in session.state.points:
-        assert fingerprint(session._engine.network_at(point)) == point.event.fingerprint
+        assert fingerprint(session._history.network_at(point)) == point.event.fingerprint
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at open files as Linux does")
@@ -347,7 +347,7 @@ def test_a_file_of_format_1_resumes_and_is_left_as_it_was(old: Path) -> None:
     assert session.state.moves == 2
     assert [point.seq for point in session.state.points] == [0, 2, 3, 4, 7]
     for point in session.state.points:
-        network = session._engine.network_at(point)
+        network = session._history.network_at(point)
         assert fingerprint(network) == point.event.fingerprint == point.event.weights
     assert session.evaluate("val") == dict(session.state.now.metrics)
     pl.submit(old)
@@ -360,7 +360,7 @@ def test_a_file_of_format_1_goes_on(old: Path) -> None:
     session.note("read by a newer prunelab")
     assert format_of(old) == 1  # an older one can still go on with it
     brought = session.state.proposed.weights
-    assert fingerprint(session._engine.brought) == brought
+    assert fingerprint(session._history.brought) == brought
     session.approve()
     assert format_of(old) == FORMAT == 2
     session.undo()
@@ -371,7 +371,7 @@ def test_a_file_of_format_1_goes_on(old: Path) -> None:
     again = resumed(old)
     assert (again.state, fingerprint(again.model)) == before
     for point in again.state.points:
-        assert fingerprint(again._engine.network_at(point)) == point.event.fingerprint
+        assert fingerprint(again._history.network_at(point)) == point.event.fingerprint
 
 
 def test_a_file_of_format_1_stays_one_where_nothing_comes_of_an_append(old: Path) -> None:

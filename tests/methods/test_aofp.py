@@ -16,7 +16,8 @@ import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram
 from prunelab.methods.aofp import MOST
 from prunelab.methods.aofp_sampled import ScoringPath, _LayerSearch
-from prunelab.methods.aofp_search import expected_damages, ladder
+from prunelab.methods.aofp_search import expected_damages, judge, ladder
+from prunelab.values import Rung
 
 
 def gram_of(z: np.ndarray) -> ContributionGram:
@@ -304,7 +305,7 @@ def test_towards_a_target_one_move_takes_at_most_an_eighth_of_a_layers_signal(
     for rung in session.state.proposed.seen:
         searched[rung.group] = rung
     assert any(len(move.drop[name]) < len(searched[name].candidates) for name in move.drop)
-    evidence = pl.measure(trained, session.graph, session._bench.images(512))
+    evidence = pl.measure(trained, session.graph, session._evaluator.splits.images(512))
     for name, units in move.drop.items():
         assert set(units) <= set(searched[name].candidates)
         assert move.damage[name] <= MOST or len(units) == 1
@@ -319,3 +320,16 @@ def test_without_a_target_theta_alone_decides(trained: nn.Module, data: pl.Data)
     assert max(move.damage.values()) > MOST
     taken = {r.group: r.candidates for r in session.state.proposed.seen if r.verdict == "take"}
     assert dict(move.drop) == taken
+
+
+@pytest.mark.parametrize("theta", [0.5, 0.05, 0.03])
+def test_a_rung_judged_with_another_theta_is_as_if_it_had_been_searched_with_it(
+    theta: float,
+) -> None:
+    rungs = (
+        Rung("conv1", 0, (0, 1, 2, 3), (0.3, 0.1, 0.2, 0.4), (1, 2), 0.2, 0.05, "halve"),
+        Rung("conv1", 1, (1, 2), (0.03, 0.06), (1,), 0.03, 0.05, "take"),
+    )
+    for rung in rungs:
+        damages = np.array(rung.damages)
+        assert rung.at(theta) == judge("conv1", rung.halving, rung.search, damages, theta)

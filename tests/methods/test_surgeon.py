@@ -101,11 +101,11 @@ def test_the_first_to_go_is_the_cheapest_of_any_layer_for_what_it_saves(
 ) -> None:
     session = pl.Session(trained, data, method=pl.Surgeon(step=1e-6))
     (name, (unit,)) = next(iter(session.propose().drop.items()))
-    full = pl.WidthPlan.full(session._bench.graph)
-    whole = pl.cost(session._bench.graph, full).macs
+    full = pl.WidthPlan.full(session._evaluator.graph)
+    whole = pl.cost(session._evaluator.graph, full).macs
     rates = {
         (group, number): price
-        / (whole - pl.cost(session._bench.graph, full.drop({group: [number]})).macs)
+        / (whole - pl.cost(session._evaluator.graph, full.drop({group: [number]})).macs)
         for group, values in importances(session).items()
         for number, price in values.items()
         if (group, number) == (name, unit) or group not in _touched(session, name)
@@ -115,7 +115,7 @@ def test_the_first_to_go_is_the_cheapest_of_any_layer_for_what_it_saves(
 
 def _touched(session: pl.Session, name: str) -> set[str]:
     """The groups whose prices change when a unit of `name` goes."""
-    graph = session._bench.graph
+    graph = session._evaluator.graph
     readers = set(graph[name].consumers) | set(graph[name].producers)
     return {group.name for group in graph if readers & set(group.consumers)}
 
@@ -139,7 +139,7 @@ def test_widths_are_legal_and_residual_streams_may_be_left_alone(
     assert all(width % 4 == 0 for width in session.plan.widths.values())
     session = pl.Session(trained, data, method=pl.Surgeon(step=0.3, groups="internal", images=96))
     move = session.propose()
-    assert not any(session._bench.graph[name].residual for name in move.drop)
+    assert not any(session._evaluator.graph[name].residual for name in move.drop)
 
 
 def test_the_same_seed_gives_the_same_move(trained: nn.Module, data: pl.Data) -> None:

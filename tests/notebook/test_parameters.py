@@ -7,19 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pytest
 from page import Page
 
 import prunelab as pl
 from prunelab.errors import InvalidValue
-from prunelab.figures.ladder import rejudged
 from prunelab.ledger.events import Proposed
-from prunelab.methods.aofp_search import judge
 from prunelab.methods.base import parameters
 from prunelab.notebook import Screen, text
 from prunelab.notebook.parameters import choices, hints_of, kind_of, read, written
-from prunelab.values import Rung
 
 
 @dataclass(frozen=True)
@@ -281,26 +277,3 @@ def test_only_a_new_search_can_tell_once_the_network_or_the_measure_changed(
     assert page.screen._info().ladder.theta == 0.3
     page.screen.press("approve")
     assert page.screen._info().ladder.theta == 0.05
-
-
-RUNGS = (
-    Rung("conv1", 0, (0, 1, 2, 3), (0.3, 0.1, 0.2, 0.4), (1, 2), 0.2, 0.05, "halve"),
-    Rung("conv1", 1, (1, 2), (0.03, 0.06), (1,), 0.03, 0.05, "take"),
-)
-
-
-@pytest.mark.parametrize(
-    ("theta", "verdicts"), [(0.5, ["take"]), (0.05, ["halve", "take"]), (0.03, ["halve", "fail"])]
-)
-def test_theta_decides_where_a_search_stops(theta: float, verdicts: list[str]) -> None:
-    made = rejudged(RUNGS, theta)
-    assert [rung.verdict for rung in made] == verdicts
-    assert {rung.theta for rung in made} == {theta}
-    for rung in made:
-        again = judge(rung.group, rung.halving, rung.search, np.array(rung.damages), theta)
-        assert again == rung
-
-
-def test_a_search_that_trained_on_the_way_is_left_as_it_was() -> None:
-    sampled = tuple(replace(rung, batches=100) for rung in RUNGS)
-    assert rejudged(sampled, 0.5) == list(sampled)

@@ -42,7 +42,7 @@ from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
 from prunelab.session.preview import AtHand, Foresight, Selection
 from prunelab.values import Cost, Ended, FrozenMap, Move, Progress, Rung, WidthPlan, units_of
-from prunelab.values.paired_comparison import Trial
+from prunelab.values.paired_comparison import PairedComparison
 
 WIDTH = 16
 
@@ -182,26 +182,26 @@ class FakeSession:
     def evidence(self) -> AtHand | None:
         return None
 
-    def measure(self, aside: bool = False) -> None:
+    def measure(self, background: bool = False) -> None:
         self.calls.append(("measure",))
 
-    def trial(
-        self, drop: Mapping[str, Iterable[int]], repair: bool = False, aside: bool = False
-    ) -> Trial:
+    def compare_move(
+        self, drop: Mapping[str, Iterable[int]], repair: bool = False, background: bool = False
+    ) -> PairedComparison:
         self.calls.append(("trial", drop, repair))
-        return Trial("accuracy", 0.921, 0.914, 0.006, 1000)
+        return PairedComparison("accuracy", 0.921, 0.914, 0.006, 1000)
 
     @property
     def latencies(self) -> dict[int, pl.Latency]:
         return {}
 
-    def latency(self, aside: bool = False) -> pl.Latency:
+    def latency(self, background: bool = False) -> pl.Latency:
         return pl.Latency(0.002, 0.001, 0.003, 30, "cpu")
 
-    def pace(self, aside: bool = False) -> float:
+    def step_time(self, background: bool = False) -> float:
         return 0.1
 
-    def make_way(self) -> None:
+    def preempt(self) -> None:
         pass
 
     def _rungs(self, group: str, theta: float = 0.01) -> list[Rung]:
@@ -372,7 +372,7 @@ def on(screen: Screen) -> set[str]:
 
 
 def trace(screen: Screen, name: str) -> Any:
-    return next(trace for trace in screen.stage.live.widget.data if trace.name == name)
+    return next(trace for trace in screen.figure.live.widget.data if trace.name == name)
 
 
 # ---------------------------------------------------------------- buttons
@@ -508,7 +508,7 @@ def test_trouble_is_a_red_line_and_the_session_is_intact(
 def test_a_screen_that_fails_does_not_fail_the_verb(
     screen: Screen, session: FakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screen.stage, "show", lambda info: 1 / 0)
+    monkeypatch.setattr(screen.figure, "show", lambda info: 1 / 0)
     session.propose()
     assert session.state.pending is not None
     assert "ZeroDivisionError" in Page(screen).said("error")
@@ -702,9 +702,9 @@ def test_redraws_are_at_most_five_a_second(
     session: FakeSession, screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[float] = []
-    draw = screen.stage.show
+    draw = screen.figure.show
     monkeypatch.setattr(
-        screen.stage, "show", lambda info: (drawn.append(time.monotonic()), draw(info))
+        screen.figure, "show", lambda info: (drawn.append(time.monotonic()), draw(info))
     )
     session.pause = 0.01
     started = time.monotonic()
@@ -721,46 +721,46 @@ def test_the_network_without_a_proposal_shows_a_hint(screen: Screen) -> None:
 
 def test_redraws_reuse_the_one_figure(figured: Screen) -> None:
     figure, uids = (
-        figured.stage.live.widget,
-        [trace.uid for trace in figured.stage.live.widget.data],
+        figured.figure.live.widget,
+        [trace.uid for trace in figured.figure.live.widget.data],
     )
     for verb in ("propose", "approve", "propose", "undo"):
         figured.press(verb)
-    assert figured.stage.live.widget is figure
+    assert figured.figure.live.widget is figure
     assert [trace.uid for trace in figure.data] == uids
 
 
 def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(figured: Screen) -> None:
     sent: list[str] = []
-    figured.stage.live.widget.observe(
+    figured.figure.live.widget.observe(
         lambda change: change["new"] and sent.append(change["name"]),
         ["_py2js_update", "_py2js_restyle", "_py2js_relayout"],
     )
     figured.press("propose")
     assert 1 <= len(sent) <= 4
     sent.clear()
-    figured.stage.live.draw(figured.stage.live.drawn)
+    figured.figure.live.draw(figured.figure.live.drawn)
     assert sent == []
 
 
 def test_a_page_loaded_anew_starts_from_what_is_shown(figured: Screen) -> None:
     figured.press("propose")
-    synced = {trace["name"]: trace for trace in figured.stage.live.widget._widget_data}
+    synced = {trace["name"]: trace for trace in figured.figure.live.widget._widget_data}
     assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
     assert synced["search"]["x"]
 
 
 def test_plotlys_private_names_are_there(figured: Screen) -> None:
     """If this fails, plotly has moved: look at `live.py`."""
-    assert figured.stage.live.widget._config["responsive"] is True
-    assert "widget-view" in next(iter(figured.stage.live.widget._repr_mimebundle_()))
+    assert figured.figure.live.widget._config["responsive"] is True
+    assert "widget-view" in next(iter(figured.figure.live.widget._repr_mimebundle_()))
     for name in ("_handler_js2py_traceDeltas", "_handler_js2py_layoutDelta"):
         assert hasattr(go.FigureWidget, name)
 
 
 def test_what_the_browser_reports_changes_no_data(figured: Screen) -> None:
     figured.press("propose")
-    figure = figured.stage.live.widget
+    figure = figured.figure.live.widget
     before = list(trace(figured, "channel").x)
     figure._js2py_traceDeltas = {
         "trace_deltas": [{"uid": trace(figured, "channel").uid, "x": [1], "y": [1]}],
@@ -771,26 +771,26 @@ def test_what_the_browser_reports_changes_no_data(figured: Screen) -> None:
 
 def test_a_narrow_screen_stacks_its_panels(figured: Screen) -> None:
     figured._told("narrow", None, True, False)
-    assert figured.stage.live.arrange == "stack"
-    assert list(figured.stage.live.widget.layout.xaxis.domain) == [0, 1]
+    assert figured.figure.live.arrange == "stack"
+    assert list(figured.figure.live.widget.layout.xaxis.domain) == [0, 1]
     assert "prunelab-stack" in figured._dom_classes
     assert "prunelab-grid" not in figured._dom_classes
     figured._told("narrow", None, False, False)
-    assert figured.stage.live.arrange == "grid"
+    assert figured.figure.live.arrange == "grid"
 
 
 def test_the_browser_alone_knows_the_size_of_the_figure(figured: Screen) -> None:
     """plotly.js that is told a height later on keeps the width of that moment for ever."""
     sent: list[str] = []
     for name in ("_py2js_update", "_py2js_relayout"):
-        figured.stage.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
+        figured.figure.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
     figured._told("narrow", None, True, False)
     figured.press("propose")
     figured._told("narrow", None, False, False)
     told = " ".join(sent)
     assert "domain" in told
     assert "'height'" not in told
-    assert figured.stage.live.widget.layout.width is None
+    assert figured.figure.live.widget.layout.width is None
 
 
 # ---------------------------------------------------------------- pages without widgets
@@ -954,7 +954,7 @@ def test_a_verb_that_leaves_no_event_leaves_no_progress_bar(
 ) -> None:
     session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128))
     screen = pl.show(session)
-    monkeypatch.setattr(screen._pace, "due", lambda: True)
+    monkeypatch.setattr(screen._throttle, "due", lambda: True)
     shown: list[str] = []
     session.listen(lambda _: shown.append(Page(screen).said("work")))
     session.evaluate()

@@ -1,4 +1,4 @@
-"""What the screen answers while a person drags and types, and what it has done aside."""
+"""What the screen answers while a person drags and types, and what it does in the background."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from prunelab.errors import Stopped
 from prunelab.figures.png import address, png
 from prunelab.figures.widths import Row
 from prunelab.ledger.events import Proposed, Rejected
-from prunelab.notebook import Screen, text
-from prunelab.notebook import background as aside
+from prunelab.notebook import Screen, background, text
 from prunelab.notebook.channel_inspector import channel
 from prunelab.notebook.html_widget import Panel
 from prunelab.notebook.image_tiles import grey, signed
 from prunelab.notebook.rows import layers
 from prunelab.notebook.worker import worker_of
+from prunelab.session import repairing
 from prunelab.values import Progress, si
 
 
@@ -53,7 +53,7 @@ def page(screen: Screen) -> Page:
 @pytest.fixture
 def shown(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Screen:
     """A screen that a page shows, where no rest is needed and no figure is made."""
-    monkeypatch.setattr(aside, "REST", 0.0)
+    monkeypatch.setattr(background, "REST", 0.0)
     monkeypatch.setattr(screen, "make_figure", lambda: None)
     screen._told("here", None, True, False)
     return screen
@@ -152,17 +152,17 @@ def test_without_evidence_a_choice_is_measured_first(page: Page, session: pl.Ses
     assert page.said("error") == ""
 
 
-# ---------------------------------------------------------------- aside
+# ---------------------------------------------------------------- in the background
 
 
-def test_nothing_is_done_aside_while_no_page_shows_the_screen(
+def test_nothing_is_done_in_the_background_while_no_page_shows_the_screen(
     page: Page, session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aside, "REST", 0.0)
+    monkeypatch.setattr(background, "REST", 0.0)
     page.screen.press("propose")
     page.screen.press("reject")
     assert worker_of(session).wait(5)
-    assert page.screen._aside._found == {}
+    assert page.screen._background._found == {}
 
 
 def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
@@ -175,7 +175,7 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     page.put("aim", "repair", False)
     page.unfold("changes")
     assert worker_of(session).wait(30)
-    trial = session.trial()
+    trial = session.compare_move()
     assert text.trial(trial) in page.said("trial")
     assert page.html.count("<figure") == min(len(trial.lost) + len(trial.gained), 12)
     before, after = trial.answers
@@ -189,7 +189,7 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     wait_until(lambda: page.said("trial"))
     assert worker_of(session).wait(30)
     assert text.difference(session.compare(*ends)) == page.said("trial")
-    wait_until(lambda: shown._aside.pace() is not None)
+    wait_until(lambda: shown._background.step_time() is not None)
     page.unfold("settings")
     assert "400 steps, about" in page.html
 
@@ -201,7 +201,7 @@ def test_where_approve_repairs_the_repaired_network_is_tried_too(
     shown.press("propose")
     page = Page(shown)
     wait_until(lambda: "Repaired: " in page.said("trial"))
-    cut, mended = session.trial(), session.trial(repair=True)
+    cut, mended = session.compare_move(), session.compare_move(repair=True)
     assert cut != mended
     assert page.said("trial") == f"{text.trial(cut)} {text.repaired(mended)}"
     page.unfold("changes")
@@ -219,15 +219,15 @@ def test_where_approve_repairs_the_repaired_network_is_tried_too(
 def test_a_session_that_repairs_nothing_tries_a_selection_once(
     trained: nn.Module, data: pl.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aside, "REST", 0.0)
+    monkeypatch.setattr(background, "REST", 0.0)
     session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128), repair=None)
     screen = Screen(session)
     monkeypatch.setattr(screen, "make_figure", lambda: None)
     screen._told("here", None, True, False)
     screen.press("propose")
     Page(screen).put("aim", "repair", True)
-    wait_until(lambda: screen._aside.pace() is not None)
-    assert Page(screen).said("trial") == text.trial(session.trial())
+    wait_until(lambda: screen._background.step_time() is not None)
+    assert Page(screen).said("trial") == text.trial(session.compare_move())
     screen.close()
 
 
@@ -235,7 +235,7 @@ def test_a_verb_ends_the_trial_of_the_repaired_network(
     shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, ended = threading.Event(), []
-    mended = session._bench.mended
+    repair = repairing.repair_towards
 
     def slow(*given: Any) -> Any:
         try:
@@ -245,20 +245,20 @@ def test_a_verb_ends_the_trial_of_the_repaired_network(
                 yield Progress(0, 1, "repairing")
         finally:
             ended.append(session.busy)
-        yield from mended(*given)
+        return (yield from repair(*given))
 
-    monkeypatch.setattr(session._bench, "mended", slow)
+    monkeypatch.setattr(repairing, "repair_towards", slow)
     shown.press("propose")
     assert began.wait(60)
     page = Page(shown)
     wait_until(lambda: text.REPAIRING in page.said("trial"))
     shown.press("reject")
-    assert ended == ["trial"]
+    assert ended == ["compare_move"]
     assert page.said("error") == page.said("trial") == ""
     assert isinstance(session.ledger[-1], Rejected)
 
 
-def test_what_is_done_aside_and_fails_is_not_shown_and_not_begun_again(
+def test_what_fails_in_the_background_is_not_shown_and_not_begun_again(
     shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -269,7 +269,7 @@ def test_what_is_done_aside_and_fails_is_not_shown_and_not_begun_again(
 
     monkeypatch.setattr(session, "trial", fails)
     shown.press("propose")
-    wait_until(lambda: shown._aside.pace() is not None)
+    wait_until(lambda: shown._background.step_time() is not None)
     assert tries == [False, True]
     assert (Page(shown).said("trial"), Page(shown).said("error")) == ("", "")
 
@@ -277,7 +277,7 @@ def test_what_is_done_aside_and_fails_is_not_shown_and_not_begun_again(
 def test_a_trial_that_gave_way_to_a_verb_said_in_code_is_begun_again(
     shown: Screen, session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began, trial, tries = threading.Event(), session.trial, []
+    began, trial, tries = threading.Event(), session.compare_move, []
 
     def slow(drop: Any, **more: Any) -> Any:
         tries.append(more["repair"])
@@ -370,7 +370,7 @@ def test_a_button_writes_a_file_and_says_where(
     assert len(session.ledger) == 1
 
 
-def test_another_verb_ends_what_is_done_aside(session: pl.Session) -> None:
+def test_another_verb_ends_what_is_done_in_the_background(session: pl.Session) -> None:
     began, ended = threading.Event(), []
 
     def slow() -> Any:
@@ -382,7 +382,7 @@ def test_another_verb_ends_what_is_done_aside(session: pl.Session) -> None:
 
     def work() -> None:
         try:
-            session._drive("trial", slow(), aside=True)
+            session._runner.run("trial", slow(), background=True)
         except Stopped:
             ended.append("stopped")
 

@@ -13,8 +13,8 @@ from toys import Couplings, Tiny
 
 import prunelab as pl
 from prunelab.cost.timing import LayerTimes
+from prunelab.data.splits import Splits
 from prunelab.evidence import damage_curve
-from prunelab.session.evaluator import Bench
 from prunelab.values import FrozenMap
 
 
@@ -33,7 +33,7 @@ def idle(measured: pl.Session, monkeypatch: pytest.MonkeyPatch) -> pl.Session:
         raise AssertionError("the network was run")
 
     monkeypatch.setattr(measured.model, "forward", run)
-    monkeypatch.setattr(Bench, "images", run)
+    monkeypatch.setattr(Splits, "images", run)
     return measured
 
 

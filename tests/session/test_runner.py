@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from prunelab.errors import Stopped
-from prunelab.session.runner import Verbs, Work
+from prunelab.session.runner import Runner, Work
 from prunelab.values import Ended, Progress
 
 
-class Toy(Verbs):
+class Toy(Runner):
     """Counts to three; `at(step)` is called on the way."""
 
     def __init__(self, at: Callable[[int], None] = lambda step: None) -> None:
@@ -20,9 +20,9 @@ class Toy(Verbs):
         self.at = at
 
     def count(self) -> int:
-        return self._drive("count", self._counting())
+        return self.run("count", self._counting())
 
-    def _counting(self) -> Work:
+    def _counting(self) -> Work[int]:
         for step in range(3):
             self.at(step)
             yield Progress(step + 1, 3, "counting")

@@ -520,7 +520,7 @@ def test_the_script_run_by_itself_gives_the_same_bits(
     session.measure()
     session.propose()
     session.adjust(session.foresee(target_macs=0.85).move.drop)
-    session.trial()
+    session.compare_move()
     session.approve()
     session.repair("bn")
     session.undo()

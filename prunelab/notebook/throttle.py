@@ -9,7 +9,7 @@ from prunelab.values import Progress
 FRAME = 0.2  # seconds between two redraws: a page does not follow more
 
 
-class Pace:
+class Throttle:
     """A clock for one screen."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ def test_a_trial_is_the_masked_network_against_the_one_now(
     session: pl.Session, images: int
 ) -> None:
     before = (list(session.ledger), session.state)
-    trial = session.trial(HALF, images=images)
+    trial = session.compare_move(HALF, images=images)
     plan = session.plan.drop(HALF)
     masked = on(session, pl.masked(session.model, session.graph, plan), images)
     now = on(session, session.model, images)
@@ -47,7 +47,7 @@ def test_a_trial_is_the_masked_network_against_the_one_now(
 
 
 def test_a_trial_on_all_images_says_what_evaluate_says(session: pl.Session) -> None:
-    trial = session.trial(HALF)
+    trial = session.compare_move(HALF)
     masked = pl.masked(session.model, session.graph, session.plan.drop(HALF))
     assert trial.after == session.evaluate("val", network=masked)["accuracy"]
     assert trial.before == session.state.now.metrics["accuracy"]
@@ -55,30 +55,30 @@ def test_a_trial_on_all_images_says_what_evaluate_says(session: pl.Session) -> N
 
 def test_by_default_the_pending_move_is_tried(session: pl.Session) -> None:
     with pytest.raises(pl.WrongState, match="nothing to try"):
-        session.trial()
+        session.compare_move()
     move = session.propose()
-    assert session.trial() == session.trial(move.drop)
+    assert session.compare_move() == session.compare_move(move.drop)
     session.tune(steps=1)
     with pytest.raises(pl.StaleEvidence):
-        session.trial()
+        session.compare_move()
 
 
 def test_the_network_now_is_not_run_again(
     session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = session.trial(HALF)
+    want = session.compare_move(HALF)
 
     def run(*_: Any) -> Any:
         raise AssertionError("the network now was run")
 
     monkeypatch.setattr(session.model, "forward", run)
     with pytest.raises(AssertionError):
-        session.trial({})  # a copy of it
+        session.compare_move({})  # a copy of it
     monkeypatch.undo()
     small = pl.cut(session.model, session.graph, session.plan.drop(HALF))
-    monkeypatch.setattr("prunelab.session.verbs.cut", lambda *_: small)
+    monkeypatch.setattr("prunelab.session.comparing.cut", lambda *_: small)
     monkeypatch.setattr(session.model, "forward", run)
-    assert session.trial(HALF) == want
+    assert session.compare_move(HALF) == want
 
 
 def test_a_loader_with_other_images_every_time_is_still_paired(trained: nn.Module) -> None:
@@ -92,28 +92,28 @@ def test_a_loader_with_other_images_every_time_is_still_paired(trained: nn.Modul
             return iter(batches(64, 2 + self.passes // 2))
 
     session = pl.Session(trained, pl.Data(train=batches(64, 1), val=Fickle()))
-    trial = session.trial({})
+    trial = session.compare_move({})
     assert trial.before == trial.after
     assert not trial.lost and not trial.gained
 
 
 def test_a_trial_can_be_stopped_between_batches(session: pl.Session) -> None:
     seen = []
-    trying = session.trying(HALF)
+    trying = session.comparing_move(HALF)
     seen.append(next(trying))
-    assert session.busy == "trial"
+    assert session.busy == "compare_move"
     session.stop()
     with pytest.raises(pl.Stopped):
         list(trying)
     assert session.busy is None
     assert isinstance(seen[0], pl.Progress)
-    assert session.trial(HALF).images == 128
+    assert session.compare_move(HALF).images == 128
 
 
 @pytest.mark.parametrize("images", [0, -1, True, 2.5])
 def test_a_number_of_images_is_asked_for(session: pl.Session, images: Any) -> None:
     with pytest.raises(pl.InvalidValue, match="images must be"):
-        session.trial(HALF, images=images)
+        session.compare_move(HALF, images=images)
 
 
 def test_a_trial_of_a_trained_proposal_takes_its_weights(trained: nn.Module, data: pl.Data) -> None:
@@ -121,7 +121,7 @@ def test_a_trial_of_a_trained_proposal_takes_its_weights(trained: nn.Module, dat
     session = pl.Session(trained, data, method=method, repair=None)
     move = session.propose()
     assert move is not None
-    trial = session.trial()
+    trial = session.compare_move()
     session.approve()
     assert trial.after == session.state.now.metrics["accuracy"]
 
@@ -135,7 +135,7 @@ def test_a_trial_foretells_what_approve_makes(
     )
     session.propose()
     session.adjust(HALF)
-    trial = session.trial(repair=True)
+    trial = session.compare_move(repair=True)
     session.approve()
     assert trial.after == session.state.now.metrics["accuracy"]
     assert trial.after == session.evaluate("val")["accuracy"]
@@ -157,7 +157,7 @@ def own(trained: nn.Module, **more: Any) -> pl.Session:
 
 def test_other_metrics_are_paired_batch_by_batch(trained: nn.Module) -> None:
     session = own(trained)
-    trial = session.trial(HALF)
+    trial = session.compare_move(HALF)
     masked = pl.masked(session.model, session.graph, session.plan.drop(HALF))
     assert trial.metric == "loss"
     assert trial.images == 80
@@ -166,11 +166,11 @@ def test_other_metrics_are_paired_batch_by_batch(trained: nn.Module) -> None:
     assert trial.after == pytest.approx(session.evaluate("val", network=masked)["loss"], rel=1e-5)
     assert trial.answers is None
     assert [len(one) for one in trial.batches] == [3, 3]
-    assert session.trial(HALF) == trial, "with the batches of the network now remembered"
+    assert session.compare_move(HALF) == trial, "with the batches of the network now remembered"
 
 
 def test_a_single_batch_has_no_interval(trained: nn.Module) -> None:
-    trial = own(trained).trial(HALF, images=20)
+    trial = own(trained).compare_move(HALF, images=20)
     assert math.isnan(trial.margin)
     assert trial.within_noise
     assert "one batch" in str(trial)

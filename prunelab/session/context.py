@@ -1,0 +1,78 @@
+"""What a method may ask while it searches, answered from a session's network and data."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from math import inf
+from typing import Any
+
+from prunelab.cost.counting import cost
+from prunelab.errors import InvalidValue
+from prunelab.evidence import AimedGram, Evidence, aiming
+from prunelab.evidence.mask_gradients import Masks
+from prunelab.ledger.state import State
+from prunelab.loops.training import Training
+from prunelab.methods import Context
+from prunelab.session.evaluator import Evaluator
+from prunelab.session.history import History
+from prunelab.session.measurements import CONTRIBUTION, Request
+
+
+def macs_of(state: State, target: float) -> int:
+    """The MACs that `target` stands for: a share of the original when at most 1."""
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < inf:
+        raise InvalidValue(
+            "target_macs is a share of the original between 0 and 1, or a number of MACs; "
+            f"not {target!r}."
+        )
+    return int(target * state.base.cost.macs) if target <= 1 else int(target)
+
+
+def search_context(
+    evaluator: Evaluator, history: History, state: State, target_macs: int | None
+) -> Context:
+    """What a method may ask about the network of `state`, which is the network now."""
+    settings, splits = evaluator.settings, evaluator.splits
+
+    def measure(
+        kinds: Sequence[str] = CONTRIBUTION,
+        *,
+        at: str = "conv",
+        images: int = 512,
+        masks: Masks = "readers",
+    ) -> Generator[Any, None, Evidence]:
+        return measuring(evaluator, history, Request(tuple(kinds), at, images, masks))
+
+    def aimed(layers: Iterable[str], images: int) -> Generator[Any, None, Mapping[str, AimedGram]]:
+        target, plan = history.trained()
+        return aiming(
+            history.network, history.graph, target, evaluator.graph.after(plan),
+            splits.images(images), tuple(layers), forward=settings.forward, expected=images,
+        )  # fmt: skip
+
+    return Context(
+        model=history.network,
+        graph=history.graph,
+        plan=evaluator.plan(state.now.kept),
+        fingerprint=state.now.event.fingerprint,
+        seed=splits.seed_of(state.events),
+        carry=state.now.carry,
+        target_macs=target_macs,
+        measure=measure,
+        aimed=aimed,
+        images=splits.images,
+        training_batches=splits.shuffled,
+        loss=settings.loss,
+        forward=settings.forward,
+        cost=lambda plan: cost(evaluator.graph, plan),
+        train=settings.train if isinstance(settings.train, Training) else Training(),
+    )
+
+
+def measuring(
+    evaluator: Evaluator, history: History, request: Request
+) -> Generator[Any, None, Evidence]:
+    """Evidence of the network now."""
+    mark = history.state.now.event.fingerprint
+    measurements = evaluator.measurements
+    return (yield from measurements.measure(history.network, history.graph, mark, request))

@@ -1,0 +1,99 @@
+"""What was measured of a session's networks and is at hand: evidence, layer times, latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from prunelab.cost.counting import Latency, summed_up, timing
+from prunelab.cost.timing import LayerTimes, layer_times
+from prunelab.data.batches import batch_size
+from prunelab.evidence import Evidence
+from prunelab.evidence.mask_gradients import Masks
+from prunelab.evidence.measure import measuring
+from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.values import Progress, WidthPlan
+
+if TYPE_CHECKING:
+    from prunelab.session.evaluator import Evaluator
+
+CONTRIBUTION = ("contribution",)
+RUNS = 30  # of which a latency is the median
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What evidence is asked for: its kinds, where, on how many images, with which masks."""
+
+    kinds: tuple[str, ...] = CONTRIBUTION
+    at: str = "conv"
+    images: int = 512
+    masks: Masks = "readers"
+
+
+class Measurements:
+    """Measures once, and remembers the latest of each kind with the network that it is of.
+
+    Readers on other threads see whole results only: what is remembered is replaced, never changed.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._evidence: dict[tuple[str, ...], tuple[str, Request, Evidence]] = {}
+        self.layer_times: LayerTimes | None = None  # of the network timed last
+        self.latencies: dict[str, Latency] = {}  # by fingerprint
+
+    def measure(
+        self, network: nn.Module, graph: ChannelGraph, mark: str, request: Request
+    ) -> Generator[Progress, None, Evidence]:
+        """Evidence of `network`, whose fingerprint is `mark`: at hand, or by one pass."""
+        known = self.known(mark, request)
+        if known is not None:
+            return known
+        settings = self._evaluator.settings
+        found = yield from measuring(
+            network,
+            graph,
+            self._evaluator.splits.images(request.images),
+            request.kinds,
+            at=request.at,
+            forward=settings.forward,
+            loss=settings.loss,
+            masks=request.masks,
+            expected=request.images,
+        )
+        self._evidence = {**self._evidence, request.kinds: (mark, request, found)}
+        return found
+
+    def known(self, mark: str, request: Request) -> Evidence | None:
+        """Evidence of the network `mark`, measured in this very way, if it is at hand."""
+        found = self._evidence.get(request.kinds)
+        return found[2] if found is not None and found[:2] == (mark, request) else None
+
+    def latest(self, kinds: Sequence[str]) -> Evidence | None:
+        """The evidence of these kinds that was measured last, of whatever network."""
+        found = self._evidence.get(tuple(kinds))
+        return None if found is None else found[2]
+
+    def time_layers(self, network: nn.Module, plan: WidthPlan) -> None:
+        """Time the layers of the network of this plan, if those of no other were timed since."""
+        if self.layer_times is None or self.layer_times.plan != plan:
+            evaluator, inputs = self._evaluator, self._evaluator.run_inputs()
+            self.layer_times = layer_times(
+                network, evaluator.graph, plan, lambda: evaluator.settings.forward(network, inputs)
+            )
+
+    def time_runs(self, network: nn.Module, mark: str | None) -> Generator[Progress, None, Latency]:
+        """Seconds of one run; remembered under the fingerprint `mark` (None: not remembered)."""
+        inputs = self._evaluator.run_inputs()
+        seconds: list[float] = []
+        for took in timing(network, inputs, RUNS, self._evaluator.settings.forward):
+            seconds.append(took)
+            yield Progress(len(seconds), RUNS, "timing")
+        found = replace(summed_up(network, seconds), inputs=batch_size(inputs))
+        if mark is not None:
+            self.latencies = {**self.latencies, mark: found}
+        return found

@@ -1,0 +1,94 @@
+"""`run`: propose and approve until a target is met, above a floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+
+from prunelab.errors import BudgetUnreachable, InvalidValue
+from prunelab.ledger import guard, words
+from prunelab.loops.training import Metric
+from prunelab.methods.base import relaxed
+from prunelab.session.context import macs_of
+from prunelab.session.parts import Parts
+from prunelab.session.runner import Work
+from prunelab.session.verbs import approve, propose
+
+
+def run(
+    parts: Parts, target: float, least: float | str | None, moves: int | None, repair: bool
+) -> Work[None]:
+    """Propose and approve until the target is met, or a move breaks the floor.
+
+    Parameters
+    ----------
+    target
+        A share of the original's MACs, or a number of MACs.
+    least
+        The worst value of the first metric that may be committed; "auto" or None, see
+        `Session.run`.
+    moves
+        How many moves at most; None: as many as it takes.
+    repair
+        Whether each move is repaired as the session repairs.
+    """
+    history = parts.history
+    goal, floor = macs_of(history.state, target), _floor(parts, least)
+    if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
+        raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
+    if moves is not None and moves < 0:
+        raise InvalidValue(f"moves is how many to make at most, from 0 up, not {moves}.")
+    name, metric = parts.evaluator.settings.guard
+
+    def allows(metrics: Mapping[str, float]) -> bool:
+        if floor is None or _keeps(metric, metrics[name], floor):
+            return True
+        text = words.stopping(history.state, metrics[name], floor, metric.higher_is_better)
+        history.note({"text": text, "kind": "run"})
+        return False
+
+    last = None if moves is None else history.state.moves + moves
+    while history.state.now.cost.macs > goal and history.state.moves != last:
+        if history.state.pending is None or history.state.stale:
+            move = yield from propose(parts, target)
+            if move is None:
+                _relax(parts, goal)
+                continue
+        if not (yield from approve(parts, repair=repair, run=target, allows=allows)):
+            return
+
+
+def _relax(parts: Parts, goal: int) -> None:
+    """Let the method find more; raises `BudgetUnreachable` where it cannot."""
+    method, state = relaxed(parts.method), parts.history.state
+    if method is None:
+        base, now = state.base.cost.macs, state.now.cost.macs
+        raise BudgetUnreachable(
+            f"{parts.method.name} has nothing more to propose at {now / base:.0%} of the "
+            f"MACs; {goal / base:.0%} was asked for. Allow more damage (max_theta), more "
+            "groups, or a larger target.",
+            parts.history.plan,
+        )
+    parts.method = method
+
+
+def _floor(parts: Parts, least: float | str | None) -> float | None:
+    """The worst value that a run may leave: `least`, or what "auto" stands for."""
+    name, metric = parts.evaluator.settings.guard
+    if isinstance(least, str) and least == "auto":
+        answers = parts.history.answers
+        chance = None if answers is None else guard.commonest(answers.labels)
+        base = parts.history.state.base.metrics[name]
+        return guard.floor(base, metric.higher_is_better, chance)
+    if least is None:
+        return None
+    if isinstance(least, Real) and not isinstance(least, bool) and least == least:
+        return float(least)
+    raise InvalidValue(
+        f"min_accuracy is a value of {name}, not {least!r}; or 'auto', or None for no floor."
+    )
+
+
+def _keeps(metric: Metric, value: float, floor: float) -> bool:
+    """Whether `value` keeps to the floor; NaN does not."""
+    return value >= floor if metric.higher_is_better else value <= floor
