@@ -1,12 +1,13 @@
 """How fast the evidence is, beside the bars it was built for: one table in Markdown.
 
-    python tests/benchmarks/speed.py [images | surgeon]
+    python tests/benchmarks/speed.py [images | surgeon | choice NETWORK]
 
 Every ratio is of CPU times of one thread in this run, after a first one, against a plain
 forward pass, or training step, over the same images: other work on the machine hardly shows.
 resnet50 has random weights and sees noise at 224 pixels, in batches of 16; resnet20 is the shipped
 one on Fashion-MNIST. "surgeon" times its first move on resnet50, which is no matter of
-milliseconds. Nothing here is asserted.
+milliseconds. "choice" times what a repair's choice of a ridge costs: all ridges but one, and what
+judges them, as a share of an approve. Nothing here is asserted.
 """
 
 from __future__ import annotations
@@ -227,6 +228,54 @@ def surgeon() -> None:
     print(f"approve and repair: {time.thread_time() - started:.0f} s")
 
 
+def choice(name: str, images: int = 256) -> None:
+    """What choosing a ridge costs in an approve of a torchvision network, 30% of all channels gone.
+
+    Of the time in `fit` all is the choice's but the equations and one solution of them.
+    """
+    import torchvision
+
+    from prunelab.repair import fit as fitting
+    from prunelab.repair import layer_problem
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = getattr(torchvision.models, name)(weights=None, num_classes=10).eval()
+    batches = [(torch.randn(BATCH, 3, 64, 64), torch.arange(BATCH) % 10)
+               for _ in range(images // BATCH)]  # fmt: skip
+
+    def forward() -> None:
+        with torch.no_grad():
+            for x, _ in batches:
+                model(x)
+
+    spent = {"fit": 0.0, "needed": 0.0}
+    fit, layers = fitting.fit, 0
+
+    def timed(solved: Any, held: Any, old: Tensor, **how: Any) -> Any:
+        nonlocal layers
+        layers += 1
+        started = time.thread_time()
+        found = fit(solved, held, old, **how)
+        spent["fit"] += time.thread_time() - started
+        started = time.thread_time()
+        fitting._problem(solved, old, how["constant"]).solution(1e-2)
+        spent["needed"] += time.thread_time() - started
+        return found
+
+    session = pl.Session(
+        model, pl.Data(train=batches, val=batches[:1]), pl.Magnitude(pruning_ratio=0.3)
+    )
+    session.propose()
+    layer_problem.fit = timed
+    started = time.thread_time()
+    session.approve()
+    approve = time.thread_time() - started - spent["needed"]
+    one, extra = seconds(forward), spent["fit"] - spent["needed"]
+    print(f"{name}, {images} images of 64 px, {layers} layers: approve {approve / one:.1f} forwards, "
+          f"the choice {extra / one:.1f}, {extra / approve:.1%} of it")  # fmt: skip
+
+
 def main(images: int) -> None:
     """Print the table."""
     from torchvision.models import resnet50
@@ -249,5 +298,7 @@ if __name__ == "__main__":
         stream(int(sys.argv[2]))
     elif sys.argv[1:] == ["surgeon"]:
         surgeon()
+    elif sys.argv[1:2] == ["choice"]:
+        choice(sys.argv[2])
     else:
         main(int(sys.argv[1]) if sys.argv[1:] else 48)
