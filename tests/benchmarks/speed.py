@@ -272,8 +272,10 @@ def choice(name: str, images: int = 256) -> None:
     session.approve()
     approve = time.thread_time() - started - spent["needed"]
     one, extra = seconds(forward), spent["fit"] - spent["needed"]
-    print(f"{name}, {images} images of 64 px, {layers} layers: approve {approve / one:.1f} forwards, "
-          f"the choice {extra / one:.1f}, {extra / approve:.1%} of it")  # fmt: skip
+    print(
+        f"{name}, {images} images of 64 px, {layers} layers: approve {approve / one:.1f} forwards"
+    )
+    print(f"the choice {extra / one:.1f} forwards, {extra / approve:.1%} of it")
 
 
 def main(images: int) -> None:
