@@ -1,6 +1,6 @@
-"""What happened: events that are only ever appended.
+"""The events of a session, which are only ever appended.
 
-Undo appends too, so a later move opens a branch and nothing is lost.
+Undo also appends an event, so that a later move begins a branch and nothing is lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prunelab.values import Codec, Cost, FrozenMap, Move
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One line of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared."""
+    """One entry of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared."""
 
     seq: int
     at: str = field(default="", compare=False)
@@ -21,11 +21,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Began(Event):
-    """A session began: with which network, method, seed and settings.
+    """A session began, with this network, method, seed and settings.
 
-    `settings` are `repair`; `higher_is_better`, of the first metric; and `chance`, the accuracy
-    of always answering the commonest validation label, where the network classifies. Files from
-    before the latter two were kept lack them.
+    `settings` are `repair`; `higher_is_better`, for the first metric; and, for a classifier,
+    `chance`, the accuracy of always predicting the most frequent validation label. The latter two
+    are missing in older files.
     """
 
     network: str
@@ -43,7 +43,7 @@ class Began(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposed(Event):
-    """A method proposed `move` (None: it has nothing more); `seen` is the evidence it showed."""
+    """A method proposed `move` (None: it has no more moves); `seen` is the evidence it yielded."""
 
     method: str
     parameters: FrozenMap
@@ -55,7 +55,7 @@ class Proposed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adjusted(Event):
-    """The person changed which units the pending move drops."""
+    """The user changed the units that the pending move drops."""
 
     drop: FrozenMap
     move: Move
@@ -63,14 +63,14 @@ class Adjusted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected(Event):
-    """The person declined the pending move."""
+    """The user rejected the pending move."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Event):
-    """An event that changed the network: what it is now. `metrics` are on validation images."""
+    """An event that changed the network, and its new state; `metrics` are on validation images."""
 
     kept: FrozenMap
     metrics: FrozenMap
@@ -82,10 +82,10 @@ class Step(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved(Step):
-    """The pending move was carried out: the network is smaller.
+    """The pending move was carried out, so the network is smaller.
 
-    `run` is the `target_macs` of the run that decided it (None: the person did). It is not
-    compared: a script that replays the session says each approve itself.
+    `run` is the `target_macs` of the run that approved it (None: the user did). It is not compared,
+    because a script that replays the session calls each approve itself.
     """
 
     run: float | None = field(default=None, compare=False)
@@ -93,13 +93,13 @@ class Approved(Step):
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """What a repair gave one layer.
+    """The result of a repair for one layer.
 
-    `choice` is "lstsq" (solved, shrunk by `ridge`, a share of the mean square of an input),
-    "bn" (BatchNorm behind it redone) or "kept" (as it was). `errors` maps each choice to what it
-    misses of the outputs that the layer should give, a share of their variance, on images that it
-    was not solved on; the choice has the least. Without such images it is empty. `samples` were
-    solved on, for `entries` weights of each output: fewer do not determine them.
+    `choice` is "lstsq" (least squares with the ridge `ridge`, a share of the mean square of an
+    input), "bn" (the following BatchNorm recalibrated) or "kept" (unchanged). `errors` maps each
+    choice to its reconstruction error on held-out images, as a share of the variance of the target
+    outputs; the choice has the smallest. It is empty without such images. The solution used
+    `samples` for `entries` weights of each output; fewer samples than entries do not determine it.
     """
 
     layer: str
@@ -111,17 +111,17 @@ class Refit:
 
     @property
     def determined(self) -> bool:
-        """Whether there were more samples than weights to solve for."""
+        """Whether there were more samples than weights per output."""
         return self.samples > self.entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired(Step):
-    """Weights were repaired without training; `automatic` when it came with the approve.
+    """The weights were repaired without training; `automatic` if as part of an approve.
 
-    `kind` is how. Where that is not what was asked for, because it did worse on the validation
-    images, `tried` has the first metric of each kind ("none": as cut). `refits` are what least
-    squares did, layer by layer.
+    `kind` is the kind of repair. Where it is not the one requested, because that one was worse on
+    the validation images, `tried` has the first metric of each kind ("none": as cut). `refits` are
+    the results of least squares, layer by layer.
     """
 
     kind: str
@@ -132,7 +132,7 @@ class Repaired(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(Step):
-    """Weights were trained; `replayable` when prunelab's own loop did it."""
+    """The weights were trained; `replayable` if by prunelab's own training loop."""
 
     steps: int
     by: str
@@ -141,11 +141,11 @@ class Tuned(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted(Event):
-    """Something was written down: by the person, a run, or the session; `text` reads as it stands.
+    """A note by the user, a run, or the session; `text` is complete by itself.
 
-    `kind` is "note", "reason", "run" (why one stopped), "tune" (why one was not taken), "data"
-    (which images are left out), "prediction" (`value`: name to guess) or "answer" (`value`: the
-    answer to exercise `about`).
+    `kind` is "note", "reason", "run" (why a run stopped), "tune" (why a tune was rejected), "data"
+    (which images are excluded), "prediction" (`value`: name to predicted value) or "answer"
+    (`value`: the answer to exercise `about`).
     """
 
     text: str
@@ -156,7 +156,7 @@ class Noted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undone(Event):
-    """The pending proposal was dropped and step `step` (its seq; None: no step) taken back."""
+    """The pending proposal (if `proposal`) and step `step` (its seq; None: no step) were undone."""
 
     step: int | None
     proposal: bool
@@ -164,7 +164,7 @@ class Undone(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Returned(Event):
-    """The network became again what it was after event `to`, on this branch or another."""
+    """The network was set back to its state after event `to`, on this branch or another."""
 
     to: int
 

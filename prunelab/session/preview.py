@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunelab.cost.allocate import Problem
+from prunelab.cost.allocate import AllocationProblem
 from prunelab.cost.counting import cost
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
@@ -98,7 +98,9 @@ class Foresees(Desk):
     answers while a verb is at work.
     """
 
-    _problem: tuple[tuple[str, Evidence, bool], Problem] | None = None  # of the last budget
+    _problem: tuple[tuple[str, Evidence, bool], AllocationProblem] | None = (
+        None  # of the last budget
+    )
     _budgeting = threading.Lock()  # held for milliseconds, by foresights of a budget alone
 
     def at_hand(self) -> AtHand | None:
@@ -267,7 +269,7 @@ class Foresees(Desk):
             names = [g.name for g in groups if not (internal and g.residual)]
             curves = [damage_curve(evidence[name]) for name in names]
             graph = self.bench.graph
-            self._problem = key, Problem(graph, plan, curves, "macs", 1, graph.round_to)
+            self._problem = key, AllocationProblem(graph, plan, curves, "macs", 1, graph.round_to)
         problem = self._problem[1]
         with self._budgeting:  # the problem remembers the widths it was asked for last
             choice = problem.sketched(limit, NEAR)

@@ -372,7 +372,7 @@ class Engine(Foresees):
 
     def _say_stopped(self, measured: Mapping[str, float], floor: float) -> None:
         name, metric = next(iter(self.bench.metrics.items()))
-        text = words.stopping(self.state, measured[name], floor, metric.higher_is_better)
+        text = words.stop_reason(self.state, measured[name], floor, metric.higher_is_better)
         self.note({"text": text, "kind": "run"})
 
     def _breaks(self, measured: Mapping[str, float], floor: float) -> bool:
