@@ -137,18 +137,18 @@ def fidelity(
 
     Raises `InvalidValue` where no group is in both, or the units of a group differ.
     """
-    mine, truth = _read(scores), _read(oracle)
-    names = [name for name in truth if name in mine]
+    mine, wanted = _read(scores), _read(oracle)
+    names = [name for name in wanted if name in mine]
     if not names:
         raise InvalidValue(
-            f"scores are of {list(mine)[:4]} and the oracle of {list(truth)[:4]}: no group is in "
+            f"scores are of {list(mine)[:4]} and the oracle of {list(wanted)[:4]}: no group is in "
             "both, so there is nothing to compare."
         )
-    first, second = [_read(half) for half in halves] if halves else (truth, {})
+    first, second = [_read(half) for half in halves] if halves else (wanted, {})
     agreements = []
     chosen: list[tuple[list[Unit], list[Unit]]] = []
     for name, parts in [*((name, [name]) for name in names), ("one ranking", names)]:
-        units, a, b = _aligned(mine, truth, parts)
+        units, a, b = _aligned(mine, wanted, parts)
         agreement = _agreement(name, a, b)
         if second:
             _, c, d = _aligned(first, second, parts)

@@ -34,7 +34,7 @@ def elementwise(store: LabelStore, find: Finder, tensors: list[Tensor], out: Any
     for tensor in tensors:
         if tensor in store:
             labels = widened(store.labels(tensor), made.ndim)
-            result = labels if result is None else meet(store, result, labels, why)
+            result = labels if result is None else combine(store, result, labels, why)
         elif tensor.ndim:
             others.append(tensor)
     if result is None:
@@ -45,7 +45,7 @@ def elementwise(store: LabelStore, find: Finder, tensors: list[Tensor], out: Any
             _with_parameters(store, tensor, origin, result, why)
         elif store.uniform(tensor):
             store.settle(tensor, result)
-            result = meet(store, result, widened(store.labels(tensor), made.ndim), why)
+            result = combine(store, result, widened(store.labels(tensor), made.ndim), why)
         else:
             shape = (1,) * (made.ndim - tensor.ndim) + tuple(tensor.shape)
             if any(shape[axis] > 1 for axis in varying_axes(result)):
@@ -53,7 +53,7 @@ def elementwise(store: LabelStore, find: Finder, tensors: list[Tensor], out: Any
     store.put(made, result)
 
 
-def meet(store: LabelStore, a: Tensor, b: Tensor, why: str) -> Tensor:
+def combine(store: LabelStore, a: Tensor, b: Tensor, why: str) -> Tensor:
     """The labels of an elementwise result, for inputs with labels `a` and `b` of the same rank.
 
     An input that is constant where the other varies is broadcast along the channels. It couples
@@ -125,9 +125,11 @@ def product(
             store.freeze(wide, "its channels are the batches of a product with a fixed tensor")
         result = wide
     else:
-        result = meet(store, left, right, "a product of matrices")
+        result = combine(store, left, right, "a product of matrices")
     if bias is not None and bias in store:
-        result = meet(store, result, widened(store.labels(bias), out.ndim), "a product of matrices")
+        result = combine(
+            store, result, widened(store.labels(bias), out.ndim), "a product of matrices"
+        )
     elif bias is not None and bias.ndim:
         origin = find(bias)
         if origin is not None:
