@@ -1,4 +1,4 @@
-"""How Sphinx makes the reference: python -m sphinx -nW --keep-going .docs build/docs."""
+"""Sphinx configuration of the reference: python -m sphinx -nW --keep-going .docs build/docs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ smartquotes = False  # texts in docstrings are often code
 autodoc_member_order = "bysource"
 python_display_short_literal_types = True
 
-# Names in annotations that are other projects', or that only prunelab's own modules use.
+# Names in annotations that belong to other projects, or are private to prunelab's modules.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|numpy|collections|typing|t|pathlib|plotly|go)\..*"),
     ("py:.*", r"(ipywidgets|widgets|traitlets)\..*"),
@@ -31,9 +31,9 @@ nitpick_ignore_regex = [
 
 
 def shape(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    """NumPy's sections become reStructuredText, and `Name` or `pl.name` leads to its page.
+    """Convert NumPy sections to reStructuredText, and link `Name` or `pl.name` to its page.
 
-    As napoleon's own extension does it, but that it takes "A: b" in a property for a type.
+    Napoleon's own extension is not used, because it parses "A: b" in a property as a type.
     """
 
     def linked(word: re.Match[str]) -> str:
@@ -41,7 +41,7 @@ def shape(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: li
         return f":py:obj:`~prunelab.{word[2]}`" if known else word[0]
 
     text = "\n".join(lines).rstrip()
-    if "\nParameters\n---" in text:  # prose after them would be taken for one of them
+    if "\nParameters\n---" in text:  # prose after them would be parsed as a parameter
         text = re.sub(r"\n\n((?:\S.*\n)*\S.*)\Z", r"\n\nNotes\n-----\n\1", text)
     text = str(NumpyDocstring(text, Config(), what="function"))
     lines[:] = re.sub(r"(?<!`)`(pl\.)?(\w+)`(?!`)", linked, text).splitlines()
@@ -50,11 +50,11 @@ def shape(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: li
 def sign(
     _app: Any, _what: str, _name: str, _obj: Any, _options: Any, given: str | None, back: str | None
 ) -> tuple[str | None, str | None]:
-    """A default that a dataclass makes anew each time is no Python to be parsed."""
+    """Replace `<factory>`, which stands for a dataclass default and is not valid Python."""
     return given and given.replace("<factory>", "..."), back
 
 
 def setup(app: Any) -> None:
-    """Sphinx calls this."""
+    """Register the two functions; Sphinx calls this."""
     app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-process-docstring", shape)

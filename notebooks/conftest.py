@@ -1,7 +1,7 @@
-"""What nbval does not compare: figures and HTML carry random ids and floats."""
+"""Outputs that nbval does not compare: figures and HTML contain random ids and floats."""
 
 
 def pytest_collectstart(collector):
-    """Tell nbval's collectors."""
+    """Exclude these MIME types from nbval's comparison."""
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("application/vnd.plotly.v1+json", "text/html")

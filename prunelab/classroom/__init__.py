@@ -1,1 +1,1 @@
-"""A class hands in and is graded: what is handed in, what earns points, who checks it."""
+"""Hand-ins of a class and their grading: the file, the rubric, and the checks."""

@@ -1,6 +1,6 @@
-"""Whether a ledger can be what it says: every event checked against the ones before and the graph.
+"""The audit of a ledger: every event is checked against the events before it and the graph.
 
-What a graph and weights decide is recomputed: widths, MACs, parameters, fingerprints.
+Widths and costs, which follow from the graph, are recomputed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from prunelab.values import Cost, Move, WidthPlan
 
 
 class Contradiction(PruneLabError):
-    """Something in a ledger that no session would have written; the message names the event."""
+    """An entry of a ledger that no session can have written; the message names the event."""
 
 
 def audit(events: Sequence[Event], graph: ChannelGraph) -> State:
-    """The state after `events`, each of which must have been possible where it stands.
+    """The state after `events`, each of which must be possible after the events before it.
 
-    Raises `Contradiction` at the first that was not, `PruneLabError` for a plan that no network of
-    this graph can have.
+    Raises `Contradiction` at the first that is not, `PruneLabError` for a plan that is impossible
+    for this graph.
     """
     if not events or not isinstance(events[0], Began):
         raise Contradiction("the ledger does not begin with the beginning of a session")
@@ -66,7 +66,7 @@ def plan_of(state: State, graph: ChannelGraph) -> WidthPlan:
 
 
 def _check(state: State, event: Event, graph: ChannelGraph) -> None:
-    """Raise where `event` cannot come next; what it holds need not even be of the right type."""
+    """Raise if `event` cannot come next; its fields may even have wrong types."""
     move = state.pending
     match event:
         case Began():

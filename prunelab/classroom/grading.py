@@ -1,9 +1,9 @@
 """Grading: a hand-in against a rubric, with the lecturer's network and images.
 
-Nothing of the student's is executed and no number of theirs is taken for granted: the network is
-built anew from the plan, its weights are loaded as safetensors, and its costs and accuracy are
-measured. What only the ledger tells (predictions, verbs, answers, reasons) counts when nothing
-that can be recomputed contradicts the ledger.
+No code of the student is executed and none of their numbers is trusted: the network is built from
+the plan, its weights are loaded as safetensors, and its cost and accuracy are measured. What only
+the ledger records (predictions, verbs, answers, reasons) counts if nothing that can be recomputed
+contradicts the ledger.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from prunelab.loops.training import accuracy
 from prunelab.session.repairing import check_finite
 from prunelab.values import FrozenMap, WidthPlan
 
-TOLERANCE = 0.005  # of accuracy: another machine's rounding may flip a few of 1,000 images
-SPARE = 1 << 20  # bytes of names and shapes beside a network's weights
+TOLERANCE = 0.005  # of accuracy: rounding on another machine may change a few of 1,000 predictions
+SPARE = 1 << 20  # bytes for names and shapes, in addition to the weights
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a hand-in earned. It prints as a table.
+    """The grade of a hand-in; prints as a table.
 
     `measured` has accuracy, macs, params, macs_share and params_share (of the original), all
-    recomputed; it is empty when the network could not be built. `claimed` is the accuracy on
-    validation images that the ledger states. `problems` says what could not be read, or what the
-    ledger states and is not so.
+    recomputed; it is empty when the network could not be built. `claimed` is the validation
+    accuracy that the ledger states. `problems` says what could not be read, and what in the ledger
+    is wrong.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Grade:
 
     @property
     def points(self) -> float:
-        """Points in all."""
+        """The sum of the points earned."""
         return math.fsum(mark.points for mark in self.marks)
 
     @property
     def of(self) -> float:
-        """Points that there were to earn."""
+        """The sum of the points possible."""
         return math.fsum(mark.of for mark in self.marks)
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class Grade:
 
 @dataclass(slots=True)
 class Found:
-    """What has been found out about a hand-in; `state` only once nothing contradicts the ledger."""
+    """The findings about a hand-in; `state` is set only if nothing contradicts the ledger."""
 
     measured: FrozenMap = field(default_factory=FrozenMap)
     claimed: float | None = None
@@ -84,22 +84,21 @@ class Found:
 
 
 def grade(path: str | Path, rubric: Rubric | str | Path) -> Grade:
-    """The grade of the hand-in at `path`, which `submit` wrote; in an nbgrader cell as well.
+    """The grade of the hand-in at `path`, which `submit` wrote; also for use in an nbgrader cell.
 
-    `rubric` is a `Rubric` or its TOML file. Whatever is wrong with the hand-in is said in the
-    grade and never raised. Raises `PruneLabError` (`InvalidValue`, `UnknownName`, `BadData`,
-    `BadModel`) for what is wrong with the rubric, its network or its images. For many hand-ins,
-    `Grader` prepares these once.
+    `rubric` is a `Rubric` or its TOML file. Errors in the hand-in are reported in the grade and
+    never raised. Raises `PruneLabError` (`InvalidValue`, `UnknownName`, `BadData`, `BadModel`) for
+    errors in the rubric, its network or its images. For many hand-ins, `Grader` prepares these
+    once.
     """
     made = rubric if isinstance(rubric, Rubric) else Rubric.read(rubric)
     return Grader(made).grade(path)
 
 
 class Grader:
-    """The lecturer's network, traced, and images, ready for any number of hand-ins.
+    """Grades any number of hand-ins with the lecturer's network, traced once, and images.
 
-    `accuracy` is that of the original network on the images that are graded on. Raises as `grade`
-    does.
+    `accuracy` is that of the original network on the images used for grading. Raises as `grade`.
     """
 
     def __init__(self, rubric: Rubric) -> None:
@@ -121,7 +120,9 @@ class Grader:
                 self._look(archive, found)
         except (PruneLabError, UnicodeDecodeError, safetensors.SafetensorError) as error:
             found.problems.append(_first_line(error))
-        except Exception as error:  # a forged file may lead anywhere, and must not end the rest
+        except (
+            Exception
+        ) as error:  # a forged file may raise anything, and must not stop the other hand-ins
             found.problems.append(f"it is not what a session writes ({_first_line(error)})")
         marks = tuple(
             mark(check, found.measured, found.state, found.events) for check in self.rubric.checks
@@ -130,7 +131,7 @@ class Grader:
         return Grade(Path(path).name, marks, found.measured, found.claimed, problems)
 
     def _look(self, archive: handin.Archive, found: Found) -> None:
-        """Fill in what can be found, from the surest on, until something is wrong."""
+        """Fill in `found`, the most reliable facts first, until an error occurs."""
         plan = WidthPlan.from_json(archive.plan(), self._graph)
         network = self._rebuilt(archive.read(handin.WEIGHTS, self._most), plan)
         found.measured = self._measured(network, plan)
@@ -173,21 +174,21 @@ class Grader:
     def _contradictions(
         self, archive: handin.Archive, state: State, network: nn.Module, plan: WidthPlan
     ) -> list[str]:
-        """What the ledger states of network and weights, and is not so."""
+        """What the ledger states wrongly about the network and its weights."""
         found = []
         if self.rubric.same_start and state.began.fingerprint != fingerprint(self._base):
             found.append("the session did not begin with the network of the rubric")
         if plan_of(state, self._graph) != plan:
             found.append("the plan is not the one that the ledger ends with")
         found += self._unlike(state, state.head, network)
-        for seq in handin.revealing(state):
+        for seq in handin.deciding_steps(state):
             then = plan_of(replace(state, head=seq), self._graph)
             weights = archive.read(handin.step(seq), self._most)
             found += self._unlike(state, seq, self._rebuilt(weights, then))
         return found
 
     def _unlike(self, state: State, seq: int, network: nn.Module) -> list[str]:
-        """What the event at point `seq` states of `network`, and is not so."""
+        """What the event at point `seq` states wrongly about `network`."""
         event = state.point(seq).event
         if event.fingerprint != fingerprint(network):
             return [f"event {seq}: the weights handed in are not those of the ledger"]

@@ -1,9 +1,9 @@
-"""A hand-in: one small zip with a session's ledger, plan and weights, and nothing that runs.
+"""A hand-in: one small zip with a session's ledger, plan and weights, and no executable code.
 
-`ledger.jsonl` holds an event a line, `plan.json` the kept units, `weights.safetensors` the network
-now and `step-N.safetensors` the network after event N, where a prediction came out. Reading trusts
-nothing: members are taken by name and never unpacked to disk, and no more of one is read than it
-may hold.
+`ledger.jsonl` holds one event per line, `plan.json` the kept units, `weights.safetensors` the
+weights now, and `step-N.safetensors` the weights after event N, if that event decided a prediction.
+Reading is defensive: members are read by name and never unpacked to disk, and each has a limit on
+its size.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ from prunelab.ledger.store import FileStore
 from prunelab.values import revive, thaw
 
 LEDGER, PLAN, WEIGHTS = "ledger.jsonl", "plan.json", "weights.safetensors"
-TEXT = 16 << 20  # bytes of ledger or plan, at most
-DIRECTORY = 1 << 16  # bytes of the zip's table of contents
+TEXT = 16 << 20  # largest size of ledger or plan, in bytes
+DIRECTORY = 1 << 16  # largest size of the zip's central directory, in bytes
 USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 EVENTS = 2000
 STEPS = 100
 
 
 def submit(source: Any, out: str | Path | None = None) -> Path:
-    """Write the hand-in of a session; gives its path.
+    """Write the hand-in of a session, and return its path.
 
-    `source` is a session file, which is only read, or a `Session`. `out` is run.zip for
-    run.prunelab unless given; an older hand-in there is replaced. The same session gives the same
-    bytes.
+    `source` is a session file, which is only read, or a `Session`. `out` defaults to run.zip for
+    run.prunelab; an older hand-in there is replaced. The same session always gives the same bytes.
 
-    Raises `SessionFileError` for a file that is no session, `HandInError` for one that is too
-    long to be graded, `PruneLabError` where the zip cannot be written.
+    Raises `SessionFileError` for a file that is not a session, `HandInError` for a session that is
+    too long to be graded, `PruneLabError` where the zip cannot be written.
     """
     if isinstance(source, str | os.PathLike):
         ledger = Ledger(FileStore.open(source))
@@ -61,7 +60,7 @@ def submit(source: Any, out: str | Path | None = None) -> Path:
         PLAN: json.dumps(plan).encode(),
         WEIGHTS: save(ledger.weights(state.now.event.weights)),
     }
-    for seq in revealing(state):
+    for seq in deciding_steps(state):
         parts[step(seq)] = save(ledger.weights(state.point(seq).event.weights))
     _check_length(len(ledger), parts)
     part = path.with_name(path.name + ".part")
@@ -80,31 +79,31 @@ def submit(source: Any, out: str | Path | None = None) -> Path:
 
 
 def step(seq: int) -> str:
-    """The name of the weights after event `seq`."""
+    """The name of the member with the weights after event `seq`."""
     return f"step-{seq}.safetensors"
 
 
-def revealing(state: State) -> list[int]:
-    """The steps, other than the last, that predictions of metrics came out with."""
+def deciding_steps(state: State) -> list[int]:
+    """The steps, other than the last, that decided predictions of metrics."""
     steps = {p.settled for p in state.predictions} - {state.head}
     return [point.seq for point in state.points[1:] if point.seq in steps]
 
 
 class Archive:
-    """An open hand-in: members by name, each no longer than its reader allows."""
+    """An open hand-in: reads members by name, up to a limit of their size."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
 
     def read(self, name: str, most: int) -> bytes:
-        """The bytes of member `name`; raises `HandInError` when there are more than `most`."""
+        """The bytes of member `name`; raises `HandInError` if there are more than `most`."""
         try:
             info = self._archive.getinfo(name)
         except KeyError:
             raise HandInError(f"it has no {name}") from None
         if info.flag_bits & 1 or info.compress_type not in USUAL:
             raise HandInError(f"{name} is encrypted or packed in an unusual way")
-        with _told(), self._archive.open(info) as member:
+        with _zip_errors(), self._archive.open(info) as member:
             data = member.read(most + 1)
         if len(data) > most:
             raise HandInError(f"{name} is larger than the {most:,} bytes that it may have")
@@ -115,7 +114,7 @@ class Archive:
         return self.read(PLAN, TEXT).decode()
 
     def events(self) -> list[Event]:
-        """The events of the ledger, in order, as they were written: nothing is believed yet."""
+        """The events of the ledger, in order, not yet audited."""
         lines = self.read(LEDGER, TEXT).decode().rstrip("\n").split("\n")
         if len(lines) > EVENTS:
             raise HandInError(f"the ledger has more than {EVENTS:,} events")
@@ -132,8 +131,8 @@ class Archive:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Archive]:
-    """The hand-in at `path`; what is wrong with the zip comes out as `HandInError`."""
-    with _told():
+    """Open the hand-in at `path`; errors of the zip are raised as `HandInError`."""
+    with _zip_errors():
         _check_directory(Path(path))
         archive = zipfile.ZipFile(path)
     with archive:
@@ -147,8 +146,8 @@ def opened(path: str | Path) -> Iterator[Archive]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What comes up while a zip is read, in words."""
+def _zip_errors() -> Iterator[None]:
+    """Raise the errors of reading a zip as `HandInError`."""
     try:
         yield
     except FileNotFoundError:
@@ -160,9 +159,9 @@ def _told() -> Iterator[None]:
 
 
 def _check_directory(path: Path) -> None:
-    """Raise for a zip whose table of contents alone would fill the memory: `ZipFile` reads it all.
+    """Raise for a zip with a huge central directory, which `ZipFile` reads into memory.
 
-    `submit` writes neither a comment nor the 64-bit records that could hide a longer table.
+    `submit` writes neither a comment nor the 64-bit records that could hide a longer directory.
     """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 42))

@@ -1,6 +1,6 @@
-"""What the checks of a rubric give for what was measured and for what an honest ledger tells.
+"""The checks of a rubric, as pure functions of the measurements and of an audited ledger.
 
-Pure functions, one for each kind of check.
+There is one function for each kind of check.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from prunelab.ledger.events import Event, Noted, Repaired
 from prunelab.ledger.state import State
 from prunelab.values import FrozenMap, listed, many, thaw
 
-LONGEST = 300  # characters of a student's that a grade repeats
-LARGEST = 1e300  # of the numbers that an answer may be
+LONGEST = 300  # characters of a student's text that a grade repeats
+LARGEST = 1e300  # largest absolute value of a numeric answer
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What one check of the rubric gave, of how many points, and why."""
+    """The points of one check of the rubric, out of how many, and why."""
 
     name: str
     points: float
@@ -35,10 +35,18 @@ Result = tuple[float, str]  # the share of the points, and why
 
 
 def mark(check: Check, measured: FrozenMap, state: State | None, events: Sequence[Event]) -> Mark:
-    """What `check` gives.
+    """The mark for one check.
 
-    `measured` is empty where no network could be built, `state` None where the ledger with these
-    `events` cannot be trusted.
+    Parameters
+    ----------
+    check
+        The check.
+    measured
+        The measurements; empty where the network could not be built.
+    state
+        The audited state; None where the ledger cannot be trusted.
+    events
+        The events of the ledger.
     """
     share = 0.0
     if check.kind in MEASURED:
@@ -48,12 +56,12 @@ def mark(check: Check, measured: FrozenMap, state: State | None, events: Sequenc
     elif state is None:
         why = "not counted: the ledger cannot be trusted"
     else:
-        share, why = TOLD[check.kind](check.settings, state, events)
+        share, why = REPORTED[check.kind](check.settings, state, events)
     return Mark(check.name, round(check.points * share, 2), check.points, short(why))
 
 
 def short(text: str) -> str:
-    """No more of what a student wrote than a table can take."""
+    """A student's text, shortened to fit a table."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
@@ -73,14 +81,14 @@ def _accurate(asked: Given, measured: FrozenMap) -> Result:
 
 
 def _linear(value: float, full: float, none: float) -> float:
-    """1 up to `full`, 0 from `none` on, straight between."""
+    """1 up to `full`, 0 from `none` on, linear in between."""
     if value <= full:
         return 1.0
     return max(0.0, (none - value) / (none - full)) if none > full else 0.0
 
 
 def said(events: Iterable[Event]) -> Counter[str]:
-    """How often each verb was said; repairs that came with an approve were not."""
+    """How often each verb was called; automatic repairs after an approve do not count."""
     verbs: Counter[str] = Counter()
     for event in events:
         if isinstance(event, Noted):
@@ -125,7 +133,7 @@ def _answered(asked: Given, state: State, _: Sequence[Event]) -> Result:
 
 
 def _same(given: Any, wanted: Any, within: float) -> bool:
-    """Texts without regard to case and spaces around, numbers within 1e-9 or `within`."""
+    """Compare texts without case and surrounding spaces, numbers within 1e-9 or `within`."""
     if isinstance(wanted, tuple):
         fits = isinstance(given, tuple) and len(given) == len(wanted)
         return fits and all(_same(a, b, within) for a, b in zip(given, wanted, strict=True))
@@ -144,7 +152,7 @@ MEASURED: dict[str, Callable[[Given, FrozenMap], Result]] = {
     "params": _saved("params"),
     "accuracy": _accurate,
 }
-TOLD: dict[str, Callable[[Given, State, Sequence[Event]], Result]] = {
+REPORTED: dict[str, Callable[[Given, State, Sequence[Event]], Result]] = {
     "verbs": _verbs,
     "predictions": _predictions,
     "reasons": _reasons,

@@ -1,6 +1,6 @@
-"""A rubric: which network and images a hand-in is graded on, and what earns how many points.
+"""A rubric: the network and images that hand-ins are graded with, and the points of each check.
 
-Read from TOML and checked before anything is graded.
+It is read from TOML and validated before grading.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERBS = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of a rubric: `points` for what `kind` asks with its `settings`."""
+    """One check of a rubric: its `kind`, with `settings`, and its `points`."""
 
     name: str
     kind: str
@@ -34,12 +34,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """What hand-ins are graded by; `Rubric.read("lab.toml")` makes one.
+    """The rules for grading; `Rubric.read("lab.toml")` reads them from a file.
 
-    `network` is a zoo name or a `module:function` of the lecturer's, `data` likewise; functions
-    are looked for in `folder`, where the rubric lies, and never in a hand-in. With `same_start`
-    the session must have begun with exactly that network's weights. Accuracy is measured on
-    `split`, and on `validation`, unless None, to compare with what the ledger says.
+    `network` is a zoo name or a `module:function` of the lecturer, `data` likewise; functions are
+    looked up in `folder`, where the rubric is, and never in a hand-in. With `same_start` the
+    session must have begun with exactly that network's weights. Accuracy is measured on `split`,
+    and, unless it is None, on `validation`, for comparison with the ledger.
     """
 
     title: str
@@ -55,8 +55,8 @@ class Rubric:
     def read(cls, path: str | Path) -> Rubric:
         """The rubric in a TOML file.
 
-        Raises `InvalidValue` for a file that is missing or no TOML, and for values that are not
-        what they must be; `UnknownName` for keys, kinds and verbs that do not exist.
+        Raises `InvalidValue` for a file that is missing or not TOML and for invalid values,
+        `UnknownName` for unknown keys, kinds and verbs.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -69,7 +69,17 @@ class Rubric:
 
     @classmethod
     def of(cls, content: Mapping[str, Any], folder: Path, name: str = "The rubric") -> Rubric:
-        """The rubric that `content` describes, as `tomllib` reads it."""
+        """The rubric in `content`, as read by `tomllib`.
+
+        Parameters
+        ----------
+        content
+            The tables of the TOML file.
+        folder
+            Where to look up functions.
+        name
+            The name of the rubric in error messages.
+        """
         _known(content, TOP, name)
         network = _table(content, "network", name)
         data = _table(content, "data", name)
@@ -102,11 +112,11 @@ class Rubric:
 
     @property
     def points(self) -> float:
-        """Points for everything."""
+        """The sum of the points of all checks."""
         return math.fsum(check.points for check in self.checks)
 
 
-# ---------------------------------------------------------------- what a value may be
+# ---------------------------------------------------------------- validation of values
 
 
 Test = Callable[[Any], bool]
@@ -159,7 +169,7 @@ def _is_answer(value: Any) -> bool:
 
 
 class Key(NamedTuple):
-    """A setting of a check: what it must be, in words too, and whether it must be there."""
+    """A setting of a check: its test, a description of it, and whether it is required."""
 
     test: Test
     words: str
@@ -248,7 +258,7 @@ def _table(content: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any
 
 
 def _one_of(table: Mapping[str, Any], keys: tuple[str, str], where: str) -> str:
-    """The name in whichever of the two keys is there; a factory is written module:function."""
+    """The value of whichever of the two keys is given; a factory is module:function."""
     given = [key for key in keys if key in table]
     if len(given) != 1:
         raise InvalidValue(f"{where}: give {keys[0]} or {keys[1]}, one of the two.")

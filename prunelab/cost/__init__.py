@@ -1,4 +1,4 @@
-"""What a network costs: counted, priced at any widths, and measured on the clock."""
+"""The cost of a network: counted, computed for any widths, and measured as latency."""
 
 from prunelab.cost.counting import Latency, cost, latency, layer_costs
 

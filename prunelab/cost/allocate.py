@@ -1,7 +1,8 @@
-"""A budget of MACs, parameters, activation memory or anything measured -> the widths of all layers.
+"""Width allocation: from a budget of MACs, parameters, memory or a measured cost to widths.
 
-The evidence says what each layer loses at each width, the graph what each width costs; costs of
-neighbours multiply, so a layer's price is looked up at the widths that the others have by then.
+The evidence gives the damage of each layer at each width, the graph the cost of each width. The
+widths of neighbouring layers multiply in the cost, so the cost of a layer is evaluated at the
+current widths of the others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prunelab.cost.pricing import Bill, terms_of
+from prunelab.cost.pricing import IncrementalCost, terms_of
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
 from prunelab.graph.channels.channel_graph import ChannelGraph
@@ -20,8 +21,8 @@ from prunelab.values import Units, WidthPlan, si
 Array = np.ndarray
 KINDS = ("macs", "params", "activation_bytes")
 WAYS = ("marginal", "convex", "uniform")
-HIGHEST = 1e18  # a price at which every damage is paid
-WORTHWHILE = 1e-3  # a trade relieves at least this share of all damage
+HIGHEST = 1e18  # a price at which cost outweighs any damage
+WORTHWHILE = 1e-3  # a trade must reduce the sum of damages by at least this share
 
 
 def allocate(
@@ -36,43 +37,47 @@ def allocate(
     min_width: int = 1,
     round_to: int = 1,
 ) -> WidthPlan:
-    """The plan that meets `budget` with the smallest sum of damages that was found.
+    """The plan with the smallest sum of damages found that meets `budget`.
 
-    The sum of damages compares plans of one network; it is no accuracy. Raises
+    The sum of damages compares plans of one network; it is not an accuracy. Raises
     `BudgetUnreachable`, with the narrowest plan, where even that costs more; `InvalidValue` for
-    a budget or a way that makes no sense.
+    an invalid budget or rule.
 
     Parameters
     ----------
     graph
         Of the original network.
     evidence
-        Of the network as it is; within a group units go in ThiNet's greedy order.
+        Of the present network; within a group units are dropped in ThiNet's greedy order.
     budget
         A share of the original cost when at most 1, else a number in units of `of`.
     of
-        What is limited: a field of `Cost`, or a function of a plan such as measured seconds, for
-        which `budget` is always a number. A function is assumed to grow with MACs.
+        The cost that is limited: a field of `Cost`, or a function of a plan such as measured
+        seconds, for which `budget` is always an absolute number. A function is assumed to grow
+        with MACs.
     by
-        "marginal" takes, unit by unit, the least damage for each unit of cost saved, each group
-        on the convex hull of its damages. "convex" gives every group the width that minimises
-        damage + price x cost, in turns until nothing changes, and finds the price (exact up to
-        the duality gap where costs do not interact). Both then put back what still fits and trade
-        widths between groups while that helps. "uniform" takes the same share of every group, a
-        mapping the given shares (groups that it does not name: nothing), scaled to the budget.
+        "marginal" drops, unit by unit, where the damage per cost saved is least, each group on
+        the convex hull of its damages. "convex" gives every group the width that minimises
+        damage + price x cost, in turn until nothing changes, and searches for the price (exact up
+        to the duality gap where costs do not interact). Both then restore units that still fit
+        and trade widths between groups while that helps. "uniform" drops the same share of every
+        group, a mapping the given shares (nothing from groups that it does not name), scaled to
+        the budget.
     plan
-        Where to start from (None: every unit kept).
+        The starting point (None: every unit kept).
     groups
         The groups that may shrink (None: all that were measured).
     min_width, round_to
-        Every group that shrinks keeps at least so many units, and a multiple of `round_to`.
+        Every group that shrinks keeps at least `min_width` units, and a multiple of `round_to`.
     """
     _check(budget, of, by, min_width, round_to)
     start = WidthPlan.full(graph) if plan is None else plan
     names = evidence.groups if groups is None else [graph[name].name for name in groups]
     curves = [damage_curve(evidence[name]) for name in names]
     shares = {graph[n].name: s for n, s in by.items()} if isinstance(by, Mapping) else None
-    problem = Problem(graph, start, curves, "macs" if callable(of) else of, min_width, round_to)
+    problem = AllocationProblem(
+        graph, start, curves, "macs" if callable(of) else of, min_width, round_to
+    )
 
     def widths(limit: float) -> list[int]:
         if by not in ("marginal", "convex"):
@@ -92,17 +97,19 @@ def allocate(
         return start
     if of(problem.plan(widths(low))) > budget:
         problem.refuse(budget)
-    while high - low > whole / 256:  # MACs stand in for the cost until it is measured
+    while (
+        high - low > whole / 256
+    ):  # bisect on MACs, which are cheap to compute, and evaluate `of` at each step
         middle = (low + high) / 2
         low, high = (middle, high) if of(problem.plan(widths(middle))) <= budget else (low, middle)
     return problem.plan(widths(low))
 
 
-class Problem:
-    """How many units of each curve's order go: damages, costs, and ways to choose.
+class AllocationProblem:
+    """The choice of a width for each group: damages, costs, and algorithms.
 
-    A choice of widths is a list of positions in `removed`, the legal numbers of units to remove
-    from each group, ascending from 0; `damages` and their lower convex hulls `hulls` align.
+    A choice is a list of positions in `removed`, the allowed numbers of units to remove from each
+    group, ascending from 0; `damages` and their lower convex hulls `hulls` align with it.
     """
 
     def __init__(
@@ -126,7 +133,7 @@ class Problem:
         self.kind = kind
         self.graph = graph
         terms = terms_of(graph, start, curves, kind)
-        self.bill = Bill(terms, self.removed)
+        self.totals = IncrementalCost(terms, self.removed)
         near: list[set[int]] = [{index} for index in range(len(curves))]
         for term in terms:
             groups = {group for _, lost in term.axes for group in lost}
@@ -135,27 +142,27 @@ class Problem:
         self.neighbours = [sorted(groups) for groups in near]
 
     def cost(self, choice: Sequence[int]) -> float:
-        """What the widths of `choice` cost."""
-        return self.bill.total(choice)
+        """The cost of `choice`."""
+        return self.totals.total(choice)
 
     def cost_of(self, plan: WidthPlan) -> float:
-        """What a whole plan costs."""
+        """The cost of a plan."""
         return float(sum(term.at(()) for term in terms_of(self.graph, plan, (), self.kind)))
 
     def costs(self, index: int, choice: Sequence[int]) -> Array:
-        """The part of the cost that group `index` touches, at each of its widths."""
-        return self.bill.along(index, choice, len(self.removed[index]))
+        """The part of the cost that depends on group `index`, at each of its widths."""
+        return self.totals.along(index, choice, len(self.removed[index]))
 
     def damage(self, choice: Sequence[int]) -> float:
         """The sum of the groups' damages."""
         return float(sum(d[c] for d, c in zip(self.damages, choice, strict=True)))
 
     def plan(self, choice: Sequence[int]) -> WidthPlan:
-        """The plan of these widths."""
+        """The plan of `choice`."""
         return self.start.drop(self.drop(choice))
 
     def drop(self, choice: Sequence[int]) -> dict[str, Units]:
-        """The units that go at these widths."""
+        """The units that `choice` drops."""
         chosen = zip(self.curves, self.removed, choice, strict=True)
         return {c.group: c.first(int(legal[at])) for c, legal, at in chosen if at}
 
@@ -167,14 +174,21 @@ class Problem:
             self.plan([len(legal) - 1 for legal in self.removed]),
         )
 
-    # ------------------------------------------------------------ ways to choose
+    # ------------------------------------------------------------ algorithms
 
     def marginal(
         self, limit: float, choice: Sequence[int] | None = None, but: int = -1
     ) -> list[int] | None:
-        """From `choice` on the least damage for what it saves, until the cost is within `limit`.
+        """Drop units in order of damage per cost saved until the cost is within `limit`.
 
-        Group `but` stands still; None where the others have not enough to give.
+        Parameters
+        ----------
+        limit
+            The largest allowed cost.
+        choice
+            The starting point (None: every unit kept).
+        but
+            A group that must not change; None is returned where the others cannot save enough.
         """
         now = [0] * len(self.curves) if choice is None else list(choice)
         cost = self.cost(now)
@@ -198,14 +212,14 @@ class Problem:
         return now
 
     def sketched(self, limit: float, near: float) -> list[int] | None:
-        """Good widths at once: `convex` to within `near` of the cost, and what still fits."""
+        """A fast approximation: `convex` with tolerance `near`, then units restored that fit."""
         found = self.convex(limit, near)
         return None if found is None else self._widened(found, limit)
 
     def convex(self, limit: float, near: float = 0.0) -> list[int] | None:
         """The widths that minimise damage + price x cost, at the price that meets `limit`.
 
-        The price is good enough once the cost is within the share `near` of the whole of it.
+        The search for the price ends once the cost is within the share `near` of the full cost.
         """
         low, high = 0.0, 1.0
         found = [0] * len(self.curves)
@@ -226,7 +240,7 @@ class Problem:
         return found
 
     def _priced(self, price: float, choice: Sequence[int]) -> list[int]:
-        """Each group's best width at this price while the others stand, in turns."""
+        """Each group's best width at this price with the others fixed, in turn."""
         now = list(choice)
         for _ in range(20):
             before = list(now)
@@ -238,7 +252,7 @@ class Problem:
         return now
 
     def scaled(self, shares: Mapping[str, float], limit: float) -> list[int] | None:
-        """The shares, scaled so that the cost is just within `limit`."""
+        """The choice that drops the shares, scaled so that the cost just meets `limit`."""
         given = [shares.get(curve.group, 0.0) for curve in self.curves]
 
         def at(scale: float) -> list[int]:
@@ -259,7 +273,7 @@ class Problem:
         return at(high)
 
     def polished(self, choice: Sequence[int], limit: float) -> list[int]:
-        """Put back what still fits, then trade: move one group, fit the others, while it helps."""
+        """Restore units that fit, then trade: change one group and refit the others."""
         best = self._widened(choice, limit)
         trading = True
         while trading:
@@ -280,10 +294,10 @@ class Problem:
         return best
 
     def _widened(self, choice: Sequence[int], limit: float, but: int = -1) -> list[int]:
-        """Put back, step by step, what relieves most damage and still fits; not in group `but`."""
+        """Restore the units that reduce damage most and still fit, not in group `but`."""
         now = list(choice)
         spare = limit - self.cost(now)
-        extra: dict[int, Array] = {}  # by group, what its wider widths cost more
+        extra: dict[int, Array] = {}  # by group, the additional cost of its wider widths
         changed: Iterable[int] = range(len(now))
         while True:
             for index in changed:
@@ -317,13 +331,13 @@ def _check(budget: Any, of: Any, by: Any, min_width: int, round_to: int) -> None
 
 
 def _legal(width: int, min_width: int, round_to: int) -> Array:
-    """Numbers of units that may go from `width`, ascending: none, or down to a legal width."""
+    """The allowed numbers of units to drop from `width`, ascending from 0."""
     kept = [k for k in range(width - 1, min_width - 1, -1) if k % round_to == 0 and k > 0]
     return np.array([0, *(width - k for k in kept)])
 
 
 def _hull(places: Array, values: Array) -> Array:
-    """The lower convex hull of `values` over `places`, at every place."""
+    """The lower convex hull of `values` over `places`, evaluated at every place."""
     corners: list[int] = []
     for new in range(len(places)):
         while len(corners) > 1:

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, parameters, activation memory, and measured latency."""
+"""The cost of a network: multiply-adds, parameters, activation memory, and measured latency."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def cost(subject: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -> 
 def cost(subject: Any, *given: Any, **named: Any) -> Cost:
     """The cost of one input: `cost(model, example_inputs)` or `cost(graph, plan)`.
 
-    A graph and a plan are costed without cutting: at `example_inputs`, or at the size it was
-    traced with; `Cost.at` says which. Convolutions and linear layers are counted.
+    The cost of a plan is computed without cutting, for `example_inputs` or for the size that was
+    traced; `Cost.at` says which. Convolutions and linear layers are counted.
     """
     if isinstance(subject, ChannelGraph):
         return _of_plan(subject, *given, **named)
@@ -77,10 +77,10 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
 
 
 def layer_costs(graph: ChannelGraph, plan: WidthPlan) -> dict[str, Cost]:
-    """What each convolution and linear layer costs at the widths of `plan`, by its name.
+    """The cost of each convolution and linear layer at the widths of `plan`, by name.
 
-    At the traced size. A layer's parameters are its weight and bias, and those of the BatchNorm
-    that follows it; what belongs to no layer is counted in the network's `cost` alone.
+    For the traced size. A layer's parameters are its weight and bias, and those of the BatchNorm
+    that follows it; parameters of no layer are counted only in the `cost` of the network.
     """
     alive = graph.alive(plan)
     return _layer_costs(graph, alive, _kept_sizes(graph, alive))
@@ -109,12 +109,12 @@ def _layer_costs(
 
 
 def _count(alive: np.ndarray, units: np.ndarray) -> int:
-    """How many positions of an axis belong to a unit that is alive."""
+    """How many positions of an axis belong to a kept unit."""
     return int(np.count_nonzero(alive[units]))
 
 
 def _kept_sizes(graph: ChannelGraph, alive: np.ndarray) -> dict[str, int]:
-    """How many numbers each parameter has when only the units `alive` are left."""
+    """The size of each parameter when only the units in `alive` are kept."""
     shares: dict[str, float] = {}
     for (name, _), units in graph.slots.items():
         if name in graph.sizes:
@@ -123,10 +123,10 @@ def _kept_sizes(graph: ChannelGraph, alive: np.ndarray) -> dict[str, int]:
 
 
 def savings(graph: ChannelGraph, plan: WidthPlan) -> tuple[np.ndarray, np.ndarray]:
-    """What dropping each unit alone would save: multiply-adds, and bytes of activations [units].
+    """The multiply-adds and activation bytes that dropping each unit alone saves [units].
 
-    By graph-wide unit number; zero for units that `plan` has dropped. Exactly the differences
-    that `cost(graph, plan)` would show.
+    By graph-wide unit number; zero for units that `plan` has dropped. These are exactly the
+    differences of `cost(graph, plan)`.
     """
     alive = graph.alive(plan)
     macs, activations = np.zeros(graph.units), np.zeros(graph.units)
@@ -169,7 +169,7 @@ class _Counter(Watch):
         self.bytes += out.numel() // self.batch * out.element_size()
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """A sampler copies what it picks."""
+        """Count a channel selector, which copies the channels that it selects."""
         if func.overloadpacket is torch.ops.aten.index_select:
             origin = self.origin(args[2])
             if origin is not None and origin.name in self.samplers:
@@ -192,9 +192,9 @@ def _counted(model: nn.Module, inputs: Any) -> _Counter:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds for one call on the given inputs: the median, and the range of the middle half.
+    """Seconds for one call on the given inputs: the median, and the quartiles `low` and `high`.
 
-    `inputs` are those of one call; None where it was not said how many.
+    `inputs` is the number of inputs of one call; None where it is not known.
     """
 
     median: float
@@ -220,9 +220,19 @@ def latency(
 ) -> Latency:
     """Measured seconds of `model(example_inputs)` in evaluation mode, median and spread.
 
-    Or of `forward(model, example_inputs)`, where that is how the network is run.
+    Parameters
+    ----------
+    model
+        The network; it stays as it is.
+    example_inputs
+        A tensor, a tuple of arguments or a dict of them.
+    runs
+        Timed calls, after three calls that warm up.
+    forward
+        Times `forward(model, example_inputs)` instead.
 
-    Compare networks in one process on an idle machine: a busy one shows in the spread.
+    Compare networks in one process on an idle machine; on a busy one the spread is larger. Raises
+    `InvalidValue` for less than one run.
     """
     if runs < 1:
         raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
@@ -235,7 +245,7 @@ def timing(
     runs: int,
     forward: Callable[[nn.Module, Any], Any] | None,
 ) -> Iterator[float]:
-    """The seconds of one run after the other, once a few have warmed up."""
+    """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
     run = runner(example_inputs, forward)
     device = device_of(model)
     with undisturbed(model):
@@ -252,7 +262,7 @@ def timing(
 
 
 def summed_up(model: nn.Module, seconds: Sequence[float]) -> Latency:
-    """What `timing` of `model` gave."""
+    """The `Latency` of `model` from the seconds that `timing` yielded."""
     ordered = sorted(seconds)
     quarter = len(ordered) // 4
     return Latency(

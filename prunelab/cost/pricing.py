@@ -1,4 +1,4 @@
-"""A network's cost as a sum of products of widths: looked up at any widths without a plan."""
+"""The cost of a network as a sum of products of widths, evaluated without making a plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Term:
-    """A part of the cost: `factor` times the channels alive along each of its axes.
+    """One term of the cost: `factor` times the number of kept channels along each of its axes.
 
     An axis has `alive` channels at the start, and loses `lost[group][k]` of them with the first k
     units of a group's order.
@@ -28,18 +28,18 @@ class Term:
     axes: tuple[tuple[int, Mapping[int, Array]], ...]
 
     def at(self, removed: Sequence[Any]) -> Any:
-        """Its cost when the first `removed[g]` units of each group g are gone."""
+        """Its value when the first `removed[g]` units of each group g are dropped."""
         return self.factor * prod(
             alive - sum(lost[removed[group]] for group, lost in by_group.items())
             for alive, by_group in self.axes
         )
 
 
-class Bill:
-    """The sum of `terms` at widths that change group by group: only what changes is added anew.
+class IncrementalCost:
+    """The sum of `terms` at widths that change group by group; only the change is recomputed.
 
-    A choice of widths is a list of positions in `removed`, for each group the numbers of units
-    that may go. Holds the choice it was asked for last, so that one thread at a time may ask.
+    A choice of widths is a list of positions in `removed`, the allowed numbers of units to drop
+    from each group. The latest choice is stored, so only one thread at a time may use an instance.
     """
 
     def __init__(self, terms: Sequence[Term], removed: Sequence[Array]) -> None:
@@ -65,12 +65,12 @@ class Bill:
                 self._parts[group].append((term.factor, [(axis, read.get(axis)) for axis in axes]))
 
     def total(self, choice: Sequence[int]) -> float:
-        """What the widths of `choice` cost."""
+        """The cost of `choice`."""
         self._stand(choice)
         return float(sum(f * prod(self._alive[axis] for axis in axes) for f, axes in self._terms))
 
     def along(self, group: int, choice: Sequence[int], places: int) -> Array:
-        """The part of the cost that `group` touches, at each of its `places`; others stand."""
+        """The part of the cost that depends on `group`, at its first `places` positions."""
         self._stand(choice)
         at = choice[group]
         whole = np.zeros(places)
@@ -95,7 +95,17 @@ class Bill:
 def terms_of(
     graph: ChannelGraph, start: WidthPlan, curves: Sequence[Curve], kind: str
 ) -> list[Term]:
-    """The cost as a sum of products; the same account as `cost(graph, plan)` gives."""
+    """The cost as a sum of products, equal to that of `cost(graph, plan)`.
+
+    Parameters
+    ----------
+    graph, start
+        The graph, and the plan from which units are dropped.
+    curves
+        The order in which the units of each group are dropped.
+    kind
+        A field of `Cost`: "macs", "params" or "activation_bytes".
+    """
     alive = graph.alive(start)
 
     def axis(units: Array) -> tuple[int, dict[int, Array]]:

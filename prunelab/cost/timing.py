@@ -1,4 +1,4 @@
-"""Where the time of one run goes: layer by layer, and what that tells of other widths."""
+"""Layer times: the time of one run layer by layer, and estimates for other widths."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from prunelab.values import FrozenMap, WidthPlan
 class LayerTimes:
     """Measured seconds of one run of a network that keeps `plan`.
 
-    `layers` are those of every convolution and linear layer, `rest` all else together; `costs`
-    are what the layers cost there.
+    `layers` are the seconds of every convolution and linear layer, `rest` those of everything
+    else; `costs` are the costs of the layers at these widths.
     """
 
     plan: WidthPlan
@@ -38,11 +38,11 @@ class LayerTimes:
         return sum(self.layers.values()) + self.rest
 
     def scaled(self, graph: ChannelGraph, plan: WidthPlan) -> dict[str, float]:
-        """Seconds of each layer at other widths, an estimate; "" is the rest.
+        """An estimate of the seconds of each layer at other widths; "" is the rest.
 
-        A layer's time is taken to follow its multiply-adds, the rest the size of the activations.
-        Narrow layers use a processor less well, so that a cut network is often slower than this.
-        `graph` is that of the original network.
+        The time of a layer is taken to be proportional to its multiply-adds, the rest to the size
+        of the activations. Narrow layers use a processor less efficiently, so a cut network is
+        often slower than this. `graph` is that of the original network.
         """
         before, after = self.costs, layer_costs(graph, plan)
         found = {
@@ -54,17 +54,30 @@ class LayerTimes:
         return found
 
     def at(self, graph: ChannelGraph, plan: WidthPlan) -> float:
-        """Seconds of the whole run at other widths, an estimate: see `scaled`."""
+        """An estimate of the seconds of the whole run at other widths; see `scaled`."""
         return sum(self.scaled(graph, plan).values())
 
 
 def layer_times(
     model: nn.Module, graph: ChannelGraph, plan: WidthPlan, run: Callable[[], Any], runs: int = 10
 ) -> LayerTimes:
-    """Measure `run()`, which runs `model` of these widths: the least of `runs`, in evaluation mode.
+    """Measure the seconds of each layer in evaluation mode.
 
-    The least, for whatever else the machine does only adds to it. `graph` is that of the original
-    network. The layers are timed one by one; with the rest they add up to a run that is not.
+    Parameters
+    ----------
+    model
+        The network, of the widths in `plan`.
+    graph
+        Of the original network.
+    plan
+        The units that `model` keeps.
+    run
+        Runs `model` once.
+    runs
+        How often; the minimum counts, because other load on the machine only adds time.
+
+    Layers are timed one by one, in runs of their own; with the rest they are scaled to add up to a
+    run without the timers.
     """
     names = {layer.weight: layer.name for layer in graph.layers}
     found: dict[str, list[float]] = {name: [] for name in names.values()}
@@ -79,21 +92,21 @@ def layer_times(
             took = time.perf_counter() - started
             with _Clock(model, device) as clock:
                 run()
-            if index:  # the first ones warm up
+            if index:  # the first run warms up
                 whole.append(took)
                 for weight, name in names.items():
                     found[name].append(clock.seconds.get(weight, 0.0))
     layers = {name: min(seconds) for name, seconds in found.items()}
     total = min(whole)
     spent = sum(layers.values())
-    if spent > total:  # being looked at takes time, too
+    if spent > total:  # the timers themselves take time
         layers = {name: seconds * total / spent for name, seconds in layers.items()}
     costs = FrozenMap(layer_costs(graph, plan))
     return LayerTimes(plan, costs, FrozenMap(layers), max(0.0, total - spent), str(device))
 
 
 class _Clock(Watch):
-    """Adds up the seconds of every layer's calls, by the name of its weight."""
+    """Sums the seconds of the calls of every layer, by the name of its weight."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__(model)

@@ -1,7 +1,7 @@
-"""Fashion-MNIST as bytes: the subset that ships, and the full set where a machine has it.
+"""Fashion-MNIST as bytes: the subset that ships, and the full set where it is installed.
 
-Xiao, Rasul & Vollgraf, 2017; 28x28 grey images of ten kinds of clothing. Read without torch:
-`prunelab doctor` asks whether the full set is there.
+Xiao, Rasul & Vollgraf, 2017; 28x28 grey images of ten kinds of clothing. This module does not
+import torch, because `prunelab doctor` checks whether the full set is installed.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """Official images [N, 28, 28] and labels [N], both uint8, in the official order."""
+class OfficialSplit:
+    """Images [N, 28, 28] and labels [N] of one split, both uint8, in the official order."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
 
-    def cut(self, start: int, stop: int | None = None) -> Part:
+    def cut(self, start: int, stop: int | None = None) -> OfficialSplit:
         """The images from `start` up to `stop`."""
-        return Part(self.images[start:stop], self.labels[start:stop])
+        return OfficialSplit(self.images[start:stop], self.labels[start:stop])
 
 
 def find(root: str | Path | None = None) -> Path | None:
     """The folder with the four files of the full set, or None.
 
-    `root` is such a folder or a torchvision root; None looks where Debian puts the set.
+    `root` is such a folder or a torchvision root; None means Debian's folder.
     """
     given = DEBIAN if root is None else Path(root)
     for folder in (given, given / "FashionMNIST" / "raw"):
@@ -64,27 +64,28 @@ def find(root: str | Path | None = None) -> Path | None:
     return None
 
 
-def full(folder: Path) -> tuple[Part, Part]:
+def full(folder: Path) -> tuple[OfficialSplit, OfficialSplit]:
     """All 60,000 training and 10,000 test images in `folder`."""
     train, test = (
-        Part(_read(folder, IMAGES[part]), _read(folder, LABELS[part])) for part in ("train", "test")
+        OfficialSplit(_read(folder, IMAGES[part]), _read(folder, LABELS[part]))
+        for part in ("train", "test")
     )
     return train, test
 
 
-def subset() -> tuple[Part, Part]:
-    """The first 4,000 official training and 2,500 test images, from the package itself."""
+def subset() -> tuple[OfficialSplit, OfficialSplit]:
+    """The first 4,000 official training images and 2,500 test images, which ship with prunelab."""
     packed = (resources.files("prunelab") / "assets" / ASSET).read_bytes()
     rows = np.load(io.BytesIO(lzma.decompress(packed)), allow_pickle=False)
-    part = Part(rows[:, 1:].reshape(-1, 28, 28).transpose(0, 2, 1), rows[:, 0])
+    part = OfficialSplit(rows[:, 1:].reshape(-1, 28, 28).transpose(0, 2, 1), rows[:, 0])
     return part.cut(0, TRAIN), part.cut(TRAIN)
 
 
-def pack(train: Part, test: Part) -> bytes:
-    """What `subset` reads: the first images of both parts, made by tests/benchmarks/make_subset.py.
+def pack(train: OfficialSplit, test: OfficialSplit) -> bytes:
+    """The file that `subset` reads: the first images of both splits (make_subset.py writes it).
 
-    A row is a label and an image, column by column: clothes are alike along a column, which
-    spares LZMA 5% over rows, 9% over WebP and 11% over PNG.
+    A row is a label and an image, column by column: neighbours in a column are similar, so the
+    LZMA file is 5% smaller than row by row, and 9% smaller than WebP and 11% than PNG.
     """
     parts = (train.cut(0, TRAIN), test.cut(0, VAL + TEST))
     images = np.concatenate([part.images for part in parts]).transpose(0, 2, 1)

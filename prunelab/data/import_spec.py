@@ -1,4 +1,4 @@
-"""What a person names in words: `module:function`, in a folder of theirs or installed."""
+"""Functions given by name, `module:function`, in a local folder or installed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from prunelab.errors import InvalidValue
 
 
 def call(spec: str, where: str, folder: Path) -> Any:
-    """What the function named as module:function gives; the module may lie in `folder`.
+    """Call the function `spec`, written module:function, and return its result.
 
-    Raises `InvalidValue`, which begins with `where` the name was written, when there is none.
+    Parameters
+    ----------
+    spec
+        The name of the function.
+    where
+        Where that name was given; error messages begin with it.
+    folder
+        A folder that may contain the module.
+
+    Raises `InvalidValue` when there is no such function.
     """
     name, _, function = spec.partition(":")
     if (here := str(folder.resolve())) not in sys.path:
@@ -22,7 +31,7 @@ def call(spec: str, where: str, folder: Path) -> Any:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
+            raise  # the module exists; something that it imports does not
         raise InvalidValue(
             f"{where} {spec}: there is no module {name!r}, neither in this folder nor installed."
         ) from None

@@ -1,4 +1,4 @@
-"""Named sets of labelled images, the ones that ship among them: `load("fashion")`.
+"""Named sets of labelled images, including those that ship: `load("fashion")`.
 
 Nothing is downloaded unless the caller says `download=True`.
 """
@@ -41,7 +41,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return (self.images[index] - self.mean) / self.std, self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """What a DataLoader asks for a batch: one normalisation instead of many."""
+        """The images of a batch, for a DataLoader, with one normalisation instead of many."""
         images, labels = self[indices]  # type: ignore[index]
         return list(zip(images, labels, strict=True))
 
@@ -59,18 +59,21 @@ def load(
     ----------
     name
         "fashion" (Fashion-MNIST, 1x28x28), "cifar10" (3x32x32) or "digits" (scikit-learn's 8x8
-        digits enlarged to 1x28x28, so that the networks of the zoo take them).
+        digits enlarged to 1x28x28, the input size of the zoo networks).
     root
         A torchvision root; for "fashion" also a folder with the four official files.
     subset
         For "fashion": True is the subset that ships with prunelab, False the full set, None the
-        full set where `root` or Debian's dataset-fashion-mnist has it and the subset elsewhere.
-        Both come from the official splits: `val` is the first 1,000 test images either way,
-        `test` the next 1,500 of the subset or the other 9,000 of the full set.
+        full set if `root` or Debian's dataset-fashion-mnist has it, otherwise the subset. Both
+        come from the official splits: `val` is the first 1,000 test images in either case, `test`
+        the next 1,500 (subset) or the other 9,000 (full set).
     batch_size
-        Images a batch.
+        Images in a batch.
     download
-        Fetch a missing set into `root`. Without it, nothing is ever downloaded.
+        Download a missing set into `root`. Without it, nothing is ever downloaded.
+
+    Raises `UnknownName` for another name, `InvalidValue` for arguments that do not go together,
+    `BadData` where the set is missing or cannot be read.
     """
     if name not in LOADERS:
         raise UnknownName("data set", name, LOADERS)
@@ -118,7 +121,7 @@ def _download_fashion(root: Path) -> Path | None:
 
 
 def _cifar10(root: str | Path | None, subset: bool | None, batch_size: int, download: bool) -> Data:
-    """CIFAR-10 (Krizhevsky, 2009): val is the first 5,000 of the test split, test the rest."""
+    """CIFAR-10 (Krizhevsky, 2009): val is the first 5,000 test images, test the rest."""
     from torchvision.datasets import CIFAR10
 
     _whole("cifar10", subset)
@@ -145,14 +148,14 @@ def _cifar10(root: str | Path | None, subset: bool | None, batch_size: int, down
 
 
 def _digits(root: str | Path | None, subset: bool | None, batch_size: int, download: bool) -> Data:
-    """The 1,797 digits of scikit-learn: 1,197 to train on, 300 for val, 300 for test."""
+    """The 1,797 digits of scikit-learn: 1,197 for train, 300 for val, 300 for test."""
     from sklearn.datasets import load_digits
 
     _whole("digits", subset)
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     images = F.interpolate(images, size=(28, 28), mode="nearest")
-    every = Images(images, torch.from_numpy(bunch.target), [4.88], [6.02])  # of 0 to 16
+    every = Images(images, torch.from_numpy(bunch.target), [4.88], [6.02])  # pixels are 0 to 16
     sets = [_cut(every, 0, 1197), _cut(every, 1197, 1497), _cut(every, 1497, None)]
     return _three("digits", sets, map(str, range(10)), batch_size)
 

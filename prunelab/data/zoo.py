@@ -1,8 +1,8 @@
-"""Small convolutional networks that ship trained, so that every lesson starts at once.
+"""Small convolutional networks that ship with trained weights, so that lessons start at once.
 
-Three families cover what pruning meets in practice: `vgg8` is plain, `resnet20` has residual
-shortcuts, `mobilenet` has inverted residuals with depth-wise convolutions. They are ordinary
-instances of `nn.Module` without a trace of prunelab in them; widths are what pruning makes them.
+Three families cover the structures that pruning has to handle: `vgg8` is plain, `resnet20` has
+residual shortcuts, `mobilenet` has inverted residuals with depth-wise convolutions. They are
+ordinary instances of `nn.Module` that do not depend on prunelab.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class VGG8(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al., CVPR 2016)."""
+    """Two 3x3 convolutions with a shortcut (He et al., CVPR 2016)."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """The CIFAR residual network of depth 20 (He et al., CVPR 2016).
+    """The residual network of depth 20 for CIFAR (He et al., CVPR 2016).
 
     Input [N, in_channels, H, W]; output [N, classes] logits.
     """
@@ -96,7 +96,7 @@ class ResNet20(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel alone, project (Sandler et al., CVPR 2018)."""
+    """Expansion, depth-wise convolution, projection (Sandler et al., CVPR 2018)."""
 
     def __init__(self, before: int, width: int, stride: int, expansion: int = 4) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class MobileNet(nn.Module):
     Input [N, in_channels, H, W]; output [N, classes] logits.
     """
 
-    blueprint = (  # width, repeats, stride of the first
+    blueprint = (  # width, number of blocks, stride of the first block
         (24, 2, 2),
         (40, 3, 2),
         (64, 3, 1),
@@ -157,7 +157,16 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, in_channels: int = 1, classes: int = 10, seed: int = 0) -> nn.Module:
-    """A fresh network of the zoo, He-initialised from `seed`; the global RNG is left alone.
+    """A network of the zoo with new weights; the global random state is not changed.
+
+    Parameters
+    ----------
+    name
+        "vgg8", "resnet20" or "mobilenet".
+    in_channels, classes
+        The number of input channels and of outputs.
+    seed
+        Of the He initialisation.
 
     Raises `UnknownName` for a network that is not in the zoo.
     """
@@ -173,10 +182,19 @@ def build(name: str, in_channels: int = 1, classes: int = 10, seed: int = 0) -> 
 
 
 def load(name: str, pretrained: bool = True, in_channels: int = 1, classes: int = 10) -> nn.Module:
-    """A network of the zoo, in eval mode on the CPU; with the weights that ship, or fresh ones.
+    """A network of the zoo, in evaluation mode on the CPU.
 
-    Raises `UnknownName` for a network that is not in the zoo, and `InvalidValue` when the weights
-    that ship are for other inputs or classes.
+    Parameters
+    ----------
+    name
+        "vgg8", "resnet20" or "mobilenet".
+    pretrained
+        Whether to load the shipped weights; otherwise the weights are new.
+    in_channels, classes
+        The number of input channels and of outputs.
+
+    Raises `UnknownName` for a network that is not in the zoo, and `InvalidValue` when the shipped
+    weights are for other inputs or classes.
     """
     model = build(name, in_channels, classes)
     if pretrained:
@@ -194,7 +212,7 @@ def load(name: str, pretrained: bool = True, in_channels: int = 1, classes: int 
 
 
 def card(name: str) -> dict[str, Any]:
-    """How a network's weights were made: data, recipe, seed, accuracy on the official test set.
+    """How the shipped weights were trained: data, recipe, seed, accuracy on the official test set.
 
     Raises `UnknownName` for a network that is not in the zoo.
     """

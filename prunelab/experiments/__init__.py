@@ -1,1 +1,1 @@
-"""Comparisons of methods, their fidelity to an oracle, and the re-design of widths."""
+"""Experiments: comparison of methods, fidelity to the oracle, re-design of widths."""

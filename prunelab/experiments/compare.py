@@ -1,4 +1,4 @@
-"""`compare`: several methods, to several targets, from several seeds, each a session of its own."""
+"""`compare`: several methods, targets and seeds, each combination in a session of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunelab.session.session import Session
 from prunelab.values import FrozenMap, Progress
 
 CONTROL = Random()
-Made = BudgetUnreachable, BadModel, InvalidValue, NotFinite  # what a table can tell of
+Made = BudgetUnreachable, BadModel, InvalidValue, NotFinite  # reported in the table, not raised
 
 
 def compare(
@@ -34,38 +34,38 @@ def compare(
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Comparison:
-    """Prune `model` by each of `methods` to each of `targets`, and judge what comes out.
+    """Prune `model` by each of `methods` to each of `targets`, and evaluate the results.
 
     Parameters
     ----------
     model, data
-        As for `Session`; the network is never touched.
+        As for `Session`; the network is not changed.
     methods
-        Method objects or names, or a mapping from labels of your own to them. Random choice
-        stands in the table as the control in any case, under the same repair, and under least
-        squares too where the others have another repair: what a method adds is what it is above
-        that.
+        Method objects or names, or a mapping from your own labels to them. The table always
+        contains random choice as the control, with the same repair, and with least squares as
+        well where the others have another repair: the merit of a method is its gain over random.
     targets
-        Shares of the original MACs when at most 1, else numbers of MACs; each starts from the
-        original.
+        Shares of the original MACs when at most 1, else numbers of MACs; every run starts from
+        the original network.
     seeds
-        How many (0, 1, ...), or which. A seed sets what a method draws at random, the order of a
-        loader that shuffles, and tuning; what draws nothing comes out the same each time.
+        How many (0, 1, ...), or which. A seed determines the random choices of a method, the
+        order of a loader that shuffles, and tuning; a deterministic method gives the same result
+        for every seed.
     repair, tune
-        After every move and after the last, as in `prune`, the same for all. Methods that train
-        while they search (sampled AOFP, Group Fisher) have an advantage in steps.
+        The repair after every move and the tuning after the last, as in `prune`, the same for
+        all. Methods that train while they search (sampled AOFP, Group Fisher) get more steps.
     split
-        What is judged on: "test", "val" or "train".
+        The images for the evaluation: "test", "val" or "train".
     listen
-        Called with Progress over the outcomes, with every Outcome as it is done, and with what each
-        session tells.
+        Called with Progress over the outcomes, with every Outcome as it is finished, and with the
+        messages of each session.
     session
         Other keywords of `Session`.
 
-    No floor ends a run early (`min_accuracy=None`): what a method ruins stands in the table, too.
-    A method that ends before its target, or cannot work on this network, has its row with a note.
-    Raises what `Session` raises for a network or data that cannot be worked on, `InvalidValue`
-    for methods, targets or seeds that make no sense.
+    No floor ends a run early (`min_accuracy=None`), so that failures are in the table, too. A
+    method that ends before its target, or does not work on this network, has a row with a note.
+    Raises what `Session` raises for an unsuitable network or data, and `InvalidValue` for invalid
+    methods, targets or seeds.
     """
     work = comparing(
         model, data, methods, targets, seeds=seeds, repair=repair, tune=tune, split=split,
@@ -87,7 +87,7 @@ def comparing(
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Generator[Any, None, Comparison]:
-    """`compare` as a generator: yields Progress and every Outcome; gives the Comparison."""
+    """`compare` as a generator: yields Progress and every Outcome; returns the Comparison."""
     named, goals, numbers = _methods(methods), _targets(targets), seeds_of(seeds)
     if odd := sorted({"path", "seed"} & set(session)):
         raise InvalidValue(f"compare makes many sessions: it takes seeds=, and no {odd[0]}=.")
@@ -120,10 +120,12 @@ def _outcome(
     label: str, work: Session, goal: float, tune: int | None, split: str, seed: int,
     repair: str | None,
 ) -> Outcome:  # fmt: skip
-    """Take a session to its goal, tune it, and judge it."""
+    """Run a session to its goal, tune it, and evaluate it."""
     started, note = time.perf_counter(), ""
     try:
-        work.run(target_macs=goal, min_accuracy=None)  # as far as the others, good or not
+        work.run(
+            target_macs=goal, min_accuracy=None
+        )  # to the same target as the others, at any accuracy
     except Made as error:
         reached = work.state.now.cost.macs / work.state.base.cost.macs
         note = str(error) if isinstance(error, BudgetUnreachable) else f"{label} failed: {error}"
@@ -142,7 +144,7 @@ def _outcome(
 
 
 def _heard(work: Generator[Any, None, Comparison], listen: Callable[[Any], None]) -> Any:
-    """Pass on what `work` yields."""
+    """Call `listen` with every item that `work` yields."""
     while True:
         try:
             item = next(work)
@@ -153,7 +155,7 @@ def _heard(work: Generator[Any, None, Comparison], listen: Callable[[Any], None]
 
 
 def _methods(given: Any) -> dict[str, Method]:
-    """Methods by their labels, the control last."""
+    """Methods by label, the control last."""
     if isinstance(given, Mapping):
         named = {str(label): make_method(method) for label, method in given.items()}
     elif isinstance(given, str) or not isinstance(given, Iterable):
@@ -178,7 +180,7 @@ def _methods(given: Any) -> dict[str, Method]:
 
 
 def _label(method: Method) -> str:
-    """Its name, and the parameters that are not as they usually are."""
+    """The name of a method, and its parameters that differ from their defaults."""
     if not is_dataclass(method):
         return method.name
     own = [

@@ -1,7 +1,7 @@
 """`fidelity`: how well scores agree with the oracle, layer by layer and over the network.
 
-Fidelity to the oracle is not final quality: training afterwards can mend what the oracle minds
-(Feng, Tao & Wang, arXiv 2412.00143).
+Fidelity to the oracle does not determine the final accuracy: training afterwards can recover what
+the oracle counts as lost (Feng, Tao & Wang, arXiv 2412.00143).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Scored = Mapping[str, Any] | Iterable[Any]
 Drops = Sequence[Mapping[str, Units]]
 Unit = tuple[str, int]
 SHARES = (0.05, 0.1, 0.25, 0.5)  # and one unit
-EPS = 1e-9  # an oracle's damage below this is no denominator
+EPS = 1e-9  # below this, the oracle's rise of the loss is not used as a denominator
 
 
 @dataclass(frozen=True, slots=True)
 class Bottom:
-    """The `k` units that go first by the scores, against the `k` that go first by the oracle.
+    """The `k` units with the lowest scores, compared with the `k` lowest of the oracle.
 
-    `overlap` is the share that they have in common, `lift` how many times what chance gives
-    (k / n). Where losses were measured, `regret` is the loss without the scores' k minus the loss
-    without the oracle's, and `ratio` the quotient of the two damages, NaN where the oracle's is
-    not above zero. The oracle's k are those of the oracle given: not the best set of k, so a
-    regret may be negative.
+    `overlap` is the share that the two sets have in common, `lift` its ratio to the expectation
+    for a random set (k / n). Where losses were measured, `regret` is the loss without the scores' k
+    minus the loss without the oracle's, and `ratio` the quotient of the two rises of the loss, NaN
+    where the oracle's is not positive. The oracle's k are not the best set of k, so a regret may be
+    negative.
     """
 
     k: int
@@ -47,7 +47,7 @@ class Agreement:
     """Scores against the oracle in one group, or of all units as one list.
 
     `spearman` uses average ranks, `kendall` is tau-b; NaN where either side is constant.
-    `ceiling` is Spearman's rho between two halves of the oracle's images: noise allows no more.
+    `ceiling` is Spearman's rho between two halves of the oracle's images, the noise ceiling.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Agreement:
 class Fidelity:
     """How well scores agree with an oracle; prints as a table.
 
-    `groups` has an Agreement for each group, `everywhere` is that of all units as one ranking.
+    `groups` has an Agreement for each group; `everywhere` is that of all units as one ranking.
     """
 
     groups: tuple[Agreement, ...]
@@ -83,7 +83,7 @@ class Fidelity:
 
     @property
     def spearman(self) -> float:
-        """The mean of rho over the groups where it is defined; NaN where it is in none."""
+        """The mean of rho over the groups where it is defined; NaN if it is defined in none."""
         return _mean(group.spearman for group in self.groups)
 
     @property
@@ -123,26 +123,32 @@ def fidelity(
 ) -> Fidelity:
     """Compare `scores` with `oracle`, group by group, and all units as one ranking.
 
-    Each is a mapping from groups to scores in the order of the units, or an iterable of
-    Importance (a proposal's `seen`) or Ablation values; the lower a score, the sooner the unit
-    goes. Groups that both have are compared. `halves`: the oracle measured on two halves of its
-    images, for the noise ceiling. `losses(drops)` gives the loss without each of several sets,
-    for the regret: `lambda drops: pl.ablate(model, graph, batches, drops)`.
+    Parameters
+    ----------
+    scores, oracle
+        Each a mapping from groups to scores in the order of the units, or an iterable of
+        Importance (a proposal's `seen`) or Ablation values; units with lower scores are dropped
+        first. The groups that both have are compared.
+    halves
+        The oracle measured on two halves of its images, for the noise ceiling.
+    losses
+        `losses(drops)` gives the loss without each of several sets, for the regret:
+        `lambda drops: pl.ablate(model, graph, batches, drops)`.
 
-    Raises `InvalidValue` where nothing can be compared, or the units of a group differ.
+    Raises `InvalidValue` where no group is in both, or the units of a group differ.
     """
-    mine, truth = _read(scores), _read(oracle)
-    names = [name for name in truth if name in mine]
+    mine, wanted = _read(scores), _read(oracle)
+    names = [name for name in wanted if name in mine]
     if not names:
         raise InvalidValue(
-            f"scores are of {list(mine)[:4]} and the oracle of {list(truth)[:4]}: no group is in "
+            f"scores are of {list(mine)[:4]} and the oracle of {list(wanted)[:4]}: no group is in "
             "both, so there is nothing to compare."
         )
-    first, second = [_read(half) for half in halves] if halves else (truth, {})
+    first, second = [_read(half) for half in halves] if halves else (wanted, {})
     agreements = []
     chosen: list[tuple[list[Unit], list[Unit]]] = []
     for name, parts in [*((name, [name]) for name in names), ("one ranking", names)]:
-        units, a, b = _aligned(mine, truth, parts)
+        units, a, b = _aligned(mine, wanted, parts)
         agreement = _agreement(name, a, b)
         if second:
             _, c, d = _aligned(first, second, parts)
@@ -156,7 +162,7 @@ def fidelity(
 
 
 def _read(given: Scored) -> dict[str, dict[int, float]]:
-    """Scores by group and unit; of several for one group the last counts."""
+    """Scores by group and unit; where a group has several, the last counts."""
     found: dict[str, dict[int, float]] = {}
     if isinstance(given, Mapping):
         for name, values in given.items():
@@ -165,7 +171,7 @@ def _read(given: Scored) -> dict[str, dict[int, float]]:
     items: Iterable[Any] = given
     for item in items:
         values = getattr(item, "values", getattr(item, "signed", None))
-        if values is not None:  # a Rung is no score
+        if values is not None:  # a Rung has no scores
             found[item.group] = dict(zip(item.units, map(float, values), strict=True))
     return found
 
@@ -173,7 +179,7 @@ def _read(given: Scored) -> dict[str, dict[int, float]]:
 def _aligned(
     one: Mapping[str, Mapping[int, float]], two: Mapping[str, Mapping[int, float]], names: list[str]
 ) -> tuple[list[Unit], Array, Array]:
-    """The units of these groups, and the two scores of each."""
+    """The units of these groups, and both scores of each."""
     for name in names:
         if set(one.get(name, ())) != set(two.get(name, ())):
             raise InvalidValue(
@@ -196,7 +202,7 @@ def _agreement(name: str, scores: Array, oracle: Array) -> Agreement:
 
 
 def _rho(a: Array, b: Array) -> float:
-    from scipy.stats import spearmanr  # takes as long to import as torch
+    from scipy.stats import spearmanr  # as slow to import as torch
 
     return nan if _constant(a, b) else float(spearmanr(a, b).statistic)
 
@@ -224,7 +230,7 @@ def _with_regret(
     chosen: list[tuple[list[Unit], list[Unit]]],
     losses: Callable[[Drops], Sequence[float]],
 ) -> Iterator[Agreement]:
-    """All sets are measured in one go, so that runs can share what they have in common."""
+    """Add regret and ratio; all sets are measured in one call, so that runs can share work."""
     sets = [_drop(units) for pair in chosen for units in pair]
     base, *found = (float(loss) for loss in losses([{}, *sets]))
     measured = iter(zip(found[::2], found[1::2], strict=True))

@@ -1,8 +1,8 @@
-"""`redesign`: widen a network, prune it back to its cost, and read the widths off what is left.
+"""`redesign`: widen a network, prune it back to its original cost, and compare the new widths.
 
 AOFP's destructive re-design (Ding, Ding, Guo, Han, Yan; ICML 2019): what a search removes from a
-network that is too wide everywhere says where width is worth its cost. The idea is the paper's;
-the recipe, and what is compared with what, are ours.
+network that is too wide everywhere shows where width is worth its cost. The idea is the paper's;
+the recipe and the comparison are prunelab's.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Init = Callable[[nn.Module], Any]
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Redesign:
-    """The widths that were found, and the networks of these widths; prints as two tables.
+    """The new widths, and the networks of these widths; prints as two tables.
 
-    `model` is the fine-tuned network, `session` all that led to it, from the widened network on.
-    `plan` is of the widened network. `widths` gives for each group its units in the original,
-    after widening, and now. `comparison` holds the new and the original widths at equal cost and
-    equal steps.
+    `model` is the fine-tuned network, `session` its history, from the widened network on. `plan`
+    refers to the widened network. `widths` gives for each group its units in the original network,
+    after widening, and now. `comparison` compares the new with the original widths at equal cost
+    and an equal number of steps.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class Redesign:
     session: Session
 
     def architecture(self, seed: int = 0, init: Init | None = None) -> nn.Module:
-        """A new network of these widths with fresh weights; `init` is as in `redesign`."""
+        """A new network of these widths with fresh weights; `init` as in `redesign`."""
         return _fresh(rebuild(self.session.original(), self.plan), init, seed)
 
     def __repr__(self) -> str:
@@ -81,67 +81,68 @@ def redesign(
     Parameters
     ----------
     model, data
-        As for `Session`; the network is never touched.
+        As for `Session`; the network is not changed.
     widen
-        By which factor `groups` are widened; see `widened`, which also says what `noise` is.
+        The factor by which `groups` are widened; see `widened`, also for `noise`.
     target_macs
-        What is left at the end: a share of the *original* network's MACs when at most 1, else a
-        number. 1.0 gives other widths at the same cost.
+        The final cost: a share of the *original* network's MACs when at most 1, else a number of
+        MACs. 1.0 gives new widths at the same cost.
     method
-        Prunes the widened network: a method object or its name.
+        The method that prunes the widened network: an object or a name.
     steps, tune, scratch
         Batches of training: of the widened network, after the search, and from fresh weights
         (0: none).
     seeds
-        How many, or which. Each fine-tunes the network found, trains the original on for as many
-        steps in all (`steps` + `tune`), and trains both architectures from fresh weights for
-        `scratch` steps. Widening and search are done once, from the first seed.
+        How many, or which. Each seed fine-tunes the network found, trains the original further
+        for the same number of steps (`steps` + `tune`), and trains both architectures from fresh
+        weights for `scratch` steps. Widening and search are done once, with the first seed.
     groups
-        What is widened (None: the groups that the method prunes; inner layers only for one with
-        groups="internal").
+        The groups to widen (None: those that the method prunes; for groups="internal" these are
+        the inner layers).
     init
-        Gives a network fresh weights in place; None calls `reset_parameters` of every module.
+        Sets fresh weights in place; None calls `reset_parameters` of every module.
     train
-        As for `Session`, for all networks alike; None is `Training(lr=0.05)`. Nobody is imitated.
+        As for `Session`, the same for all networks; None is `Training(lr=0.05)`. No distillation
+        is used.
     split, listen, session
         As in `compare`; `repair` and `path` (of the session kept in the result) are keywords too.
 
-    The comparison's rows: "redesigned, tuned" beside "original, trained on", and "redesigned,
-    fresh" beside "original, fresh". Raises `InvalidValue` for numbers that make no sense,
-    `BadModel` where nothing can be widened or fresh weights are not to be had,
-    `BudgetUnreachable` where the search cannot come down to the target.
+    The rows of the comparison: "redesigned, tuned" with "original, trained on", and "redesigned,
+    fresh" with "original, fresh". Raises `InvalidValue` for invalid numbers, `BadModel` where
+    nothing can be widened or fresh weights cannot be drawn, `BudgetUnreachable` where the search
+    cannot reach the target.
     """
     numbers, chosen = seeds_of(seeds), make_method(method)
     _check(widen, target_macs, {"steps": steps, "tune": tune, "scratch": scratch}, session)
     training = Training(lr=0.05) if train is None else train
-    if isinstance(training, Training):  # fresh weights have nobody to imitate
+    if isinstance(training, Training):  # fresh weights have no teacher
         training = replace(training, imitate=False)
     path = session.pop("path", None)
     stages = 2 + len(numbers) * (4 if scratch else 2)
-    seats = _Seats(data, chosen, split, {**session, "train": training}, listen, stages)
-    first = seats.session(model, numbers[0])
+    trainer = _Trainer(data, chosen, split, {**session, "train": training}, listen, stages)
+    first = trainer.session(model, numbers[0])
     base, graph = first.original(), first.graph
     if scratch:
-        _fresh(base, init, 0)  # what cannot be had is known before anything is trained
-    names = _widening(first) if groups is None else list(groups)
+        _fresh(base, init, 0)  # fail before any training if fresh weights cannot be drawn
+    names = _groups_to_widen(first) if groups is None else list(groups)
     wide = widened(base, graph, widen, groups=names, noise=noise, seed=numbers[0])
-    work = seats.session(wide, numbers[0], path=path)
-    seats.begin("training the widened network")
+    work = trainer.session(wide, numbers[0], path=path)
+    trainer.begin("training the widened network")
     if steps:
         work.tune(steps)
-    seats.begin("pruning it back")
+    trainer.begin("pruning it back")
     macs = first.state.base.cost.macs
     goal = max(2, round(target_macs * macs)) if target_macs <= 1 else target_macs
-    work.run(target_macs=goal, min_accuracy=None)  # its widths are wanted; it is tuned afterwards
+    work.run(target_macs=goal, min_accuracy=None)  # only its widths matter; it is tuned afterwards
     plan, found, shape = work.plan, copy_of(work.model), rebuild(wide, work.plan)
     outcomes = []
     for seed in numbers:
         at_work = work if seed == numbers[0] else None
-        outcomes.append(seats.outcome("redesigned, tuned", found, tune, seed, at_work))
-        outcomes.append(seats.outcome("original, trained on", base, steps + tune, seed))
+        outcomes.append(trainer.outcome("redesigned, tuned", found, tune, seed, at_work))
+        outcomes.append(trainer.outcome("original, trained on", base, steps + tune, seed))
         for name, network in (("redesigned, fresh", shape), ("original, fresh", base)):
             if scratch:
-                outcomes.append(seats.outcome(name, _fresh(network, init, seed), scratch, seed))
+                outcomes.append(trainer.outcome(name, _fresh(network, init, seed), scratch, seed))
     start = Outcome(
         "original",
         1.0,
@@ -167,35 +168,36 @@ def redesign(
     )  # fmt: skip
 
 
-class _Seats:
-    """Where the networks of a redesign are trained and judged: sessions that differ in a network.
+class _Trainer:
+    """Trains and evaluates the networks of a re-design, each in a session of its own.
 
-    `told` hears what they tell, every Outcome, and Progress over all `stages`.
+    `listen` is called with the messages of the sessions, with every Outcome, and with Progress
+    over all `stages`.
     """
 
     def __init__(
         self, data: Any, method: Method, split: str, settings: Mapping[str, Any],
-        told: Callable[[Any], None] | None, stages: int,
+        listen: Callable[[Any], None] | None, stages: int,
     ) -> None:  # fmt: skip
         self.data, self.method, self.split = data, method, split
-        self.settings, self.told = settings, told or (lambda _: None)
+        self.settings, self.listen = settings, listen or (lambda _: None)
         self.stages, self.begun = stages, 0
 
     def begin(self, what: str) -> None:
-        """Tell that a stage begins."""
-        self.told(Progress(self.begun, self.stages, what))
+        """Report that a stage begins."""
+        self.listen(Progress(self.begun, self.stages, what))
         self.begun += 1
 
     def session(self, network: nn.Module, seed: int, path: Any = None) -> Session:
         """A session on `network`."""
         made = Session(network, self.data, self.method, seed=seed, path=path, **self.settings)
-        made.listen(self.told)
+        made.listen(self.listen)
         return made
 
     def outcome(
         self, name: str, network: nn.Module, steps: int, seed: int, session: Session | None = None
     ) -> Outcome:
-        """Train `network`, or the one in `session`, for `steps` batches, and judge it."""
+        """Train `network`, or that of `session`, for `steps` batches, and evaluate it."""
         self.begin(f"{name}, seed {seed}")
         session = session or self.session(network, seed)
         started = time.perf_counter()
@@ -209,11 +211,11 @@ class _Seats:
             seconds=time.perf_counter() - started, widths=FrozenMap(session.plan.widths),
             note=refused and f"{name}, seed {seed}: {refused}",
         )  # fmt: skip
-        self.told(made)
+        self.listen(made)
         return made
 
 
-def _widening(session: Session) -> list[str]:
+def _groups_to_widen(session: Session) -> list[str]:
     """The groups that the session's method prunes."""
     inner = getattr(session.method, "groups", "all") == "internal"
     names = [g.name for g in session.graph.groups if g.prunable and not (inner and g.residual)]
@@ -226,7 +228,7 @@ def _widening(session: Session) -> list[str]:
 
 
 def _fresh(network: nn.Module, init: Init | None, seed: int) -> nn.Module:
-    """A copy of `network` with new weights drawn from `seed`."""
+    """A copy of `network` with new weights, drawn with `seed`."""
     made = copy_of(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What a comparison found: outcomes of methods at targets, summed up as a table of rows."""
+"""Results of a comparison: the outcomes of methods at targets, and their table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prunelab.values import Codec, Cost, FrozenMap, as_text, revive, si, table, 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One network that was made and judged: by which method, to which target, from which seed.
+    """One pruned and evaluated network: its method, target and seed.
 
-    `metrics` are those of the comparison's split, `seconds` what it took to make the network
-    (wall time). `widths` are the units kept of each group. `note` says why where a method ended
-    before its target, failed (it then has no metrics), or a tune was not taken.
+    `metrics` are on the images of the comparison's split, `seconds` is the wall time of pruning
+    and tuning. `widths` is the number of units kept in each group. `note` gives the reason where a
+    method ended before its target, failed (it then has no metrics), or a tune was rejected.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """The outcomes of one method at one target: the same but for their seeds."""
+class ResultRow:
+    """The outcomes of one method at one target, for several seeds."""
 
     name: str
     target: float
@@ -69,16 +69,16 @@ class Row:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the outcomes have to say, each once."""
+        """The notes of the outcomes, each once."""
         return tuple(dict.fromkeys(outcome.note for outcome in self.outcomes if outcome.note))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
-    """Networks side by side, with their costs; prints as a table, goes to JSON and back.
+    """Networks side by side, with their costs; prints as a table, converts to JSON and back.
 
-    `base` is the original network, `outcomes` all that was made of it, `metric` the first metric,
-    on the images of `split`. `control` names the rows that every method has to beat.
+    `base` is the original network, `outcomes` are all networks made from it, `metric` is the first
+    metric, on the images of `split`. `control` names the rows that every method has to beat.
     """
 
     network: str
@@ -89,14 +89,14 @@ class Comparison:
     control: str = "random"
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        """One row for each method and target, in the order they were tried; targets together."""
+    def rows(self) -> tuple[ResultRow, ...]:
+        """One row for each target and method, by target, then in the order of the outcomes."""
         found: dict[tuple[float, str, str | None], list[Outcome]] = {}
         for outcome in sorted(self.outcomes, key=lambda outcome: -outcome.target):
             found.setdefault((outcome.target, outcome.name, outcome.repair), []).append(outcome)
-        return tuple(Row(n, t, r, tuple(some)) for (t, n, r), some in found.items())
+        return tuple(ResultRow(n, t, r, tuple(some)) for (t, n, r), some in found.items())
 
-    def __getitem__(self, name: str) -> tuple[Row, ...]:
+    def __getitem__(self, name: str) -> tuple[ResultRow, ...]:
         """The rows of a method, one for each target; raises `UnknownName`."""
         rows = tuple(row for row in self.rows if row.name == name)
         if not rows:
@@ -104,7 +104,7 @@ class Comparison:
         return rows
 
     def __repr__(self) -> str:
-        whole = Row("original", 1.0, None, (self.base,))
+        whole = ResultRow("original", 1.0, None, (self.base,))
         head = ("", "MACs", "of original", "parameters", f"{self.split} {self.metric}", "seconds")
         rows = [(*head, "  repair"), self._cells(whole)]
         notes: list[str] = []
@@ -117,7 +117,7 @@ class Comparison:
         text = table(rows, numbers=5)
         return "\n".join([said if seeds > 1 else f"{self.network}: one seed", text, *notes])
 
-    def _cells(self, row: Row, mark: str = "") -> tuple[str, ...]:
+    def _cells(self, row: ResultRow, mark: str = "") -> tuple[str, ...]:
         value, spread = row.mean(self.metric), row.spread(self.metric)
         shown = "-" if isnan(value) else as_text(self.metric, value)
         if not isnan(spread):
@@ -133,7 +133,7 @@ class Comparison:
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
-        """The comparison in `text`; raises `InvalidValue` for text that is none."""
+        """The comparison in `text`; raises `InvalidValue` for any other text."""
         try:
             found = revive(json.loads(text)["comparison"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from prunelab.figures.style import GHOST, TEXT_PX, Panel, Theme, axis, figure, level
 
 if TYPE_CHECKING:
-    from prunelab.experiments.results import Comparison, Row
+    from prunelab.experiments.results import Comparison, ResultRow
 
 # Okabe & Ito's palette; a symbol of its own tells each method apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -47,13 +47,13 @@ def methods_info(comparison: Comparison) -> MethodsInfo:
     """The rows of `comparison` as lines; rows without the metric are left out."""
     metric = comparison.metric
     scale = 100.0 if "accuracy" in metric else 1.0
-    lines: dict[tuple[str, str | None], list[Row]] = {}
+    lines: dict[tuple[str, str | None], list[ResultRow]] = {}
     for row in comparison.rows:
         if not isnan(row.mean(metric)):
             lines.setdefault((row.name, row.repair), []).append(row)
     repairs = {repair for _, repair in lines}
 
-    def line(name: str, repair: str | None, rows: list[Row]) -> Line:
+    def line(name: str, repair: str | None, rows: list[ResultRow]) -> Line:
         ordered = sorted(rows, key=lambda row: -row.macs)
         spreads = [scale * row.spread(metric) for row in ordered]
         return Line(

@@ -1,1 +1,1 @@
-"""Which channels are coupled: `trace` finds them, `surgery` cuts them."""
+"""Coupled channels: `trace` finds them, `surgery` removes them."""

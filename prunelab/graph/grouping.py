@@ -1,4 +1,4 @@
-"""From labels to groups: components of labels that met, gathered by the layers that made them."""
+"""From labels to groups: components of coupled labels, grouped by the layers that issued them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from prunelab.graph.labels.label_mode import FROZEN, LayerTrace, Trace, layer_na
 def build_graph(
     model: nn.Module, trace: Trace, input_shapes: tuple[tuple[int, ...], ...], itemsize: int
 ) -> ChannelGraph:
-    """Groups from what running on labels found: components of labels, then sets of producers."""
+    """The channel graph of a trace: components of labels, grouped by their sets of producers.
+
+    `input_shapes` are those of the traced inputs, `itemsize` the bytes of an activation.
+    """
     component = _components(trace)
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
     reasons = _reasons(trace, component)
@@ -28,7 +31,7 @@ def build_graph(
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     first = 0
-    # Roots come up in the order of the layers and of their channels.
+    # Roots are in the order of the layers and of their channels.
     order, starts = np.unique(maker, return_index=True)
     for made in order[np.argsort(starts)].tolist():
         if not makers[made]:
@@ -97,8 +100,8 @@ def build_graph(
 
 
 def _components(trace: Trace) -> np.ndarray:
-    """Per label [count], its component, named by its smallest label."""
-    from scipy.sparse import coo_array  # a third of the time that importing prunelab would take
+    """The component of each label [count], identified by its smallest label."""
+    from scipy.sparse import coo_array  # imported here because it is slow to import
     from scipy.sparse.csgraph import connected_components
 
     if not trace.edges:
@@ -117,7 +120,7 @@ def _joined(labels: Sequence[Tensor]) -> np.ndarray:
 
 
 def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
-    """Per component that must stay, the first reason found."""
+    """The first reason found for each component that must stay."""
     which = np.repeat(np.arange(len(trace.frozen)), [len(some) for some, _ in trace.frozen])
     roots, first = np.unique(
         component[_joined([some for some, _ in trace.frozen])], return_index=True
@@ -129,7 +132,7 @@ def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
 def _makers(
     component: np.ndarray, layers: Sequence[LayerTrace]
 ) -> tuple[list[tuple[str, ...]], np.ndarray, np.ndarray]:
-    """The sets of layers that make the same components; the set and the dense makers of each."""
+    """The sets of producers; for each component [count], its set and its number of dense layers."""
     sets: list[tuple[str, ...]] = [()]
     maker = np.zeros(len(component), dtype=np.int64)
     dense = np.zeros(len(component), dtype=np.int64)
@@ -145,7 +148,7 @@ def _makers(
 def _readers(
     component: np.ndarray, maker: np.ndarray, layers: Sequence[LayerTrace]
 ) -> dict[int, list[str]]:
-    """Per set of makers, the dense layers that read what it makes."""
+    """For each set of producers, the dense layers that read its channels."""
     read: dict[int, list[str]] = {}
     for layer in layers:
         if layer.groups == 1:

@@ -1,7 +1,7 @@
-"""The probe: cut a network, run it beside the masked one, and compare layer by layer.
+"""The probe: cut a network, run it and the masked one, and compare layer by layer.
 
-Network code that stores channel counts as integers cannot be cut there, and looks like any other
-in a trace.
+Channels cannot be cut where network code stores their number as an integer, and a trace does not
+show such code.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
-from prunelab.graph.labels.shape_run import Sketch
-from prunelab.graph.probe_runs import Differs, Masked, Noted, close, in_double
+from prunelab.graph.labels.shape_run import ShapeRun
+from prunelab.graph.probe_runs import Differs, MaskedRun, Recorder, close, in_double
 from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
-EVERYWHERE = -2  # a place before any other
+EVERYWHERE = -2  # the failure cannot be located; sorts before every call
 WIDE = 64  # units
 HARD_CODED = "the network's code hard-codes its width"
 
@@ -39,12 +39,23 @@ def probed(
     train: Run | None = None,
     deadline: float | None = None,
 ) -> ChannelGraph:
-    """`graph` with the groups frozen that cannot be cut as they should be.
+    """`graph` with those groups frozen that cannot be cut correctly.
 
-    `run` runs a network in evaluation mode, where it makes these `calls` of layers; `train`, where
-    given, in training mode: there the cut network has only to run. The place where the cut
-    network first differs says which groups to suspect; where it does not, a failure is bisected.
-    Raises `TraceError` past `deadline` (of `time.monotonic`).
+    Parameters
+    ----------
+    model, graph
+        The network and its graph.
+    run
+        Runs a network in evaluation mode.
+    calls
+        The layers in the order of their calls in that run.
+    train
+        Runs a network in training mode; there the cut network only has to run without an error.
+    deadline
+        Time of `time.monotonic` after which `TraceError` is raised.
+
+    The call at which the cut network first differs determines which groups are suspected; where
+    it cannot be located, the groups are bisected.
     """
     probe = _Probe(model, graph, run, calls, train, deadline)
     good = [group.name for group in graph.groups if group.prunable]
@@ -71,7 +82,7 @@ def probed(
 
 @dataclass(slots=True)
 class _Probe:
-    """Cuts some groups of a network and says where that fails."""
+    """Cuts some groups of a network and locates a failure."""
 
     model: nn.Module
     graph: ChannelGraph
@@ -97,7 +108,7 @@ class _Probe:
         small = cut_to(self.model, graph, alive, share=True)
         found = self._difference(self.model, small, alive, exact, double=False)
         if found is not None and found.rounding:
-            # float32 rounding is amplified by deep random networks: doubt is settled in float64
+            # deep random networks amplify float32 rounding: repeat the comparison in float64
             whole, doubled = copy_with(self.model, {}), cut_to(self.model, graph, alive)
             with suppress(_Unable):
                 found = self._difference(whole.double(), doubled.double(), alive, exact, True)
@@ -106,19 +117,19 @@ class _Probe:
         return None if self.train is None or self._trains(small) else (EVERYWHERE, set())
 
     def _trains(self, small: nn.Module) -> bool:
-        """Whether a cut network runs in training mode; its numbers are not looked at."""
+        """Whether a cut network runs in training mode; its outputs are not compared."""
         assert self.train is not None
         buffers = {name: buffer.clone() for name, buffer in small.named_buffers()}
-        small = copy_with(small, buffers, share=True)  # what training writes is its own
-        for watch in (Sketch(), nullcontext()):  # zeros may lead code astray
-            with suppress(Exception):  # whatever its forward raises, it is the cut that made it
+        small = copy_with(small, buffers, share=True)  # training writes into these buffers only
+        for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
+            with suppress(Exception):  # any error of the forward pass is due to the cut
                 with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
                     self.train(small)
                 return True
         return False
 
     def bisected(self, names: list[str]) -> tuple[list[str], list[str]]:
-        """Those of the groups that can be cut together, and the others."""
+        """The groups that can be cut together, and the others."""
         if self.failure(names) is None:
             return names, []
         if len(names) == 1:
@@ -132,18 +143,18 @@ class _Probe:
         return (good, bad) if self.failure(good) is None else self._added(good, bad)
 
     def _added(self, names: list[str], bad: list[str]) -> tuple[list[str], list[str]]:
-        """As `bisected`, for groups that fail only together: one is added after the other."""
+        """As `bisected`, for groups that fail only in combination: they are added one by one."""
         good: list[str] = []
         for name in names:
             (good if self.failure([*good, name]) is None else bad).append(name)
         return good, bad
 
     def _thinned(self, names: Sequence[str]) -> np.ndarray:
-        """About a third of the units of these groups dropped at random, and more of wide ones.
+        """Drop about a third of the units of these groups at random, and more of wide groups.
 
-        What is left has no divisor in common with what there was: code that wants a multiple of
-        something (heads, groups) does not get it. The cut copy of a large network, whose groups
-        are wide, is small and quick. As `ChannelGraph.alive` gives it.
+        The remaining width has no divisor in common with the original one, so that code that
+        needs a multiple of something (heads, groups) fails. The cut copy of a large network,
+        whose groups are wide, is small and fast. Returned as by `ChannelGraph.alive`.
         """
         rng = np.random.default_rng(0)
         alive = np.ones(self.graph.units + 1, dtype=bool)
@@ -161,19 +172,19 @@ class _Probe:
     def _difference(
         self, whole: nn.Module, small: nn.Module, alive: np.ndarray, exact: bool, double: bool
     ) -> _Difference | None:
-        """Where the cut network first differs from the whole one, masked."""
+        """Where the cut network first differs from the masked one; None where it does not."""
         layers = {layer.weight: layer for layer in self.graph.layers}
         tolerance = 1e-7 if double else 1e-4
         run = partial(in_double, self.evaluate) if double else self.evaluate
-        got = Noted(small, layers, alive)
+        got = Recorder(small, layers, alive)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), got:
                 made = run(small)
         except Exception as error:
             if double:
                 raise _Unable from error
-            return _Difference(len(got.calls))  # whatever a cut network raises, it is the cut
-        wanted = Masked(whole, layers, alive, got.seen, tolerance if exact else None)
+            return _Difference(len(got.calls))  # any error of a cut network is due to the cut
+        wanted = MaskedRun(whole, layers, alive, got.seen, tolerance if exact else None)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), wanted:
                 due = run(whole)
@@ -190,7 +201,7 @@ class _Probe:
         return _Difference(len(wanted.calls), alike)
 
     def _suspects(self, place: int) -> set[str]:
-        """The groups that the call where it fails reads, or the one before it makes."""
+        """The groups that the failing call reads, or that the call before it issues."""
         calls = self.calls
         layers = {layer.weight: layer for layer in self.graph.layers}
         met = [layers[name].in_units for name in calls[place : place + 1] if name in layers]
@@ -206,7 +217,7 @@ class _Probe:
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """The number of a layer call; `rounding` could be all there is to it."""
+    """The index of a layer call; `rounding` says that rounding could explain the difference."""
 
     place: int
     rounding: bool = False

@@ -1,4 +1,4 @@
-"""A cut network beside the masked one: what each layer of the one gives, and of the other."""
+"""The two runs of the probe: the outputs of each layer, in the cut and in the masked network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.op_tables import aten
 
 Run = Callable[[nn.Module], Any]
-SMALL = 2**20  # numbers
+SMALL = 2**20  # elements
 
 
 class Differs(Exception):
-    """A layer of the cut network gives other numbers than it should, or another layer runs."""
+    """A layer of the cut network has wrong outputs, or another layer is called."""
 
     def __init__(self, rounding: bool) -> None:
         super().__init__()
@@ -29,35 +29,36 @@ class Differs(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """What a call of the layer `name` gave: `sums` of each channel, and all of `out` of a head."""
+class CallRecord:
+    """The outputs of one call of the layer `name`: `sums` per channel, all of `out` for a head."""
 
     name: str
     sums: Tensor
     out: Tensor | None
 
 
-class Noted(Watch):
-    """Notes what each layer of the cut network gives."""
+class Recorder(Watch):
+    """Records the outputs of each layer of the cut network."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer], alive: np.ndarray) -> None:
         super().__init__(model)
         self.layers, self.alive = layers, alive
-        self.seen: list[Note] = []
+        self.seen: list[CallRecord] = []
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        """Note a call."""
+        """Record a call."""
         layer = self.layers.get(call.name)
         head = layer is not None and out.numel() < SMALL and self.alive[layer.out_units].all()
-        self.seen.append(Note(call.name, _sums(out), out.clone() if head else None))
+        self.seen.append(CallRecord(call.name, _sums(out), out.clone() if head else None))
 
 
-class Masked(Watch):
-    """Zeroes what each layer reads of dropped units, and ends where it gives not what is `seen`.
+class MaskedRun(Watch):
+    """Zeroes the dropped units in each layer's input, and stops where outputs differ from `seen`.
 
-    Masking inputs as they are read, rather than columns of weights, is the definition itself.
-    Where a whole layer is as it should be, its numbers are taken over to the last bit: code that
-    ranks them (the boxes of a detector) then takes the same way in both networks.
+    Masking the inputs as they are read, rather than columns of weights, is the definition itself.
+    Where a layer that keeps all its channels agrees within `tolerance`, its outputs are replaced
+    by the recorded ones, bit for bit, so that code that ranks them (the boxes of a detector)
+    makes the same choices in both networks.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Masked(Watch):
         model: nn.Module,
         layers: Mapping[str, Layer],
         alive: np.ndarray,
-        seen: Sequence[Note],
+        seen: Sequence[CallRecord],
         tolerance: float | None,
     ) -> None:
         super().__init__(model)
@@ -90,7 +91,7 @@ class Masked(Watch):
         layer = self.layers.get(call.name)
         if note is None or note.name != call.name:
             raise Differs(rounding=False)
-        # a layer that works on the rows of channels gives fewer of them
+        # a layer that maps the rows of channels has fewer rows in the cut network
         if layer is None or (np.append(layer.in_units, layer.out_units) == FIXED).all():
             return
         if out.shape[1] == len(layer.out_units):
@@ -112,7 +113,8 @@ def _sums(out: Tensor) -> Tensor:
     return torch.stack([out.sum(axes), out.square().sum(axes)])
 
 
-# What makes new tensors of the default dtype where none is given; the latter where its values are.
+# Functions that create tensors of the default dtype where none is given; those of the second set
+# only where the values are of that dtype.
 NEW = {
     torch.empty, torch.eye, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randn,
     torch.zeros,
@@ -121,28 +123,28 @@ NEW_OF_VALUES = {torch.arange, torch.as_tensor, torch.full, torch.range, torch.t
 
 
 class NewInDouble(TorchFunctionMode):
-    """New tensors are float64 where they would be of torch's default dtype, on this thread alone.
+    """Creates float64 tensors where they would have torch's default dtype, on this thread only.
 
-    To set that default would change what other threads get meanwhile.
+    Setting that default would affect the other threads of the process.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run `func`; a new tensor is made of float64."""
+        """Run `func`; a new tensor has float64."""
         kwargs = kwargs or {}
         if kwargs.get("dtype") is not None or func not in NEW | NEW_OF_VALUES:
             return func(*args, **kwargs)
         if func in NEW_OF_VALUES:
             made = func(*args, **kwargs)
-            own = any(hasattr(value, "dtype") for value in args)  # an array's, say
+            own = any(hasattr(value, "dtype") for value in args)  # such as an array
             if own or made.dtype != torch.get_default_dtype():
                 return made
         return func(*args, **{**kwargs, "dtype": torch.float64})
 
 
 def in_double(run: Run, net: nn.Module) -> Any:
-    """Run a network of float64 on inputs made float64 on their way in, as are new tensors."""
+    """Run a float64 network; its inputs and new tensors are converted to float64."""
     hook = net.register_forward_pre_hook(
         lambda _, args, kwargs: tree_map(
             lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x,

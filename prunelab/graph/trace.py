@@ -19,7 +19,7 @@ from prunelab.graph.grouping import build_graph
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
-from prunelab.graph.train_mode import branching, idle
+from prunelab.graph.train_mode import idle, mode_dependent
 
 Run = Callable[[nn.Module], Any]
 OUTPUT = "it is an output of the network"
@@ -37,23 +37,35 @@ def trace(
     inexact: bool = False,
     time_limit: float | None = None,
 ) -> ChannelGraph:
-    """Find the channels of `model` that live and die together, by running it on labels.
+    """Find the coupled channels of `model` by running it on labels.
 
-    `example_inputs` is what the network takes: a tensor, a tuple of arguments, or a dict of
-    keyword arguments; with `forward`, whatever `forward(model, example_inputs)` takes. The
-    network runs in evaluation mode and, where its code takes another way there, in training mode
-    (auxiliary heads), on `train_inputs` if they are other ones (images and targets of a
-    detector); both traces are joined. It is left bitwise as it was.
-
-    `freeze` names layers, or parts of the network, whose channels must all stay. Methods keep
-    widths at multiples of `round_to` channels and at `min_width` units or more; a plan's own
-    `drop` is literal. A LayerNorm over channels freezes them, for its statistics depend on their
-    number; with `inexact` they are prunable, and marked `group.inexact`.
+    Parameters
+    ----------
+    model
+        Any network; it is left bitwise as it was.
+    example_inputs
+        A tensor, a tuple of arguments, or a dict of keyword arguments; with `forward`, whatever
+        `forward(model, example_inputs)` takes. The network runs in evaluation mode and, where its
+        code behaves differently there (auxiliary heads), in training mode; both traces are joined.
+    forward
+        How to run the network, where `model(example_inputs)` does not.
+    train_inputs
+        Inputs for training mode, where they differ (images and targets of a detector).
+    freeze
+        Layers, or parts of the network, whose channels must all stay.
+    round_to, min_width
+        Methods keep widths at multiples of `round_to` channels and at `min_width` units or more;
+        a plan's own `drop` is literal.
+    inexact
+        A LayerNorm over channels freezes them, because its statistics depend on their number.
+        True makes them prunable, marked `group.inexact`.
+    time_limit
+        Seconds that tracing may take (None: no limit).
 
     At the end a copy is cut and compared with the masked network; groups where the two differ
-    are frozen, because forward code hard-codes their width. Layers that never ran stand in
-    `graph.unseen`. Raises `TraceError` when the network does not run on these inputs or takes
-    longer than `time_limit` seconds, `BadModel` for one on the meta device.
+    are frozen, because forward code hard-codes their width. Layers that never ran are listed in
+    `graph.unseen`. Raises `TraceError` when the network does not run on these inputs or exceeds
+    `time_limit`, `BadModel` for a network on the meta device, `InvalidValue` for widths below 1.
     """
     if round_to < 1 or min_width < 1:
         raise InvalidValue(
@@ -86,9 +98,9 @@ def trace(
             ) from error
         calls, untrained = tuple(mode.calls), ""
         train: Run | None = None
-        if train_inputs is not None or branching(model) or _unused(model, mode):
+        if train_inputs is not None or mode_dependent(model) or _unused(model, mode):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
-            again = _Again(mode, model, run)
+            again = _GuardRun(mode, model, run)
             try:
                 _follow_in_training(model, mode, train)
             except TraceError:
@@ -100,30 +112,30 @@ def trace(
                         f"The network does not run in training mode on train_inputs: {untrained}."
                     ) from error
                 again.guard()
-                train = None  # it cannot be trained on these inputs, cut or whole
+                train = None  # training mode fails on these inputs, so the probe cannot use it
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        graph = build_graph(model, mode.book.close(), shapes, itemsize)
+        graph = build_graph(model, mode.store.close(), shapes, itemsize)
         graph = replace(graph, untrained=untrained)
         graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
         return probed(model, graph, run, calls, train, deadline)
 
 
 def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> LabelMode:
-    """What running `model` on labels finds, without its numbers where they do not matter."""
+    """The mode after `model` has run on labels; values are computed only where they are needed."""
     mode = fresh()
     mode.numbers = False
     try:
         _run_stand_in(mode, model, run, OUTPUT)
     except TraceError:
         raise
-    except Exception:  # zeros may lead code astray: its real numbers decide
+    except Exception:  # code may branch on zeros: run again with the real values
         mode = fresh()
         _run_stand_in(mode, model, run, OUTPUT)
     return mode
 
 
 def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
-    """Add to `mode` what running `model` in training mode finds, as `_followed`."""
+    """Add to `mode` what running `model` in training mode finds; see `_followed`."""
     mode.counting, mode.numbers, mode.careful = False, False, False
     outputs = "it is an output of the network in training"
     try:
@@ -138,53 +150,55 @@ def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
         _run_stand_in(mode, model, train, outputs)
 
 
-class _Again:
-    """A run in evaluation mode that can be made again, to guard what only training reads."""
+class _GuardRun:
+    """Repeats the run in evaluation mode, to freeze what only training code may read."""
 
     def __init__(self, mode: LabelMode, model: nn.Module, run: Run) -> None:
         self.mode, self.model, self.run = mode, model, run
-        self.numbers, self.known = mode.numbers, set(mode.book.trace.layers)
+        self.numbers, self.known = mode.numbers, set(mode.store.trace.layers)
 
     def guard(self) -> None:
-        """Freeze what code that runs in training only may read, for it could not be run.
+        """Freeze what training-only code may read, because that code could not be run.
 
-        Such code is in a module that asks for its mode, or that has an idle part. It can lay hands
-        on what the module is given, computes, or gets from its parts, but not inside of these.
+        Such code is in a module that reads its `training` flag, or that has an unused submodule.
+        It can access the module's inputs, what the module computes, and the outputs of its
+        submodules, but nothing inside these.
         """
-        mode, book = self.mode, self.mode.book
-        for layer in book.trace.layers.values():
+        mode, store = self.mode, self.mode.store
+        for layer in store.trace.layers.values():
             if layer.name not in self.known:
-                book.freeze(layer.out, "training mode, where alone it ran, did not run to its end")
-        for name in branching(self.model):
-            book.guarded[name] = f"code of {name or 'the network'} for training may read it"
+                store.freeze(layer.out, "training mode, where alone it ran, did not run to its end")
+        for name in mode_dependent(self.model):
+            store.guarded[name] = f"code of {name or 'the network'} for training may read it"
         for part in idle(self.model, mode.used):
             above = part.rpartition(".")[0]
-            while above and above not in mode.places.been:
+            while above and above not in mode.stack.entered:
                 above = above.rpartition(".")[0]
-            book.guarded[above] = f"{part}, which did not run, may read it in training"
+            store.guarded[above] = f"{part}, which did not run, may read it in training"
         mode.numbers, mode.careful = self.numbers, True
         self.model.eval()
         _run_stand_in(mode, self.model, self.run, OUTPUT)
 
 
 def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> None:
-    """`run_on_labels` with a network of the same tensors as `model` in its place.
+    """`run_on_labels` on a copy of `model` that shares its tensors.
 
-    Code may keep what it computes in an attribute or a buffer, and zeros are not to be kept.
+    Code may store what it computes in an attribute or a buffer, and zeros must not be stored.
     """
     with undisturbed(model):
         run_on_labels(mode, copy_with(model, {}, share=True), run, outputs)
 
 
 def _unused(model: nn.Module, mode: LabelMode) -> bool:
-    """Whether a parameter was not used so far: that of a head, perhaps."""
+    """Whether some parameter was not used so far, such as that of an auxiliary head."""
     return any(name not in mode.used for name, _ in model.named_parameters())
 
 
 def _in_training(run: Run) -> Run:
-    """`run` in training mode, but for normalisation by batch statistics.
+    """`run` in training mode, with normalisation layers kept in evaluation mode.
 
-    Those want more than one value a channel, and write buffers; they couple channels alike.
+    Batch statistics need more than one value per channel, and write buffers; the coupling of
+    channels is the same in both modes.
     """
 
     def train(model: nn.Module) -> Any:
@@ -198,7 +212,7 @@ def _in_training(run: Run) -> Run:
 
 
 def _with_widths(graph: ChannelGraph, round_to: int, min_width: int) -> ChannelGraph:
-    """The graph with the widths that methods keep to."""
+    """The graph with `min_width` and `step` set for every group."""
     groups = []
     for group in graph.groups:
         channels = -(-len(graph.layer(group.producers[0]).out_units) // group.width)
@@ -215,7 +229,7 @@ def _with_widths(graph: ChannelGraph, round_to: int, min_width: int) -> ChannelG
 def runner(
     inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Callable[[nn.Module], Any]:
-    """How to run a network on `inputs`: a tensor, a tuple of arguments or a dict of them."""
+    """A function that runs a network on `inputs`: a tensor, a tuple of arguments or a dict."""
     if forward is not None:
         return lambda model: forward(model, inputs)
     if isinstance(inputs, dict):
@@ -240,7 +254,7 @@ def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Any:
-    """Whatever runs inside leaves flags, buffers and random numbers as they were."""
+    """Restore training flags, buffers and the random state at the end of the `with` block."""
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -1,4 +1,4 @@
-"""Evaluation and training mode: whether a network's code takes another way in training."""
+"""Evaluation and training mode: which modules behave differently in training."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import nn
 PASSED_ON = ("CALL", "LOAD", "KW_NAMES", "PRECALL", "PUSH_NULL")
 
 
-def branching(model: nn.Module) -> tuple[str, ...]:
-    """The modules whose own code does more with `self.training` than hand it on.
+def mode_dependent(model: nn.Module) -> tuple[str, ...]:
+    """The modules whose own code branches on `self.training` instead of only passing it on.
 
-    PyTorch's own layers are left out. Dropout and its like, to which it is handed on, couple
-    channels in either mode alike.
+    PyTorch's own layers are left out. Functions to which the flag is passed, such as dropout,
+    couple channels in the same way in both modes.
     """
     kinds = {kind: _does(kind) for kind in {type(module) for module in model.modules()}}
     return tuple(name for name, module in model.named_modules() if kinds[type(module)])
 
 
 def idle(model: nn.Module, used: Set[str]) -> list[str]:
-    """The outermost parts of `model`, modules or parameters, of which nothing is `used`."""
+    """The outermost modules and parameters of `model` of which nothing is in `used`."""
     at_work = {id(parameter) for name, parameter in model.named_parameters() if name in used}
     found: list[str] = []
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""What happened: events, guesses and notes, the one file they are kept in, and their words."""
+"""The history of a session: events, predictions and notes, their store, and their wording."""
 
 from prunelab.ledger.events import (
     Adjusted,

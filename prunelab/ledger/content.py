@@ -1,8 +1,8 @@
-"""Tensors as bytes, and the name that a tensor has from its content.
+"""Tensors as bytes, and names of tensors that are hashes of their content.
 
-The bytes are the elements in order, as this machine lays them out: no more is needed to read them
-back than type and shape, and nothing is ever unpickled. Torch is imported where a tensor is at
-hand: a ledger is read without it.
+The bytes are the elements in order, in the machine's byte order: only type and shape are needed to
+read them, and nothing is ever unpickled. Torch is imported only where tensors are handled, so that
+a ledger can be read without it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def raw(tensor: Tensor) -> tuple[str, list[int], memoryview]:
-    """Type, shape and bytes of a tensor; the bytes are its own memory wherever they can be."""
+    """The type, shape and bytes of a tensor; the bytes share its memory where possible."""
     import torch
 
     plain = tensor.detach().cpu().contiguous()
-    flat = plain.as_strided((plain.numel(),), (1,))  # of one element any stride is contiguous
+    flat = plain.as_strided((plain.numel(),), (1,))  # a tensor of one element may have any stride
     kind = str(tensor.dtype).removeprefix("torch.")
     return kind, list(tensor.shape), flat.view(torch.uint8).numpy().data
 
 
 def tensor_of(kind: str, shape: Sequence[int], data: bytearray) -> Tensor:
-    """The tensor in `data`, which is its memory from now on.
+    """The tensor in `data`, which becomes its memory.
 
-    Raises `ValueError` where type, shape and bytes do not go together.
+    Raises `ValueError` where type, shape and bytes do not match.
     """
     import torch
 
@@ -43,7 +43,7 @@ def tensor_of(kind: str, shape: Sequence[int], data: bytearray) -> Tensor:
 
 
 def named(kind: str, shape: Sequence[int], data: memoryview | bytearray) -> str:
-    """32 hex digits over type, shape and bytes: the same for equal tensors, and only for them."""
+    """A hash of type, shape and bytes (32 hex digits), which identifies equal tensors."""
     digest = hashlib.blake2b(f"{kind} {list(shape)}".encode(), digest_size=16)
     digest.update(data)
     return digest.hexdigest()

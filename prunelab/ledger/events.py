@@ -1,8 +1,8 @@
-"""What happened: events that are only ever appended.
+"""The events of a session, which are only ever appended.
 
-Undo appends too, so a later move opens a branch and nothing is lost. A new kind of event is
-written here, with what a script says for it; `state.advance` says what it does to a session,
-`words` how it reads, and `classroom.audit` whether it can be true.
+Undo also appends an event, so that a later move begins a branch and nothing is lost. A new kind of
+event is defined here, with the lines that a script repeats it by; `state.advance` says what it does
+to a session, `words` how it reads, and `classroom.audit` whether it can be true.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from prunelab.values import Codec, Cost, FrozenMap, Move, thaw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One line of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared.
+    """One entry of the ledger. `seq` counts from 0; `at` (ISO time, UTC) is not compared.
 
-    `verb` is the session's that writes it; `keeps_proposal` says that what is pending stays
-    pending, `changes_network` that the network is another one after it.
+    `verb` is the verb of the session that writes it. With `keeps_proposal` a pending move stays
+    pending; with `changes_network` the network is another one after the event.
     """
 
     verb: ClassVar[str] = ""
@@ -35,11 +35,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Began(Event):
-    """A session began: with which network, method, seed and settings.
+    """A session began, with this network, method, seed and settings.
 
-    `settings` are `repair`; `higher_is_better`, of the first metric; and `chance`, the accuracy
-    of always answering the commonest validation label, where the network classifies. Files from
-    before the latter two were kept lack them.
+    `settings` are `repair`; `higher_is_better`, for the first metric; and, for a classifier,
+    `chance`, the accuracy of always predicting the most frequent validation label. The latter two
+    are missing in older files.
     """
 
     network: str
@@ -57,7 +57,7 @@ class Began(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposed(Event):
-    """A method proposed `move` (None: it has nothing more); `seen` is the evidence it showed."""
+    """A method proposed `move` (None: it has no more moves); `seen` is the evidence it yielded."""
 
     method: str
     parameters: FrozenMap
@@ -71,7 +71,7 @@ class Proposed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adjusted(Event):
-    """The person changed which units the pending move drops."""
+    """The user changed the units that the pending move drops."""
 
     verb: ClassVar[str] = "adjust"
     keeps_proposal: ClassVar[bool] = True
@@ -87,7 +87,7 @@ class Adjusted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected(Event):
-    """The person declined the pending move."""
+    """The user rejected the pending move."""
 
     verb: ClassVar[str] = "reject"
 
@@ -100,7 +100,7 @@ class Rejected(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Event):
-    """An event that changed the network: what it is now. `metrics` are on validation images."""
+    """An event that changed the network, and its new state; `metrics` are on validation images."""
 
     changes_network: ClassVar[bool] = True
 
@@ -114,10 +114,10 @@ class Step(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved(Step):
-    """The pending move was carried out: the network is smaller.
+    """The pending move was carried out, so the network is smaller.
 
-    `run` is the `target_macs` of the run that decided it (None: the person did). It is not
-    compared: a script that replays the session says each approve itself.
+    `run` is the `target_macs` of the run that approved it (None: the user did). It is not compared,
+    because a script that replays the session calls each approve itself.
     """
 
     verb: ClassVar[str] = "approve"
@@ -127,13 +127,13 @@ class Approved(Step):
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """What a repair gave one layer.
+    """The result of a repair for one layer.
 
-    `choice` is "lstsq" (solved, shrunk by `ridge`, a share of the mean square of an input),
-    "bn" (BatchNorm behind it redone) or "kept" (as it was). `errors` maps each choice to what it
-    misses of the outputs that the layer should give, a share of their variance, on images that it
-    was not solved on; the choice has the least. Without such images it is empty. `samples` were
-    solved on, for `entries` weights of each output: fewer do not determine them.
+    `choice` is "lstsq" (least squares with the ridge `ridge`, a share of the mean square of an
+    input), "bn" (the following BatchNorm recalibrated) or "kept" (unchanged). `errors` maps each
+    choice to its reconstruction error on held-out images, as a share of the variance of the target
+    outputs; the choice has the smallest. It is empty without such images. The solution used
+    `samples` for `entries` weights of each output; fewer samples than entries do not determine it.
     """
 
     layer: str
@@ -145,17 +145,17 @@ class Refit:
 
     @property
     def determined(self) -> bool:
-        """Whether there were more samples than weights to solve for."""
+        """Whether there were more samples than weights per output."""
         return self.samples > self.entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired(Step):
-    """Weights were repaired without training; `automatic` when it came with the approve.
+    """The weights were repaired without training; `automatic` if as part of an approve.
 
-    `kind` is how. Where that is not what was asked for, because it did worse on the validation
-    images, `tried` has the first metric of each kind ("none": as cut). `refits` are what least
-    squares did, layer by layer.
+    `kind` is the kind of repair. Where it is not the one requested, because that one was worse on
+    the validation images, `tried` has the first metric of each kind ("none": as cut). `refits` are
+    the results of least squares, layer by layer.
     """
 
     verb: ClassVar[str] = "repair"
@@ -172,7 +172,7 @@ class Repaired(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(Step):
-    """Weights were trained; `replayable` when prunelab's own loop did it."""
+    """The weights were trained; `replayable` if by prunelab's own training loop."""
 
     verb: ClassVar[str] = "tune"
 
@@ -192,11 +192,11 @@ class Tuned(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted(Event):
-    """Something was written down: by the person, a run, or the session; `text` reads as it stands.
+    """A note by the user, a run, or the session; `text` is complete by itself.
 
-    `kind` is "note", "reason", "run" (why one stopped), "tune" (why one was not taken), "data"
-    (which images are left out), "prediction" (`value`: name to guess) or "answer" (`value`: the
-    answer to exercise `about`).
+    `kind` is "note", "reason", "run" (why a run stopped), "tune" (why a tune was rejected), "data"
+    (which images are excluded), "prediction" (`value`: name to predicted value) or "answer"
+    (`value`: the answer to exercise `about`).
     """
 
     keeps_proposal: ClassVar[bool] = True
@@ -219,7 +219,7 @@ class Noted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undone(Event):
-    """The pending proposal was dropped and step `step` (its seq; None: no step) taken back."""
+    """The pending proposal (if `proposal`) and step `step` (its seq; None: no step) were undone."""
 
     verb: ClassVar[str] = "undo"
     changes_network: ClassVar[bool] = True
@@ -234,7 +234,7 @@ class Undone(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Returned(Event):
-    """The network became again what it was after event `to`, on this branch or another."""
+    """The network was set back to its state after event `to`, on this branch or another."""
 
     verb: ClassVar[str] = "go"
     changes_network: ClassVar[bool] = True

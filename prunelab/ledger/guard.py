@@ -1,6 +1,6 @@
-"""When a step cost too much, which floor a run keeps, and when a network is at chance.
+"""Limits: when a step costs too much, which floor a run keeps, when a network is at chance.
 
-Pure functions of what a session began with and of its metrics.
+Pure functions of the first event of a session and of its metrics.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 from prunelab.ledger.events import Approved, Began, Event, Repaired, Tuned
 
-# What one step may cost:
+# The largest allowed cost of one step:
 POINTS = 0.05  # of an accuracy, as a share of the images
 DROP = 0.1  # of another metric where higher is better, as a share of the original's value
 RISE = 0.2  # of a metric where lower is better, as a share of its value before the step
-NOTICEABLE = 0.2  # of these: from here on a repair is set against the other repairs
+NOTICEABLE = 0.2  # as a share of these: a repair that costs more is compared with the others
 
-# What a run keeps, unless told otherwise, of a network that is no classifier:
+# The default floor of a run, for a network that is not a classifier:
 KEPT = 0.5  # of the original's value, where higher is better
 TIMES = 4.0  # the original's value, where lower is better
 
-# Accuracies over chance, as shares of the images:
-CLEAR = 0.05  # up to here a network has learnt nothing that could be lost
-AT_CHANCE = 0.02  # up to here a pruned network has lost all that it had learnt
+# Accuracies above chance, as shares of the images:
+CLEAR = 0.05  # up to here, the original network counts as untrained
+AT_CHANCE = 0.02  # up to here, a pruned network counts as being at chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Alarm:
 
     @property
     def mark(self) -> str:
-        """What happened in a few words: lost 48.1 points in the last step."""
+        """A short description, such as "lost 48.1 points in the last step"."""
         if not math.isfinite(self.after):
             return f"no finite {self.metric} since the last step"
         if self.after < self.before:
@@ -46,7 +46,7 @@ class Alarm:
         return f"{self.metric} rose by {self._amount} in the last step"
 
     def sentence(self, event: Event) -> str:
-        """What happened in the step `event`, and what to do about it."""
+        """A sentence about the step `event`, with advice."""
         match event:
             case Tuned():
                 advice = "Undo it, or tune with a smaller learning rate."
@@ -72,10 +72,19 @@ class Alarm:
 def alarm(
     began: Began, before: Mapping[str, float], after: Mapping[str, float], share: float = 1.0
 ) -> Alarm | None:
-    """What is wrong with a step between these metrics; None where it cost no more than it may.
+    """The alarm for a step between these metrics; None where it did not cost too much.
 
-    With a `share`, no more than this share of what it may. Nor is anything wrong where the
-    original network answers at chance, or the metric's direction is not known.
+    Parameters
+    ----------
+    began
+        The first event of the session.
+    before, after
+        The metrics before and after the step; the first metric counts.
+    share
+        Scales the allowed cost.
+
+    None also where the original network is at chance, or where it is not known which direction of
+    the metric is better.
     """
     name = next(iter(began.metrics), "")
     higher = higher_is_better(began)
@@ -94,7 +103,7 @@ def alarm(
 
 
 def higher_is_better(began: Began) -> bool | None:
-    """Which way the first metric is better; None where a file from before it was kept leaves it."""
+    """Whether a higher first metric is better; None where an older file does not say."""
     if (known := began.settings.get("higher_is_better")) is not None:
         return bool(known)
     name = next(iter(began.metrics), "")
@@ -104,14 +113,21 @@ def higher_is_better(began: Began) -> bool | None:
 
 
 def commonest(labels: Sequence[int]) -> float:
-    """Chance: the share of the commonest of `labels`, the accuracy of always answering it."""
+    """Chance: the share of the most frequent of `labels`."""
     return max(Counter(labels).values()) / len(labels)
 
 
 def floor(original: float, higher: bool, chance: float | None) -> float | None:
-    """The worst value of the first metric that a run leaves by itself; None: any.
+    """The default floor of a run for the first metric; None where there is none.
 
-    `original` is the original network's, `chance` that of a classifier.
+    Parameters
+    ----------
+    original
+        The value of the original network.
+    higher
+        Whether higher values are better.
+    chance
+        The accuracy at chance; None for a network that is not a classifier.
     """
     if chance is not None:
         return (chance + original) / 2 if original > chance + CLEAR else None
@@ -121,7 +137,7 @@ def floor(original: float, higher: bool, chance: float | None) -> float | None:
 
 
 def at_chance(began: Began, metrics: Mapping[str, float]) -> bool:
-    """Whether a classifier that had learnt something has lost it all."""
+    """Whether a classifier that was above chance is now at chance."""
     chance = began.settings.get("chance")
     if chance is None or _untrained(began):
         return False

@@ -1,4 +1,4 @@
-"""The ledger: the events of a session in a store, and the state that follows from them."""
+"""The ledger: the events of a session in a store, and the state computed from them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """Where a ledger keeps its events and weights: in a file or for the time being (`store.py`)."""
+    """Storage of events and weights, in a file or temporary (`store.py`)."""
 
     def append(self, event: Event, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Keep `event` and `weights`, by key and name: all of it, or nothing."""
+        """Store `event` and `weights`, by key and name: everything or nothing."""
         ...
 
     def events(self) -> list[Event]:
@@ -24,14 +24,14 @@ class Store(Protocol):
         ...
 
     def weights(self, key: str) -> dict[str, Tensor]:
-        """The weights kept under `key`, in memory of their own."""
+        """The weights stored under `key`, in new memory."""
         ...
 
 
 class Ledger:
-    """The events of a session, in order; `append` is the only change.
+    """The events of a session, in order; `append` is the only way to change it.
 
-    An event and the weights it brings are stored together or not at all.
+    An event and its weights are stored together or not at all.
     """
 
     def __init__(self, store: Store) -> None:
@@ -47,7 +47,7 @@ class Ledger:
     def append(
         self, event: Event, weights: Mapping[str, Mapping[str, Tensor]] | None = None
     ) -> Event:
-        """Store `event` with the `weights` that it brings, by key; the state follows."""
+        """Store `event` with its `weights`, by key, and update the state."""
         state = advance(self._state, event)
         self._store.append(event, weights or {})
         self._events.append(event)
@@ -55,7 +55,7 @@ class Ledger:
         return event
 
     def weights(self, key: str) -> dict[str, Tensor]:
-        """The weights stored under `key`, by name, in memory of their own."""
+        """The weights stored under `key`, by name, in new memory."""
         return self._store.weights(key)
 
     def __iter__(self) -> Iterator[Event]:

@@ -1,4 +1,4 @@
-"""What a person writes down, checked: the fields of `Noted`."""
+"""Notes, predictions and answers of the user, validated: the fields of `Noted`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from prunelab.ledger.state import State
 from prunelab.ledger.words import SAID, quantity
 from prunelab.values import thaw
 
-KINDS = ("note", "reason", *SAID)  # SAID: only scripts that replay a session say these
+KINDS = ("note", "reason", *SAID)  # SAID: used only by scripts that replay a session
 LONGEST = 10_000  # characters of one note or answer
 
 
 def note(text: str, kind: str) -> dict[str, Any]:
-    """A note, or the reason for something."""
+    """A note or a reason."""
     if kind not in KINDS:
         raise InvalidValue(
             f"kind is 'note' or 'reason', not {kind!r}; predictions and answers have verbs of "
@@ -27,7 +27,7 @@ def note(text: str, kind: str) -> dict[str, Any]:
 
 
 def prediction(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Guesses of what will come out; see `Session.predict`."""
+    """Predictions; see `Session.predict`."""
     guesses = predictions.checked(given, state.base.metrics, state.pending)
     text = ", ".join(f"{name} {quantity(name, guess)}" for name, guess in guesses.items())
     return {"text": text, "kind": "prediction", "value": guesses}

@@ -1,7 +1,7 @@
-"""Guesses, locked before what they are about comes out.
+"""Predictions, recorded before their result is known.
 
-Metrics come out with the next step, after the repair that comes with an approve; units, MACs and
-parameters with the next proposal.
+Results of metrics come with the next step, after the automatic repair of an approve; those of
+units, MACs and parameters with the next proposal.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from prunelab.errors import InvalidValue, UnknownName, WrongState
 from prunelab.values import Cost, FrozenMap, Move
 
-PROPOSED = ("units", "macs", "params")  # come out with a proposal
-SHARES = ("accuracy", "macs", "params")  # of the images, or of the original network
+PROPOSED = ("units", "macs", "params")  # decided by a proposal
+SHARES = ("accuracy", "macs", "params")  # shares of the images, or of the original network
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What somebody guessed `name` would be, and what it turned out to be.
+    """A predicted value of `name`, and its result.
 
-    `guess` was locked by event `seq`; event `settled` brought the `result`. Both are None while
-    the prediction is open, and for good once it was `withdrawn`: its move was declined or undone.
-    `known` when the same result had come out before the guess, as after an undo.
+    `guess` was recorded by event `seq`; event `settled` gave the `result`. These two are None while
+    the prediction is open, and stay None if it is `withdrawn` because its move was rejected or
+    undone. `known` if the same result had been shown before the guess, as after an undo.
     """
 
     seq: int
@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def error(self) -> float | None:
-        """Guess minus result; None without a result."""
+        """The guess minus the result; None without a result."""
         return None if self.result is None else self.guess - self.result
 
 
@@ -50,10 +50,19 @@ Predictions = tuple[Prediction, ...]
 
 
 def checked(given: Mapping[str, Any], metrics: Iterable[str], pending: Move | None) -> FrozenMap:
-    """The guesses in `given` as numbers.
+    """The guesses in `given`, validated, as numbers.
 
-    Raises `UnknownName` for what cannot be predicted, `InvalidValue` for what is no guess of it,
-    `WrongState` for what the `pending` move says already.
+    Parameters
+    ----------
+    given
+        Name to guess.
+    metrics
+        The names of the metrics.
+    pending
+        The pending move, if there is one.
+
+    Raises `UnknownName` for a name that cannot be predicted, `InvalidValue` for an invalid guess,
+    `WrongState` where the pending move already shows the result.
     """
     known = [*metrics, *PROPOSED]
     if not given:
@@ -77,7 +86,7 @@ def checked(given: Mapping[str, Any], metrics: Iterable[str], pending: Move | No
 
 
 def locked(predictions: Predictions, seq: int, guesses: Mapping[str, float]) -> Predictions:
-    """With `guesses`, made by event `seq`; an open one of the same name gives way to the new."""
+    """Add `guesses`, made by event `seq`; they replace open predictions of the same names."""
     kept = [p for p in predictions if not (p.open and p.name in guesses)]
     return (*kept, *(Prediction(seq, name, guess) for name, guess in guesses.items()))
 
@@ -85,9 +94,20 @@ def locked(predictions: Predictions, seq: int, guesses: Mapping[str, float]) -> 
 def settled(
     predictions: Predictions, seq: int, results: Mapping[str, float], known: bool, instead: int = -1
 ) -> Predictions:
-    """With the `results` that event `seq` brought, `known` or new.
+    """Add the results of event `seq` to the predictions.
 
-    They also stand in the place of those that event `instead` brought.
+    Parameters
+    ----------
+    predictions
+        All predictions.
+    seq
+        The event.
+    results
+        Name to result.
+    known
+        Whether these results had been shown before.
+    instead
+        Replace the results of this event, too.
     """
     return tuple(
         replace(p, result=results[p.name], settled=seq, known=known or (not p.open and p.known))
@@ -98,12 +118,12 @@ def settled(
 
 
 def withdrawn(predictions: Predictions) -> Predictions:
-    """With none open: what they were about will not come."""
+    """Withdraw all open predictions, because their results will not come."""
     return tuple(replace(p, withdrawn=True) if p.open else p for p in predictions)
 
 
 def proposal(move: Move | None, now: Cost, base: Cost) -> dict[str, float]:
-    """What a proposal brings out; no move leaves everything as it is `now`."""
+    """The results that a proposal gives; without a move, those of the present network."""
     after = now if move is None else move.after
     return {
         "units": 0.0 if move is None else float(move.units),

@@ -1,8 +1,8 @@
-"""A session as rows of an SQLite database: events (JSON), and weights with each tensor once.
+"""A session as rows of an SQLite database: events (JSON), and each distinct tensor once.
 
-The weights of a point are a list: the names of the tensors, and what each is called from its
-content (`content.py`). So what a move leaves as it was is shared with the points before it, and a
-point costs no more than what it changed. Nothing read is ever unpickled.
+The weights of a point are stored as a list: the names of the tensors and the hashes of their
+content (`content.py`). Tensors that a move does not change are shared with earlier points, so a
+point needs only the space of what it changed. Nothing read is ever unpickled.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from prunelab.values import revive, thaw
 if TYPE_CHECKING:
     from torch import Tensor
 
-APPLICATION = 0x7072756E  # "prun", where SQLite keeps an application's mark
+APPLICATION = 0x7072756E  # "prun", as SQLite's application id
 FORMAT = 2
-PIECE = 1 << 20  # bytes of a tensor in one row: SQLite copies rows, and takes none above 1 GB
+PIECE = 1 << 20  # bytes of a tensor per row: SQLite copies rows, and limits them to 1 GB
 
 EVENTS = (
     f"PRAGMA application_id = {APPLICATION}",
     "CREATE TABLE event (seq INTEGER PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)",
 )
-# Files of format 1 have a table `blob` instead, of whole networks as safetensors bytes.
+# Files of format 1 have a table `blob` instead, which holds whole networks as safetensors.
 WEIGHTS = (
     f"PRAGMA user_version = {FORMAT}",
     "CREATE TABLE weights (key TEXT PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)",
     "CREATE TABLE piece (tensor TEXT, place INTEGER, bytes BLOB NOT NULL, "
     "PRIMARY KEY (tensor, place))",
 )
-# As bytes: a damaged text need not be UTF-8.
+# Read as bytes, because a damaged text may not be UTF-8.
 EVENT = "SELECT seq, CAST(json AS BLOB), crc FROM event ORDER BY seq"
 LIST = "SELECT CAST(json AS BLOB), crc FROM weights WHERE key = ?"
 PIECES = "SELECT CAST(bytes AS BLOB) FROM piece WHERE tensor = ? ORDER BY place"
 WHOLE = "SELECT CAST(bytes AS BLOB), crc FROM blob WHERE key = ?"
 
 
-class Rows(ABC):
-    """What every `ledger.Store` does with its database; where that is, a subclass says."""
+class RowStore(ABC):
+    """A `ledger.Store` on an SQLite database; subclasses provide the connection."""
 
     def append(self, event: Event, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Store `event` and `weights`, all of it or nothing."""
+        """Store `event` and `weights`: everything or nothing."""
         text = json.dumps(thaw(event))
         with self._transaction() as database:
             try:
@@ -80,7 +80,7 @@ class Rows(ABC):
         return [self._event(place, *row) for place, row in enumerate(rows)]
 
     def weights(self, key: str) -> dict[str, Tensor]:
-        """The weights stored under `key`, in memory of their own."""
+        """The weights stored under `key`, in new memory."""
         with self._connection() as database:
             tables = _tables(database)
             for table, select, read in (
@@ -150,11 +150,11 @@ class Rows(ABC):
 
     @abstractmethod
     def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
-        """A connection for one use by one thread; what goes wrong comes out typed."""
+        """A connection for one use by one thread; errors are raised as `SessionFileError`."""
 
     @abstractmethod
     def _damaged(self, found: str) -> SessionFileError:
-        """The error for what was `found` where something else was written."""
+        """The error for damage: `found` describes it."""
 
 
 def _tables(database: sqlite3.Connection) -> set[str]:
@@ -162,7 +162,7 @@ def _tables(database: sqlite3.Connection) -> set[str]:
 
 
 def _keep(database: sqlite3.Connection, tensor: Tensor) -> tuple[str, str, list[int]]:
-    """Store a tensor unless it is there already; gives its name, type and shape."""
+    """Store a tensor unless it is already stored; returns its name, type and shape."""
     kind, shape, data = raw(tensor)
     name = named(kind, shape, data)
     if database.execute("SELECT 1 FROM piece WHERE tensor = ?", (name,)).fetchone() is None:

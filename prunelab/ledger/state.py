@@ -1,4 +1,4 @@
-"""Where a session stands: a fold over its events."""
+"""The state of a session: a fold over its events."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from prunelab.values import Cost, FrozenMap, Move, as_text, many, si
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The network after one step: a dot of the trajectory. `parent` is a `Point.seq`."""
+    """The network after one step, a dot of the trajectory. `parent` is the seq of a point."""
 
     seq: int
     parent: int | None
     event: Began | Step
     kept: FrozenMap | None  # None: every unit
-    carry: FrozenMap = field(default_factory=FrozenMap)  # what the method's next search is told
+    carry: FrozenMap = field(default_factory=FrozenMap)  # passed to the method's next search
 
     @property
     def metrics(self) -> FrozenMap:
@@ -41,23 +41,23 @@ class Point:
 
     @property
     def cost(self) -> Cost:
-        """What the network costs here."""
+        """The cost of the network at this point."""
         return self.event.cost
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a session stands: a pure function of its events."""
+    """The state of a session, a pure function of its events."""
 
     points: tuple[Point, ...] = ()
     head: int = 0  # seq of the point where the network is now
     pending: Move | None = None
     proposed: Proposed | None = None  # the latest proposal, pending or not
-    exhausted: bool = False  # the method said it has nothing more
+    exhausted: bool = False  # the method has no more moves
     events: int = 0
-    predictions: tuple[Prediction, ...] = ()  # open ones and what came of the others
+    predictions: tuple[Prediction, ...] = ()  # open ones, and others with their results
     answers: FrozenMap = field(default_factory=FrozenMap)  # exercise to the latest answer
-    revealed: frozenset[Any] = frozenset()  # networks and moves whose figures came out
+    revealed: frozenset[Any] = frozenset()  # networks and moves whose results were shown
 
     def point(self, seq: int) -> Point:
         """The point made by event `seq`."""
@@ -82,7 +82,7 @@ class State:
 
     @property
     def path(self) -> tuple[Point, ...]:
-        """The points from the base to now, in order; every other point lies on a branch."""
+        """The points from the base to now, in order; all other points are on branches."""
         return self.path_to(self.head)
 
     def path_to(self, seq: int) -> tuple[Point, ...]:
@@ -99,20 +99,20 @@ class State:
 
     @property
     def moves(self) -> int:
-        """Approved moves in effect."""
+        """The number of approved moves in effect."""
         return self.moves_at(self.head)
 
     def moves_at(self, seq: int) -> int:
-        """Approved moves in effect at the point made by event `seq`."""
+        """The number of approved moves in effect at the point made by event `seq`."""
         return sum(isinstance(point.event, Approved) for point in self.path_to(seq))
 
     @property
     def undoable(self) -> bool:
-        """Whether `undo` has something to take back."""
+        """Whether there is something to undo."""
         return self.pending is not None or self.now.parent is not None
 
     def undo_target(self) -> tuple[int | None, int]:
-        """What one undo takes back: (seq of the step or None, seq of the head after it)."""
+        """What one undo removes: (seq of the step or None, seq of the head afterwards)."""
         point = self.now
         if point.parent is None:
             return None, self.head
@@ -122,9 +122,9 @@ class State:
         return point.seq, point.parent
 
     def before(self, seq: int) -> Point:
-        """The point that the step of event `seq` set out from.
+        """The point before the step of event `seq`.
 
-        Of a repair that came with an approve, where the approve did.
+        For an automatic repair this is the point before its approve.
         """
         point = self.point(seq)
         steps = 2 if isinstance(point.event, Repaired) and point.event.automatic else 1
@@ -133,25 +133,25 @@ class State:
         return point
 
     def alarm(self, seq: int | None = None) -> Alarm | None:
-        """What is wrong with the step of event `seq` (None: the latest), if it cost too much."""
+        """The alarm if the step of event `seq` (None: the latest) cost too much."""
         point = self.now if seq is None else self.point(seq)
         return alarm(self.began, self.before(point.seq).metrics, point.metrics)
 
     def widths(self) -> dict[str, int]:
-        """Units of each group, now."""
+        """The number of units of each group, now."""
         kept = self.now.kept
         full = self.began.widths
         return {name: len(kept[name]) if kept is not None else full[name] for name in full}
 
     def proposed_widths(self) -> dict[str, int]:
-        """Units of each group once the pending move were approved."""
+        """The number of units of each group if the pending move were approved."""
         widths = self.widths()
         for name, units in (self.pending.drop if self.pending else FrozenMap()).items():
             widths[name] -= len(units)
         return widths
 
     def line(self) -> str:
-        """The state in one line of plain words."""
+        """The state in one line of text."""
         base, now = self.base, self.now
         parts = [
             f"move {self.moves}",
@@ -185,7 +185,7 @@ def fold(events: Iterable[Event]) -> State:
 
 
 def advance(state: State, event: Event) -> State:
-    """The state once `event` has come after those of `state`."""
+    """The state after one more event."""
     return replace(_next(state, event), events=state.events + 1)
 
 
@@ -250,7 +250,7 @@ def _next(state: State, event: Event) -> State:
 def _revealed(
     state: State, event: Event, mark: Any, results: Mapping[str, float], instead: int = -1
 ) -> State:
-    """The state once `event` brought these results, of whatever `mark` names."""
+    """The state after `event` showed these results of the network or move `mark`."""
     known = mark in state.revealed
     predictions = settled(state.predictions, event.seq, results, known, instead)
     return replace(state, predictions=predictions, revealed=state.revealed | {mark})

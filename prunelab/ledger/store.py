@@ -1,4 +1,4 @@
-"""A session in one file, or in none: where the rows of a session are (`rows.py`)."""
+"""Stores of a session: in a file, or in a temporary database (see `rows.py`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Self
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger.rows import APPLICATION, EVENTS, FORMAT, WEIGHTS, Rows
+from prunelab.ledger.rows import APPLICATION, EVENTS, FORMAT, WEIGHTS, RowStore
 
 MAGIC = b"SQLite format 3\0"
 PATIENCE = 10.0  # seconds to wait for another program's transaction
 
-# What is wrong with the machine at the moment, not with the file.
+# Errors of the machine's present state, not of the file.
 PASSING = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_CANTOPEN,
@@ -29,11 +29,11 @@ PASSING = {
 }
 
 
-class FileStore(Rows):
-    """Keeps events and weights in the file `path`: a `ledger.Store` for any thread.
+class FileStore(RowStore):
+    """A `ledger.Store` in the file `path`, for use from any thread.
 
-    `FileStore.create` makes a new file and `FileStore.open` takes one that is there. What
-    `append` has returned from is on the disk: a killed process finds it again.
+    `FileStore.create` makes a new file and `FileStore.open` opens an existing one. Once `append`
+    has returned, its data is on the disk, even if the process is killed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,7 +43,7 @@ class FileStore(Rows):
     def create(cls, path: str | os.PathLike[str]) -> Self:
         """A new, empty session file.
 
-        Raises `SessionFileError` when something is there already, or nothing can be written.
+        Raises `SessionFileError` if the path exists or cannot be written.
         """
         store = cls(path)
         cls._claim(store.path)
@@ -54,15 +54,16 @@ class FileStore(Rows):
 
     @staticmethod
     def check_free(path: str | os.PathLike[str]) -> None:
-        """Raise `SessionFileError` where `create` would, and leave nothing behind."""
+        """Raise `SessionFileError` where `create` would; creates no file."""
         FileStore._claim(Path(path))
         Path(path).unlink()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """The session in the file `path`, checked from end to end.
+        """The session in the file `path`, fully checked.
 
-        Raises `SessionFileError` for a file that is missing, not ours, newer or damaged.
+        Raises `SessionFileError` for a file that is missing, damaged, of a newer format, or not a
+        session.
         """
         store = cls(path)
         store._recognise()
@@ -71,7 +72,9 @@ class FileStore(Rows):
                 raise store._damaged(str(found).splitlines()[-1])
             pages = database.execute("PRAGMA page_count").fetchone()[0]
             size = database.execute("PRAGMA page_size").fetchone()[0]
-            if store.path.stat().st_size < pages * size:  # SQLite fills up a last page
+            if (
+                store.path.stat().st_size < pages * size
+            ):  # SQLite would fill up an incomplete last page
                 raise store._damaged("its end is missing")
         store.events()
         return store
@@ -98,7 +101,7 @@ class FileStore(Rows):
             ) from None
 
     def _recognise(self) -> None:
-        """Raise for a file that is not a session of a format that is known here."""
+        """Raise for a file that is not a session of a known format."""
         try:
             with self.path.open("rb") as file:
                 start = file.read(len(MAGIC))
@@ -134,7 +137,7 @@ class FileStore(Rows):
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for every use, which is what makes threads safe."""
+        """A new connection for every use, so that any thread can use the store."""
         uri = self.path.absolute().as_uri() + "?mode=rw"
         try:
             with closing(
@@ -148,7 +151,7 @@ class FileStore(Rows):
                     "read-only, or another program in the middle of writing? Nothing was changed."
                 ) from error
             raise self._damaged(str(error)) from error
-        except UnicodeDecodeError:  # SQLite quotes what it found
+        except UnicodeDecodeError:  # from an SQLite error message
             raise self._damaged("its tables have odd names") from None
 
     def _damaged(self, found: str) -> SessionFileError:
@@ -158,17 +161,17 @@ class FileStore(Rows):
         )
 
 
-class TemporaryStore(Rows):
-    """Keeps events and weights for as long as it lives itself: for sessions without a file.
+class TemporaryStore(RowStore):
+    """A `ledger.Store` for sessions without a file, which exists as long as the object.
 
-    They are rows of SQLite's own temporary database: two megabytes are held in memory, and beyond
-    those they lie in a file without a name, in the folder that SQLITE_TMPDIR or TMPDIR names or
-    the system's own. It goes with the store, or with the process, whatever ends that. So the
-    points that a session has been to take no memory, however many and large they are.
+    It uses a temporary SQLite database: two megabytes are kept in memory, the rest in an unnamed
+    file, in the folder that SQLITE_TMPDIR or TMPDIR names or the system's default. The file is
+    deleted with the store or when the process ends. So the points of a session need no memory,
+    however many and large they are.
     """
 
     def __init__(self) -> None:
-        # Another connection would see another database, so threads take turns with this one.
+        # A second connection would open another database, so threads share this one in turn.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._turn = threading.Lock()
         weakref.finalize(self, self._database.close)

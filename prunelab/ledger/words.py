@@ -1,4 +1,4 @@
-"""What happened, in plain words: the sentences and the history of screen and report."""
+"""The wording of events: the sentences and the history of screen and report."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ REPAIRS = {
 SAID = ("run", "tune")  # kinds of notes that are the outcome of a verb
 
 
-class Group(Protocol):
-    """What a sentence asks of a channel group; `channels.ChannelGroup` is one."""
+class GroupInfo(Protocol):
+    """The attributes of a channel group that sentences use; `ChannelGroup` has them."""
 
     @property
     def name(self) -> str:
-        """Its first producer."""
+        """The name of the group."""
         ...
 
     @property
@@ -57,45 +57,45 @@ class Group(Protocol):
 
     @property
     def consumers(self) -> Sequence[str]:
-        """The layers that read them; empty where they are not known."""
+        """The layers that read these channels; empty where they are not known."""
         ...
 
 
 def method(name: str) -> str:
-    """A method's name as papers write it."""
+    """A method's name as in its paper."""
     return METHODS.get(name, name.replace("_", " ").title())
 
 
 def plural(count: int, noun: str) -> str:
-    """`count` things."""
+    """`count` and the noun, in the plural where needed."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """One or two names, or the first and how many more."""
+    """One or two names, or the first name and the number of others."""
     if len(names) <= 2:
         return " and ".join(names)
     return f"{names[0]} and {len(names) - 1} more layers"
 
 
 def share(value: float) -> str:
-    """A share as a percentage with two digits that count: 1.8%, 0.042%."""
+    """A share as a percentage with two significant digits: 1.8%, 0.042%."""
     return f"{float(f'{100 * value:.2g}'):g}%"
 
 
 # ---------------------------------------------------------------- sentences
 
 
-def sentence(state: State, last: Event | None, group: Group) -> str:
-    """The proposal, told by what it does to `group`; else what happened last."""
+def sentence(state: State, last: Event | None, group: GroupInfo) -> str:
+    """The pending proposal, described by its effect on `group`; otherwise the latest event."""
     if state.pending is None or (last and said(last)):
         return outcome(state, last)
     who = None if isinstance(last, Adjusted) else method(state.pending.method)
     return proposal(state, state.pending, group, who)
 
 
-def loss(move: Move, group: Group, state: State) -> str:
-    """What `move` drops in one group, and what that removes."""
+def loss(move: Move, group: GroupInfo, state: State) -> str:
+    """What `move` drops in one group, and the share of the signal that this removes."""
     alive = plural(state.widths()[group.name], "channel")
     text = f"drop {len(move.drop.get(group.name, ()))} of {alive} in {group.name}"
     if group.name in move.damage:
@@ -104,8 +104,8 @@ def loss(move: Move, group: Group, state: State) -> str:
     return text
 
 
-def proposal(state: State, move: Move, group: Group, who: str | None) -> str:
-    """What `who` (None: the person) proposes, in `group` and elsewhere."""
+def proposal(state: State, move: Move, group: GroupInfo, who: str | None) -> str:
+    """What `who` (None: the user) proposes, in `group` and elsewhere."""
     text = f"{who} proposes to " if who else "You propose to "
     more = len(move.drop) - 1
     if group.name in move.drop:
@@ -129,7 +129,7 @@ def macs(state: State, move: Move) -> str:
 
 
 def outcome(state: State, last: Event | None) -> str:
-    """What the latest event did, and whether it cost too much; nothing before the first."""
+    """The result of the latest event, with an alarm if it cost too much; empty before any step."""
     if last and (why := said(last)):
         return why
     if state.exhausted:
@@ -150,17 +150,17 @@ def outcome(state: State, last: Event | None) -> str:
 
 
 def stopped(event: Event) -> str:
-    """Why a run stopped short of its target, if `event` says so."""
+    """Why a run stopped before its target, if `event` is such a note; otherwise empty."""
     return event.text if isinstance(event, Noted) and event.kind == "run" else ""
 
 
 def said(event: Event) -> str:
-    """What the session has to say about a run or a tune that changed nothing more, if it does."""
+    """The session's note about a stopped run or a rejected tune; otherwise empty."""
     return event.text if isinstance(event, Noted) and event.kind in SAID else ""
 
 
 def worse(state: State, steps: int, after: float) -> str:
-    """Why tuning for so many steps was not taken: the first metric would be `after`."""
+    """Why a tune was rejected: the first metric would be `after`."""
     name, before = next(iter(state.now.metrics.items()))
     return (
         f"Tuned for {plural(steps, 'step')} and not taken: validation {name} would go from "
@@ -169,8 +169,8 @@ def worse(state: State, steps: int, after: float) -> str:
     )
 
 
-def stopping(state: State, after: float, floor: float, higher_is_better: bool) -> str:
-    """Why a run leaves the pending move, after which the first metric would be `after`."""
+def stop_reason(state: State, after: float, floor: float, higher_is_better: bool) -> str:
+    """Why a run stops before the pending move, after which the first metric would be `after`."""
     name, before = next(iter(state.now.metrics.items()))
     left = state.now.cost.macs / state.base.cost.macs
     text = f"The run stopped at {left:.0%} of the MACs: the next move would take validation {name}"
@@ -184,7 +184,7 @@ def stopping(state: State, after: float, floor: float, higher_is_better: bool) -
 
 
 def at_chance(state: State) -> str:
-    """That the network has lost all that it had learnt; nothing where it has not."""
+    """A sentence saying that the network is at chance; otherwise empty."""
     began, now = state.began, state.now
     if not guard.at_chance(began, now.metrics):
         return ""
@@ -197,7 +197,7 @@ def at_chance(state: State) -> str:
 
 
 def guessed(state: State, seq: int) -> str:
-    """What event `seq` made of the predictions; nothing where there were none."""
+    """The results that event `seq` gave to predictions; empty where there were none."""
     text = ""
     for p in state.predictions:
         if p.settled == seq and p.error is not None:
@@ -207,12 +207,12 @@ def guessed(state: State, seq: int) -> str:
 
 
 def quantity(name: str, value: float) -> str:
-    """A predicted quantity as a person reads it."""
+    """A predicted quantity as text."""
     return f"{value:.1%}" if name in ("macs", "params") else as_text(name, value)
 
 
 def done(state: State) -> str:
-    """What made the network what it is now."""
+    """The step that produced the present network."""
     match state.now.event:
         case Tuned(steps=steps):
             return f"Tuned for {plural(steps, 'step')}"
@@ -227,7 +227,7 @@ def done(state: State) -> str:
 
 
 def repaired(event: Repaired) -> str:
-    """That the network was repaired, by other means than were asked for if so, and why."""
+    """How the network was repaired, with the reason if not as requested."""
     if not event.tried:
         return "repaired"
     values = [
@@ -238,7 +238,7 @@ def repaired(event: Repaired) -> str:
 
 
 def refitted(event: Repaired) -> str:
-    """What a repair gave how many layers."""
+    """The results of a repair, with the number of layers for each."""
     parts = [] if event.refits else [REPAIRS[event.kind]]
     ridges = [refit.ridge for refit in event.refits if refit.choice == "lstsq"]
     if ridges:
@@ -256,7 +256,7 @@ def refitted(event: Repaired) -> str:
 
 
 def _approved(state: State, point: Point) -> str:
-    """Who approved; of a run of AOFP with which theta, which it doubles where it must."""
+    """Who approved; for a run of AOFP also its theta, which the run may have doubled."""
     if not (isinstance(point.event, Approved) and point.event.run is not None):
         return "Approved"
     move = state.proposed.move if state.proposed else None
@@ -265,7 +265,7 @@ def _approved(state: State, point: Point) -> str:
 
 
 def change(state: State) -> str:
-    """The metric before and after the latest step, and how many images it lost and gained."""
+    """The metric before and after the latest step, and the numbers of lost and gained images."""
     now, before = state.now, state.before(state.head)
     assert now.parent is not None
     name = next(iter(now.metrics), None)
@@ -280,7 +280,7 @@ def change(state: State) -> str:
         flips = f"{seen['lost']} lost, {seen['gained']} gained"
         cut = state.point(now.parent).event
         if before.seq != now.parent and isinstance(cut, Step) and "lost" in cut.compared:
-            # each step flips images of its own: the counts of the two do not add up
+            # both steps change predictions, so the counts of the two cannot be added
             first = f"{cut.compared['lost']} lost, {cut.compared['gained']} gained"
             flips = f"cut {first}; repair {flips}"
         text += f": {flips}"
@@ -291,7 +291,7 @@ def change(state: State) -> str:
 
 
 def history(state: State, events: Sequence[Event]) -> str:
-    """Every event, newest first, as an HTML table; what was undone is struck through."""
+    """All events, newest first, as an HTML table; undone steps are struck through."""
     on_path = {point.seq for point in state.path}
     repaired = {p.parent for p in state.points if getattr(p.event, "automatic", False)}
     base = state.base
@@ -315,7 +315,7 @@ def history(state: State, events: Sequence[Event]) -> str:
 
 
 def by(event: Event) -> str:
-    """Who decided it: a method, a run, the session itself, or whoever works with it."""
+    """Who decided an event: a method, a run, the session itself, or the user."""
     match event:
         case Approved(run=float() | int() as target):
             aim = f"{100 * target:.4g}% of the MACs" if target <= 1 else f"{si(target)} MACs"
@@ -335,7 +335,7 @@ def by(event: Event) -> str:
 
 
 def why(event: Event) -> str:
-    """What spoke for it: what a move does at most in one group, or the reason given."""
+    """The reason for an event: the largest damage of a move in a group, or the reason given."""
     match event:
         case Proposed(move=Move() as move) | Adjusted(move=move) if move.damage:
             theta = move.parameters.get("theta") if isinstance(event, Proposed) else None
@@ -348,7 +348,7 @@ def why(event: Event) -> str:
 
 
 def told(event: Event) -> str:
-    """One event's particulars."""
+    """The details of one event."""
     match event:
         case Began():
             return f"{event.network}, seed {event.seed}"

@@ -156,7 +156,7 @@ def lose_unit(name: str) -> str:
 # ---------------------------------------------------------------- the question
 
 
-def question(state: State, group: words.Group, chosen: Chosen | None) -> str:
+def question(state: State, group: words.GroupInfo, chosen: Chosen | None) -> str:
     """The one sentence that the screen asks."""
     move = chosen.move if chosen else state.pending
     if move is None:
@@ -175,7 +175,7 @@ def question(state: State, group: words.Group, chosen: Chosen | None) -> str:
     return text + (" instead?" if chosen is not None and state.pending is not None else "?")
 
 
-def reason(state: State, last: Event | None, chosen: Chosen | None, group: words.Group) -> str:
+def reason(state: State, last: Event | None, chosen: Chosen | None, group: words.GroupInfo) -> str:
     """Why, and at what price: of the person's choice, the proposal, or what happened last."""
     if chosen is None or chosen.move is None:
         return words.sentence(state, last, group) or WELCOME

@@ -25,7 +25,7 @@ from prunelab.errors import (
     PruneLabError,
     SessionFileError,
 )
-from prunelab.graph.modules.module_attributes import tell_width
+from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.editing import replace_tensors
 from prunelab.ledger.events import (
     Approved,
@@ -107,7 +107,7 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     modules = dict(model.named_modules())
     for name, width in json.loads(metadata.get("norms", "{}")).items():
         if name in modules:
-            tell_width(modules[name], int(width))
+            set_width(modules[name], int(width))
     model.load_state_dict(tensors)
     return model.eval()
 

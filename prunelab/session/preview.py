@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunelab.cost.allocate import Problem
+from prunelab.cost.allocate import AllocationProblem
 from prunelab.cost.counting import cost
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
@@ -105,7 +105,9 @@ class Preview:
         self._evaluator = evaluator
         self._history = history
         self._budget = threading.Lock()  # held for milliseconds, while widths are allocated
-        self._problem: tuple[tuple[str, Evidence, bool], Problem] | None = None  # the last one
+        self._problem: tuple[tuple[str, Evidence, bool], AllocationProblem] | None = (
+            None  # the last one
+        )
 
     def at_hand(self) -> AtHand | None:
         """The contributions measured last, of the network now or of an earlier one."""
@@ -263,7 +265,7 @@ class Preview:
             names = [g.name for g in groups if not (internal and g.residual)]
             curves = [damage_curve(evidence[name]) for name in names]
             graph = self._evaluator.graph
-            self._problem = key, Problem(graph, plan, curves, "macs", 1, graph.round_to)
+            self._problem = key, AllocationProblem(graph, plan, curves, "macs", 1, graph.round_to)
         problem = self._problem[1]
         with self._budget:  # the problem remembers the widths it was asked for last
             choice = problem.sketched(limit, NEAR)

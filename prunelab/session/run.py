@@ -43,7 +43,7 @@ def run(
     def allows(metrics: Mapping[str, float]) -> bool:
         if floor is None or _keeps(metric, metrics[name], floor):
             return True
-        text = words.stopping(history.state, metrics[name], floor, metric.higher_is_better)
+        text = words.stop_reason(history.state, metrics[name], floor, metric.higher_is_better)
         history.note({"text": text, "kind": "run"})
         return False
 

@@ -1,17 +1,17 @@
-"""Which networks can be traced and cut, and whether the cut ones are exact.
+"""Which networks can be traced and cut, and whether the cut networks are exact.
 
     python tests/benchmarks/coverage.py                # all of torchvision, into coverage.md
     python tests/benchmarks/coverage.py --only resnet  # names that hold this text, printed only
     python tests/benchmarks/coverage.py --timm         # a choice of timm's networks as well
 
-Every network is built with random weights and random BatchNorm statistics and looked at in a
+Every network is built with random weights and random BatchNorm statistics and tested in a
 process of its own. `prunable` is the share of the weights of convolutions and linear layers that
-some prunable group can take away; `error` compares, in float64, the outputs of the cut and the
-masked network at a random plan (30 to 70 % of the units of every prunable group dropped);
+belongs to some prunable group; `error` compares, in float64, the outputs of the cut and the
+masked network for a random plan (30 to 70 % of the units of every prunable group dropped);
 `train` says whether the cut network then runs in training mode. Times are CPU seconds of one
-thread, the least of two runs or three; `of the bar` divides the trace by what it may take, three
-plain forward passes and one second. Torch-Pruning's graph is built on the same network in the
-same process, where the package is there; `ratio` divides by its time (it probes nothing).
+thread, the minimum of two or three runs; `of the bar` divides the time of the trace by its limit,
+three plain forward passes and one second. Torch-Pruning's graph is built on the same network in
+the same process, where the package is installed; `ratio` divides by its time (it has no probe).
 """
 
 from __future__ import annotations

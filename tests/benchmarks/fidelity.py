@@ -1,4 +1,4 @@
-"""How well each score agrees with the loss oracle, and what evidence costs.
+"""How well each score agrees with the loss oracle, and the cost of evidence.
 
     python tests/benchmarks/fidelity.py [gradient] [oracle] [fidelity] [--network NAME]
                                         [--images 256]

@@ -132,7 +132,8 @@ class Stand:
         session.approve()
         event = session.ledger[-1]
         assert isinstance(event, Repaired)
-        rows = [("layer", "samples / entries", "as cut", "BatchNorm redone", "solved", "taken")]
+        head = ("layer", "samples / entries", "as cut", "BatchNorm recalibrated", "solved", "taken")
+        rows = [head]
         for refit in event.refits:
             errors = [f"{100 * refit.errors[kind]:.2f}%" if kind in refit.errors else "-"
                       for kind in ("kept", "bn", "lstsq")]  # fmt: skip

@@ -14,7 +14,7 @@ from torch import nn
 from toys import batches
 
 import prunelab as pl
-from prunelab.cost.allocate import Problem, _hull, _legal
+from prunelab.cost.allocate import AllocationProblem, _hull, _legal
 from prunelab.evidence import Curve, damage_curve
 
 patient = settings(deadline=None, max_examples=30)  # the machine may be busy
@@ -30,13 +30,13 @@ def tiny(trained: nn.Module) -> tuple[pl.ChannelGraph, pl.Evidence]:
 
 def problem_of(
     tiny: tuple[pl.ChannelGraph, pl.Evidence], kind: str = "macs", *, round_to: int = 1
-) -> Problem:
+) -> AllocationProblem:
     graph, evidence = tiny
     curves = [damage_curve(evidence[name]) for name in evidence.groups]
-    return Problem(graph, pl.WidthPlan.full(graph), curves, kind, 1, round_to)
+    return AllocationProblem(graph, pl.WidthPlan.full(graph), curves, kind, 1, round_to)
 
 
-def brute(problem: Problem, limit: float) -> float:
+def brute(problem: AllocationProblem, limit: float) -> float:
     """The smallest sum of damages of any widths within `limit`."""
     widths = product(*(range(len(legal)) for legal in problem.removed))
     return min(problem.damage(w) for w in widths if problem.cost(w) <= limit)
@@ -56,7 +56,7 @@ def test_the_account_is_the_cost_of_the_plan(name: str, kind: str) -> None:
         for g in graph.groups
         if g.prunable
     ]
-    problem = Problem(graph, pl.WidthPlan.full(graph), curves, kind, 1, 1)
+    problem = AllocationProblem(graph, pl.WidthPlan.full(graph), curves, kind, 1, 1)
     for _ in range(5):
         choice = [int(rng.integers(len(legal))) for legal in problem.removed]
         want = getattr(pl.cost(graph, problem.plan(choice)), kind)
@@ -123,7 +123,7 @@ def test_separable_convex_problems_are_solved_to_the_last_unit(
         Curve(name, tuple(range(n)), tuple(np.cumsum(np.sort(rng.uniform(size=n))).tolist()))
         for name, n in (("0", 5), ("2", 4))
     ]
-    problem = Problem(chain, pl.WidthPlan.full(chain), curves, "activation_bytes", 1, 1)
+    problem = AllocationProblem(chain, pl.WidthPlan.full(chain), curves, "activation_bytes", 1, 1)
     limit = share * problem.cost([0, 0])
     for way in (problem.marginal, problem.convex):
         found = problem.polished(way(limit), limit)

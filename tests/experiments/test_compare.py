@@ -13,8 +13,7 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.experiments.results import Outcome
-from prunelab.figures import method_comparison as methods
-from prunelab.figures import methods_info
+from prunelab.figures import methods, methods_info
 from prunelab.values import Progress
 
 

@@ -25,7 +25,7 @@ import prunelab as pl
 from prunelab.errors import SessionFileError
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.ledger.events import Noted, Returned
-from prunelab.ledger.rows import FORMAT, PIECE, Rows
+from prunelab.ledger.rows import FORMAT, PIECE, RowStore
 from prunelab.ledger.store import FileStore, TemporaryStore
 
 OLD = Path(__file__).parents[1] / "format-1.prunelab"
@@ -43,17 +43,17 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.fixture(params=["file", "no file"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> RowStore:
     return FileStore.create(tmp_path / "w") if request.param == "file" else TemporaryStore()
 
 
-def keep(store: Rows, **weights: Tensor) -> None:
+def keep(store: RowStore, **weights: Tensor) -> None:
     """Store `weights` under the number of the event that brings them."""
     seq = len(store.events())
     store.append(Noted(seq=seq, text="w"), {str(seq): weights})
 
 
-def held(store: Rows) -> int:
+def held(store: RowStore) -> int:
     """Bytes of all tensors in the store."""
     with store._connection() as database:
         return int(database.execute("SELECT TOTAL(LENGTH(bytes)) FROM piece").fetchone()[0])
@@ -84,7 +84,7 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
     seed=st.integers(0, 99),
 )
 def test_any_tensor_comes_back_bit_by_bit(
-    store: Rows, kind: torch.dtype, shape: list[int], layout: str, seed: int
+    store: RowStore, kind: torch.dtype, shape: list[int], layout: str, seed: int
 ) -> None:
     numbers = torch.randint(0, 256, (math.prod(shape) * kind.itemsize,), dtype=torch.uint8)
     numbers = numbers % 2 if kind == torch.bool else numbers
@@ -95,7 +95,7 @@ def test_any_tensor_comes_back_bit_by_bit(
     assert found.is_contiguous()
 
 
-def test_numbers_that_are_none_come_back(store: Rows) -> None:
+def test_numbers_that_are_none_come_back(store: RowStore) -> None:
     odd = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0])
     keep(store, odd=odd, bf16=odd.bfloat16())
     assert_same(store.weights("0")["odd"], odd)
@@ -103,21 +103,21 @@ def test_numbers_that_are_none_come_back(store: Rows) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7])
-def test_a_tensor_of_any_length_comes_back(store: Rows, length: int) -> None:
+def test_a_tensor_of_any_length_comes_back(store: RowStore, length: int) -> None:
     tensor = torch.randint(0, 256, (length,), dtype=torch.uint8)
     keep(store, t=tensor)
     assert_same(store.weights("0")["t"], tensor)
     assert held(store) == length
 
 
-def test_names_come_back_in_order_whatever_they_are(store: Rows) -> None:
+def test_names_come_back_in_order_whatever_they_are(store: RowStore) -> None:
     names = ["z", "a.b", "größe", "'; DROP TABLE piece; --", "", "a"]
     keep(store, **{name: torch.tensor(place) for place, name in enumerate(names)})
     assert list(store.weights("0")) == names
     assert [int(t) for t in store.weights("0").values()] == list(range(len(names)))
 
 
-def test_equal_bytes_of_another_type_or_shape_are_another_tensor(store: Rows) -> None:
+def test_equal_bytes_of_another_type_or_shape_are_another_tensor(store: RowStore) -> None:
     zeros = {
         "float": torch.zeros(4),
         "int": torch.zeros(4, dtype=torch.int32),
@@ -132,7 +132,7 @@ def test_equal_bytes_of_another_type_or_shape_are_another_tensor(store: Rows) ->
 # ---------------------------------------------------------------- each once
 
 
-def test_what_did_not_change_is_kept_once(store: Rows) -> None:
+def test_what_did_not_change_is_kept_once(store: RowStore) -> None:
     body, head = torch.randn(300, 1000), torch.randn(10)
     keep(store, body=body, head=head)
     for _ in range(5):
@@ -156,7 +156,7 @@ def test_a_file_grows_by_the_layer_that_changed(tmp_path: Path) -> None:
     assert 3.9 * size(head) < grown < 5 * size(head) < size(body) / 10
 
 
-def test_tied_tensors_are_kept_once_and_come_back_apart(store: Rows) -> None:
+def test_tied_tensors_are_kept_once_and_come_back_apart(store: RowStore) -> None:
     tied = torch.randn(50)
     keep(store, a=tied, b=tied, view=tied[:])
     assert held(store) == size(tied)
@@ -167,7 +167,7 @@ def test_tied_tensors_are_kept_once_and_come_back_apart(store: Rows) -> None:
     assert_same(store.weights("0")["a"], tied)
 
 
-def test_what_is_stored_does_not_follow_the_network(store: Rows) -> None:
+def test_what_is_stored_does_not_follow_the_network(store: RowStore) -> None:
     weight = torch.ones(5)
     keep(store, w=weight)
     weight.zero_()
@@ -204,7 +204,7 @@ def test_a_session_grows_by_what_its_moves_change(
     path = tmp_path / "run" if named else None
     session = pl.Session(Heavy(), data, method=method, repair=repair, path=path)
     store = session.ledger._store
-    assert isinstance(store, Rows)
+    assert isinstance(store, RowStore)
     whole = size(*session.model.state_dict().values())
     assert held(store) == whole > 4_000_000
     for _ in ratios:

@@ -21,7 +21,7 @@ from torch import Tensor
 from prunelab.errors import SessionFileError
 from prunelab.ledger.events import Approved, Began, Event, Noted, Proposed, Undone
 from prunelab.ledger.ledger import Ledger
-from prunelab.ledger.rows import APPLICATION, FORMAT, Rows
+from prunelab.ledger.rows import APPLICATION, FORMAT, RowStore
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.values import Cost, FrozenMap, Importance, Move, Rung
 
@@ -39,7 +39,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     )
 
 
-def holds_weights(store: Rows) -> bool:
+def holds_weights(store: RowStore) -> bool:
     return all(same(store.weights(key), weights) for key, weights in WEIGHTS.items())
 
 
@@ -154,7 +154,7 @@ def test_odd_file_names_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "no file"])
 def test_an_event_and_its_weights_are_stored_together_or_not_at_all(file: Path, kind: str) -> None:
-    store: Rows = FileStore.open(file)
+    store: RowStore = FileStore.open(file)
     if kind == "no file":
         store = TemporaryStore()
         for event in story():
@@ -196,7 +196,7 @@ for seq in range(100000):
 
 @pytest.mark.parametrize("kind", ["file", "no file"])
 def test_any_thread_may_append_and_read(file: Path, kind: str) -> None:
-    store: Rows = FileStore.open(file)
+    store: RowStore = FileStore.open(file)
     if kind == "no file":
         store = TemporaryStore()
         for event in story():

@@ -1,1 +1,1 @@
-"""What is coupled: the channel graph, its groups, and why channels live and die together."""
+"""The channel graph, its groups of coupled channels, and the reasons for the couplings."""

@@ -1,6 +1,6 @@
-"""Which channels live and die together: groups of units, and where in the network they are.
+"""The channel graph: groups of coupled channels, and where in the network they are.
 
-The graph speaks of a network by the names of its parameters and buffers, so it holds for every
+The graph refers to the parameters and buffers of a network by name, so it is valid for every
 instance of the same architecture, and it keeps the original unit numbers after cuts.
 """
 
@@ -25,16 +25,16 @@ FIXED = -1  # a position of an axis that belongs to no unit
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One convolution or linear layer, known by the name of its weight.
+    """One convolution or linear layer, identified by the name of its weight.
 
     `out_units` [out channels] and `in_units` [in channels, or in features] give for each position
-    the number of its unit in the whole graph, FIXED where it belongs to none. `positions` is the
-    number of output positions of one input, summed over calls, `applied` how many times its kernel
-    is applied to one (not the same for a transposed convolution); `norm` names the BatchNorm that
-    follows it, if one does. `in_axis` is the weight's axis that reads channels. `computed` says
-    that the weight in use is made of its parameters (a weight norm, a mask), not one of them. A
-    sampler (`SampledConv2d`) is a layer too: it makes channels without multiplying, and no units
-    stand in its `in_units`; `weight` is its buffer.
+    the graph-wide number of its unit, FIXED where it belongs to none. `positions` is the number of
+    output positions for one input, summed over calls; `applied` is how many times the kernel is
+    applied to one input (different for a transposed convolution). `norm` names the BatchNorm that
+    follows the layer, if any. `in_axis` is the axis of the weight that reads channels. `computed`
+    says that the weight in use is computed from its parameters (a weight norm, a mask). A channel
+    selector (`SampledConv2d`) is a layer too: it issues channels without multiplying, and its
+    `in_units` are empty; `weight` is its buffer.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Layer:
 
     @property
     def transposed(self) -> bool:
-        """Whether the weight is [in, out, ...]: a transposed convolution's, or that of x @ W."""
+        """Whether the weight is [in, out, ...], as in a transposed convolution or x @ W."""
         return self.in_axis == 0
 
     @property
     def dense(self) -> bool:
-        """Whether every output sees every input: it consumes channels and issues new ones."""
+        """Whether every output depends on every input, so that the layer issues new channels."""
         return self.conv_groups == 1
 
     @property
@@ -69,13 +69,13 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGroup:
-    """Units that have the same producers; a unit is dropped whole, wherever it reaches.
+    """Units with the same producers; a unit is dropped as a whole, in all layers that share it.
 
-    `width` counts its units in the original network, `units` are those alive now, in the
-    original numbers 0 .. width-1 (the order of the first producer's channels). `first` is where
-    its units start in the numbering of the whole graph. Methods leave it `min_width` units or
-    more, and a multiple of `step`. `inexact`: a LayerNorm spans it, so that a cut network is not
-    quite the masked one.
+    `width` is the number of units in the original network; `units` are those kept now, in the
+    original numbers 0 .. width-1 (the order of the first producer's channels). `first` is the
+    graph-wide number of its first unit. Methods keep `min_width` units or more, and a multiple of
+    `step`. `inexact`: a LayerNorm spans the group, so that the cut network differs slightly from
+    the masked one.
     """
 
     name: str
@@ -92,12 +92,12 @@ class ChannelGroup:
 
     @property
     def span(self) -> slice:
-        """Where its units are in the numbering of the whole graph, those that are gone too."""
+        """The graph-wide numbers of its units, including dropped ones."""
         return slice(self.first, self.first + self.width)
 
     @property
     def prunable(self) -> bool:
-        """Whether units may be dropped; `why` says why not."""
+        """Whether units may be dropped; if not, `why` gives the reason."""
         return not self.why
 
     def __repr__(self) -> str:
@@ -111,13 +111,12 @@ class ChannelGraph:
     """The channel groups of a network, in execution order.
 
     `slots` maps (parameter or buffer, axis) to the graph-wide unit number of each position;
-    `couplings` are the meetings that made the groups what they are.
+    `couplings` are the operations that coupled layers.
     `unseen` are the layers that never ran; `untrained` says why the network could not be run in
     training mode, where its code differs there. `norms` are weight norms: a direction, its
-    length, and the axis along which there is one length each; `bare` gives the unit of each
-    channel that a normalisation module without parameters reads. Widths are best kept at
-    multiples of `round_to`.
-    `graph[name]` finds a group by its name or by any of its producers'.
+    length, and the axis that has one length per entry; `bare` gives the unit of each channel that
+    a normalisation module without parameters reads. Methods keep widths at multiples of
+    `round_to`. `graph[name]` finds a group by its name or by the name of any of its producers.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -126,7 +125,7 @@ class ChannelGraph:
     unseen: tuple[str, ...] = ()
     input_shapes: tuple[tuple[int, ...], ...] = ()
     activation_itemsize: int = 4
-    sizes: Mapping[str, int] = field(default_factory=dict)  # numbers in each parameter
+    sizes: Mapping[str, int] = field(default_factory=dict)  # elements of each parameter
     norms: tuple[tuple[str, str, int], ...] = ()
     bare: Mapping[str, np.ndarray] = field(default_factory=dict)
     round_to: int = 1
@@ -153,7 +152,7 @@ class ChannelGraph:
 
     @property
     def units(self) -> int:
-        """How many units there are in the original network."""
+        """The number of units in the original network."""
         return sum(group.width for group in self.groups)
 
     def layer(self, name: str) -> Layer:
@@ -168,9 +167,9 @@ class ChannelGraph:
         return tuple(layer for layer in self.layers if layer.name in group.consumers)
 
     def alive(self, plan: WidthPlan) -> np.ndarray:
-        """Per graph-wide unit number, whether `plan` keeps it [units + 1].
+        """For each graph-wide unit number, whether `plan` keeps the unit [units + 1].
 
-        The last stands for FIXED and is always kept.
+        The last entry is for FIXED and always True.
         """
         kept = np.zeros(self.units + 1, dtype=bool)
         kept[FIXED] = True
@@ -179,7 +178,7 @@ class ChannelGraph:
         return kept
 
     def gone(self, drop: Mapping[str, Iterable[int]]) -> np.ndarray:
-        """Per graph-wide unit number, whether it is one of these units [units + 1].
+        """For each graph-wide unit number, whether it is one of these units [units + 1].
 
         Raises `UnknownName` for a group, `IllegalPlan` for a unit that it does not have.
         """
@@ -195,7 +194,7 @@ class ChannelGraph:
         return found
 
     def after(self, plan: WidthPlan) -> ChannelGraph:
-        """The graph of the network that is cut to `plan`: same names, same unit numbers."""
+        """The graph of the network cut to `plan`: same names, same unit numbers."""
         alive = self.alive(plan)
         groups = tuple(replace(group, units=plan.kept[group.name]) for group in self.groups)
         layers = []
@@ -217,7 +216,7 @@ class ChannelGraph:
         )
 
     def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:
-        """The same graph with these groups frozen, name to reason."""
+        """The same graph with these groups frozen; `reasons` maps names to reasons."""
         groups = tuple(
             replace(group, why=group.why or reasons.get(group.name, "")) for group in self.groups
         )
@@ -229,10 +228,17 @@ class ChannelGraph:
         drop: Mapping[str, Iterable[int]],
         order: Mapping[tuple[str, int], float] | None = None,
     ) -> dict[str, Units]:
-        """As much of `drop` as leaves every group a width that `round_to` and `min_width` allow.
+        """The part of `drop` after which `round_to` and `min_width` allow every width.
 
-        The units with the lowest `order` go first (without one: the lowest numbers). A group's
-        present width is allowed, whatever it is. A plan's own `drop` stays literal.
+        Parameters
+        ----------
+        plan
+            The units kept now. A group's present width is always allowed.
+        drop
+            The units to drop, by group.
+        order
+            A value for each (group, unit); the lowest are dropped first (None: the lowest unit
+            numbers).
         """
         result = {}
         for given, units in drop.items():
@@ -247,7 +253,7 @@ class ChannelGraph:
         return result
 
     def explain(self, a: str, b: str | None = None) -> Explanation:
-        """Why the layers `a` and `b` are coupled, or why not; of `a` alone, its place in the graph.
+        """Why the layers `a` and `b` are coupled, or why not; for `a` alone, the groups it is in.
 
         Raises `UnknownName` for what is neither a layer nor a group.
         """
@@ -256,8 +262,8 @@ class ChannelGraph:
     def show(self, part: str = "", *, theme: Literal["light", "dark"] = "light") -> Any:
         """A Plotly figure: layers as rows, their widths as bars, couplings as arcs.
 
-        `part` shows what is inside one module only. Raises `UnknownName` when no layer is in
-        `part`, `MissingPackage` without plotly.
+        `part` limits the figure to one module. Raises `UnknownName` when no layer is in `part`,
+        `MissingPackage` without plotly.
         """
         try:
             from prunelab.figures.graph import coupling

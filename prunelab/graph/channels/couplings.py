@@ -1,4 +1,4 @@
-"""Which operations coupled which layers, and how to say it."""
+"""Which operations coupled which layers, and their description in words."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DEPTHWISE = "the depth-wise convolution "
 GROUPED = "the grouped convolution "
 SHARED = "the shared layer "
 SHARED_NORM = "a shared "
-NOBODY = -1  # the owner of a label that no layer issued
+NO_LAYER = -1  # owner of a label that no layer issued
 
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """Channels of the layers `a` and `b` live and die together, because they met at `why`.
+    """Channels of the layers `a` and `b` are coupled by the operation `why`.
 
     `where` is the qualified name of the module that was running ("" is the network itself),
-    `group` names the channel group that they are in. `channels` counts those of the one of the two
-    layers that brought more, in the traced network; `units` are those of the group that met, as
-    ranges (first, one past the last). `a` came first; where `a` is `b`, channels of one layer met
-    each other.
+    `group` the name of their channel group. `channels` is the number of coupled channels, of
+    whichever layer has more, in the traced network; `units` are the coupled units of the group as
+    ranges (first, one past the last). `a` is executed first; where `a` is `b`, channels of one
+    layer are coupled with each other.
     """
 
     a: str
@@ -67,7 +67,7 @@ class Coupling:
 
     @property
     def kind(self) -> str:
-        """What met, in a word or two: "add", "depth-wise", "shared" ..."""
+        """The operation in a word or two: "add", "depth-wise", "shared" ..."""
         for start, kind in ((DEPTHWISE, "depth-wise"), (GROUPED, "grouped"), (SHARED, "shared")):
             if self.why.startswith(start):
                 return kind
@@ -80,7 +80,7 @@ class Coupling:
 
     @property
     def reason(self) -> str:
-        """Why such a meeting couples, as a rule."""
+        """The general rule by which such an operation couples channels."""
         why = self.why
         if why.startswith(DEPTHWISE):
             return (
@@ -118,14 +118,20 @@ class Coupling:
 def find_couplings(
     trace: Trace, unit: np.ndarray, groups: Sequence[tuple[str, int]]
 ) -> tuple[Coupling, ...]:
-    """Every coupling that `trace` met, in execution order of the layers.
+    """All couplings in `trace`, in execution order of the layers.
 
-    `unit` [labels] is the graph-wide number of each label's unit, `groups` the name and the first
-    unit of each group.
+    Parameters
+    ----------
+    trace
+        The finished trace.
+    unit
+        The graph-wide unit number of each label [labels].
+    groups
+        The name and the first unit of each group.
     """
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
     names = [layer_name(layer.name) for layer in layers]
-    owner = np.full(trace.count, NOBODY, dtype=np.int64)
+    owner = np.full(trace.count, NO_LAYER, dtype=np.int64)
     for index, layer in enumerate(layers):
         owner[layer.out.numpy()] = index
     group_of = np.searchsorted([first for _, first in groups], unit, side="right") - 1
@@ -136,7 +142,7 @@ def find_couplings(
 
     found = []
     for (why, where), parts in places.items():
-        met = distinct(np.concatenate(parts))  # a module may run twice
+        met = distinct(np.concatenate(parts))  # a module may run more than once
         a, b = met // trace.count, met % trace.count
         kinds, which = np.unique(
             (owner[a] * len(layers) + owner[b]) * len(groups) + group_of[a], return_inverse=True
@@ -156,8 +162,8 @@ def find_couplings(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Meeting:
-    """Labels `a` and `b` that met, all of them channels of layers."""
+class _MetLabels:
+    """Labels `a` and `b` coupled pair by pair, all of them channels of layers."""
 
     a: np.ndarray
     b: np.ndarray
@@ -165,10 +171,10 @@ class _Meeting:
     where: str
 
 
-def _between_layers(trace: Trace, owner: np.ndarray) -> Iterator[_Meeting]:
-    """The edges of `trace`, with channels of a state that the code starts with replaced.
+def _between_layers(trace: Trace, owner: np.ndarray) -> Iterator[_MetLabels]:
+    """The edges of `trace`, where the channels of an initial state are replaced.
 
-    Such a channel goes by the first channel of a layer that it met.
+    Each is represented by the first layer channel that it is coupled with.
     """
     stands_for = np.arange(trace.count)
     waiting = [(edge.a.numpy(), edge.b.numpy(), edge) for edge in trace.edges]
@@ -177,20 +183,22 @@ def _between_layers(trace: Trace, owner: np.ndarray) -> Iterator[_Meeting]:
         left = []
         for a, b, edge in waiting:
             for state, other in ((a, b), (b, a)):
-                new = (owner[stands_for[state]] == NOBODY) & (owner[stands_for[other]] != NOBODY)
+                new = (owner[stands_for[state]] == NO_LAYER) & (
+                    owner[stands_for[other]] != NO_LAYER
+                )
                 stands_for[state[new]] = stands_for[other[new]]
             one, two = stands_for[a], stands_for[b]
-            known = (owner[one] != NOBODY) & (owner[two] != NOBODY)
+            known = (owner[one] != NO_LAYER) & (owner[two] != NO_LAYER)
             if (met := known & (one != two)).any():
                 low, high = np.minimum(one, two)[met], np.maximum(one, two)[met]
-                yield _Meeting(low, high, edge.why, edge.where)
+                yield _MetLabels(low, high, edge.why, edge.where)
             if not known.all():
                 left.append((a[~known], b[~known], edge))
         waiting = left
 
 
 def distinct(numbers: np.ndarray) -> np.ndarray:
-    """`numbers` sorted, each once: `np.unique`, quicker for the few thousand of a layer."""
+    """The sorted unique `numbers`: faster than `np.unique` for a few thousand."""
     numbers = np.sort(numbers)
     return numbers[np.append(True, numbers[1:] != numbers[:-1])[: len(numbers)]]
 

@@ -1,4 +1,4 @@
-"""Why channels are coupled, or why they are not, in words."""
+"""Explanations in words: why channels are coupled, or why not."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from prunelab.values import listed, many
 if TYPE_CHECKING:
     from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 
-SHOWN = 5  # of a long list; the rest is counted
+SHOWN = 5  # items of a long list that are named; the rest is counted
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
-    """An answer in words: `answer` in one sentence, `facts` for it, `steps` that lead to it.
+    """An answer in words: `answer` in one sentence, the `facts` behind it, and `steps`.
 
-    For two coupled layers the steps are a shortest chain of meetings from one to the other, for a
-    single layer they are the meetings that it takes part in.
+    For two coupled layers the steps are a shortest chain of couplings from one to the other; for a
+    single layer they are its couplings.
     """
 
     answer: str
@@ -31,7 +31,7 @@ class Explanation:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why meetings of these kinds couple, each said once."""
+        """The rules by which these operations couple channels, each once."""
         return tuple(dict.fromkeys(step.reason for step in self.steps))
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Explanation:
 
 
 def explain_layer(graph: ChannelGraph, name: str) -> Explanation:
-    """The group or groups that `name` is in: who makes them, who reads them, why frozen."""
+    """The groups that `name` is in: their producers, their consumers, and why they are frozen."""
     if name in graph.unseen:
         return Explanation(_never_ran(name))
     layer, groups = _find(graph, name)
@@ -72,7 +72,7 @@ def explain_layer(graph: ChannelGraph, name: str) -> Explanation:
 
 
 def explain_pair(graph: ChannelGraph, a: str, b: str) -> Explanation:
-    """How channels of `a` came to be coupled with channels of `b`, or why they are not."""
+    """The operations that couple channels of `a` with channels of `b`, or why none does."""
     for name in (a, b):
         if name in graph.unseen:
             return Explanation(_never_ran(name))
@@ -135,9 +135,9 @@ def _apart(
 def _path(
     graph: ChannelGraph, group: ChannelGroup, a: str, b: str
 ) -> tuple[tuple[Coupling, ...], np.ndarray]:
-    """The fewest couplings that lead a unit of `group` from `a` to `b`, and the units they lead.
+    """A shortest chain of couplings from `a` to `b` in `group`, and the units it holds for.
 
-    Couplings of different units do not join into a way.
+    All couplings of a chain must hold for one and the same unit.
     """
     ways = [c for c in graph.couplings if c.group == group.name and c.a != c.b]
     met = np.zeros((len(ways), group.width), dtype=bool)
@@ -145,7 +145,7 @@ def _path(
         for first, end in coupling.units:
             row[first:end] = True
     here = np.asarray(group.units)
-    kinds = np.unique(met[:, here], axis=1)  # units that met in the same places
+    kinds = np.unique(met[:, here], axis=1)  # units coupled by the same operations
     found = [_chain(group, [ways[i] for i in np.flatnonzero(kind)], a, b) for kind in kinds.T]
     row_of = {id(coupling): row for row, coupling in zip(met, ways, strict=True)}
     led = [here[np.all([row_of[id(c)][here] for c in chain], axis=0)] for chain in found]
@@ -154,8 +154,8 @@ def _path(
 
 
 def _chain(group: ChannelGroup, ways: list[Coupling], a: str, b: str) -> tuple[Coupling, ...]:
-    """The fewest of `ways` that lead from `a` to `b`, all of which are open to one unit."""
-    from scipy.sparse import csr_array  # slow to import, seldom asked for
+    """A shortest chain of `ways` from `a` to `b`; all of them hold for one unit."""
+    from scipy.sparse import csr_array  # slow to import, seldom needed
     from scipy.sparse.csgraph import breadth_first_order
 
     place = {name: index for index, name in enumerate(group.producers)}
@@ -173,7 +173,7 @@ def _chain(group: ChannelGroup, ways: list[Coupling], a: str, b: str) -> tuple[C
 
 
 def _find(graph: ChannelGraph, name: str) -> tuple[str, tuple[ChannelGroup, ...]]:
-    """The layer called `name` and the groups that it is in; a group stands for its first layer."""
+    """The layer called `name` and its groups; a group's name means its first producer."""
     groups = tuple(group for group in graph.groups if name in group.producers)
     if groups:
         return name, groups

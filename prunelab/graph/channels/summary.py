@@ -14,8 +14,8 @@ from prunelab.values import listed, many, si
 if TYPE_CHECKING:
     from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 
-ROWS = 32  # groups that a table shows; the rest is counted
-WIDE = 60  # characters of the last column, where names allow it
+ROWS = 32  # groups shown in a table; the rest is counted
+WIDE = 60  # characters of the last column, where the names are short enough
 COLUMNS = ("group", "units", "made by", "read by, or why it stays")
 
 
@@ -54,8 +54,8 @@ def table_html(graph: ChannelGraph) -> str:
 
 
 def prunable_share(graph: ChannelGraph) -> float:
-    """The share of the parameters that belong to a prunable unit, along any of their axes."""
-    free = np.zeros(graph.units + 1, dtype=bool)  # the last stands for what belongs to no unit
+    """The share of the parameters that belong to a prunable unit along some axis."""
+    free = np.zeros(graph.units + 1, dtype=bool)  # the last entry is for what belongs to no unit
     for group in graph.groups:
         free[group.first : group.first + group.width] = group.prunable
     stays: dict[str, float] = dict.fromkeys(graph.sizes, 1.0)
@@ -97,7 +97,7 @@ def _row(group: ChannelGroup) -> tuple[str, str, str, str]:
 
 
 def _reasons(graph: ChannelGraph) -> list[str]:
-    """Frozen groups counted by reason, and what never ran."""
+    """Frozen groups counted by reason, and the layers that never ran."""
     counts = Counter(group.why for group in graph.groups if group.why)
     lines = [f"  frozen: {many(count, 'group')} ({why})" for why, count in counts.most_common(3)]
     if len(counts) > 3:

@@ -1,1 +1,1 @@
-"""How channels are followed through a network: labels that move with the tensors."""
+"""Labels: how channels are followed through a network."""

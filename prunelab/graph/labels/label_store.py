@@ -1,7 +1,7 @@
-"""The book of labels: which channel every element of every tensor comes from, and what couples.
+"""The label store: the channel that every element of every tensor comes from, and the couplings.
 
-Holds the labels of tensors while a network runs, and writes down what is found out: channels
-that live and die together, channels that must stay, and the axes of parameters that they index.
+Holds the labels of tensors while a network runs, and records the results: coupled channels,
+frozen channels, and the axes of parameters that channels index.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.graph.labels.layout import along, varying
-from prunelab.graph.labels.module_stack import Places
+from prunelab.graph.labels.layout import along, varying_axes
+from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.provenance import Key, Origin
 
 FROZEN = 0  # the label of everything that is no layer's output: inputs and constants
@@ -23,9 +23,9 @@ FROZEN = 0  # the label of everything that is no layer's output: inputs and cons
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Labels `a` and `b` (equal length) live and die together, pair by pair, because of `why`.
+    """Labels `a` and `b` (equal length), coupled pair by pair by the operation `why`.
 
-    `where` names the innermost module that was running; "" is the network itself.
+    `where` names the innermost running module; "" is the network itself.
     """
 
     a: Tensor
@@ -36,14 +36,14 @@ class Edge:
 
 @dataclass(slots=True)
 class LayerTrace:
-    """What was seen of one layer: the labels of its axes and where it stands.
+    """The trace of one layer.
 
     `out` [out channels] and `into` [in channels] are labels; `in_axis` is the weight's axis that
-    reads channels; `groups` and `transposed` are the convolution's; `positions` sums over its
-    calls the output positions of one input, `applied` how often its kernel is applied to it;
-    `norm` names the BatchNorm that follows; `computed`
-    says that the weight in use is computed from its parameters, `cuttable` that its channels can
-    go at all.
+    reads channels; `groups` and `transposed` are those of the convolution; `positions` is the
+    number of output positions of one input, `applied` the number of applications of the kernel to
+    it, both summed over calls; `norm` names the BatchNorm that follows; `order` is the position in
+    execution order. `computed` says that the weight in use is computed from its parameters,
+    `cuttable` that its channels can be removed.
     """
 
     name: str
@@ -64,11 +64,12 @@ class LayerTrace:
 
 @dataclass(slots=True)
 class Trace:
-    """All that running on labels found out. `slots` gives the labels along a tensor's axis.
+    """The result of running a network on labels.
 
-    `norms` are weight norms, (direction, length, axis); `inexact` are labels of channels whose
-    normalisation changes with their number; `bare` are the labels of what normalisation modules
-    without parameters read.
+    `count` is the number of labels; `edges` are couplings, `frozen` labels with reasons. `slots`
+    gives the labels along an axis of a parameter or buffer. `norms` are weight norms, (direction,
+    length, axis); `inexact` are labels of channels whose normalisation changes with their number;
+    `bare` are the labels that normalisation modules without parameters read.
     """
 
     count: int = 1
@@ -81,16 +82,16 @@ class Trace:
     bare: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Book:
-    """The labels of all tensors of one run, and the `Trace` that comes of it.
+class LabelStore:
+    """The labels of all tensors of one run, and the `Trace` built from them.
 
-    What the code of a module can lay hands on while it is `guarded` must stay: what it is given,
-    what it computes, and what its parts give back. `guarded` maps its name to the reason.
+    `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
+    frozen: its inputs, what it computes, and the outputs of its submodules.
     """
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, stack: ModuleStack) -> None:
         self.trace = Trace()
-        self._places = places
+        self._stack = stack
         self._labels = WeakTensorKeyDictionary()
         self._uniform = WeakTensorKeyDictionary()
         self._rigid: dict[Key, str] = {}
@@ -109,7 +110,7 @@ class Book:
         return found
 
     def put(self, tensor: Tensor, labels: Tensor) -> None:
-        """Note small `labels` for `tensor`; a tensor without a channel in it has none."""
+        """Store compact `labels` for `tensor`; a tensor without channels has none."""
         if labels.numel() == 1 and int(labels) == FROZEN:
             self._labels.pop(tensor, None)
         else:
@@ -117,40 +118,40 @@ class Book:
             self.guard(tensor)
 
     def guard(self, given: Any) -> None:
-        """Freeze what passes into the hands of code that is guarded."""
-        why = self.guarded.get(self._places.now)
+        """Freeze the tensors in `given` while a guarded module is running."""
+        why = self.guarded.get(self._stack.innermost)
         for tensor in tree_leaves(given) if why else ():
             if isinstance(tensor, Tensor) and tensor in self:
                 self.freeze(self.labels(tensor), str(why))
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
-        """`tensor` holds, element by element, what `other` holds."""
+        """`tensor` has the same elements as `other`, so it gets the same labels."""
         if other in self._labels:
             self.put(tensor, self.labels(other))
         if other in self._uniform:
             self._uniform[tensor] = self._uniform[other]
 
     def uniform(self, tensor: Tensor) -> bool:
-        """Whether a tensor without labels is alike for every channel, however many there are."""
+        """Whether a tensor without labels is the same for every channel, for any number of them."""
         return tensor in self._uniform
 
     def forget_uniform(self, tensor: Tensor) -> None:
-        """Something was written into `tensor` that may know its place."""
+        """`tensor` is no longer uniform: position-dependent values were written into it."""
         self._uniform.pop(tensor, None)
 
     def make_uniform(self, tensor: Tensor, like: Tensor | None = None) -> None:
-        """No element of `tensor` knows its channel: it fits any number of them.
+        """No element of `tensor` depends on its channel, so it fits any number of channels.
 
-        Perhaps it was made for as many as `like` has, whose shape it has.
+        Where it has the shape of `like`, it is taken to have the channels of `like`.
         """
         alike = like is not None and like.shape == tensor.shape and like in self
         self._uniform[tensor] = self.labels(like) if alike and like is not None else None
 
     def settle(self, tensor: Tensor, labels: Tensor | None = None, axis: int = 1) -> None:
-        """A uniform tensor has one width: from now on its channels go with what it meets first.
+        """Give a uniform tensor the labels of the first tensor that it is combined with.
 
-        It meets `labels`, of its rank or a higher one; or, without any, it is read along `axis`,
-        where it gets labels that no layer issued.
+        These are `labels`, of its rank or a higher one. Without any, it is read along `axis` and
+        gets labels that no layer issued.
         """
         if tensor in self or tensor not in self._uniform:
             return
@@ -161,13 +162,13 @@ class Book:
             found = self.issue(tensor.shape[axis]).reshape(shape)
         elif found is None and labels is not None:
             more = labels.ndim - tensor.ndim
-            axes = varying(labels)
+            axes = varying_axes(labels)
             if all(axis >= more and tensor.shape[axis - more] > 1 for axis in axes):
                 found = labels.reshape(labels.shape[more:])
         if found is not None:
             self.put(tensor, found)
 
-    # ------------------------------------------------------------ what is found out
+    # ------------------------------------------------------------ couplings and frozen channels
 
     def issue(self, width: int) -> Tensor:
         """New labels [width]."""
@@ -176,14 +177,14 @@ class Book:
         return torch.arange(start, start + width)
 
     def freeze(self, labels: Tensor, why: str) -> None:
-        """These channels must stay."""
+        """Freeze these channels, for the reason `why`."""
         some = torch.unique(labels)
         some = some[some != FROZEN]
         if len(some):
             self.trace.frozen.append((some, why))
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
-        """Couple `a` and `b` element by element; one that meets FROZEN is frozen."""
+        """Couple `a` and `b` element by element; a label paired with FROZEN is frozen."""
         if a.shape == b.shape and torch.equal(a, b):
             return
         a, b = torch.broadcast_tensors(a, b)
@@ -199,10 +200,10 @@ class Book:
         fixed = low == FROZEN
         self.freeze(high[fixed], f"it meets a tensor of fixed width at {why}")
         if (~fixed).any():
-            self.trace.edges.append(Edge(low[~fixed], high[~fixed], why, self._places.now))
+            self.trace.edges.append(Edge(low[~fixed], high[~fixed], why, self._stack.innermost))
 
     def collapse(self, labels: Tensor, axes: list[int], why: str) -> Tensor:
-        """Labels made one over `axes`: what stands there side by side lives and dies together."""
+        """Couple the labels along `axes` with each other, and keep one of them."""
         for axis in axes:
             if labels.shape[axis] > 1:
                 first = labels.narrow(axis, 0, 1)
@@ -211,27 +212,34 @@ class Book:
         return labels
 
     def column(self, tensor: Tensor, axis: int, why: str) -> Tensor:
-        """One label for each position of `axis`, by which a whole column is addressed."""
+        """One label for each position of `axis`, which stands for the whole column."""
         labels = self.labels(tensor)
         axis %= tensor.ndim
-        others = [other for other in varying(labels) if other != axis]
+        others = [other for other in varying_axes(labels) if other != axis]
         labels = self.collapse(labels, others, why)
         return along(labels, axis, tensor.shape[axis]).reshape(-1).clone()
 
     # ------------------------------------------------------------ parameters
 
     def index(self, origin: Origin, labels: Tensor, why: str) -> None:
-        """The entries of the parameters behind a tensor belong to the channels `labels` there.
+        """Assign parameter entries to channels.
 
-        `labels` is broadcastable to the tensor. Parameters whose entries are mixed with each
-        other can lose none: their channels are frozen.
+        Parameters
+        ----------
+        origin
+            The parameters from which a tensor was computed.
+        labels
+            The channels of that tensor, broadcastable to it. The channels of parameters whose
+            entries are mixed with each other are frozen.
+        why
+            The operation.
         """
         for key in origin.mixed:
             self._rigid.setdefault(key, f"the entries of {key[0]} depend on each other")
         self.trace.norms |= origin.norms
-        axes = set(varying(labels))
+        axes = set(varying_axes(labels))
         for key, index in origin.axes.items():
-            if axes.isdisjoint(varying(index)):
+            if axes.isdisjoint(varying_axes(index)):
                 continue
             at, met = torch.broadcast_tensors(index, labels)
             at, met = at.reshape(-1), met.reshape(-1)
@@ -250,7 +258,7 @@ class Book:
             self.slot(key, met, why)
 
     def slot(self, key: Key, labels: Tensor, why: str) -> None:
-        """Channels `labels` index this axis of a parameter or buffer."""
+        """Record that the channels `labels` index this axis of a parameter or buffer."""
         if key in self.trace.slots:
             self.unite(self.trace.slots[key], labels, why)
         else:

@@ -1,7 +1,7 @@
-"""Watching a network run: which convolution or linear layer is called, by weight identity.
+"""Observing the layer calls of a running network, identified by their weights.
 
-A layer is a *parameter*, not a module: functional calls, shared modules, and weights that are
-computed from parameters are seen all the same.
+A layer is a *parameter*, not a module, so that functional calls, shared modules, and weights that
+are computed from parameters are all observed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prunelab.graph.labels.provenance import Origin, origin_after
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """How a convolution is called; a linear layer has none."""
+    """The arguments of a convolution; a linear layer has none."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -36,11 +36,11 @@ class Conv:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the layer `name` (its weight's qualified name) on input `x`.
+    """One call of the layer `name` (the qualified name of its weight) on input `x`.
 
     `x` is [N, in, *space] for a convolution and [rows, in] for a linear layer; `weight` is as
     passed, [out, in/groups, *kernel] (transposed: [in, out/groups, *kernel]) or [out, in], and
-    `origin` says which entries of which parameters it is made of.
+    `origin` gives the parameter entries from which it is computed.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Call:
     origin: Origin
 
     def applied(self, out: Tensor) -> int:
-        """How many times the kernel is applied: at each position of `out`.
+        """The number of applications of the kernel: one for each position of `out`.
 
-        A transposed convolution applies it at each position of its input.
+        A transposed convolution applies it once for each position of its input.
         """
         at = self.x if self.conv is not None and self.conv.transposed else out
         return at.numel() // max(1, at.shape[1])
@@ -61,7 +61,7 @@ class Call:
 
 @cache
 def _composite(func: Any) -> bool:
-    """Whether an operation is made of others by definition."""
+    """Whether an operation is defined as a composition of others."""
     return bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     )
@@ -70,9 +70,9 @@ def _composite(func: Any) -> bool:
 class Watch(TorchDispatchMode):
     """Runs operations unchanged and reports each layer call to `on_call`.
 
-    `calls` names the layers in the order of their calls. Works below autograd: what `on_call`
+    `calls` names the layers in the order of their calls. It works below autograd: what `on_call`
     computes is never recorded for a backward pass. Fused attention, which hides the layers
-    inside, is switched off meanwhile.
+    inside it, is switched off for the time.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -94,7 +94,7 @@ class Watch(TorchDispatchMode):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Inside, operations are none of the network's: for what a hook computes."""
+        """Ignore operations inside the `with` block, such as those of a hook."""
         self._aside = True
         try:
             yield
@@ -102,17 +102,17 @@ class Watch(TorchDispatchMode):
             self._aside = False
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        """A layer was called and gave `out`."""
+        """Called after each layer call, with its output."""
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Any other operation ran."""
+        """Called after each other operation, with its output."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Run an operation."""
+        """Run an operation; subclasses may change its arguments or its result."""
         return func(*args, **kwargs)
 
     def origin(self, tensor: Any) -> Origin | None:
-        """What `tensor` was computed from, if from parameters and buffers alone."""
+        """The origin of `tensor`, if it was computed from parameters and buffers alone."""
         return self.origins.get(tensor) if isinstance(tensor, Tensor) else None
 
     def __torch_dispatch__(
@@ -121,7 +121,7 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._aside:
             return func(*args, **kwargs)
-        if _composite(func):  # inference mode hands these over whole
+        if _composite(func):  # inference mode does not decompose these
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -141,7 +141,7 @@ class Watch(TorchDispatchMode):
         return out
 
     def _as_layer(self, packet: Any, a: Tensor, b: Tensor) -> Tensor | None:
-        """A product with a parameter, written as the product of rows that a layer is."""
+        """Rewrite a product with a parameter as the row product of a linear layer."""
         left, right = self.origin(a), self.origin(b)
         if (left is None) == (right is None) or (packet is aten.mm and left is None):
             return None
@@ -157,7 +157,7 @@ class Watch(TorchDispatchMode):
             return rows.view(b.shape[0], b.shape[2], a.shape[1]).transpose(1, 2)
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Note the origin of what was computed from parameters and buffers alone."""
+        """Record the origin of what was computed from parameters and buffers alone."""
         inputs = []
         for tensor in tensors_in(*args, kwargs):
             origin = self.origins.get(tensor)
@@ -173,7 +173,7 @@ class Watch(TorchDispatchMode):
                 self.origins[made] = origin
 
     def read(self, func: Any, args: tuple[Any, ...]) -> Call | None:
-        """The layer call that this operation is, if it is one."""
+        """The layer call that this operation performs; None for other operations."""
         packet = func.overloadpacket
         if packet is aten.convolution:
             x, weight, bias, stride, padding, dilation, transposed, _, groups = args

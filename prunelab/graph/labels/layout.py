@@ -1,7 +1,7 @@
-"""Label tensors: integers beside a tensor, kept small, and moved as the tensor's data moves.
+"""Label tensors: compact integer tensors that are moved as the data of their tensor is moved.
 
-A label tensor has as many axes as its tensor; an axis over which it is constant is one long.
-Nothing here knows what a label means.
+A label tensor has as many axes as its tensor; an axis over which it is constant has length one.
+The functions here do not depend on the meaning of labels.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ Shape = Sequence[int]
 
 
 def spread(labels: Tensor, shape: Shape) -> Tensor:
-    """`labels` at the full size `shape`, without copying; an empty axis counts as one."""
+    """`labels` expanded to `shape`, without copying; an empty axis gets length one."""
     return labels.expand([max(1, size) for size in shape])
 
 
 def compact(labels: Tensor) -> Tensor:
-    """The same labels with every axis over which they are constant made one long."""
+    """The same labels, with length one along every axis over which they are constant."""
     for axis, stride in enumerate(labels.stride()):
         if stride == 0:
             labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
-    for axis in varying(labels):
+    for axis in varying_axes(labels):
         first = labels.narrow(axis, 0, 1)
         if bool((labels == first).all()):
             labels = first
     return labels.clone()
 
 
-def varying(labels: Tensor) -> list[int]:
-    """The axes along which small `labels` vary."""
+def varying_axes(labels: Tensor) -> list[int]:
+    """The axes along which compact `labels` vary."""
     return [axis for axis, size in enumerate(labels.shape) if size > 1]
 
 
 def widened(labels: Tensor, rank: int) -> Tensor:
-    """`labels` with leading axes, as broadcasting adds them."""
+    """`labels` with leading axes of length one, as broadcasting adds them."""
     return labels.reshape((1,) * (rank - labels.ndim) + tuple(labels.shape))
 
 
 def along(labels: Tensor, axis: int, size: int) -> Tensor:
-    """`labels` at full size along `axis` alone."""
+    """`labels` expanded to `size` along `axis` only."""
     shape = list(labels.shape)
     shape[axis] = max(1, size)
     return labels.expand(shape)
 
 
 def moved(func: Any, labels: Tensor, shape: Shape, args: tuple[Any, ...], kwargs: Any) -> list[Any]:
-    """What `func`, an operation that only moves data, makes of the labels of its first input."""
+    """The labels of the outputs of `func`, an operation that only moves the data of its input."""
     return [compact(made) for made in tree_leaves(func(spread(labels, shape), *args, **kwargs))]
 
 
 def blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """How a view regroups axes: the smallest runs of old and new axes with the same product."""
+    """How a view regroups axes: the shortest runs of old and new axes with equal products."""
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -81,8 +81,8 @@ def blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]] | None:
 def viewed(labels: Tensor, old: Shape, new: Shape) -> tuple[Tensor, list[list[int]]] | None:
     """Labels of a tensor of shape `old` viewed as `new`, and the new axes of each split axis.
 
-    None where the shapes do not go together. Only the axes along which labels vary are written
-    out, so that a flattened image costs no more than its channels need.
+    None where the shapes are incompatible. Only the axes along which labels vary are expanded, so
+    that a flattened image needs no more memory than its channels.
     """
     old, new = [max(1, size) for size in old], [max(1, size) for size in new]
     runs = blocks(old, new)
@@ -101,7 +101,7 @@ def viewed(labels: Tensor, old: Shape, new: Shape) -> tuple[Tensor, list[list[in
 
 
 def axes_of(dims: Any, rank: int) -> list[int]:
-    """The axes that a reduction's `dim` names; all of them for None or an empty list."""
+    """The axes of a reduction's `dim`; all axes for None or an empty list."""
     if dims is None or dims == []:
         return list(range(rank))
     given = [dims] if isinstance(dims, int) else list(dims)
@@ -109,7 +109,7 @@ def axes_of(dims: Any, rank: int) -> list[int]:
 
 
 def argument(func: Any, args: tuple[Any, ...], kwargs: Any, name: str, default: Any = None) -> Any:
-    """What an operation was given for the parameter `name` of its schema."""
+    """The argument of an operation for the parameter `name` of its schema."""
     for place, parameter in enumerate(func._schema.arguments):
         if parameter.name == name:
             if place < len(args):
@@ -119,14 +119,14 @@ def argument(func: Any, args: tuple[Any, ...], kwargs: Any, name: str, default: 
 
 
 def reduced(labels: Tensor, axes: list[int], rank: int) -> Tensor:
-    """Labels, constant over `axes`, of what is left of a tensor reduced over them."""
+    """The labels of a tensor after a reduction over `axes`, over which they are constant."""
     if rank == labels.ndim:
         return labels
     return labels.reshape([size for axis, size in enumerate(labels.shape) if axis not in axes])
 
 
 def tensors_in(*given: Any) -> list[Tensor]:
-    """The tensors among the arguments of an operation, which nest one list deep."""
+    """The tensors among the arguments of an operation; lists are searched one level deep."""
     found = []
     for argument in given:
         if isinstance(argument, Tensor):
@@ -140,7 +140,7 @@ def tensors_in(*given: Any) -> list[Tensor]:
 
 @lru_cache(maxsize=4096)
 def arange(size: int, rank: int, axis: int) -> Tensor:
-    """0 .. size-1 along `axis` of `rank` axes; shared, to be read only."""
+    """0 .. size-1 along `axis` of `rank` axes; shared between calls, so do not write to it."""
     shape = [1] * rank
     shape[axis] = size
     return torch.arange(size).reshape(shape)

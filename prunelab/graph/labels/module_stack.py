@@ -1,4 +1,4 @@
-"""Where in a network the running code is: the innermost module at work."""
+"""The stack of running modules, and the innermost of them."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 
-class Places:
-    """While a network runs inside `of`, `now` names the innermost module that is running.
+class ModuleStack:
+    """While a network runs inside `of`, `innermost` names the innermost running module.
 
-    "" stands for the network's own `forward`. A module registered under two names goes by the
-    first. `been` are those that ran so far; `passing` is called with what the module that is `now`
-    running was given, and with what each of its parts gives back. The hooks that find out are on
-    the modules, so other threads are left alone, and are gone afterwards.
+    "" stands for the network's own `forward`. A module registered under two names has the first.
+    `entered` are the modules that have run so far. `on_pass` is called with the inputs of the
+    innermost module, and with the outputs of each of its submodules. This uses hooks on the
+    modules, which do not affect other threads and are removed afterwards.
     """
 
     def __init__(self) -> None:
         self._running: list[str] = []
-        self.been: set[str] = set()
-        self.passing: Callable[[Any], None] = lambda given: None
+        self.entered: set[str] = set()
+        self.on_pass: Callable[[Any], None] = lambda given: None
 
     @property
-    def now(self) -> str:
+    def innermost(self) -> str:
         """The qualified name of the innermost running module."""
         return self._running[-1] if self._running else ""
 
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[None]:
-        """The network that runs inside is `model`."""
+        """Observe `model` inside the `with` block."""
         hooks: list[RemovableHandle] = []
         try:
             for name, module in model.named_modules():
                 if isinstance(module, torch.jit.ScriptModule):
-                    continue  # takes no hooks: what runs inside counts to the module around it
+                    continue  # takes no hooks; its operations count as those of its parent
                 hooks += [
                     module.register_forward_pre_hook(
-                        self._entering(name), prepend=True, with_kwargs=True
+                        self._on_enter(name), prepend=True, with_kwargs=True
                     ),
-                    module.register_forward_hook(self._leaving, always_call=True),
+                    module.register_forward_hook(self._on_leave, always_call=True),
                 ]
             yield
         finally:
@@ -50,14 +50,14 @@ class Places:
                 hook.remove()
             self._running.clear()
 
-    def _entering(self, name: str) -> Any:
-        def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _on_enter(self, name: str) -> Any:
+        def on_enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._running.append(name)
-            self.been.add(name)
-            self.passing((args, kwargs))
+            self.entered.add(name)
+            self.on_pass((args, kwargs))
 
-        return entering
+        return on_enter
 
-    def _leaving(self, module: nn.Module, args: Any, out: Any) -> None:
+    def _on_leave(self, module: nn.Module, args: Any, out: Any) -> None:
         self._running.pop()
-        self.passing(out)
+        self.on_pass(out)

@@ -1,4 +1,4 @@
-"""The operations of PyTorch by what they do to channels."""
+"""PyTorch operations, grouped by their effect on channels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ VIEWS = {  # the result shares the memory of the first input
 }  # fmt: skip
 CASTS = {aten._to_copy, aten.clone, aten.contiguous, aten.detach, aten.alias, aten.lift_fresh}
 RESHAPES = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias}
-MOVES = {  # by which no element leaves its channel, wherever channels are laid out
+MOVES = {  # every element stays in its channel, whichever axis holds the channels
     aten.permute, aten.transpose, aten.t, aten.expand, aten.squeeze, aten.unsqueeze, aten.alias,
     aten.repeat, aten.flip,
 }  # fmt: skip
-KEEPS = {  # one input, and an output of the same shape and channels
+KEEPS = {  # one input; the output has the same shape and channels
     aten._to_copy, aten.detach, aten.clone, aten.contiguous, aten.lift_fresh,
     aten.native_dropout, aten.empty_like, aten.zeros_like, aten.ones_like, aten.rand_like,
     aten.randn_like, aten.full_like, aten.bernoulli, aten.bernoulli_,
@@ -26,15 +26,15 @@ KEEPS = {  # one input, and an output of the same shape and channels
     aten.zero_, aten.fill_, aten.dropout, aten.rrelu_with_noise, aten.rrelu_with_noise_functional,
     aten.fake_quantize_per_tensor_affine_cachemask,
 }  # fmt: skip
-UNIFORM = {  # made of a size alone: all entries are alike, and none knows its channel
+UNIFORM = {  # created from a size: no entry depends on its channel
     aten.empty, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.new_empty,
     aten.new_zeros, aten.new_ones, aten.new_full, aten.scalar_tensor,
 }  # fmt: skip
 DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.zero_, aten.fill_}
-ELEMENTWISE = {  # pointwise, though not tagged so
+ELEMENTWISE = {  # pointwise, but without PyTorch's tag
     aten._prelu_kernel, aten.fake_quantize_per_channel_affine_cachemask, aten.glu_jvp,
 }  # fmt: skip
-RESIZES = {  # act on each channel's plane of so many axes, the last ones
+RESIZES = {  # act on each channel's plane; the value is its number of trailing axes
     aten.max_pool2d_with_indices: 2, aten.max_pool3d_with_indices: 3, aten.avg_pool1d: 1,
     aten.avg_pool2d: 2, aten.avg_pool3d: 3, aten._adaptive_avg_pool2d: 2,
     aten._adaptive_avg_pool3d: 3, aten.adaptive_max_pool2d: 2, aten.adaptive_max_pool3d: 3,
@@ -53,7 +53,7 @@ REDUCES = {
     aten.var_mean, aten.std_mean, aten.norm, aten.prod, aten.logsumexp, aten.max, aten.min,
     aten.any, aten.all, aten.nansum, aten.median, aten.argmax, aten.argmin, aten.aminmax,
 }  # fmt: skip
-ALONG = {  # work along one axis `dim` and leave the shape
+ALONG = {  # work along one axis, `dim`, and keep the shape
     aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.sort, aten.logcumsumexp,
     aten._safe_softmax, aten.argsort,
 }  # fmt: skip
@@ -70,7 +70,7 @@ ATTENTION = {
     aten._scaled_dot_product_attention_math_for_mps,
 }  # fmt: skip
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.matmul, aten.addmv}
-SCALES = {  # an entry that is zero stays zero
+SCALES = {  # zero entries stay zero
     aten.mul, aten.div, aten.neg, aten.mul_, aten.div_,
     aten.fake_quantize_per_tensor_affine_cachemask, aten.fake_quantize_per_channel_affine_cachemask,
 }  # fmt: skip

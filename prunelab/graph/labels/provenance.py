@@ -1,8 +1,7 @@
-"""Which entries of which parameters stand behind a tensor that was computed from them alone.
+"""The origin of tensors that were computed from parameters alone: which entries they come from.
 
-A weight that is cast, turned, scaled, normalised or masked on its way into a convolution is
-followed by carrying, for every axis of every parameter, the index of the entry behind each
-element.
+A weight that is cast, transposed, scaled, normalised or masked before a convolution is followed
+by storing, for every axis of every parameter, the index of the entry that each element came from.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ Key = tuple[str, int]  # a parameter or buffer, and one of its axes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """What a tensor was computed from: `name` is the parameter or buffer it mainly is.
+    """The parameters from which a tensor was computed; `name` is the main one.
 
-    `axes` gives for (parameter, axis) the index of the entry behind every element, broadcastable
-    to the tensor's shape. `mixed` holds the axes whose entries meet each other, so that none can
-    go alone. `plain`: it is the parameter itself, cast or turned at most. `scaled`: it is the
-    parameter times something, so that what is zeroed there is zero here. `norms` are weight
-    norms, (direction, length, axis) for v, g and the axis that is not summed over.
+    `axes` gives for (parameter, axis) the index of the entry of every element, broadcastable to
+    the tensor's shape. `mixed` holds the axes whose entries are combined with each other, so that
+    none can be removed alone. `plain`: the tensor is the parameter itself, at most cast or
+    transposed. `scaled`: it is the parameter times something, so zero entries stay zero. `norms`
+    are weight norms, (direction, length, axis) for v, g and the axis that is not summed over.
     """
 
     name: str
@@ -65,11 +64,11 @@ class Origin:
 
     @property
     def blended(self) -> Origin:
-        """Something of which every entry may depend on every entry of what it comes from."""
+        """The origin of a result whose entries may depend on all entries of the parameters."""
         return replace(self, axes={}, mixed=self.mixed | set(self.axes), plain=False, scaled=False)
 
     def carried(self, move: Any) -> Origin:
-        """The origin after `move`, which takes the index of every axis along."""
+        """The origin after `move`, which is applied to the index of every axis."""
         axes, mixed = {}, set(self.mixed)
         for key, index in self.axes.items():
             made = move(index)
@@ -83,7 +82,7 @@ class Origin:
 def origin_after(
     func: Any, args: tuple[Any, ...], kwargs: Any, inputs: Sequence[tuple[Tensor, Origin]], out: Any
 ) -> Origin:
-    """The origin of what `func` computes of tensors that all come from parameters."""
+    """The origin of the result `out` of `func`, for `inputs` that all come from parameters."""
     packet = func.overloadpacket
     first, origin = inputs[0]
     made = out[0] if isinstance(out, (tuple, list)) else out
@@ -125,7 +124,7 @@ def _reduce(index: Tensor, axes: list[int], rank: int) -> Tensor | None:
 def _cut_out(
     func: Any, args: tuple[Any, ...], kwargs: Any, first: Tensor, origin: Origin
 ) -> Origin:
-    """A part of a parameter: the axis that it is cut along can lose no entry."""
+    """A part of a parameter: no entry can be removed along the axis that is sliced."""
     axis = argument(func, args, kwargs, "dim", 0) % first.ndim
 
     def part(index: Tensor) -> Tensor | None:
@@ -137,7 +136,7 @@ def _cut_out(
 
 
 def _merged(inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
-    """What a result of `rank` axes has of all its inputs, broadcast against each other."""
+    """The combined origin of a result of `rank` axes, its inputs broadcast together."""
     axes: dict[Key, Tensor] = {}
     mixed: set[Key] = set()
     norms: set[tuple[str, str, int]] = set()
@@ -159,13 +158,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _pointwise(packet: Any, inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
     merged = _merged(inputs, rank)
-    # a quotient is zero where its first part is; a product where either is
+    # a quotient is zero where its numerator is; a product where either factor is
     firm = packet in SCALES and (packet not in (aten.div, aten.div_) or inputs[0][1].scaled)
     return replace(merged, scaled=firm and any(origin.scaled for _, origin in inputs))
 
 
 def _standardised(x: Tensor, inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
-    """A weight standardised row by row, written as a batch normalisation of itself."""
+    """A weight standardised row by row, as a batch normalisation of the weight itself."""
     origin = inputs[0][1]
     met = {
         key
@@ -186,7 +185,7 @@ def _standardised(x: Tensor, inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
 
 
 def _normed(args: tuple[Any, ...], inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
-    """A weight norm, g v / ||v||: a direction and a length for each entry of one axis."""
+    """A weight norm, g v / ||v||: a direction v, and a length g per entry of one axis."""
     (v, direction), (_, length) = inputs[:2]
     merged = _merged(inputs, v.ndim)
     axis = args[2] % v.ndim if len(args) > 2 else 0

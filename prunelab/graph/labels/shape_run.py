@@ -1,7 +1,7 @@
-"""Running a network for its shapes: the operations that take the time give zeros instead.
+"""Running a network for shapes only: the expensive operations return zeros.
 
-Which channel meets which does not depend on numbers, unless code looks at them. So convolutions,
-products and attentions need not be computed to follow channels; their shapes are checked as ever.
+Couplings do not depend on values, unless the network's code does. So convolutions, products and
+attentions need not be computed to follow channels; their shapes are still checked.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ HEAVY = {aten.convolution, *PRODUCTS, *ATTENTION}
 LOOKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
-class LooksAtNumbers(Exception):
-    """The network's code asks for the numbers themselves, so they have to be computed."""
+class NeedsValues(Exception):
+    """The network's code depends on values, so they must be computed."""
 
 
-def sketched(func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-    """What `func` gives, zeros if it is heavy."""
+def shapes_only(func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """The result of `func`; zeros of the same shape if it is expensive."""
     if func.overloadpacket not in HEAVY:
         return func(*args, **kwargs)
     kwargs = {key: _shape(value) for key, value in kwargs.items()}
@@ -34,15 +34,15 @@ def sketched(func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     return tuple(_zeros(part, device) for part in made)
 
 
-def looks(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether `func` makes the way that the code takes, or a shape, depend on numbers."""
+def needs_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether control flow or a shape depends on the values given to `func`."""
     if func.overloadpacket is aten.index:
         return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
     return not LOOKS.isdisjoint(func.tags)
 
 
-class Sketch(TorchDispatchMode):
-    """Inside its `with`, a network runs for its shapes alone."""
+class ShapeRun(TorchDispatchMode):
+    """Inside the `with` block, a network runs for shapes only."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -50,7 +50,7 @@ class Sketch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return sketched(func, args, kwargs or {})
+        return shapes_only(func, args, kwargs or {})
 
 
 def _shape(x: Any) -> Any:
@@ -58,7 +58,7 @@ def _shape(x: Any) -> Any:
 
 
 def _zeros(made: Any, device: torch.device) -> Any:
-    """Zeros of a shape that an operation gave."""
+    """Zeros with the shape, strides and dtype of `made`."""
     if not isinstance(made, Tensor):
         return made
     if made.is_contiguous():

@@ -1,1 +1,1 @@
-"""What is known of modules: attributes that state a width, and the one that selects channels."""
+"""Modules: attributes that state a width, and convolutions that select channels."""

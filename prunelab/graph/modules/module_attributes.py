@@ -1,4 +1,4 @@
-"""Modules that tell the truth: `in_channels`, `num_features`, `groups` ... after their tensors."""
+"""Sync module attributes (`in_channels`, `num_features`, `groups` ...) with tensor shapes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-def tell_the_truth(module: nn.Module) -> None:
-    """Make a module's own account of its widths follow the shapes of its tensors."""
+def sync_attributes(module: nn.Module) -> None:
+    """Set the width attributes of a module from the shapes of its tensors."""
     _refresh(module)
     if isinstance(module, nn.RNNBase):
         module.input_size = module.get_parameter("weight_ih_l0").shape[1]
@@ -36,14 +36,14 @@ def tell_the_truth(module: nn.Module) -> None:
 
 
 def is_bare_norm(module: nn.Module) -> bool:
-    """Whether it normalises channels by their number, and has no tensor that tells it."""
+    """Whether a normalisation module depends on the number of channels and has no tensor."""
     kinds = (nn.GroupNorm, nn.modules.batchnorm._NormBase)
     tensors = [*module._parameters.values(), *module._buffers.values()]
     return isinstance(module, kinds) and all(tensor is None for tensor in tensors)
 
 
-def tell_width(module: nn.Module, width: int) -> None:
-    """Tell a normalisation without parameters how many channels it gets."""
+def set_width(module: nn.Module, width: int) -> None:
+    """Set the number of channels of a normalisation module without parameters."""
     if isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * width // module.num_channels
         module.num_channels = width
@@ -52,7 +52,7 @@ def tell_width(module: nn.Module, width: int) -> None:
 
 
 def _refresh(module: nn.Module) -> None:
-    """Compute anew a weight that hooks compute before each call (weight norm, pruning masks)."""
+    """Recompute a weight that hooks compute before each call (weight norm, pruning masks)."""
     left = vars(module).get("weight")
     if isinstance(left, Tensor):
         with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Editing networks: narrower, wider, masked, and the same again from a fresh one."""
+"""Editing networks: cutting, masking, widening and rebuilding."""

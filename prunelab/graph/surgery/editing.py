@@ -1,6 +1,6 @@
-"""Editing networks: `masked`, `cut`, `rebuild` and `sampled`; nothing else edits one.
+"""Editing networks: `masked`, `cut`, `rebuild` and `sampled`.
 
-All return a new module and leave the given one as it is.
+All of these return a new module and leave the given one unchanged.
 """
 
 from __future__ import annotations
@@ -15,18 +15,26 @@ from torch import Tensor, nn
 
 from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.modules.channel_selector import read_all
-from prunelab.graph.modules.module_attributes import tell_the_truth, tell_width
+from prunelab.graph.modules.channel_selector import select_channels
+from prunelab.graph.modules.module_attributes import set_width, sync_attributes
 from prunelab.values import WidthPlan
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     """A new plain module, of the same class, without the units that `plan` drops.
 
-    `graph` describes `model` (after earlier cuts: `graph.after(...)`); hooks, buffers, dtype,
-    device, memory format, flags and tied parameters survive. Raises `BadModel` when the network
-    does not fit the graph or cannot be copied, `IllegalPlan` when the plan keeps units that it no
-    longer has.
+    Parameters
+    ----------
+    model
+        The network; it stays as it is. Hooks, buffers, dtype, device, memory format, flags and
+        tied parameters are preserved in the new one.
+    graph
+        Describes `model` (after earlier cuts: `graph.after(...)`).
+    plan
+        The units to keep.
+
+    Raises `BadModel` when the network does not fit the graph or cannot be copied, `IllegalPlan`
+    when the plan keeps units that it no longer has.
     """
     _check(model, graph, plan)
     return cut_to(model, graph, graph.alive(plan))
@@ -35,29 +43,41 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
 def cut_to(
     model: nn.Module, graph: ChannelGraph, alive: np.ndarray, *, share: bool = False
 ) -> nn.Module:
-    """A copy of `model` with the units that are `alive`, as `ChannelGraph.alive` gives it.
+    """A copy of `model` that keeps the units in `alive`.
 
-    With `share` it shares with `model` what it does not lose, and is to be read only.
+    Parameters
+    ----------
+    model, graph
+        The network and its graph.
+    alive
+        Which units stay, as `ChannelGraph.alive` returns it [units + 1].
+    share
+        Share unchanged tensors with `model`; the copy must then not be written to.
     """
     small = copy_with(model, cut_tensors(model, graph, alive), share=share)
     for name, units in graph.bare.items():
         if not alive[units].all():
-            tell_width(small.get_submodule(name), int(alive[units].sum()))
+            set_width(small.get_submodule(name), int(alive[units].sum()))
     return small
 
 
 def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
-    """A new module of unchanged shapes with the same outputs as `cut` gives.
+    """A new module of unchanged shapes with the same outputs as that of `cut`.
 
-    The columns through which consumers read the dropped units are zeroed: that masks a unit
-    behind its BatchNorm and activation, which zeroing its own weights would not.
+    Parameters
+    ----------
+    model, graph, plan
+        As for `cut`.
+
+    The columns by which consumers read the dropped units are zeroed: this masks a unit after its
+    BatchNorm and activation, which zeroing its own weights would not.
     """
     _check(model, graph, plan)
     return copy_with(model, masked_tensors(model, graph, ~graph.alive(plan)))
 
 
 def silence(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[int]]) -> None:
-    """Mask these units in `model` itself; the columns through which they are read become zero."""
+    """Mask the units in `drop` in `model` itself, by zeroing the columns that read them."""
     state = dict(_tensors(model))
     with torch.no_grad():
         for name, tensor in masked_tensors(model, graph, graph.gone(drop)).items():
@@ -65,9 +85,9 @@ def silence(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[i
 
 
 def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> dict[str, Tensor]:
-    """The parameters that read units which are `gone`, reading nothing from them any more.
+    """The parameters that read dropped units, with the columns of these units zeroed.
 
-    `gone` is as `ChannelGraph.gone` gives it.
+    `gone` marks the dropped units, as `ChannelGraph.gone` returns it [units + 1].
     """
     state = dict(_tensors(model))
     lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
@@ -80,7 +100,7 @@ def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> d
         columns = torch.from_numpy(np.flatnonzero(read))
         if name in lengths:
             length, own = lengths[name]
-            if own == axis:  # zero lengths, for a direction of zero is no direction
+            if own == axis:  # zero the lengths: a zero direction cannot be normalised
                 name = length
             else:
                 before = state[name].detach()
@@ -91,9 +111,10 @@ def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> d
 
 
 def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
-    """A fresh instance of the traced architecture, cut to `plan`: same shapes as the pruned one.
+    """`model`, an unpruned instance of the traced architecture, cut to `plan`.
 
-    `model` is unpruned and stays as it is; its weights are cut, whatever they are.
+    The result has the shapes of the pruned network; its weights are those of `model`, cut.
+    `model` stays as it is.
     """
     graph = plan.graph
     if not isinstance(graph, ChannelGraph):
@@ -104,15 +125,23 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
 def sampled(
     model: nn.Module, graph: ChannelGraph, layers: Iterable[str] | None = None
 ) -> nn.Module:
-    """A new module in which some convolutions pick the channels they read, all of them so far.
+    """A new module in which some convolutions select the channels they read; at first all of them.
 
-    `layers` are names of plain `nn.Conv2d`s; None takes those inside a branch that read what its
-    shortcut or projection reads too. Each becomes a `SampledConv2d` with a group of its own, so
-    that every method can prune what a branch reads while its shortcut keeps it. Trace the result
-    anew. What is read in this way is frozen then, for samplers pick from it by number.
+    Parameters
+    ----------
+    model, graph
+        The network and its graph.
+    layers
+        Names of plain `nn.Conv2d`s. None takes those inside a branch that read the same channels
+        as its shortcut or projection.
 
-    It saves multiply-adds but costs a copy at every call (`cost` counts its bytes): measure the
-    wall clock before you believe in it. Raises `BadModel` where there is no such convolution.
+    Each becomes a `SampledConv2d` with a group of its own, so that every method can prune the
+    inputs of a branch while its shortcut keeps them. Trace the result again. The channels from
+    which such a layer selects are then frozen, because it addresses them by index.
+
+    This saves multiply-adds but copies the selected channels at every call (`cost` counts the
+    bytes), so measure the latency. Raises `BadModel` where there is no such convolution,
+    `InvalidValue` for a layer that cannot select channels.
     """
     made = copy_with(model, {})
     modules = dict(made.named_modules())
@@ -123,7 +152,7 @@ def sampled(
             reader
             for group in graph.groups
             for reader in group.consumers
-            if group.residual or summed & set(group.consumers)  # a projection reads it too
+            if group.residual or summed & set(group.consumers)  # a projection reads it, too
         }
         names = [
             layer.name
@@ -144,14 +173,14 @@ def sampled(
                 f"{name} cannot pick its channels: only a plain nn.Conv2d with groups=1 can, and "
                 "with a weight of its own. Leave it out."
             )
-        read_all(conv)
+        select_channels(conv)
     return made
 
 
 def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dict[str, Tensor]:
-    """The parameters and buffers that lose something, without the units that are not `alive`.
+    """The parameters and buffers that change when only the units in `alive` stay, after the cut.
 
-    `alive` is as `ChannelGraph.alive` gives it.
+    `alive` is as `ChannelGraph.alive` returns it [units + 1].
     """
     state = dict(_tensors(model))
     taken: dict[str, list[tuple[int, Tensor]]] = {}
@@ -160,7 +189,11 @@ def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dic
         if not stays.all():
             taken.setdefault(name, []).append((axis, torch.from_numpy(np.flatnonzero(stays))))
     cuts = {name: _only(state[name].detach(), axes) for name, axes in taken.items()}
-    for direction, length, own in graph.norms:  # what is left of a direction keeps its scale
+    for (
+        direction,
+        length,
+        own,
+    ) in graph.norms:  # the remaining entries of a direction keep their scale
         others = [(axis, at) for axis, at in taken.get(direction, []) if axis != own]
         if others:
             before = state[direction].detach()
@@ -171,10 +204,10 @@ def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dic
 
 
 def _only(tensor: Tensor, axes: list[tuple[int, Tensor]]) -> Tensor:
-    """`tensor` at the given positions of some axes; the sharpest cut first."""
+    """`tensor` at the given positions of some axes; the axis that shrinks most, first."""
     for axis, positions in sorted(axes, key=lambda pair: len(pair[1]) / tensor.shape[pair[0]]):
         run = _run(positions, tensor.shape[axis]) if tensor.ndim == 2 else 1
-        if run > 1:  # a linear layer behind a flatten reads many features of a channel
+        if run > 1:  # a linear layer after a flatten reads many features of each channel
             blocks = tensor.unflatten(axis, (-1, run))
             kept = (positions[::run] // run).to(tensor.device)
             tensor = blocks.index_select(axis, kept).flatten(axis, axis + 1)
@@ -184,7 +217,7 @@ def _only(tensor: Tensor, axes: list[tuple[int, Tensor]]) -> Tensor:
 
 
 def _run(positions: Tensor, size: int) -> int:
-    """The length of the blocks, side by side, of which `positions` along an axis are made."""
+    """The length of the equal, aligned blocks that make up `positions` along an axis."""
     at = positions.numpy()
     breaks = np.flatnonzero(np.diff(at) != 1) + 1
     starts = at[np.concatenate([[0], breaks])]
@@ -205,10 +238,18 @@ def _norm(direction: Tensor, axis: int) -> Tensor:
 
 
 def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
-    """A copy of `model` with `tensors` in the place of the parameters and buffers of these names.
+    """A copy of `model` in which `tensors` replace the parameters and buffers of these names.
 
-    What is replaced is never copied; with `share` the rest is not either, so the copy is to be
-    read only. Raises `BadModel` when the network cannot be copied.
+    Parameters
+    ----------
+    model
+        The network.
+    tensors
+        New tensors by name; the replaced ones are never copied.
+    share
+        Share the other tensors with `model`; the copy must then not be written to.
+
+    Raises `BadModel` when the network cannot be copied.
     """
     memo: dict[int, object] = {}
     for name, old in _tensors(model):
@@ -219,9 +260,11 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()  # left behind by an old weight norm
+                memo[id(value)] = value.detach().clone()  # left by PyTorch's former weight norm
             elif type(value) is OrderedDict and not value:
-                memo[id(value)] = OrderedDict()  # hooks: deepcopy would take most of its time here
+                memo[id(value)] = (
+                    OrderedDict()
+                )  # empty hooks: deepcopy would spend most of its time on them
     try:
         made: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
@@ -234,7 +277,7 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
 
 
 def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put `tensors` in the place of the parameters and buffers of these names, in `model`.
+    """Replace the parameters and buffers of these names in `model` by `tensors`.
 
     Shared parameters stay shared; `in_channels`, `num_features`, `groups` ... follow the shapes.
     """
@@ -265,13 +308,13 @@ def _like(old: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
-    """Make the modules whose tensors changed tell the truth about their widths."""
+    """Sync the width attributes of the modules whose tensors changed."""
     ids = {id(tensor) for name, tensor in _tensors(model) if name in changed}
     for module in model.modules():
         parts = [module, *getattr(module, "parametrizations", {}).values()]
         own = [x for part in parts for x in (*part._parameters.values(), *part._buffers.values())]
         if any(id(tensor) in ids for tensor in own):
-            tell_the_truth(module)
+            sync_attributes(module)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

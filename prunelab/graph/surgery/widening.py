@@ -1,4 +1,4 @@
-"""`widened`: a network with more channels that gives the same outputs, the way back from a cut."""
+"""`widened`: a network with more channels and the same outputs; the inverse of a cut."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from prunelab.errors import IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
-from prunelab.graph.modules.module_attributes import tell_width
+from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.editing import copy_with
 
-NOISE = 0.1  # of a filter's own standard deviation
+NOISE = 0.1  # as a share of a filter's standard deviation
 
 
 def widened(
@@ -28,16 +28,27 @@ def widened(
 ) -> nn.Module:
     """A new module, of the same class, with `widen` times as many units in `groups`.
 
-    Units chosen at random are copied, beside themselves, and whatever reads a unit divides its
-    weights among the copies: so the outputs stay as they were (Chen, Goodfellow, Shlens,
-    "Net2Net", ICLR 2016). `noise` times its own standard deviation is then added to each copied
-    filter, for copies that are equal stay equal when they are trained; 0 keeps the outputs
-    exactly.
+    Units chosen at random are duplicated in place, and the weights that read a unit are divided
+    among its copies, so that the outputs stay the same (Chen, Goodfellow, Shlens, "Net2Net",
+    ICLR 2016).
 
-    `graph` describes `model`; `groups` are the names of those to widen (None: all that can be
-    pruned). Groups read by a weight that is computed from others (weight norm) stay as they are.
-    Trace the result anew: its units have their own numbers. Raises `InvalidValue` for factors
-    below 1 or negative noise, `IllegalPlan` for a group that cannot be pruned, hence not widened.
+    Parameters
+    ----------
+    model, graph
+        The network, which stays as it is, and its graph.
+    widen
+        The factor, at least 1.
+    groups
+        Names of the groups to widen (None: all prunable ones). Groups read by a weight that is
+        computed from others (weight norm) stay as they are.
+    noise
+        Added to each copied filter, times the filter's standard deviation, because equal copies
+        stay equal in training. 0 keeps the outputs exactly.
+    seed
+        Of the choice of units and of the noise.
+
+    Trace the result again: its units have new numbers. Raises `InvalidValue` for factors below 1
+    or negative noise, `IllegalPlan` for a group that is frozen and so cannot be widened.
     """
     if not 1 <= widen < float("inf") or not 0 <= noise < float("inf"):
         raise InvalidValue(
@@ -45,10 +56,10 @@ def widened(
             f"{noise!r}."
         )
     rng = np.random.default_rng(seed)
-    copies = np.ones(graph.units + 1, dtype=np.int64)  # the last is FIXED
+    copies = np.ones(graph.units + 1, dtype=np.int64)  # the last entry is for FIXED
     for group in _chosen(graph, groups):
         alive = group.first + np.asarray(group.units, dtype=np.int64)
-        copies[alive] = _shared_out(len(alive), widen, group.step, rng)
+        copies[alive] = _copy_counts(len(alive), widen, group.step, rng)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     reads = {(layer.weight, layer.in_axis) for layer in graph.layers if layer.dense}
     tensors: dict[str, Tensor] = {}
@@ -62,11 +73,11 @@ def widened(
             shares = torch.from_numpy(1 / copies[units]).to(tensor)[at]
             tensor = tensor * shares.view(-1, *([1] * (tensor.ndim - 1 - axis)))
         tensors[name] = tensor
-    _stirred(graph, tensors, copies, noise, seed)
+    _add_noise(graph, tensors, copies, noise, seed)
     made = copy_with(model, tensors)
     for name, units in graph.bare.items():
         if (copies[units] > 1).any():
-            tell_width(made.get_submodule(name), int(copies[units].sum()))
+            set_width(made.get_submodule(name), int(copies[units].sum()))
     return made
 
 
@@ -80,8 +91,8 @@ def _chosen(graph: ChannelGraph, names: Iterable[str] | None) -> list[ChannelGro
     return [g for g in groups if not computed & {*g.producers, *g.consumers}]
 
 
-def _shared_out(width: int, widen: float, step: int, rng: np.random.Generator) -> np.ndarray:
-    """How many copies of each of `width` units there will be [width]."""
+def _copy_counts(width: int, widen: float, step: int, rng: np.random.Generator) -> np.ndarray:
+    """The number of copies of each unit after widening [width]."""
     goal = ceil(width * widen / step - 1e-9) * step
     copies = np.full(width, goal // width)
     copies[rng.choice(width, size=goal % width, replace=False)] += 1
@@ -89,19 +100,19 @@ def _shared_out(width: int, widen: float, step: int, rng: np.random.Generator) -
 
 
 def _repeated(units: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Which old position each new one copies: whole runs of a unit are repeated in place.
+    """The old position that each new position copies; runs of a unit are repeated in place.
 
-    In place, because then concatenations, flattened maps and equal parts stay in order.
+    In place, so that concatenations, flattened maps and equal parts keep their order.
     """
     starts = np.flatnonzero(np.diff(units, prepend=units[:1] - 1))
     runs = np.split(np.arange(len(units)), starts[1:])
     return np.concatenate([np.tile(run, copies[units[run[0]]]) for run in runs])
 
 
-def _stirred(
+def _add_noise(
     graph: ChannelGraph, tensors: dict[str, Tensor], copies: np.ndarray, noise: float, seed: int
 ) -> None:
-    """Add noise to the copied filters of every producer, in place of the originals in `tensors`."""
+    """Add noise to the copied filters of every producer in `tensors`."""
     generator = torch.Generator().manual_seed(seed)
     for layer in graph.layers:
         units = layer.out_units
@@ -110,7 +121,7 @@ def _stirred(
             continue
         weight = tensors[layer.weight]
         if not weight.is_floating_point():
-            continue  # a sampler
+            continue  # a channel selector's indices
         axis = (1 if layer.dense else 0) if layer.transposed else 0
         if weight.shape[axis] != int(copies[units].sum()):
             continue  # a grouped transposed convolution has its filters along two axes
