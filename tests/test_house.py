@@ -205,7 +205,7 @@ def test_tutorials_of_a_wheel_are_copied_once_and_never_overwritten(
     wheel: Path, tmp_path: Path
 ) -> None:
     program = (
-        "from pathlib import Path; from prunelab import cli; "
+        "from pathlib import Path; from prunelab.cli import main as cli; "
         "folder, said = cli.tutorials(); print(folder); print(len(said))"
     )
 
