@@ -19,8 +19,11 @@ from pathlib import Path
 from prunelab.data import fashion_mnist as fashion
 from prunelab.errors import MissingPackage
 
-CORE = ("prunelab", "torch", "torchvision", "numpy", "scipy", "safetensors", "scikit-learn")
-MODULES = {"scikit-learn": "sklearn"}  # imported under another name than installed
+CORE = (
+    *("prunelab", "torch", "torchvision", "numpy", "scipy", "safetensors", "scikit-learn"),
+    "pillow",
+)
+MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # imported under another name than installed
 WIDGETS = ("jupyterlab", "ipywidgets", "anywidget", "plotly")
 
 

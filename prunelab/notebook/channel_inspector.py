@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import InvalidValue
+from prunelab.figures.png import grey, shown, signed
 from prunelab.graph.trace import copy_of
-from prunelab.notebook.image_tiles import grey, shown, signed
 
 MOST = 12  # images or kernels that are shown
 IMAGES = 4  # on which feature maps are shown
