@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -104,6 +105,21 @@ def test_public_names_are_all_there() -> None:
 
     assert pl.__all__ == sorted(pl.__all__)
     assert [name for name in pl.__all__ if not hasattr(pl, name)] == []
+
+
+# ---------------------------------------------------------------- what is installed
+
+
+def test_the_dependency_groups_are_what_the_extras_install() -> None:
+    given = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras, groups = given["project"]["optional-dependencies"], given["dependency-groups"]
+    own = {name for name in extras["test"] if name.startswith("prunelab[")}
+    assert own == {"prunelab[docs,lab]"}
+    assert set(groups["docs"]) == set(extras["docs"])
+    parts = {entry["include-group"] for entry in groups["dev"]}
+    assert parts == groups.keys() - {"dev"}
+    listed = {name for part in parts for name in groups[part]}
+    assert listed == {*extras["test"], *extras["docs"]} - own
 
 
 # ---------------------------------------------------------------- files

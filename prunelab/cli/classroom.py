@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunelab.classroom import handin
 from prunelab.classroom.rubric import Rubric
+from prunelab.cli import doctor
 from prunelab.cli.terminal import Terminal
 from prunelab.errors import InvalidValue, PruneLabError
 
@@ -48,6 +49,8 @@ def _grade(options: argparse.Namespace) -> int:
     paths = [path for given in options.handins for path in _paths(given)]
     if options.csv is not None and not options.csv.resolve().parent.is_dir():
         raise InvalidValue(f"--csv {options.csv}: there is no folder for it. Make it.")
+
+    doctor.require_core()
 
     from prunelab.classroom.grading import Grader
 

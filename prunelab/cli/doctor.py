@@ -1,19 +1,29 @@
-"""What this machine offers: versions, cores, memory, widgets, write access, data sets."""
+"""What this machine offers: versions, cores, memory, widgets, write access, data sets.
+
+Finds packages without importing them: it must answer where torch is missing or broken.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from prunelab.data import fashion_mnist as fashion
+from prunelab.errors import MissingPackage
 
-CORE = ("prunelab", "torch", "torchvision", "numpy", "scipy", "safetensors", "scikit-learn")
+CORE = (
+    *("prunelab", "torch", "torchvision", "numpy", "scipy", "safetensors", "scikit-learn"),
+    "pillow",
+)
+MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # imported under another name than installed
 WIDGETS = ("jupyterlab", "ipywidgets", "anywidget", "plotly")
 
 
@@ -47,8 +57,8 @@ def examine() -> list[Finding]:
 def report(findings: list[Finding]) -> str:
     """The findings as text, and in the last line what they mean."""
     lines = [str(finding) for finding in findings]
-    if any(finding.fatal for finding in findings):
-        lines.append("Pruning will not work until what is marked !! is installed.")
+    if needed := [finding.name for finding in findings if finding.fatal]:
+        lines.append(f"Pruning will not work: {lack(needed)}.")
     elif any(finding.advice for finding in findings):
         lines.append("Pruning works in scripts and in the terminal; see what is marked !!.")
     else:
@@ -59,16 +69,52 @@ def report(findings: list[Finding]) -> str:
 # ---------------------------------------------------------------- packages
 
 
+def missing(names: Iterable[str]) -> list[str]:
+    """Which of these packages cannot be imported."""
+    return [name for name in names if not _found(name)]
+
+
+def require_core() -> None:
+    """Raise `MissingPackage` for the packages that pruning needs and that are not there."""
+    if needed := missing(CORE):
+        raise MissingPackage(f"{lack(needed)}. To prune: pip install {' '.join(needed)}")
+
+
+def lack(names: list[str]) -> str:
+    """That these packages are missing, in words."""
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not installed"
+
+
+def _found(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(MODULES.get(name, name)) is not None
+    except ImportError:
+        return False
+
+
 def _package(name: str, optional: bool = False) -> Finding:
     try:
-        return Finding(name, metadata.version(name))
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        pass
+        version = ""
+    if version and _found(name):
+        return Finding(name, version)
     if optional:
         return Finding(name, "not installed", 'The screen needs it: pip install "prunelab[lab]"')
     if name == "prunelab":
         return Finding(name, "not installed, run from its folder", "pip install -e .")
     return Finding(name, "not installed", f"pip install {name}", fatal=True)
+
+
+def environment() -> str:
+    """What torch reports of this machine, for a bug report: drivers, processors, builds.
+
+    In a process of its own, so that this one never loads torch; empty where torch is missing.
+    """
+    if missing(["torch"]):
+        return ""
+    command = [sys.executable, "-c", "from torch.utils import collect_env as e; e.main()"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 # ---------------------------------------------------------------- cores and memory

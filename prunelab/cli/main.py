@@ -7,7 +7,6 @@ help and doctor answer at once.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="prunelab",
         description="Prune a convolutional network move by move. Without a command: doctor.",
     )
-    parser.set_defaults(run=_doctor)
+    parser.set_defaults(run=_doctor, environment=False)
     commands = parser.add_subparsers(title="commands", metavar="")
 
     lab = commands.add_parser("lab", help="open JupyterLab at the first tutorial")
@@ -90,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     classroom.add(commands)
 
     examine = commands.add_parser("doctor", help="what is installed, what the machine offers")
+    examine.add_argument(
+        "--environment", action="store_true", help="and torch's own report, for a bug report"
+    )
     examine.set_defaults(run=_doctor)
     parser.add_argument("--version", action="store_const", const=_version, dest="run")
     return parser
@@ -102,9 +104,11 @@ def _version(_: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     findings = doctor.examine()
     print(doctor.report(findings))
+    if options.environment:
+        print(f"\n{doctor.environment()}")
     return int(any(finding.fatal for finding in findings))
 
 
@@ -112,11 +116,8 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _lab(options: argparse.Namespace) -> int:
-    missing = [name for name in doctor.WIDGETS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackage(
-            f'{", ".join(missing)} is not installed. Install it all: pip install "prunelab[lab]".'
-        )
+    if needed := doctor.missing(doctor.WIDGETS):
+        raise MissingPackage(f'{doctor.lack(needed)}. Install it all: pip install "prunelab[lab]".')
     folder, said = tutorials(options.dir)
     first = min(path.name for path in folder.glob("*.ipynb"))
     command = [
@@ -194,6 +195,7 @@ def _prune(options: argparse.Namespace) -> int:
         raise InvalidValue(f"--tune {options.tune}: give a number of batches, 0 for none.")
     if options.theta is not None and options.method != "aofp":
         raise InvalidValue(f"--theta is AOFP's; {options.method} has none. Leave it out.")
+    doctor.require_core()
 
     import torch
 

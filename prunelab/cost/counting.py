@@ -254,11 +254,16 @@ def timing(
             with torch.inference_mode():
                 started = time.perf_counter()
                 run(model)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                wait(device)
                 took = time.perf_counter() - started
             if index >= 3:
                 yield took
+
+
+def wait(device: torch.device) -> None:
+    """Return once `device` has done all that it was given: an accelerator works asynchronously."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def summed_up(model: nn.Module, seconds: Sequence[float]) -> Latency:

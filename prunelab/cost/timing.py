@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.cost.counting import layer_costs
+from prunelab.cost.counting import layer_costs, wait
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.trace import undisturbed
@@ -88,7 +88,7 @@ def layer_times(
         for index in range(runs + 1):
             started = time.perf_counter()
             run()
-            _wait(device)
+            wait(device)
             took = time.perf_counter() - started
             with _Clock(model, device) as clock:
                 run()
@@ -115,17 +115,12 @@ class _Clock(Watch):
         self._took = 0.0
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        _wait(self.device)
+        wait(self.device)
         started = time.perf_counter()
         out = func(*args, **kwargs)
-        _wait(self.device)
+        wait(self.device)
         self._took = time.perf_counter() - started
         return out
 
     def on_call(self, call: Call, out: Tensor) -> None:
         self.seconds[call.name] = self.seconds.get(call.name, 0.0) + self._took
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
 """Fashion-MNIST as bytes: the subset that ships, and the full set where it is installed.
 
-Xiao, Rasul & Vollgraf, 2017; 28x28 grey images of ten kinds of clothing. This module does not
-import torch, because `prunelab doctor` checks whether the full set is installed.
+Xiao, Rasul & Vollgraf, 2017; 28x28 grey images of ten kinds of clothing. `prunelab doctor` checks
+whether the full set is installed, so numpy is imported only where images are read.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from prunelab.errors import BadData
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CLASSES = (
     "T-shirt/top",
@@ -75,26 +77,12 @@ def full(folder: Path) -> tuple[OfficialSplit, OfficialSplit]:
 
 def subset() -> tuple[OfficialSplit, OfficialSplit]:
     """The first 4,000 official training images and 2,500 test images, which ship with prunelab."""
+    import numpy as np
+
     packed = (resources.files("prunelab") / "assets" / ASSET).read_bytes()
     rows = np.load(io.BytesIO(lzma.decompress(packed)), allow_pickle=False)
     part = OfficialSplit(rows[:, 1:].reshape(-1, 28, 28).transpose(0, 2, 1), rows[:, 0])
     return part.cut(0, TRAIN), part.cut(TRAIN)
-
-
-def pack(train: OfficialSplit, test: OfficialSplit) -> bytes:
-    """The file that `subset` reads: the first images of both splits (make_subset.py writes it).
-
-    A row is a label and an image, column by column: neighbours in a column are similar, so the
-    LZMA file is 5% smaller than row by row, and 9% smaller than WebP and 11% than PNG.
-    """
-    parts = (train.cut(0, TRAIN), test.cut(0, VAL + TEST))
-    images = np.concatenate([part.images for part in parts]).transpose(0, 2, 1)
-    labels = np.concatenate([part.labels for part in parts])
-    text = io.BytesIO()
-    rows = np.concatenate([labels[:, None], images.reshape(len(images), -1)], axis=1)
-    np.save(text, rows, allow_pickle=False)
-    lzma2 = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
-    return lzma.compress(text.getvalue(), filters=[lzma2])
 
 
 def _file(folder: Path, name: str) -> Path | None:
@@ -105,6 +93,8 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _read(folder: Path, name: str) -> NDArray[np.uint8]:
+    import numpy as np
+
     path = _file(folder, name)
     assert path is not None
     try:

@@ -51,7 +51,6 @@ DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]
 }
 HEIGHTS: dict[Arrange, int] = {"grid": 720, "stack": 1440}
 PALE = 0.4  # opacity of stale evidence
-NARROW = 700  # px; on a narrower page the panels stand under each other
 
 # As HTML, below the board.
 LEGEND = " &emsp; ".join(

@@ -25,6 +25,7 @@ from prunelab.figures.style import (
     caption,
     figure,
     paper,
+    row_axis,
     shorten,
 )
 from prunelab.values.paired_comparison import Answers
@@ -221,14 +222,8 @@ def draw_confused(info: LossesInfo) -> Panel:
 
 def _classes(info: LossesInfo) -> dict[str, Any]:
     count = len(info.classes)
-    return axis(
-        "right answer",
-        range=[count - 0.4, -0.6],
-        tickmode="array",
-        tickvals=list(range(count)),
-        ticktext=[f"{shorten(name, 12)} " for name in info.classes],
-        automargin=True,
-    )
+    labels = [f"{shorten(name, 12)} " for name in info.classes]
+    return {**row_axis("right answer", count, range(count), labels), "showgrid": True}
 
 
 def draw_batches(info: BatchesInfo) -> Panel:

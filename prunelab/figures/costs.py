@@ -20,6 +20,8 @@ from prunelab.figures.style import (
     Theme,
     axis,
     figure,
+    row_axis,
+    row_bars,
     row_height,
     shorten,
 )
@@ -87,22 +89,19 @@ def costs_info(
 def draw_costs(info: CostsInfo) -> Panel:
     """Horizontal bars, first layer on top; the transparent rows, last, take hover."""
     rows = info.rows
-    lines = list(range(len(rows)))
     most = max((row.original for row in rows), default=1.0) or 1.0
     return Panel(
         title=f"Costs by layer: {KINDS[info.kind].split(' for')[0]}",
         traces=(
-            _bar(lines, [row.original for row in rows], "original", {"color": FAINT}),
-            _bar(lines, [row.proposed for row in rows], "left", {"color": KEEP}),
-            _bar(
-                lines,
+            row_bars([row.original for row in rows], "original", {"color": FAINT}),
+            row_bars([row.proposed for row in rows], "left", {"color": KEEP}),
+            row_bars(
                 [row.now - row.proposed for row in rows],
                 "proposed to drop",
                 {"color": DROP, "pattern": HATCH},
                 base=[row.proposed for row in rows],
             ),
-            _bar(
-                lines,
+            row_bars(
                 [1.08 * most] * len(rows),
                 "layer",
                 {"color": INVISIBLE},
@@ -112,22 +111,11 @@ def draw_costs(info: CostsInfo) -> Panel:
             ),
         ),
         xaxis=axis(KINDS[info.kind], range=[0, 1.08 * most], nticks=6),
-        yaxis=axis(
-            "layer",
-            range=[len(rows) - 0.4, -0.6],
-            tickmode="array",
-            tickvals=lines,
-            ticktext=[f"{shorten(row.name)} " for row in rows],
-            showgrid=False,
-            automargin=True,
+        yaxis=row_axis(
+            "layer", len(rows), range(len(rows)), [f"{shorten(row.name)} " for row in rows]
         ),
         note="" if rows else "no costs to show",
     )
-
-
-def _bar(lines: list[int], values: list[float], name: str, marker: Any, **more: Any) -> go.Bar:
-    more = {"hoverinfo": "skip", **more}
-    return go.Bar(y=lines, x=values, orientation="h", name=name, marker=marker, **more)
 
 
 def _hover(row: CostRow, kind: Kind) -> str:

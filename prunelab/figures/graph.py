@@ -18,6 +18,7 @@ from prunelab.figures.style import (
     Theme,
     axis,
     paper,
+    row_bars,
     shorten,
 )
 from prunelab.values import listed, many
@@ -178,42 +179,33 @@ def _arcs(info: CouplingInfo, row_px: int) -> list[go.Scatter]:
 
 def _bars(info: CouplingInfo, row_px: int, end: float) -> list[go.Bar]:
     rows = info.rows
-    lines = list(range(len(rows)))
     return [
-        go.Bar(
-            y=lines,
-            x=[row.original for row in rows],
+        row_bars(
+            [row.original for row in rows],
+            "original",
+            {"color": FAINT},
             xaxis="x2",
-            orientation="h",
-            marker={"color": FAINT},
             text=[_size(row) for row in rows] if row_px >= NAMED_PX else None,
             textposition="outside",
             constraintext="none",
             textfont={"size": TEXT_PX},
             cliponaxis=False,
-            name="original",
-            hoverinfo="skip",
         ),
-        go.Bar(
-            y=lines,
-            x=[row.now for row in rows],
-            xaxis="x2",
-            orientation="h",
-            marker={
+        row_bars(
+            [row.now for row in rows],
+            "now",
+            {
                 "color": [_colour(row) for row in rows],
                 "pattern": {**HATCH, "shape": ["/" if row.why else "" for row in rows]},
             },
-            name="now",
-            hoverinfo="skip",
-        ),
-        go.Bar(
-            y=lines,
-            x=[end] * len(rows),
             xaxis="x2",
-            orientation="h",
-            marker={"color": INVISIBLE},
+        ),
+        row_bars(
+            [end] * len(rows),
+            "layer",
+            {"color": INVISIBLE},
+            xaxis="x2",
             width=1,
-            name="layer",
             customdata=[row.name for row in rows],
             hovertext=[row.hover for row in rows],
             hoverinfo="text",

@@ -21,6 +21,7 @@ from prunelab.figures.style import (
     axis,
     caption,
     paper,
+    row_axis,
     row_height,
     shorten,
 )
@@ -164,14 +165,8 @@ def draw_compare(info: CompareInfo) -> Panel:
         title=f"Widths: ● {a}, ◆ {b}",
         traces=(line, *marks),
         xaxis=axis("channels", range=[0, 1.06 * most], nticks=6),
-        yaxis=axis(
-            "channel group",
-            range=[len(lines) - 0.4, -0.6],
-            tickmode="array",
-            tickvals=lines,
-            ticktext=[f"{shorten(name)} " for name, _, _ in info.rows],
-            showgrid=False,
-            automargin=True,
+        yaxis=row_axis(
+            "channel group", len(lines), lines, [f"{shorten(name)} " for name, _, _ in info.rows]
         ),
         note="" if lines else "no channel group is in both",
     )

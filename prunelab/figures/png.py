@@ -1,20 +1,27 @@
-"""A picture as a PNG in a data URI: small enough to stand in a page."""
+"""Values as the pixels of a picture, and pixels as a PNG that stands in a page itself."""
 
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import io
 
 import numpy as np
+from PIL import Image
 
 from prunelab.errors import InvalidValue
+from prunelab.figures.style import DROP, KEEP
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """`picture` [height, width], or [channels, height, width] with 1 or 3 channels.
+    """`picture` as `grey` takes it, as an address that holds the picture itself."""
+    return address(grey(picture))
 
-    Its smallest value becomes black, its largest white. Raises `InvalidValue` for another shape.
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    """`picture` [height, width], or [channels, height, width] with 1 or 3 channels, as bytes.
+
+    Its smallest value becomes black, its largest white. Three channels are red, green and blue,
+    and come last in what is given. Raises `InvalidValue` for another shape.
     """
     pixels = np.asarray(picture, dtype=np.float32)
     if pixels.ndim == 3 and len(pixels) in (1, 3):
@@ -25,8 +32,20 @@ def data_uri(picture: np.ndarray) -> str:
             f"not {list(pixels.shape)}."
         )
     low, high = float(pixels.min()), float(pixels.max())
-    levels = np.round(255 * (pixels - low) / ((high - low) or 1.0)).astype(np.uint8)
-    return address(levels)
+    return np.round(255 * (pixels - low) / ((high - low) or 1.0)).astype(np.uint8)
+
+
+def shown(image: np.ndarray) -> np.ndarray:
+    """An input [channels, height, width] as a picture; of 2 channels, or over 3, the first."""
+    return grey(image if len(image) == 3 else image[0])
+
+
+def signed(values: np.ndarray, most: float) -> np.ndarray:
+    """Values [height, width]: vermilion at -most, white at 0, blue at most [height, width, 3]."""
+    ends = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (DROP, KEEP)], float)
+    share = np.clip(values / (most or 1), -1, 1)[..., None]
+    colour = np.where(share < 0, ends[0], ends[1])
+    return np.round(255 + np.abs(share) * (colour - 255)).astype(np.uint8)
 
 
 def address(levels: np.ndarray) -> str:
@@ -36,17 +55,6 @@ def address(levels: np.ndarray) -> str:
 
 def png(levels: np.ndarray) -> bytes:
     """Bytes [height, width], grey, or [height, width, 3], red, green and blue, as a PNG file."""
-    height, width = levels.shape[:2]
-    kind = 0 if levels.ndim == 2 else 2  # grey, or red, green and blue
-    rows = levels.reshape(height, -1)
-    data = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1).tobytes()
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
-        + _chunk(b"IDAT", zlib.compress(data, 9))
-        + _chunk(b"IEND", b"")
-    )
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    out = io.BytesIO()
+    Image.fromarray(levels).save(out, "PNG", optimize=True)
+    return out.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,26 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
         "fixedrange": True,
         **more,
     }
+
+
+def row_axis(title: str, count: int, ticks: Sequence[int], labels: Sequence[str]) -> dict[str, Any]:
+    """The axis of `count` rows under each other, first on top, of which `ticks` are labelled."""
+    return axis(
+        title,
+        range=[count - 0.4, -0.6],
+        tickmode="array",
+        tickvals=list(ticks),
+        ticktext=list(labels),
+        showgrid=False,
+        automargin=True,
+    )
+
+
+def row_bars(values: Sequence[float], name: str, marker: dict[str, Any], **more: Any) -> go.Bar:
+    """Horizontal bars, one for each row; without hover unless `more` says what shows."""
+    more = {"hoverinfo": "skip", **more}
+    lines = list(range(len(values)))
+    return go.Bar(y=lines, x=values, orientation="h", name=name, marker=marker, **more)
 
 
 def level(value: float | None, label: str, ends: tuple[float, float], name: str) -> go.Scatter:

@@ -24,37 +24,43 @@ LINE_PX = 14
 THOUSANDS = 10_000  # from here on numbers are written with k, M or G
 Scale = Callable[[float], float]
 
-# On every page that holds such pictures, once.
-DEFS = (
-    '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>'
-    '<pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" '
+HATCHING = (
+    '<defs><pattern id="prunelab-hatch" width="7" height="7" patternUnits="userSpaceOnUse" '
     'patternTransform="rotate(45)"><rect width="2" height="7" fill="white" opacity="0.85"/>'
-    "</pattern></defs></svg>"
+    "</pattern></defs>"
 )
+# On every page that holds such pictures, once.
+DEFS = f'<svg width="0" height="0" style="position:absolute" aria-hidden="true">{HATCHING}</svg>'
 
 
-def svg(panel: Panel, width: int = 480, height: int = 300) -> str:
-    """`panel` as an SVG element of this size in px, for a page that holds `DEFS` once.
+def svg(panel: Panel, width: int = 480, height: int = 300, *, tips: bool = True) -> str:
+    """`panel` as an SVG element of this size in px, for a page that holds `HATCHING` once.
 
-    It scales with its container. What shows on hover in plotly is a tooltip here.
+    It scales with its container. With `tips`, what shows on hover in plotly is a tooltip here.
     """
     across, up = _Axis(panel.xaxis, True), _Axis(panel.yaxis, False)
     labels = [text for _, text in up.ticks(height / 40)]
     left = 26 + LINE_PX * (len(up.title) - 1) + CHAR_PX * max(map(len, labels), default=0)
     box = _Box(left, 34, width - left - 12, height - 34 - 30 - LINE_PX * len(across.title))
     x, y = across.scale(box.x, box.x + box.w), up.scale(box.y + box.h, box.y)
-    parts = [_text(0, 16, panel.title, size=TITLE_PX, bold=True)]
+    title = panel.title.replace("<br>", ", ")
+    parts = [_text(0, 16, title, size=TITLE_PX, bold=True)]
     parts += _grid(box, across, up, x, y)
     for trace in panel.traces:
         given = trace.to_plotly_json()
-        parts += _bars(given, x, y) if given["type"] == "bar" else _scatter(given, x, y)
+        if not given.get("visible", True):
+            continue
+        if not tips:
+            given["hovertext"] = None
+        marks = _bars(given, x, y) if given["type"] == "bar" else _scatter(given, x, y)
+        parts.append(f'<g opacity="{given.get("opacity", 1)}">{"".join(marks)}</g>')
     for line, words in enumerate(panel.note.split("<br>") if panel.note else ()):
         at = box.y + box.h / 2 + line * LINE_PX
         parts.append(_text(box.x + box.w / 2, at, words, anchor="middle", size=TEXT_PX + 1))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'font-family="sans-serif" font-size="{TEXT_PX}" fill="currentColor">'
-        f"<title>{escape(_plain(panel.title))}</title>{''.join(parts)}</svg>"
+        f"<title>{escape(_plain(title))}</title>{''.join(parts)}</svg>"
     )
 
 
@@ -181,7 +187,7 @@ def _bars(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:
         outline = "".join(drawn)
         yield f'<path d="{outline}" {_fill(colour)}/>'
         if pattern:
-            yield f'<path d="{outline}" fill="url(#hatch)"/>'
+            yield f'<path d="{outline}" fill="url(#prunelab-hatch)"/>'
 
 
 def _scatter(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:

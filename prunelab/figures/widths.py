@@ -22,6 +22,8 @@ from prunelab.figures.style import (
     Theme,
     axis,
     figure,
+    row_axis,
+    row_bars,
     row_height,
     shorten,
     stride,
@@ -93,34 +95,16 @@ def draw_widths(info: WidthsInfo) -> Panel:
         labelled = [i for i in labelled if i in chosen or all(abs(i - j) >= every for j in chosen)]
     widest = max((row.original for row in rows), default=1)
     coupled = [i for i in range(count) if rows[i].coupled]
-    lines = list(range(count))
     return Panel(
         title="Widths" + (f" ({DIAMOND} coupled layers)" if coupled else ""),
         traces=(
-            go.Bar(
-                y=lines,
-                x=[row.original for row in rows],
-                orientation="h",
-                marker={"color": FAINT},
-                name="original",
-                hoverinfo="skip",
-            ),
-            go.Bar(
-                y=lines,
-                x=[row.proposed for row in rows],
-                orientation="h",
-                marker={"color": KEEP},
-                name="kept",
-                hoverinfo="skip",
-            ),
-            go.Bar(
-                y=lines,
-                x=[row.now - row.proposed for row in rows],
+            row_bars([row.original for row in rows], "original", {"color": FAINT}),
+            row_bars([row.proposed for row in rows], "kept", {"color": KEEP}),
+            row_bars(
+                [row.now - row.proposed for row in rows],
+                "proposed to drop",
+                {"color": DROP, "pattern": HATCH},
                 base=[row.proposed for row in rows],
-                orientation="h",
-                marker={"color": DROP, "pattern": HATCH},
-                name="proposed to drop",
-                hoverinfo="skip",
             ),
             go.Scatter(
                 y=coupled,
@@ -134,13 +118,11 @@ def draw_widths(info: WidthsInfo) -> Panel:
                 name="coupled",
                 hoverinfo="skip",
             ),
-            go.Bar(
-                y=lines,
-                x=[1.25 * widest] * count,
-                orientation="h",
-                marker={"color": INVISIBLE},
+            row_bars(
+                [1.25 * widest] * count,
+                "group",
+                {"color": INVISIBLE},
                 width=1,
-                name="group",
                 customdata=[(*row.groups, row.name)[0] for row in rows],
                 hovertext=[_hover(row) for row in rows],
                 hoverinfo="text",
@@ -152,14 +134,8 @@ def draw_widths(info: WidthsInfo) -> Panel:
             range=[0, 1.25 * widest],
             nticks=6,
         ),
-        yaxis=axis(
-            "channel group",
-            range=[count - 0.4, -0.6],
-            tickmode="array",
-            tickvals=labelled,
-            ticktext=[_label(rows[i], info.selected) for i in labelled],
-            showgrid=False,
-            automargin=True,
+        yaxis=row_axis(
+            "channel group", count, labelled, [_label(rows[i], info.selected) for i in labelled]
         ),
     )
 

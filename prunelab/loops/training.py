@@ -30,8 +30,6 @@ from prunelab.loops.batch import (
 from prunelab.values import Progress
 from prunelab.values.paired_comparison import Answers
 
-Forward = Callable[[nn.Module, Any], Any]
-
 STEPS = 400  # batches of tuning when nobody says how many
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import InvalidValue
+from prunelab.figures.png import grey, shown, signed
 from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.graph.trace import copy_of
-from prunelab.notebook.image_tiles import grey, shown, signed
 from prunelab.session.session import Session
 from prunelab.values.paired_comparison import PairedComparison
 

@@ -325,6 +325,6 @@ def test_without_the_figure_the_screen_says_why_and_works(browser: Any, lab: str
     assert "DecompressionStream" in page.locator("p.pl-error").inner_text()
     press(page, "propose")
     assert question(page).startswith("Remove ")
-    hatched = page.locator(".pl-picture rect[fill='url(#prunelab-hatch)']")
+    hatched = page.locator(".pl-picture path[fill='url(#prunelab-hatch)']")
     assert hatched.count() > 0, "the picture follows"
     page.close()

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from prunelab.cli import doctor
 from prunelab.cli import main as cli
-from prunelab.cli.terminal import Terminal
+from prunelab.cli.terminal import Terminal, told
 from prunelab.data.import_spec import call
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger.events import Approved, Proposed
-from prunelab.values import Cost, FrozenMap, Progress, table, told
+from prunelab.values import Cost, FrozenMap, Progress, table
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -70,7 +70,7 @@ def test_a_logarithmic_axis_gives_every_decade_the_same_room() -> None:
 
 def test_what_is_dropped_is_hatched() -> None:
     root = drawn(panel(go.Bar(x=[1], y=[2], marker={"color": DROP, "pattern": HATCH})))
-    assert [p.get("fill") for p in root.iter(f"{SVG}path")][-2:] == [DROP, "url(#hatch)"]
+    assert [p.get("fill") for p in root.iter(f"{SVG}path")][-2:] == [DROP, "url(#prunelab-hatch)"]
 
 
 def test_a_line_is_broken_where_a_value_is_missing_or_no_number() -> None:
