@@ -42,6 +42,8 @@ class Began(Event):
     are missing in older files.
     """
 
+    verb: ClassVar[str] = "begin"
+
     network: str
     fingerprint: str
     seed: int

@@ -162,9 +162,7 @@ def test_an_adjusted_move_recolours_the_bars() -> None:
     adjusted = state_of(
         began(),
         proposed({"conv1": (1,)}, 900),
-        lambda seq: Adjusted(
-            seq=seq, drop=FrozenMap({"conv1": (2,)}), move=move({"conv1": (2,)}, 1000, 900)
-        ),
+        lambda seq: Adjusted(seq=seq, move=move({"conv1": (2,)}, 1000, 900)),
     )
     assert importance_info(adjusted, "conv1").fates == ("keep", "drop", "keep", "keep")
 

@@ -24,7 +24,7 @@ from toys import Tiny, batches
 import prunelab as pl
 from prunelab.errors import SessionFileError
 from prunelab.evidence.fingerprint import fingerprint
-from prunelab.ledger.events import Noted, Returned
+from prunelab.ledger.events import Adjusted, Noted, Returned
 from prunelab.ledger.rows import FORMAT, PIECE, RowStore
 from prunelab.ledger.store import FileStore, TemporaryStore
 
@@ -399,3 +399,22 @@ def test_damage_in_a_file_of_format_1_is_told(old: Path) -> None:
     other.close()
     with pytest.raises(SessionFileError, match=f"damaged: the weights '{key}': "):
         FileStore.open(old).weights(key)
+
+
+# ---------------------------------------------------------------- files of format 2
+
+
+def test_a_file_with_every_verb_in_it_resumes_and_goes_on(tmp_path: Path) -> None:
+    """Format 2, from before an adjusted event held its units once: both copies are in the file."""
+    path = Path(shutil.copy(OLD.with_name("format-2.prunelab"), tmp_path / "run.prunelab"))
+    session = resumed(path)
+    adjusted = [event for event in session.ledger if isinstance(event, Adjusted)]
+    assert [dict(event.move.drop) for event in adjusted] == [{"conv1": (0, 1)}, {"stem": (2,)}]
+    assert session.state.pending == adjusted[-1].move
+    for point in session.state.points:
+        assert fingerprint(session._history.network_at(point)) == point.event.fingerprint
+    assert session.evaluate("val") == dict(session.state.now.metrics)
+    script = session.export(tmp_path / "run.py").read_text()
+    assert "session.adjust(drop={'conv1': [0, 1]})" in script
+    session.approve()
+    assert resumed(path).state == session.state

@@ -275,7 +275,7 @@ class FakeSession:
         self.calls.append(("adjust", drop))
         self._pending()
         move = self._move(drop)
-        self._add(Adjusted, drop=move.drop, move=move)
+        self._add(Adjusted, move=move)
 
     def _step(self, step: type[Event], gain: float, **facts: Any) -> None:
         before = self.state.now.metrics["accuracy"]
