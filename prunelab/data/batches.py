@@ -27,6 +27,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import BadData, InvalidValue
 
 HOLD = 4  # of so many samples one is held out
@@ -332,7 +333,7 @@ def _first(batches: Iterable[Any], part: str) -> Any:
 def _rng_kept() -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=[]):
+        with private_random():
             yield
     finally:
         random.setstate(python)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.shape_run import Sketch
@@ -112,7 +113,7 @@ class _Probe:
         small = copy_with(small, buffers, share=True)  # what training writes is its own
         for watch in (Sketch(), nullcontext()):  # zeros may lead code astray
             with suppress(Exception):  # whatever its forward raises, it is the cut that made it
-                with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+                with torch.no_grad(), private_random(), watch:
                     self.train(small)
                 return True
         return False
@@ -167,7 +168,7 @@ class _Probe:
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Noted(small, layers, alive)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), got:
+            with torch.no_grad(), private_random(), got:
                 made = run(small)
         except Exception as error:
             if double:
@@ -175,7 +176,7 @@ class _Probe:
             return _Difference(len(got.calls))  # whatever a cut network raises, it is the cut
         wanted = Masked(whole, layers, alive, got.seen, tolerance if exact else None)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), wanted:
+            with torch.no_grad(), private_random(), wanted:
                 due = run(whole)
         except Differs as difference:
             return _Difference(len(wanted.calls), difference.rounding)

@@ -5,7 +5,7 @@ It knows nothing of events: a session brings the networks and keeps what comes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from prunelab.cost.counting import Latency
 from prunelab.cost.timing import LayerTimes, layer_times
 from prunelab.data.batches import batch_size
-from prunelab.data.splits import Splits, private_rng
+from prunelab.data.private_random import private_random, privately
+from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel, InvalidValue, NotFinite
 from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks
@@ -126,13 +127,13 @@ class Bench(Splits):
         """Every metric of `network` on a loader (None: validation)."""
         loader = self.data.val if loader is None else loader
         if self.classifies:
-            with private_rng(self.seed):
-                answers, loss = yield from answering(network, loader)
+            batches = len(loader) if isinstance(loader, Sized) else 0
+            answers, loss = yield from answering(network, self.drawn(loader), batches)
             return {"accuracy": answers.accuracy, "loss": loss}, answers
         values: dict[str, float] = {}
         for name, metric in self.metrics.items():
             yield Progress(len(values), len(self.metrics), f"evaluating {name}")
-            with private_rng(self.seed):
+            with private_random(self.seed):
                 values[name] = number(name, metric.function(network, loader))
         return values, None
 
@@ -156,7 +157,7 @@ class Bench(Splits):
         mine = self._batches[1] if self._batches and self._batches[0] == key else []
         theirs, sizes = [], []
         for place, batch in enumerate(guarded(self.validation(images))):
-            with private_rng(self.seed):
+            with private_random(self.seed):
                 if place == len(mine):
                     mine.append(number(name, metric.function(now, [batch])))
                 theirs.append(number(name, metric.function(network, [batch])))
@@ -275,15 +276,15 @@ class Bench(Splits):
             loss = self.loss
             if self.classifies and self.train.imitate:
                 loss = imitating(copy_of(self.base).eval(), seed)
-            for progress in training(
-                network, lambda epoch: self.shuffled(seed + epoch), steps, loss, self.train
-            ):
+            epochs = lambda epoch: self.shuffled(seed + epoch)  # noqa: E731
+            for progress in privately(training(network, epochs, steps, loss, self.train), seed):
                 yield progress
                 if enough() and progress.done < steps:
                     done, replayable = progress.done, False
                     break
         else:
-            self.train(network, self.data, steps)
+            with private_random(seed):
+                self.train(network, self.data, steps)
             by, replayable = getattr(self.train, "__name__", "your trainer"), False
         check_finite(network, by)
         network.eval()

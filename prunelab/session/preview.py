@@ -9,6 +9,7 @@ from typing import Any
 
 from prunelab.cost.allocate import Problem
 from prunelab.cost.counting import cost
+from prunelab.data.private_random import privately
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
 from prunelab.evidence.mask_gradients import Masks
@@ -245,7 +246,7 @@ class Foresees(Desk):
             training_batches=refused,
             loss=refused,
         )
-        search = method.search(context)
+        search = privately(method.search(context), context.seed)
         seen: list[Any] = []
         while True:
             try:

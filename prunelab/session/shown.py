@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunelab.cost.counting import Latency, layer_costs
+from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import copy_of, undisturbed
@@ -93,7 +94,7 @@ class Shown(Verbs):
 
     def outputs(self, network: nn.Module) -> Any:
         """What `network` gives for the first training batch, in evaluation mode."""
-        with undisturbed(network), torch.no_grad():
+        with undisturbed(network), private_random(), torch.no_grad():
             network.eval()
             return self._bench.forward(network, self._bench.sample())
 

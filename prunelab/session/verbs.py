@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from prunelab.cost.counting import cost
+from prunelab.data.private_random import privately
 from prunelab.errors import (
     BudgetUnreachable,
     InvalidValue,
@@ -98,7 +99,7 @@ class Engine(Foresees):
             )
         context = self.context(state, goal)
         seen = []
-        search = self.method.search(context)
+        search = privately(self.method.search(context), context.seed)
         while True:
             try:
                 item = next(search)
