@@ -276,8 +276,10 @@ class Bench(Splits):
             loss = self.loss
             if self.classifies and self.train.imitate:
                 loss = imitating(copy_of(self.base).eval(), seed)
-            epochs = lambda epoch: self.shuffled(seed + epoch)  # noqa: E731
-            for progress in privately(training(network, epochs, steps, loss, self.train), seed):
+            work = training(
+                network, lambda epoch: self.shuffled(seed + epoch), steps, loss, self.train
+            )
+            for progress in privately(work, seed):
                 yield progress
                 if enough() and progress.done < steps:
                     done, replayable = progress.done, False
