@@ -331,6 +331,7 @@ def _first(batches: Iterable[Any], part: str) -> Any:
 
 @contextmanager
 def _rng_kept() -> Iterator[None]:
+    """PyTorch draws privately; Python's and NumPy's generators, which cannot, are put back."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with private_random():

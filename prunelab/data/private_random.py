@@ -6,8 +6,8 @@ generator runs with one of ours: the global ones are neither read nor advanced, 
 thread is affected. `torch.manual_seed(seed)` would give the same numbers.
 
 PyTorch lets a thread switch on a *dispatch key*: a layer of kernels that operations go through
-first. Kernels for the random operations are registered under a key that PyTorch has no kernels
-for; all other operations fall through it, at no cost.
+first. Kernels for the random operations are registered under a key that is free; all others fall
+through it. So a network costs what it did, and what is scripted or compiled draws here as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch.library import Library, fallthrough_kernel
 from prunelab.errors import BadModel
 
 aten = torch.ops.aten
-KEY = torch._C._dispatch_key_parse("AutocastIPU")  # of a device that PyTorch no longer runs on
+NAME = "TESTING_ONLY_GenericMode"  # which PyTorch uses in its own tests alone
+KEY = torch._C._dispatch_key_parse(NAME)
 P = ParamSpec("P")
 Y = TypeVar("Y")
 R = TypeVar("R")
@@ -56,7 +57,8 @@ def private_random(seed: int | Stream = 0) -> Iterator[None]:
 
     Not to be held across a `yield`: see `privately`. An operation that is given a generator keeps
     it, and worker processes of a DataLoader draw as ever, from a base seed that is drawn here.
-    Python's and NumPy's global generators are not PyTorch's, and stay what they are.
+    Code that seeds the global generator does so for all threads, and changes nothing here; Python's
+    and NumPy's generators are not PyTorch's, and stay global.
 
     Raises `BadModel` where `torch.utils.checkpoint` computes random activations anew: it restores
     the global generator, from which nothing was drawn.
@@ -64,10 +66,7 @@ def private_random(seed: int | Stream = 0) -> Iterator[None]:
     outer = getattr(_here, "stream", None)
     _here.stream = seed if isinstance(seed, Stream) else Stream(seed)
     try:
-        with (
-            torch._C._SetExcludeDispatchKeyGuard(KEY, False),
-            torch._C._IncludeDispatchKeyGuard(KEY),
-        ):
+        with torch._C._IncludeDispatchKeyGuard(KEY):
             yield
     finally:
         _here.stream = outer
@@ -181,7 +180,7 @@ def _drawing(op: Any) -> Any:
 
 def _registered() -> tuple[Library, Library]:
     """The kernels under KEY, which last as long as what is given."""
-    every, own = Library("_", "IMPL", KEY.name), Library("aten", "IMPL", KEY.name)
+    every, own = Library("_", "IMPL", NAME), Library("aten", "IMPL", NAME)
     every.fallback(fallthrough_kernel)
     own.impl("native_dropout", _native_dropout)
     own.impl("scaled_dot_product_attention", _attention)

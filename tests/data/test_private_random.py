@@ -186,3 +186,14 @@ def test_a_scripted_network_draws_privately() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(3)
     assert torch.equal(network(X), private)
+
+
+def test_a_compiled_network_draws_privately() -> None:
+    network = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), backend="aot_eager")
+    network(X)
+    state = torch.get_rng_state()
+    private = []
+    for _ in range(2):
+        with private_random(3):
+            private.append(network(X))
+    assert torch.equal(*private) and torch.equal(torch.get_rng_state(), state)
