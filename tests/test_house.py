@@ -31,16 +31,16 @@ ORDER: dict[str, str] = {
     "graph/labels": "graph/modules",
     "graph/channels": "values figures graph/labels",
     "graph/surgery": "values graph/modules graph/channels",
-    "graph": "graph/labels graph/channels graph/surgery",
+    "graph": "data graph/labels graph/channels graph/surgery",
     "loops": "values data graph",
     "evidence": "values ledger data graph/labels graph/channels graph/surgery graph loops",
-    "cost": "values graph/modules graph/labels graph/channels graph loops evidence",
+    "cost": "values data graph/modules graph/labels graph/channels graph loops evidence",
     "repair": "values data graph/labels graph/channels graph loops evidence",
     "methods": "values data graph/labels graph/channels graph/surgery graph loops evidence cost "
     "repair",
     "session": "values ledger figures data graph/modules graph/channels graph/surgery graph loops "
     "evidence cost repair methods",
-    "experiments": "values ledger figures graph/surgery graph loops methods session",
+    "experiments": "values ledger figures data graph/surgery graph loops methods session",
     "classroom": "values ledger data graph/channels graph/surgery graph loops evidence cost "
     "session",
     "notebook": "values ledger figures graph/channels graph loops cost methods session",

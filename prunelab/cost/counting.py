@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
@@ -184,7 +185,7 @@ def _counted(model: nn.Module, inputs: Any) -> _Counter:
     if first is None:
         raise InvalidValue("cost(model, example_inputs) needs at least one input tensor.")
     counter = _Counter(model, max(1, first.shape[0]))
-    with undisturbed(model), torch.no_grad(), counter:
+    with undisturbed(model), private_random(), torch.no_grad(), counter:
         model.eval()
         runner(inputs)(model)
     return counter
@@ -251,7 +252,7 @@ def timing(
     with undisturbed(model):
         model.eval()
         for index in range(runs + 3):
-            with torch.inference_mode():
+            with private_random(), torch.inference_mode():
                 started = time.perf_counter()
                 run(model)
                 wait(device)

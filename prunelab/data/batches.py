@@ -27,6 +27,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import BadData, InvalidValue
 
 HOLD = 4  # of so many samples one is held out
@@ -330,9 +331,10 @@ def _first(batches: Iterable[Any], part: str) -> Any:
 
 @contextmanager
 def _rng_kept() -> Iterator[None]:
+    """PyTorch draws privately; Python's and NumPy's generators, which cannot, are put back."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=[]):
+        with private_random():
             yield
     finally:
         random.setstate(python)

@@ -6,16 +6,15 @@ Users' loaders draw from random generators of their own; nothing here touches th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from prunelab.data.batches import batch_size, usable
+from prunelab.data.private_random import privately
 from prunelab.errors import BadData, InvalidValue, NotFinite
 
 
@@ -87,6 +86,10 @@ class Splits:
                 break
         return found
 
+    def drawn(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """What `batches` gives, the same at every call."""
+        return _privately(lambda: batches, self.seed)
+
     def shuffled(self, seed: int) -> Iterator[Any]:
         """One epoch of training batches, shuffled by `seed`."""
         return self._usable(_privately(lambda: self._epoch(seed), seed))
@@ -128,29 +131,10 @@ def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
             return
 
 
-@contextmanager
-def private_rng(seed: int) -> Iterator[None]:
-    """The user's loaders and functions draw from here; the caller's generators stay untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 def _privately(make: Callable[[], Iterable[Any]], seed: int) -> Iterator[Any]:
-    """The items of `make()`, each drawn under a generator of our own."""
-    with private_rng(seed):
-        inside = torch.get_rng_state()
-    iterator: Iterator[Any] | None = None
-    while True:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(inside)
-        try:
-            if iterator is None:
-                iterator = iter(make())
-            item = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            inside = torch.get_rng_state()
-            torch.set_rng_state(outside)
-        yield item
+    """The items of `make()`, each drawn from a generator of our own."""
+
+    def items() -> Generator[Any, None, None]:
+        yield from make()
+
+    return privately(items(), seed)

@@ -13,10 +13,10 @@ from importlib import resources
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue, PruneLabError, UnknownName
 
 
@@ -172,8 +172,7 @@ def build(name: str, in_channels: int = 1, classes: int = 10, seed: int = 0) -> 
     """
     if name not in ARCHITECTURES:
         raise UnknownName("network", name, ARCHITECTURES)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with private_random(seed):
         model = ARCHITECTURES[name](in_channels, classes)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):

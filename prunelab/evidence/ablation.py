@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunelab.data.batches import batch_size
+from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, NotFinite
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.surgery.editing import masked_tensors
@@ -98,7 +99,8 @@ class Ablator:
         parameters = dict(network.named_parameters())
         changed = masked_tensors(network, self._graph, gone)
         read = {id(parameters[name]) for name in changed}
-        with torch.inference_mode(), undisturbed(network), _instead(parameters, changed):
+        still = undisturbed(network)
+        with torch.inference_mode(), still, private_random(), _instead(parameters, changed):
             if not self._tape:
                 return float(checked(self._loss, network, batch))
             try:
@@ -226,6 +228,7 @@ def ablate(
     return losses
 
 
+@private_steps
 def ablating(
     model: nn.Module,
     graph: ChannelGraph,

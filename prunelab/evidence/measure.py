@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunelab.data.batches import batch_size
+from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence.ablation import LossSums
 from prunelab.evidence.evidence import KINDS, Evidence
@@ -79,6 +80,8 @@ def measure(
     )  # fmt: skip
 
 
+@private_steps
+@torch.no_grad()
 def measuring(
     model: nn.Module,
     graph: ChannelGraph,
@@ -130,7 +133,7 @@ def measuring(
     answers = own_answers(torch.Generator().manual_seed(seed))
     images = 0
     mark = fingerprint(model)
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model):
         model.eval()
         for batch in guarded(batches):
             if signals:

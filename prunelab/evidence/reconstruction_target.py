@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.data.batches import apart
+from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.evidence.gram_accumulators import Accounts, account_of, by_unit, contributions
 from prunelab.evidence.gram_collector import columns_of, distinct_units
@@ -224,6 +225,8 @@ def aiming(
     return {name: gram for name, (gram, _) in found.items() if gram is not None}
 
 
+@private_steps
+@torch.no_grad()
 def aiming_apart(
     model: nn.Module,
     graph: ChannelGraph,
@@ -248,7 +251,7 @@ def aiming_apart(
     }
     found = {key: (_Aiming(layer), _Aiming(layer)) for key, layer in wanted.items()}
     images = 0
-    with undisturbed(model), undisturbed(target), torch.no_grad():
+    with undisturbed(model), undisturbed(target):
         model.eval()
         target.eval()
         for some in apart(guarded(batches), hold):

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import BadModel, InvalidValue
 from prunelab.experiments.compare import seeds_of
 from prunelab.experiments.results import Comparison, Outcome
@@ -230,8 +230,7 @@ def _groups_to_widen(session: Session) -> list[str]:
 def _fresh(network: nn.Module, init: Init | None, seed: int) -> nn.Module:
     """A copy of `network` with new weights, drawn with `seed`."""
     made = copy_of(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with private_random(seed):
         if init is not None:
             init(made)
             return made

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.shape_run import ShapeRun
@@ -123,7 +124,7 @@ class _Probe:
         small = copy_with(small, buffers, share=True)  # training writes into these buffers only
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
-                with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+                with torch.no_grad(), private_random(), watch:
                     self.train(small)
                 return True
         return False
@@ -178,7 +179,7 @@ class _Probe:
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Recorder(small, layers, alive)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), got:
+            with torch.no_grad(), private_random(), got:
                 made = run(small)
         except Exception as error:
             if double:
@@ -186,7 +187,7 @@ class _Probe:
             return _Difference(len(got.calls))  # any error of a cut network is due to the cut
         wanted = MaskedRun(whole, layers, alive, got.seen, tolerance if exact else None)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), wanted:
+            with torch.no_grad(), private_random(), wanted:
                 due = run(whole)
         except Differs as difference:
             return _Difference(len(wanted.calls), difference.rounding)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunelab.data.private_random import private_random
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.grouping import build_graph
@@ -185,7 +186,7 @@ def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> 
 
     Code may store what it computes in an attribute or a buffer, and zeros must not be stored.
     """
-    with undisturbed(model):
+    with undisturbed(model), private_random():
         run_on_labels(mode, copy_with(model, {}, share=True), run, outputs)
 
 
@@ -254,20 +255,18 @@ def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Any:
-    """Restore training flags, buffers and the random state at the end of the `with` block."""
+    """Restore training flags and buffers at the end of the `with` block."""
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def copy_of(model: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.data.batches import batch_size
+from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, InvalidValue, NotFinite
 from prunelab.graph.trace import undisturbed
 from prunelab.loops.batch import (
@@ -100,6 +101,8 @@ def imitating(teacher: nn.Module, seed: int) -> Loss:
     return loss
 
 
+@private_steps
+@torch.no_grad()
 def answering(
     model: nn.Module, loader: Iterable[Any], batches: int = 0
 ) -> Generator[Progress, None, tuple[Answers, float]]:
@@ -111,7 +114,7 @@ def answering(
     given: list[int] = []
     total, done = 0.0, 0
     expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model):
         model.eval()
         for batch in guarded(loader):
             logits = checked(run_batch, model, batch)
@@ -141,7 +144,7 @@ def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
 
     def measured(model: nn.Module, loader: Iterable[Any]) -> float:
         total = count = 0.0
-        with undisturbed(model), torch.no_grad():
+        with undisturbed(model), private_random(), torch.no_grad():
             model.eval()
             for batch in guarded(loader):
                 size = batch_size(batch)
@@ -160,7 +163,7 @@ def training(
     steps: int,
     loss: Loss,
     settings: Training,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Train `model` in place for `steps` batches; yields Progress after each.
 
     `batches(epoch)` gives the batches of one epoch, shuffled by it. Raises `NotFinite` when the

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunelab.data.private_random import private_random
 from prunelab.evidence.reconstruction_target import batch_norm_scale
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.labels.layer_calls import Call, Watch
@@ -212,8 +213,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         active = [search for search in searches if search.start <= step and not search.done]
         masks = {search.group.name: search.draw(rng) for search in active}
         path = ScoringPath(network, context.graph, masks, method.at or "relu")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed + step)
+        with private_random(context.seed + step):
             descend(network, next(stream), context.loss, optimiser, watch=path)
         silence(network, context.graph, drop)  # SGD moves the masked columns
         for search in active:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from prunelab.cost.counting import savings
 from prunelab.data.batches import batch_size
+from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
 from prunelab.graph.surgery.editing import silence
@@ -101,8 +101,7 @@ class GroupFisher:
                 watch.restart()
                 for _ in range(self.interval):
                     batch = next(stream)
-                    with torch.random.fork_rng(devices=[]):
-                        torch.manual_seed(context.seed + step)
+                    with private_random(context.seed + step):
                         descend(network, batch, context.loss, optimiser, watch=watch)
                     silence(network, context.graph, choice.drop)  # SGD moves the masked columns
                     watch.add(batch_size(batch))

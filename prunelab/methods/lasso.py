@@ -7,9 +7,12 @@ they end.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +22,36 @@ WINDOW = 1.1  # the released code is content with up to a tenth too many
 FAINTEST = 1e-7  # of the largest ||z_i||^2: moments are summed from float32 products
 ROUNDING = 1e-10  # of the largest term: no coefficient
 FIRST = 1e-3  # the share of the largest penalty that bisection tries first
+
+
+class _Inside(threading.local):
+    """The message of a warnings filter: any, on a thread that is inside `_unwarned`."""
+
+    inside = False
+
+    def match(self, _: str) -> bool:
+        return self.inside
+
+
+_INSIDE = _Inside()
+_FILTER = ("ignore", _INSIDE, Warning, None, 0)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """No warnings on this thread.
+
+    `catch_warnings` swaps the filters of all threads and may put back old ones. Instead, one filter
+    that matches nothing on other threads is put first, and stays.
+    """
+    filters = cast("list[Any]", warnings.filters)
+    if filters[:1] != [_FILTER]:
+        filters.insert(0, _FILTER)
+    _INSIDE.inside = True
+    try:
+        yield
+    finally:
+        _INSIDE.inside = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +87,7 @@ def lars(gram: Array, cross: Array) -> list[Solution]:
     gram, cross, top = _sound(gram, cross)
     if top <= 0:
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # collinear channels are left out, which is as it should be
+    with _unwarned():  # collinear channels are left out, which is as it should be
         penalties, _, coefficients = lars_path_gram(
             Xy=cross / top, Gram=gram / top, n_samples=1, method="lasso", max_iter=8 * len(gram)
         )
@@ -84,8 +116,7 @@ def bisect(gram: Array, cross: Array, count: int, seed: int) -> list[Solution]:
 
     def solve(penalty: float) -> Solution:
         model.set_params(alpha=penalty / len(rows))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # not fully converged is good enough to count
+        with _unwarned():  # not fully converged is good enough to count
             model.fit(rows, aims)
         return Solution(penalty, model.coef_.copy())
 

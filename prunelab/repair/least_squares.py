@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.data.batches import HOLD, Part, apart, batch_size
+from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.evidence.reconstruction_target import Output, Outputs, aim, meet, unbiased
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
@@ -163,6 +164,8 @@ class _Listening(Outputs):
             raise _Enough
 
 
+@private_steps
+@torch.no_grad()
 def _solved(
     tasks: list[LayerProblem],
     small: nn.Module,
@@ -177,7 +180,7 @@ def _solved(
     wanted = {task.layer.weight: task for task in tasks}
     what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
     count = 0
-    with undisturbed(watched), undisturbed(target), torch.no_grad():
+    with undisturbed(watched), undisturbed(target):
         watched.eval()
         target.eval()
         for some in apart(guarded(batches())):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.data.batches import batch_size
+from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import undisturbed
@@ -81,6 +82,8 @@ def shift_norm(
     norm.running_var.copy_(target.running_var[channels] * ratio)
 
 
+@private_steps
+@torch.no_grad()
 def _statistics(
     model: nn.Module,
     batches: Callable[[], Iterable[Any]],
@@ -104,7 +107,7 @@ def _statistics(
         return {}
     momenta = {name: norm.momentum for name, norm in norms.items()}
     count = 0
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model):
         model.eval()
         hooks = [norm.register_forward_pre_hook(_by_batch) for norm in norms.values()]
         try:

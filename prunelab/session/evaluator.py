@@ -5,14 +5,15 @@ It knows nothing of events: a session brings the networks and keeps what comes o
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunelab.data.batches import batch_size
-from prunelab.data.splits import Splits, private_rng
+from prunelab.data.private_random import private_random
+from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
@@ -93,7 +94,7 @@ class Evaluator:
 
     def outputs(self, network: nn.Module) -> Any:
         """What `network` gives for the first training batch, in evaluation mode."""
-        with undisturbed(network), torch.no_grad():
+        with undisturbed(network), private_random(), torch.no_grad():
             network.eval()
             return self.settings.forward(network, self.splits.sample())
 
@@ -104,13 +105,13 @@ class Evaluator:
         loader = self.splits.data.val if loader is None else loader
         seed, metrics = self.splits.seed, self.settings.metrics
         if self.settings.classifies:
-            with private_rng(seed):
-                answers, loss = yield from answering(network, loader)
+            batches = len(loader) if isinstance(loader, Sized) else 0
+            answers, loss = yield from answering(network, self.splits.drawn(loader), batches)
             return {"accuracy": answers.accuracy, "loss": loss}, answers
         values: dict[str, float] = {}
         for name, metric in metrics.items():
             yield Progress(len(values), len(metrics), f"evaluating {name}")
-            with private_rng(seed):
+            with private_random(seed):
                 values[name] = number(name, metric.function(network, loader))
         return values, None
 
@@ -141,7 +142,7 @@ class Evaluator:
         mine = self._batches[1] if self._batches and self._batches[0] == key else []
         theirs, sizes = [], []
         for place, batch in enumerate(guarded(self.splits.validation(images))):
-            with private_rng(self.splits.seed):
+            with private_random(self.splits.seed):
                 if place == len(mine):
                     mine.append(number(name, metric.function(now, [batch])))
                 theirs.append(number(name, metric.function(network, [batch])))

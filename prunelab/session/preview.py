@@ -9,6 +9,7 @@ from typing import Any
 
 from prunelab.cost.allocate import AllocationProblem
 from prunelab.cost.counting import cost
+from prunelab.data.private_random import privately
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
 from prunelab.ledger.state import State
@@ -245,7 +246,7 @@ class Preview:
             forward=refused,
         )
         seen: list[Any] = []
-        search = method.search(context)
+        search = privately(method.search(context), context.seed)
         while True:
             try:
                 item = next(search)

@@ -17,6 +17,7 @@ from torch import nn
 
 import prunelab
 from prunelab.cost.counting import Latency, cost
+from prunelab.data.private_random import private_random, privately
 from prunelab.errors import InvalidValue, StaleEvidence, WrongState
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.editing import cut
@@ -87,7 +88,8 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
             f"{state.pending} is pending; approve, adjust or reject it before the next."
         )
     seen = []
-    search = method.search(search_context(parts.evaluator, history, state, goal))
+    context = search_context(parts.evaluator, history, state, goal)
+    search = privately(method.search(context), context.seed)
     while True:
         try:
             item = next(search)
@@ -313,13 +315,14 @@ def _trained(
         work = training(
             network, lambda epoch: splits.shuffled(seed + epoch), steps, loss, settings.train
         )
-        for progress in work:
+        for progress in privately(work, seed):
             yield progress
             if enough() and progress.done < steps:
                 done, replayable = progress.done, False
                 break
     else:
-        settings.train(network, splits.data, steps)
+        with private_random(seed):
+            settings.train(network, splits.data, steps)
         by, replayable = getattr(settings.train, "__name__", "your trainer"), False
     check_finite(network, by)
     network.eval()

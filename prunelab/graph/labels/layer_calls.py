@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -72,25 +73,25 @@ class Watch(TorchDispatchMode):
 
     `calls` names the layers in the order of their calls. It works below autograd: what `on_call`
     computes is never recorded for a backward pass. Fused attention, which hides the layers
-    inside it, is switched off for the time.
+    inside it, is switched off for the time, on this thread alone.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[str] = []
         self._aside = False
+        self._unfused = BaseTorchFunctionMode()  # under any such mode attention is not fused
         self.origins = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.origins[tensor] = Origin.of(name, tensor)
 
     def __enter__(self) -> Any:
-        self._fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
+        self._unfused.__enter__()
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *given: Any) -> None:
-        torch.backends.mha.set_fastpath_enabled(self._fused)
         super().__exit__(*given)  # type: ignore[no-untyped-call]
+        self._unfused.__exit__(*given)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
