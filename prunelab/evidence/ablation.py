@@ -239,7 +239,8 @@ def ablate(
 
     Returns
     -------
-    The mean loss with each set masked [drops].
+    np.ndarray
+        The mean loss with each set masked [drops].
 
     Raises
     ------
@@ -260,7 +261,10 @@ def ablating(
     loss: Loss,
     expected: int = 0,
 ) -> Generator[Progress, None, Array]:
-    """`ablate` as a generator: yields Progress in runs of the network, of `expected` images."""
+    """`ablate` as a generator: yields Progress in runs of the network; returns the losses.
+
+    `expected` is how many images there are; the other parameters are those of `ablate`.
+    """
     sums = _Sums(Ablator(model, graph, loss), drops)
     for batch in guarded(batches):
         yield from sums.measuring(batch, expected)

@@ -15,12 +15,7 @@ from torch import Tensor, nn
 
 from prunelab.data.batches import batch_size
 from prunelab.errors import BadData
-from prunelab.evidence.gram_accumulators import (
-    LayerAccumulators,
-    accumulator_of,
-    by_unit,
-    contributions,
-)
+from prunelab.evidence.gram_accumulators import LayerAccumulators, accumulator_of
 from prunelab.evidence.gram_collector import columns_of, distinct_units
 from prunelab.evidence.patch_moments import cross_moment
 from prunelab.evidence.reconstruction_target import (
@@ -28,6 +23,7 @@ from prunelab.evidence.reconstruction_target import (
     reconstruction_target,
     same_rows,
 )
+from prunelab.evidence.unit_sums import by_unit, contributions
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.trace import undisturbed
@@ -113,11 +109,13 @@ def aiming(
 
     Yields
     ------
-    Progress in images.
+    Progress
+        Progress in images.
 
     Returns
     -------
-    An `AimedGram` for each layer that ran, on the same rows in both networks.
+    dict of str to AimedGram
+        An `AimedGram` for each layer that ran, on the same rows in both networks.
 
     Raises
     ------

@@ -56,12 +56,25 @@ class BackwardWatch(Watch):
             pending()
 
     def forward(self, model: nn.Module, batch: Any, loss: Loss) -> Tensor:
-        """The loss of one batch, watched; raises `InvalidValue` if it is not differentiable."""
+        """The loss of one batch, watched.
+
+        Parameters
+        ----------
+        model, batch
+            The network, and what `loss` takes.
+        loss
+            `loss(model, batch)`.
+
+        Raises
+        ------
+        InvalidValue
+            For a loss that is not one differentiable number.
+        """
         with torch.enable_grad(), self:
             value = checked(loss, model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise InvalidValue(
-                "loss(model, batch) must return one differentiable number; it returned "
+                "loss(model, batch) must return one number that is differentiable, not "
                 f"{value if not isinstance(value, Tensor) else tuple(value.shape)!r}."
             )
         return value

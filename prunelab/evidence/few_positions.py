@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import InvalidValue
-from prunelab.evidence.gram_accumulators import (
-    ByContribution,
-    GramAccumulator,
-    accumulator_of,
-    by_units,
-    summed,
-)
+from prunelab.evidence.gram_accumulators import ByContribution, GramAccumulator, accumulator_of
 from prunelab.evidence.patch_correlation import correlations_of
+from prunelab.evidence.unit_sums import by_units, summed
 from prunelab.graph.labels.layer_calls import Call, Conv
 
 CreateAccumulator = Callable[[Call, Tensor, int, Tensor | None], GramAccumulator]
@@ -109,7 +104,7 @@ class AtPositions(GramAccumulator):
 
 
 def positions_per_image(x: Tensor, weight: Tensor, conv: Conv | None) -> int:
-    """How many output positions a layer has for one input."""
+    """How many output positions a layer has for one input; parameters as in `contributions`."""
     return correlations_of(tuple(x.shape[2:]), tuple(weight.shape[2:]), conv).outputs
 
 

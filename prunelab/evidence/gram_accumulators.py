@@ -14,7 +14,6 @@ from functools import reduce
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from prunelab.evidence.patch_correlation import (
     Correlations,
@@ -22,7 +21,8 @@ from prunelab.evidence.patch_correlation import (
     correlations_of,
     symmetric_product,
 )
-from prunelab.graph.labels.layer_calls import Call, Conv
+from prunelab.evidence.unit_sums import by_units, contributions, summed
+from prunelab.graph.labels.layer_calls import Call
 
 Array = np.ndarray
 ENTRIES = 2**24  # of the contributions computed at once: 64 MB in float32
@@ -162,28 +162,6 @@ class ByCorrelation(GramAccumulator):
         return bool(torch.isfinite(self._half.diagonal()).all())
 
 
-def by_unit(by_channel: Tensor, columns: Tensor, count: int) -> Tensor:
-    """The rows of channels summed to rows of units [count, ...]."""
-    if count == len(columns) and torch.equal(columns, torch.arange(count, device=columns.device)):
-        return by_channel
-    found = by_channel.new_zeros(count, *by_channel.shape[1:])
-    return found.index_add_(0, columns, by_channel)
-
-
-def by_units(half: Tensor, columns: Tensor, count: int) -> Tensor:
-    """G by units [count, count]; `half` plus its transpose is G by channels."""
-    by_row = by_unit(half, columns, count)
-    both = by_unit(by_row.T, columns, count)
-    return both + both.T
-
-
-def summed(entries: Tensor, weight: Tensor, columns: Tensor, count: int) -> Tensor:
-    """Each unit's contribution summed over outputs [count, out], from summed patches [c, ...]."""
-    flat = weight.reshape(weight.shape[0], *entries.shape[:1], -1)
-    each = torch.einsum("ck,ock->co", entries.reshape(len(entries), -1), flat.double())
-    return by_unit(each, columns, count)
-
-
 class StoredGram(GramAccumulator):
     """Stores G itself [count, count], and the sums [count, `out`]."""
 
@@ -231,28 +209,6 @@ class ByContribution(StoredGram):
             self._gram += symmetric_product(z.flatten(1))
             self._sums += z.sum((1, 3), dtype=torch.float64)
             self.rows += z.shape[1] * z.shape[3]
-
-
-def contributions(
-    x: Tensor, weight: Tensor, conv: Conv | None, columns: Tensor, count: int
-) -> Tensor:
-    """Every unit's contribution to every output, by definition [count, N, out, positions].
-
-    For a linear layer, x [N, in] and weight [out, in], or a dense transposed convolution;
-    `columns` and `count` as in `GramAccumulator`.
-    """
-    if conv is None:
-        order = torch.argsort(columns, stable=True)
-        sizes = torch.bincount(columns, minlength=count).tolist()
-        xs, ws = (a[:, order].split(sizes, dim=1) for a in (x, weight))
-        return torch.stack([a @ w.T for a, w in zip(xs, ws, strict=True)])[..., None]
-    deconvolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-    apply = deconvolve[weight.ndim - 2]
-    channels, out = weight.shape[:2]
-    each = apply(  # every channel is a conv-group of its own
-        x, weight, None, conv.stride, conv.padding, 0, channels, conv.dilation
-    )
-    return by_unit(each.view(len(x), channels, out, -1).transpose(0, 1), columns, count)
 
 
 def accumulator_of(

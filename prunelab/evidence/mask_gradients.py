@@ -66,9 +66,16 @@ class MaskWatch(BackwardWatch):
     """Watches a forward pass so that the backward pass collects each image's mask gradients.
 
     Use it around the forward pass, run backward, then `add` the batch to the sums, or take its
-    `gradients`. The loss must be a mean over the batch. `masks` says where a unit's mask stands:
-    "readers", at every layer that reads it, grouped convolutions included (the paper's Algorithm
-    1); "consumers", at the dense layers only, which removing the unit makes smaller.
+    `gradients`. The loss must be a mean over the batch.
+
+    Parameters
+    ----------
+    model, graph
+        The network that will run, and its graph.
+    masks
+        Where a unit's mask stands: "readers", at every layer that reads it, grouped convolutions
+        included (the paper's Algorithm 1); "consumers", at the dense layers only, which removing
+        the unit makes smaller.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, masks: Masks = "readers") -> None:

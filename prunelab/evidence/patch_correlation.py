@@ -219,7 +219,12 @@ def correlations_of(
 ) -> Correlations:
     """The correlations of a convolution on images of this size; of a linear layer, a single one.
 
-    A linear layer has `size` and `kernel` () and `conv` None.
+    Parameters
+    ----------
+    size, kernel
+        The shapes of the input's space and of the kernel; () for a linear layer.
+    conv
+        How the convolution is applied; None for a linear layer.
     """
     if conv is None:
         return Correlations((), {(): ((1, (0, 0)),)})

@@ -50,7 +50,8 @@ def patches(
 
     Returns
     -------
-    Patches [N positions, c k]; of a linear layer, x itself.
+    Tensor
+        Patches [N positions, c k]; of a linear layer, x itself.
     """
     if conv is None:
         return x
@@ -79,7 +80,15 @@ def positions_of(y: Tensor, at: Tensor | None = None) -> Tensor:
 
 
 def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> PatchMoments:
-    """The patch moments of one batch x [N, c, *space], or [rows, c] for a linear layer."""
+    """The patch moments of one batch.
+
+    Parameters
+    ----------
+    x
+        The layer's input [N, c, *space], or [rows, c] of a linear layer.
+    kernel, conv
+        The kernel's shape and how it is applied (None: a linear layer).
+    """
     x = _summable(x)
     plan = correlations_of(tuple(x.shape[2:]), kernel, conv)
     channels, entries = x.shape[1], prod(kernel)
@@ -108,7 +117,8 @@ def cross_moment(x: Tensor, y: Tensor, kernel: tuple[int, ...], conv: Conv | Non
 
     Returns
     -------
-    The products in float64 [c k + 1, out].
+    Tensor
+        The products in float64 [c k + 1, out].
     """
     x, y = _summable(x), _summable(y)
     sums = y.movedim(1, 0).flatten(1).sum(1, dtype=torch.float64)

@@ -162,7 +162,8 @@ def reconstruction_target(target: LayerOutput, given: LayerOutput, channels: Ten
 
     Returns
     -------
-    The target, shaped as `given.y`.
+    Tensor
+        The target, shaped as `given.y`.
     """
     y = target.y.index_select(1, channels)
     if target.shortcut is None or given.shortcut is None:

@@ -97,8 +97,9 @@ def eliminate(
 
     Returns
     -------
-    All of `units` in the order of removal, and each one's squared error, aligned with `units`: the
-    error once it is removed in its turn or, of those that stay, if it were the next.
+    tuple of list and array
+        All of `units` in the order of removal, and each one's squared error, aligned with `units`:
+        the error once it is removed in turn or, of those that stay, if it were the next.
     """
     alive = list(units)
     index = {unit: place for place, unit in enumerate(units)}

@@ -84,7 +84,8 @@ def bisect(gram: Array, cross: Array, count: int, seed: int) -> list[Solution]:
 
     Returns
     -------
-    The solutions of all trials, the largest penalty first.
+    list of Solution
+        The solutions of all trials, the largest penalty first.
     """
     from sklearn.linear_model import Lasso
 
@@ -137,6 +138,15 @@ def ranked(gram: Array, path: list[Solution], count: int) -> list[int]:
     They are the nonzeros at the largest penalty that keeps at least `count`. If it keeps more,
     those with the smallest |beta_i| ||z_i|| are removed; if no penalty keeps as many, because the
     other channels explain nothing, those with the largest ||z_i|| are added.
+
+    Parameters
+    ----------
+    gram
+        <z_i, z_j> [n, n].
+    path
+        The solutions of the search, the largest penalty first.
+    count
+        How many channels to keep.
     """
     sizes = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
     most = max(path, key=lambda solution: solution.kept, default=Solution(1.0, np.zeros(len(gram))))

@@ -160,7 +160,23 @@ def _scaled_shares(
 def keep_factors(
     schedule: str, graph: ChannelGraph, groups: list[ChannelGroup]
 ) -> dict[str, float]:
-    """The factor by which each group keeps more than the schedule's ratio says (inf: all)."""
+    """The factor by which each group keeps more than the schedule's ratio says (inf: all).
+
+    Parameters
+    ----------
+    schedule
+        "uniform"; "conv" keeps the last resolution whole; "shallow" also keeps `DEEP` times as
+        much of the resolution before it.
+    graph
+        The network's graph, for the resolutions of its layers.
+    groups
+        The groups that are pruned.
+
+    Raises
+    ------
+    InvalidValue
+        For "conv" and "shallow" on a network of a single resolution.
+    """
     if schedule == "uniform":
         return dict.fromkeys((group.name for group in groups), 1.0)
     sizes = {layer.name: layer.positions // layer.calls for layer in graph.layers if layer.kernel}

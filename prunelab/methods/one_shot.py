@@ -47,7 +47,9 @@ class OneShot:
         or shares in proportion to the mapping's numbers. "global" ranks the units of all groups
         together.
 
-    A method of your own, whole:
+    Examples
+    --------
+    A complete method of your own:
 
     >>> from dataclasses import dataclass
     >>> from typing import ClassVar
@@ -64,7 +66,7 @@ class OneShot:
     ...     def scores(self, context, evidence):
     ...         return {g.name: evidence[g.name].alone() for g in context.prunable}
 
-    It goes wherever a method goes, with a ratio or towards a target, and in `compare`:
+    It can be used like any other, with a ratio, towards a target and in `compare`:
 
     >>> model, data = pl.zoo.load("vgg8"), pl.data.load("fashion", subset=True)
     >>> print(pl.Session(model, data, Quietest({"conv7": 0.25})).propose())
@@ -106,7 +108,17 @@ class OneShot:
 
 
 def importances(context: Context, scores: Scores, meaning: str) -> list[Importance]:
-    """The scores as values to show, in the order of the groups, to six digits."""
+    """The scores as values to show, to six digits.
+
+    Parameters
+    ----------
+    context
+        What gives the groups and their order.
+    scores
+        A score for each remaining unit, by group.
+    meaning
+        What the scores are, with their unit.
+    """
     return [
         Importance(
             group.name,
@@ -128,9 +140,19 @@ class Quota:
 
 
 def shares(method: OneShot, context: Context, scored: Iterable[str]) -> dict[str, float]:
-    """The pruning ratio of every scored group that has one and is wider than one unit.
+    """Step 3: the pruning ratio of every scored group that has one and is wider than one unit.
 
-    Raises `IllegalPlan` for a group that cannot be pruned.
+    Parameters
+    ----------
+    method, context
+        The method, for its `pruning_ratio`, and what it searches.
+    scored
+        Names of the groups that have scores.
+
+    Raises
+    ------
+    IllegalPlan
+        For a group named in the ratio that cannot be pruned.
     """
     ratio = method.pruning_ratio
     if isinstance(ratio, Mapping):
@@ -147,7 +169,10 @@ def shares(method: OneShot, context: Context, scored: Iterable[str]) -> dict[str
 
 
 def quota(method: OneShot, context: Context, scored: Iterable[str]) -> Quota:
-    """What the pruning ratio allows; with a MAC target, all but one unit of every group."""
+    """Step 3: how many units the pruning ratio allows; with a MAC target, all but one a group.
+
+    The parameters are those of `shares`.
+    """
     share = shares(method, context, scored)
     groups = [context.graph[name] for name in share]
     if context.target_macs is not None:
@@ -169,7 +194,15 @@ def quota(method: OneShot, context: Context, scored: Iterable[str]) -> Quota:
 
 
 def lowest(method: OneShot, context: Context, scores: Scores) -> dict[str, Units]:
-    """The units to remove: as many as the MAC target needs or, without one, as the ratio says."""
+    """Step 4: the units to remove, as many as the MAC target needs or else the ratio says.
+
+    Parameters
+    ----------
+    method, context
+        The method, for its `pruning_ratio` and `scope`, and what it searches.
+    scores
+        A score for each remaining unit, by group; the lowest are removed first.
+    """
     share, allowed = shares(method, context, scores), quota(method, context, scores)
     order: dict[tuple[str, int], float] = {}
     for name, values in scores.items():

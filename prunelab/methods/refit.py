@@ -123,7 +123,8 @@ def measuring_apart(
 
     Returns
     -------
-    The evidence to solve on, and that on held-out images (None: there are none).
+    tuple of Evidence
+        The evidence to solve on, and that on held-out images (None: there are none).
     """
     found: list[Evidence | None] = []
     for held in (False, True):

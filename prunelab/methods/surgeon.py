@@ -120,7 +120,20 @@ class RefitState:
     def building(
         self, layers: Sequence[Layer], solved: Evidence, held: Evidence | None
     ) -> Generator[Progress, None, None]:
-        """Step 2: build the problem of every layer, and the rises of every unit."""
+        """Step 2: build the problem of every layer, and the rises of every unit.
+
+        Parameters
+        ----------
+        layers
+            The layers that read the groups.
+        solved, held
+            Evidence with patch moments and curvature, see `refit_problem`.
+
+        Yields
+        ------
+        Progress
+            Progress in layers.
+        """
         parts = [solved] if held is None else [solved, held]
         images = sum(one.images for one in parts)
         for done, layer in enumerate(layers):

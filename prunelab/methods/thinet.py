@@ -173,7 +173,8 @@ def matching_pursuit(gram: Array) -> tuple[list[int], Array]:
 
     Returns
     -------
-    All indices in the order of choice, and the squared residual before each was chosen [n].
+    tuple of list and array
+        All indices in the order of choice, and the squared residual before each was chosen [n].
     """
     own = np.diagonal(gram).copy()
     cross = gram.sum(1)  # <x_j, residual>

@@ -21,8 +21,9 @@ from prunelab.evidence.few_positions import (
     patches_at,
     positions_per_image,
 )
-from prunelab.evidence.gram_accumulators import StoredGram, by_unit, contributions
+from prunelab.evidence.gram_accumulators import StoredGram
 from prunelab.evidence.patch_correlation import symmetric_product
+from prunelab.evidence.unit_sums import by_unit, contributions
 from prunelab.graph.labels.layer_calls import Call, Conv
 
 
@@ -114,7 +115,8 @@ def scalar_rows(
 
     Returns
     -------
-    The contributions x_c [images * number, count], and how many scalars an image's output has.
+    tuple of Tensor and int
+        The contributions x_c [images * number, count], and how many scalars an image's output has.
     """
     if conv is not None and conv.transposed:
         z = contributions(x, weight, conv, columns, count).flatten(2).permute(1, 2, 0)
@@ -132,6 +134,21 @@ def scalar_rows(
 def draw_scalars(
     images: int, scalars: int, number: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """`number` draws for each of `images`: image indices and scalar indices, both flat."""
+    """Draw scalars with replacement.
+
+    Parameters
+    ----------
+    images, scalars
+        How many images there are, and how many scalars the output has for each.
+    number
+        How many to draw for each image.
+    generator
+        What draws them.
+
+    Returns
+    -------
+    tuple of Tensor
+        Image indices and scalar indices, both [images * number].
+    """
     drawn = torch.randint(scalars, (images * number,), generator=generator)
     return torch.arange(images).repeat_interleave(number), drawn

@@ -58,7 +58,15 @@ class LayerProblem:
 
     @classmethod
     def of(cls, small: Traced, watched: Layer, target: Layer) -> LayerProblem | None:
-        """The problem of a layer as it is in three networks; None if it cannot be solved."""
+        """The problem of a layer; None if least squares does not apply to it.
+
+        Parameters
+        ----------
+        small
+            The network to repair.
+        watched, target
+            The layer in the network that gives its inputs, and in the one that gives its targets.
+        """
         now = small.graph.layer(watched.name)
         if not now.dense or now.transposed or now.computed:
             return None
@@ -81,7 +89,19 @@ class LayerProblem:
         return self.solved is not None and len(self.solved) >= DETERMINED * self.entries
 
     def add(self, call: Call, y: Tensor, images: int, held: bool) -> None:
-        """Add a call of the layer on `images` images, held out or not, with its target `y`."""
+        """Add a call of the layer.
+
+        Parameters
+        ----------
+        call
+            The call, with the layer's input.
+        y
+            The target, one value for each output [N, out, *positions].
+        images
+            How many images it is on.
+        held
+            Whether these are held out.
+        """
         x = call.x
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))

@@ -76,11 +76,13 @@ def repairing(
 
     Yields
     ------
-    Progress in images.
+    Progress
+        Progress in images.
 
     Returns
     -------
-    The fit of each layer that was solved, by name.
+    dict of str to Fit
+        The fit of each layer that was solved, by name.
 
     Raises
     ------

@@ -61,7 +61,8 @@ def recalibrating(
 
     Yields
     ------
-    Progress in images.
+    Progress
+        Progress in images.
 
     Raises
     ------

@@ -195,9 +195,16 @@ def _sizes(squares: Tensor) -> Tensor:
 
 
 def regression(solved: Rows | Moments, old: Tensor, constant: bool) -> Regression:
-    """The regression on these samples around the weights `old` [entries, out].
+    """The regression on these samples around the present weights.
 
-    `constant` is whether each output may shift by a constant.
+    Parameters
+    ----------
+    solved
+        The samples to solve on.
+    old
+        The present weights [entries, out], in float64.
+    constant
+        Whether each output may shift by a constant.
     """
     if isinstance(solved, Rows):
         return _ByRows(solved, old, constant)

@@ -54,7 +54,8 @@ def rescaling(
 
     Yields
     ------
-    Progress in images.
+    Progress
+        Progress in images.
 
     Raises
     ------

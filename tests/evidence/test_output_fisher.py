@@ -108,7 +108,7 @@ def test_it_adds_up_over_batches_and_leaves_no_trace(
         whole + pl.measure(net, graph, seen, kinds=("patches",), layers=LAYERS)
 
 
-def test_a_loss_that_cannot_be_followed_back_is_told(
+def test_a_loss_that_is_not_differentiable_is_refused(
     net: Tiny, seen: list[tuple[Tensor, Tensor]]
 ) -> None:
     with pytest.raises(pl.InvalidValue, match="one number"):
