@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 import prunelab as pl
+from prunelab.evidence.measure import measuring
+from prunelab.loops.batch import finish
+from prunelab.methods.thinet_samples import scalar_samples
 
 
 class Tiny(nn.Module):
@@ -147,3 +150,13 @@ class Net(nn.Module):
         if self.training:  # so that it is traced in training mode as well
             return self.toy.forward(self, x)
         return self.toy.forward(self, x)
+
+
+def measured(
+    model: nn.Module, graph: pl.ChannelGraph, batches: Any, *, scalars: int | None = None,
+    seed: int = 0, **more: Any,
+) -> pl.Evidence:  # fmt: skip
+    """`measure`, or with `scalars` ThiNet's published estimate from so many of each image."""
+    if scalars is None:
+        return pl.measure(model, graph, batches, seed=seed, **more)
+    return finish(measuring(model, graph, batches, create=scalar_samples(scalars, seed), **more))

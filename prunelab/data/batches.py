@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,6 +133,13 @@ def held_out(start: int, size: int) -> Tensor:
 def part(batches: Iterable[Any], held: bool) -> Iterator[Any]:
     """The batches without the samples that are held out, or these alone."""
     return (some.batch for some in apart(batches) if some.held == held)
+
+
+def nonempty(batches: Iterable[Any]) -> Iterator[Any] | None:
+    """An iterator over the batches, or None if there are none."""
+    iterator = iter(batches)
+    first = next(iterator, None)
+    return None if first is None else chain([first], iterator)
 
 
 class Part(NamedTuple):

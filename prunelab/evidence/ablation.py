@@ -1,7 +1,7 @@
-"""Ablation, the true oracle: the loss of the network with units masked, by running it.
+"""Ablation, the oracle of the loss: runs the network with units masked.
 
-A unit is masked where its consumers read it. All that runs before the first of them is the same
-for every mask, so it runs once: later runs take those results from a tape and compute the rest.
+A unit is masked where its consumers read it. Everything before the first of them is the same for
+every mask, so it runs once; later runs take those results from a `PrefixCache`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Drop = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ablation:
-    """The mean loss without each unit of a group, alone, on `images` images [units].
+    """The mean loss on `images` images without each unit of a group alone [units].
 
-    `base` is the loss with all of them there.
+    `base` is the loss with all units.
     """
 
     group: str
@@ -45,40 +45,47 @@ class Ablation:
 
     @property
     def signed(self) -> Array:
-        """How much the loss grows without each unit [units]: the loss oracle; may be negative."""
+        """The increase of the loss without each unit [units], the loss oracle; may be negative."""
         return self.losses - self.base
 
     @property
     def absolute(self) -> Array:
-        """How much the loss changes, either way: another ranking than `signed`."""
+        """The absolute change of the loss [units]; it ranks differently from `signed`."""
         return np.abs(self.signed)
 
 
 class Ablator:
-    """Runs a private copy of `model` with sets of units masked; `model` is left alone.
+    """Runs a private copy of `model` with sets of units masked; `model` itself is not changed.
 
-    `measure(batch, drops)` gives the loss for each of `drops`, mappings of group to units.
-    `tape=False` runs the whole network for every set: the same losses, and slower.
+    Parameters
+    ----------
+    model, graph
+        The network and its graph.
+    loss
+        `loss(model, batch)`, a mean over the batch.
+    cached
+        Whether to reuse what runs before the masked units; without, every set runs the whole
+        network, which is slower and gives the same losses.
     """
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, loss: Loss, *, tape: bool = True
+        self, model: nn.Module, graph: ChannelGraph, loss: Loss, *, cached: bool = True
     ) -> None:
         self._network = copy_of(model).eval().requires_grad_(False)
         self._graph = graph
         self._loss = loss
-        self._tape = tape
+        self._cached = cached
 
     def measure(self, batch: Any, drops: Sequence[Drop]) -> Iterator[tuple[int, float]]:
-        """The loss on `batch` with each of `drops` masked, as (place in drops, loss).
+        """Yield (index in drops, loss) on `batch` with each of `drops`, group to units, masked.
 
-        They come in the order of the first layer that reads them: a tape can grow, not shrink.
+        In the order of the first layer that reads them, because the cached prefix can only grow.
         """
         gone = [self._graph.gone(drop) for drop in drops]
         first = [self._first_reader(units) for units in gone]
-        tape = Tape()
+        cache = PrefixCache()
         for index in np.argsort(first, kind="stable").tolist():
-            loss = self._run(batch, gone[index], tape)
+            loss = self._run(batch, gone[index], cache)
             if not np.isfinite(loss):
                 raise NotFinite(
                     f"The loss is {loss} without {dict(drops[index])}. Look for NaN in the weights "
@@ -87,34 +94,34 @@ class Ablator:
             yield index, loss
 
     def _first_reader(self, gone: Array) -> int:
-        """The place, in execution order, of the first layer that reads what is gone."""
+        """The index, in execution order, of the first layer that reads a masked unit."""
         layers = self._graph.layers
         reads = (
             place for place, one in enumerate(layers) if one.dense and gone[one.in_units].any()
         )
         return next(reads, len(layers))
 
-    def _run(self, batch: Any, gone: Array, tape: Tape) -> float:
+    def _run(self, batch: Any, gone: Array, cache: PrefixCache) -> float:
         network = self._network
         parameters = dict(network.named_parameters())
         changed = masked_tensors(network, self._graph, gone)
         read = {id(parameters[name]) for name in changed}
         still = undisturbed(network)
-        with torch.inference_mode(), still, private_random(), _instead(parameters, changed):
-            if not self._tape:
+        with torch.inference_mode(), still, private_random(), _replaced(parameters, changed):
+            if not self._cached:
                 return float(checked(self._loss, network, batch))
             try:
-                with tape.until(read):
+                with cache.until(read):
                     return float(checked(self._loss, network, batch))
-            except _OutOfStep:
-                tape.clear()
-            with tape.until(read):
+            except _PrefixMismatch:
+                cache.clear()
+            with cache.until(read):
                 return float(checked(self._loss, network, batch))
 
 
 @contextmanager
-def _instead(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Any:
-    """Parameters have other `values` inside."""
+def _replaced(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Any:
+    """Within it, parameters have other `values`."""
     saved = {name: parameters[name].clone() for name in values}
     for name, value in values.items():
         parameters[name].copy_(value)
@@ -125,35 +132,35 @@ def _instead(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> 
             parameters[name].copy_(value)
 
 
-class _OutOfStep(Exception):
-    """The run at hand does not do what the tape holds."""
+class _PrefixMismatch(Exception):
+    """The run differs from the one whose operations are cached."""
 
 
-class Tape(TorchDispatchMode):
-    """Keeps what each operation gave until the first that reads given weights; plays it back.
+class PrefixCache(TorchDispatchMode):
+    """Caches the results of a network's operations up to the first that reads given weights.
 
-    Runs must be the same up to there. Inside `until(weights)` operations already on the tape are
-    not computed, those up to the first that reads one of `weights` (ids) are put on it, and the
-    rest are computed; what they write into the tape's tensors is put back at the end. Random
-    operations are never put on it.
+    Runs must be identical up to there. Within `until(weights)`, cached operations are not
+    computed again, further ones up to the first that reads one of `weights` (ids) are cached, and
+    the rest are computed; tensors of the cache that these write to are restored at the end.
+    Random operations are never cached.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._done: list[tuple[Any, Any]] = []
-        self._kept: set[int] = set()  # the storages of the tape's tensors
+        self._kept: set[int] = set()  # the storages of cached tensors
         self._weights: set[int] = set()
-        self._place: int | None = 0  # None: behind the first operation that reads the weights
+        self._place: int | None = 0  # None: past the first read of the weights
         self._undo: list[tuple[Tensor, Tensor]] = []
 
     def clear(self) -> None:
-        """Forget all."""
+        """Empty the cache."""
         self._done.clear()
         self._kept.clear()
 
     @contextmanager
     def until(self, weights: set[int]) -> Any:
-        """Play, record, and compute the rest, in one run of the network."""
+        """One run of the network: reuse the prefix, extend it, compute the rest."""
         self._weights, self._place = weights, 0
         try:
             with self:
@@ -173,7 +180,7 @@ class Tape(TorchDispatchMode):
             or torch.Tag.nondeterministic_seeded in func.tags
         ):
             if self._place < len(self._done):
-                raise _OutOfStep
+                raise _PrefixMismatch
             self._place = None
         if self._place is None:
             if func._schema.is_mutable:
@@ -183,8 +190,8 @@ class Tape(TorchDispatchMode):
         if place < len(self._done):
             known, out = self._done[place]
             if known is not func:
-                raise _OutOfStep
-            # autograd takes a view of the user's own tensors but once, so it is made anew
+                raise _PrefixMismatch
+            # autograd accepts a view of the user's own tensors only once, so it is made again
             return func(*args, **kwargs) if _is_view(func) else out
         out = func(*args, **kwargs)
         self._done.append((func, out))
@@ -192,7 +199,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def _save(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> None:
-        """Remember the tape's tensors that an operation is about to write into."""
+        """Save the cached tensors that an operation is about to write to."""
         for place, argument in enumerate(func._schema.arguments):
             given = kwargs.get(argument.name, args[place] if place < len(args) else None)
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -202,7 +209,7 @@ class Tape(TorchDispatchMode):
 
 
 def _is_view(func: Any) -> bool:
-    """Whether an operation gives another look at what it was given, and writes nothing."""
+    """Whether an operation returns a view of its input and writes nothing."""
     aliases = [given.alias_info for given in func._schema.returns]
     return any(alias is not None and not alias.is_write for alias in aliases)
 
@@ -219,10 +226,30 @@ def ablate(
     *,
     loss: Loss = cross_entropy,
 ) -> Array:
-    """The mean loss of `model` over `batches` with each of `drops` masked [drops].
+    """The mean loss of a network with sets of units masked; the network is left as it was.
 
-    A drop maps groups to units; an empty one gives the loss as it is. `loss(model, batch)` is a
-    mean over the batch. The network is left as it was. Raises `BadData`, `NotFinite`.
+    Parameters
+    ----------
+    model, graph
+        The network and its graph.
+    batches
+        What `loss` takes, read once.
+    drops
+        The sets to mask, mappings from group to units; an empty one gives the loss as it is.
+    loss
+        `loss(model, batch)`, a mean over the batch.
+
+    Returns
+    -------
+    np.ndarray
+        The mean loss with each set masked [drops].
+
+    Raises
+    ------
+    BadData
+        For no batches, or batches on which the network or the loss fails.
+    NotFinite
+        For a loss that is NaN or infinite.
     """
     losses: Array = finish(ablating(model, graph, batches, drops, loss))
     return losses
@@ -237,7 +264,10 @@ def ablating(
     loss: Loss,
     expected: int = 0,
 ) -> Generator[Progress, None, Array]:
-    """`ablate` as a generator: yields Progress in runs of the network, for `expected` images."""
+    """`ablate` as a generator: yields Progress in runs of the network; returns the losses.
+
+    `expected` is how many images there are; the other parameters are those of `ablate`.
+    """
     sums = _Sums(Ablator(model, graph, loss), drops)
     for batch in guarded(batches):
         yield from sums.measuring(batch, expected)
@@ -247,7 +277,7 @@ def ablating(
 
 
 class _Sums:
-    """Adds up losses over batches: `losses` [drops], summed over `images`."""
+    """Sums losses over batches: `losses` [drops], over `images`."""
 
     def __init__(self, ablator: Ablator, drops: Sequence[Drop]) -> None:
         self.ablator = ablator
@@ -269,7 +299,7 @@ class _Sums:
 
 
 class LossSums(_Sums):
-    """The loss without each unit that may be dropped, and, in the last place, without none."""
+    """The loss without each prunable unit and, last, with all units."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, loss: Loss) -> None:
         units = [(g.name, g.first, unit) for g in graph.groups if g.prunable for unit in g.units]
@@ -279,7 +309,7 @@ class LossSums(_Sums):
 
     @property
     def sums(self) -> Array:
-        """The losses, summed over images, by graph-wide unit number [units + 1]."""
+        """The losses summed over images, by graph-wide unit number [units + 1]."""
         sums = np.zeros(self._units + 1)
         sums[self._place] = self.losses
         return sums

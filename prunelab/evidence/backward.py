@@ -1,4 +1,4 @@
-"""Watching a forward pass for the sake of the backward pass that follows it."""
+"""Watches a forward pass to collect gradients in the backward pass that follows."""
 
 from __future__ import annotations
 
@@ -15,53 +15,66 @@ from prunelab.loops.batch import Loss, checked
 
 
 class BackwardWatch(Watch):
-    """A watch that notes where in autograd's graph the layers that it wants stand."""
+    """A watch that records the autograd nodes of the layers that a subclass selects."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._later: Callable[[], None] | None = None
+        self._pending: Callable[[], None] | None = None
 
     @abstractmethod
-    def wants(self, call: Call, out: Tensor) -> bool:
-        """Whether this call is of use."""
+    def selects(self, call: Call, out: Tensor) -> bool:
+        """Whether to record this call."""
 
     @abstractmethod
-    def noting(self, call: Call, out: Tensor) -> Callable[[], None] | None:
-        """What to do as soon as autograd has given `out` its node, which it has not yet."""
+    def recorder(self, call: Call, out: Tensor) -> Callable[[], None] | None:
+        """What to run once autograd has given `out` its node; None: nothing."""
 
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
-            self._note()
+            self._record()
         super().__exit__(*error)
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        """See whether a call is wanted; `BadModel` where no gradient can reach it."""
-        self._note()
-        if self.wants(call, out):
+        """Record a selected call; raises `BadModel` where no gradient can reach it."""
+        self._record()
+        if self.selects(call, out):
             if not torch.is_grad_enabled():
                 raise BadModel(
                     f"{call.name.removesuffix('.weight')} runs below torch.no_grad, so the loss "
                     "has no gradient there. Name that part in trace(freeze=...), or choose a "
                     "method that needs no gradients."
                 )
-            self._later = self.noting(call, out)
+            self._pending = self.recorder(call, out)
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Any operation comes after the node of the call before it was made."""
-        self._note()
+        """Run what is pending: autograd has made the node of the call before this operation."""
+        self._record()
 
-    def _note(self) -> None:
-        later, self._later = self._later, None
-        if later is not None:
-            later()
+    def _record(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending()
 
     def forward(self, model: nn.Module, batch: Any, loss: Loss) -> Tensor:
-        """The loss of one batch, watched; raises `InvalidValue` for what cannot be gone back."""
+        """The loss of one batch, watched.
+
+        Parameters
+        ----------
+        model, batch
+            The network, and what `loss` takes.
+        loss
+            `loss(model, batch)`.
+
+        Raises
+        ------
+        InvalidValue
+            For a loss that is not one differentiable number.
+        """
         with torch.enable_grad(), self:
             value = checked(loss, model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise InvalidValue(
-                "loss(model, batch) must give one number that autograd can follow back; it gave "
+                "loss(model, batch) must return one number that is differentiable, not "
                 f"{value if not isinstance(value, Tensor) else tuple(value.shape)!r}."
             )
         return value

@@ -1,8 +1,8 @@
 """Contributions: how much of a consumer's signal each channel, or any set of them, carries.
 
-Let y = sum_i z_i be a layer's output before bias and BatchNorm, and z_i what input channel i
-contributes. With G_ij = <z_i, z_j>, summed over samples and positions, the damage of removing any
-set S is exactly 1_S' G 1_S / ||y||^2: after one pass every question is arithmetic on G.
+Let y = sum_i z_i be a layer's output before bias and BatchNorm, and z_i the contribution of input
+channel i. With G_ij = <z_i, z_j>, summed over samples and positions, the damage of removing any
+set S is exactly 1_S' G 1_S / ||y||^2, so after one pass every question is arithmetic on G.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConsumerGram:
-    """One consumer's account of a group's units.
+    """What a group's units contribute to one consumer.
 
     `gram` [units, units] holds <z_i, z_j>, `cross` [units] holds <z_i, y>, `energy` is ||y||^2;
     all are sums over samples, positions and the consumer's output channels.
@@ -40,9 +40,10 @@ class ConsumerGram:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ContributionGram:
-    """What a channel group contributes to all of its consumers, the sum over them.
+    """What a group's units contribute to all of its consumers, summed over them.
 
-    `units` are the group's units alive, in original numbers; rows and columns of `gram` follow.
+    `units` are the remaining units of the group in original numbers, in the order of `gram`'s
+    rows and columns.
     """
 
     group: str
@@ -52,7 +53,7 @@ class ContributionGram:
 
     @property
     def gram(self) -> Array:
-        """<z_i, z_j> summed over the consumers [units, units]; to be read, not written to."""
+        """<z_i, z_j> summed over the consumers [units, units]; do not write to it."""
         if not self._summed:
             size = len(self.units)
             parts = [consumer.gram for consumer in self.consumers.values()]
@@ -65,15 +66,15 @@ class ContributionGram:
         return sum(consumer.energy for consumer in self.consumers.values())
 
     def damage(self, units: Iterable[int]) -> float:
-        """The share of the consumers' signal that goes with `units` (0 = nothing is lost).
+        """The share of the consumers' signal lost by removing `units` (0: nothing is lost).
 
-        Exact before bias and BatchNorm; behind a ReLU it is an upper bound of the absolute
-        change, not an identity. Raises `IllegalPlan` for units that the group does not have.
+        Exact before bias and BatchNorm; behind a ReLU the absolute change is bounded by it.
+        Raises `IllegalPlan` for units that the group does not have.
         """
         return _share(_lost(self.gram, _index(self.group, self.units, units)), self.energy)
 
     def alone(self) -> Array:
-        """The damage of each unit when it alone is removed [units]: the isolated oracle."""
+        """The damage of removing each unit alone [units]: the isolated oracle."""
         total = np.diagonal(self.gram)
         return total / self.energy if self.energy > 0 else np.zeros_like(total)
 
@@ -88,7 +89,7 @@ def _lost(gram: Array, index: list[int]) -> float:
 def _share(lost: float, energy: float) -> float:
     if energy > 0:
         return max(0.0, lost) / energy
-    return 0.0  # a consumer without any signal loses nothing
+    return 0.0  # a consumer without a signal loses nothing
 
 
 def _index(name: str, have: Units, asked: Iterable[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""`Evidence`: what one pass over the data measured; it adds up over passes and machines."""
+"""`Evidence`: what one pass over the data measured; results of several passes add up."""
 
 from __future__ import annotations
 
@@ -20,16 +20,31 @@ KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Evidence:
-    """What one pass measured; `evidence[group]` answers for a channel group.
+    """The measurements of one pass; `evidence[group]` gives a group's contributions.
 
-    `grams` maps a layer to G over the distinct units that it reads (the last row and column
-    stand for all that belongs to none), `sums` to what its contributions add up to. `gradients`
-    [3, units + 1] holds the sums of mask gradients (signed, absolute, squared) over the graph's
-    units, `ablated` [units + 1] those of the loss without each unit, and without none in the last
-    place. `curvature` maps a layer to the sum of g g' [out, out], g the gradients of its outputs.
-    `images` is how many inputs were seen; `fingerprint` names the network that was
-    measured. `at`, `masks` and `bn` are what `measure` was asked for. Evidence of the same network
-    adds up with +.
+    Evidence of the same network, measured in the same way, adds up with +.
+
+    Attributes
+    ----------
+    graph
+        The graph of the network that was measured.
+    fingerprint
+        Names the exact state of that network.
+    images
+        How many inputs were measured.
+    at, masks, bn
+        The arguments of `measure`.
+    grams, sums
+        By layer: G over the distinct units that it reads, and the sums of their contributions.
+        Inputs that belong to no unit share the last row and column.
+    moments
+        By layer: the second moments of the patches that it reads.
+    gradients
+        Sums over images of the mask gradients, signed, absolute and squared [3, units + 1].
+    ablated
+        The loss, summed over images, without each unit [units + 1]; last, with all of them.
+    curvature
+        By layer: the sum of g g' [out, out], where g is the loss gradient of its outputs.
     """
 
     graph: ChannelGraph
@@ -44,17 +59,17 @@ class Evidence:
     masks: Masks = "readers"
     bn: BatchNorm = "running"
     curvature: Mapping[str, np.ndarray] = field(default_factory=dict)
-    _asked: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
+    _groups: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
     _totals: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, name: str) -> ContributionGram:
         group = self.graph[name]
-        if group.name not in self._asked:
-            self._asked[group.name] = self._contributions(group)
-        return self._asked[group.name]
+        if group.name not in self._groups:
+            self._groups[group.name] = self._contributions(group)
+        return self._groups[group.name]
 
     def _contributions(self, group: ChannelGroup) -> ContributionGram:
-        """What a group contributes; the arrays are parts of the evidence, not copies."""
+        """A group's contributions; the arrays are views of the evidence's, not copies."""
         wanted = group.first + np.asarray(group.units, dtype=np.int64)
         consumers = {}
         for layer in self.graph.consumers(group):
@@ -78,12 +93,12 @@ class Evidence:
         return ContributionGram(group.name, group.units, consumers)
 
     def gradient(self, name: str) -> MaskGradients:
-        """The mask gradients of a group; raises `UnknownName` where none were measured."""
+        """The mask gradients of a group; raises `UnknownName` if they were not measured."""
         sums = self._of(name, self.gradients, "gradient")
         return MaskGradients(self.graph[name].name, self.graph[name].units, self.images, *sums)
 
     def ablation(self, name: str) -> Ablation:
-        """The loss without each unit of a group; raises `UnknownName` where none was measured."""
+        """The loss without each unit of a group; raises `UnknownName` if it was not measured."""
         losses = self._of(name, self.ablated, "ablation") / self.images
         base = float(self.ablated[FIXED]) / self.images  # type: ignore[index]
         group = self.graph[name]
@@ -109,10 +124,9 @@ class Evidence:
 
     @property
     def centred(self) -> Evidence:
-        """The same evidence about what is left once every output may shift by a constant.
+        """The evidence of centred contributions: least squares on it has a free intercept.
 
-        A bias or a BatchNorm behind the consumer makes such a shift good, so least squares with
-        an intercept is least squares on this evidence.
+        The layer's bias, or a BatchNorm behind it, absorbs the constant.
         """
         grams = {}
         for name, gram in self.grams.items():
@@ -123,7 +137,7 @@ class Evidence:
     def __add__(self, other: Evidence) -> Evidence:
         if self._measured() != other._measured():
             raise StaleEvidence(
-                "Only evidence of the very same network, measured in the same way, adds up; "
+                "Only evidence of the same network, measured in the same way, can be added; "
                 f"these are {self._measured()} and {other._measured()}. Measure again."
             )
         return Evidence(
@@ -142,7 +156,7 @@ class Evidence:
         )
 
     def _measured(self) -> tuple[object, ...]:
-        """On which network, how, and of which kinds."""
+        """The network, the way it was measured, and the kinds of evidence."""
         kinds = (
             self.grams,
             self.moments,

@@ -1,4 +1,4 @@
-"""The name of a network's exact state: evidence carries it, so that stale evidence is known."""
+"""The fingerprint of a network's exact state, by which stale evidence is recognised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunelab.ledger.content import raw
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Sixteen hex digits over the names, shapes and bytes of all parameters and buffers."""
+    """A hash of the names, shapes and bytes of all parameters and buffers, 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):

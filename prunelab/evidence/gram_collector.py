@@ -1,4 +1,4 @@
-"""The meter: adds up G, its sums and patch moments, call by call, while a network runs."""
+"""Collects G, its sums and patch moments, call by call, while a network runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import NotFinite
-from prunelab.evidence.gram_accumulators import Account, Accounts, account_of
+from prunelab.evidence.few_positions import CreateAccumulator
+from prunelab.evidence.gram_accumulators import GramAccumulator, LayerAccumulators
 from prunelab.evidence.patch_moments import PatchMoments, patch_moments
-from prunelab.evidence.sampling import Sample, sampled_account
 from prunelab.graph.channels.channel_graph import FIXED, Layer
 from prunelab.graph.labels.layer_calls import Call, Watch
 
@@ -28,8 +28,22 @@ class Sums:
         return Sums(self.sums + other.sums, self.rows + other.rows)
 
 
-class Meter(Watch):
-    """Adds up G and patch moments of the target layers, call by call."""
+class GramCollector(Watch):
+    """Sums G and patch moments of target layers over the calls of a network's forward passes.
+
+    Parameters
+    ----------
+    model
+        The network that will run.
+    targets
+        The layers to measure, by the names of their weights.
+    kinds
+        "contribution" for G, "patches" for patch moments; others are ignored.
+    at
+        "conv" measures the layers' own outputs, "bn" behind a BatchNorm that follows.
+    create
+        Makes an empty accumulator for a layer's first call.
+    """
 
     def __init__(
         self,
@@ -37,42 +51,39 @@ class Meter(Watch):
         targets: Mapping[str, Layer],
         kinds: Sequence[str],
         at: str,
-        sample: Sample | None,
+        create: CreateAccumulator,
     ) -> None:
         super().__init__(model)
         self.targets = targets
         self.kinds = kinds
-        self.sample = sample
+        self.create = create
         self.moments: dict[str, PatchMoments] = {}
-        self.accounts: dict[str, Accounts] = {}
+        self.grams: dict[str, LayerAccumulators] = {}
         self.columns = {key: columns_of(layer) for key, layer in targets.items()}
         self.scales = {key: _scale(model, layer, at) for key, layer in targets.items()}
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        """Take in a call of a target layer."""
+        """Add a call of a target layer."""
         layer = self.targets.get(call.name)
         if layer is None or not out.numel():
             return
         if "contribution" in self.kinds:
-            self.accounts.setdefault(call.name, Accounts(self._opened)).add(call)
+            self.grams.setdefault(call.name, LayerAccumulators(self._empty)).add(call)
         if "patches" in self.kinds:
             found = patch_moments(call.x, layer.kernel, call.conv)
             before = self.moments.get(call.name)
             self.moments[call.name] = found if before is None else before + found
 
-    def _opened(self, call: Call) -> Account:
-        given = (*self.columns[call.name], self.scales[call.name])
-        if self.sample is None:
-            return account_of(call, *given)
-        return sampled_account(call, *given, self.sample)
+    def _empty(self, call: Call) -> GramAccumulator:
+        return self.create(call, *self.columns[call.name], self.scales[call.name])
 
     def check(self) -> None:
-        """Raise `NotFinite` for the first layer whose signal is not a number."""
-        sound = {name: found.sound for name, found in self.accounts.items()}
+        """Raise `NotFinite` for the first layer whose signal has NaN or infinity."""
+        finite = {name: found.finite for name, found in self.grams.items()}
         for name, moments in self.moments.items():
             diagonal = moments.moment.diagonal()  # no other entry is larger
-            sound[name] = sound.get(name, True) and bool(torch.isfinite(diagonal).all())
-        for name in (name for name, is_sound in sound.items() if not is_sound):
+            finite[name] = finite.get(name, True) and bool(torch.isfinite(diagonal).all())
+        for name in (name for name, is_finite in finite.items() if not is_finite):
             raise NotFinite(
                 f"NaN or infinity reaches {name.removesuffix('.weight')}: its signal cannot "
                 "be measured. Look for NaN in the weights before it, or in the images."
@@ -80,15 +91,15 @@ class Meter(Watch):
 
 
 def distinct_units(layer: Layer) -> np.ndarray:
-    """The graph-wide numbers of the units that a layer reads, ascending."""
+    """The graph-wide numbers of the units that a layer reads, in ascending order."""
     units = np.unique(layer.in_units)
     return units[units != FIXED]
 
 
 def columns_of(layer: Layer) -> tuple[Tensor, int]:
-    """For each input position of a layer its row in G, and how many rows G has.
+    """The row in G of each of a layer's inputs, and how many rows G has.
 
-    Rows follow `distinct_units`; one more stands for positions that belong to no unit.
+    Rows follow `distinct_units`; inputs that belong to no unit share one more, the last.
     """
     distinct = distinct_units(layer)
     fixed = layer.in_units == FIXED

@@ -1,9 +1,9 @@
-"""Mask gradients: what the loss would say if a unit were faded out, one image at a time.
+"""Mask gradients: the derivative of each image's loss with respect to a mask on each unit.
 
-Put a mask m (all ones) on a unit wherever a layer reads it. dL_n/dm is the sum over those places
-of input times gradient, and both are at hand in one backward pass: the cost is that of training
-without the weights' gradients. Group Fisher sums the squares over images (Liu et al., ICML 2021,
-equations 3 and 4), Taylor the absolute values (Molchanov et al., ICLR 2017).
+Put a mask m = 1 on a unit wherever a layer reads it. dL_n/dm is the sum over those places of
+input times gradient, and one backward pass has both, at the cost of training without the weights'
+gradients. Group Fisher sums the squares over images (Liu et al., ICML 2021, equations 3 and 4),
+Taylor the absolute values (Molchanov et al., ICLR 2017).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ BatchNorm = Literal["running", "batch"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskGradients:
-    """dL_n/dm of a group's units, summed over `images` in three ways, each [units].
+    """dL_n/dm of a group's units, L_n the loss of image n, summed over `images` [units].
 
-    `signed` is the sum over images, `absolute` that of absolute values, `square` that of squares;
-    the places where one mask stands were added up before. L_n is the loss of image n alone.
+    `signed` sums the values, `absolute` their absolute values, `square` their squares. The layers
+    that share a mask were summed for each image before.
     """
 
     group: str
@@ -63,12 +63,19 @@ class MaskGradients:
 
 
 class MaskWatch(BackwardWatch):
-    """Watches a forward pass so that its backward pass leaves each image's mask gradients.
+    """Watches a forward pass so that the backward pass collects each image's mask gradients.
 
-    Use it around the forward pass, go backward, then `add` the batch to the sums. `masks` says
-    where a unit's mask stands: at every layer that reads it, grouped convolutions too ("readers",
-    as in the paper's Algorithm 1), or at the dense layers only ("consumers"), where removing the
-    unit acts. The loss must be a mean over the batch.
+    Use it around the forward pass, run backward, then `add` the batch to the sums, or take its
+    `gradients`. The loss must be a mean over the batch.
+
+    Parameters
+    ----------
+    model, graph
+        The network that will run, and its graph.
+    masks
+        Where a unit's mask stands: "readers", at every layer that reads it, grouped convolutions
+        included (the paper's Algorithm 1); "consumers", at the dense layers only, which removing
+        the unit makes smaller.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, masks: Masks = "readers") -> None:
@@ -90,30 +97,30 @@ class MaskWatch(BackwardWatch):
         self._edges: list[Any] = []  # where in autograd's graph the readers' inputs come from
         self._found: list[tuple[str, Tensor]] = []  # input times gradient, [rows, in] per call
 
-    def wants(self, call: Call, out: Tensor) -> bool:
-        """Calls of the layers that read what may be pruned."""
+    def selects(self, call: Call, out: Tensor) -> bool:
+        """Calls of the layers that read prunable units."""
         return call.name in self._units
 
-    def noting(self, call: Call, out: Tensor) -> Callable[[], None] | None:
-        """Hook the call's node, if a gradient comes to its input."""
+    def recorder(self, call: Call, out: Tensor) -> Callable[[], None] | None:
+        """Hook the call's node, if its input has a gradient."""
         if not call.x.requires_grad:
             return None
         return partial(self._hook, call, out, torch.autograd.graph.get_gradient_edge(call.x))
 
     def _hook(self, call: Call, out: Tensor, edge: Any) -> None:
-        """Let the call's node hand over the gradient of its very input.
+        """Keep the gradient that this call's node passes to its input.
 
-        The gradient of the input *tensor* would hold all its other uses, such as a shortcut.
+        The gradient of the input *tensor* would include its other uses, such as a shortcut.
         """
         node = out.grad_fn
         assert node is not None
-        way = [(into, index) for into, index in node.next_functions].index(
+        position = [(into, index) for into, index in node.next_functions].index(
             (edge.node, edge.output_nr)
         )
         self._edges.append(edge)
 
         def keep(gradients: tuple[Tensor | None, ...], _: Any) -> None:
-            gradient = gradients[way]
+            gradient = gradients[position]
             if gradient is not None:
                 product = call.x * gradient
                 rows = product.flatten(2).sum(-1) if product.ndim > 2 else product
@@ -122,17 +129,21 @@ class MaskWatch(BackwardWatch):
         node.register_hook(keep)
 
     def measure(self, model: nn.Module, batch: Any, loss: Loss) -> None:
-        """Forward, backward and `add` one batch; the weights' gradients are not computed."""
+        """Forward, backward and `add` for one batch; the weights' gradients are not computed."""
         value = self.forward(model, batch, loss)
         if self._edges:
             torch.autograd.grad(value, self._edges, allow_unused=True)
         self.add(batch_size(batch))
 
-    def add(self, count: int) -> None:
-        """Add the images of the batch just gone back through, `count` of them, to the sums."""
+    def gradients(self, count: int) -> Tensor:
+        """dL_n/dm of the `count` images of the batch just run backward [count, units + 1].
+
+        Summed over the layers that share a unit's mask, their positions and repeated calls (in
+        float64, on the device that computed them). The last column belongs to no unit.
+        """
         found, self._found, self._edges = self._found, [], []
         device = found[0][1].device if found else torch.device("cpu")
-        gradient = torch.zeros(count, self.sums.shape[1], dtype=torch.float64, device=device)
+        gradients = torch.zeros(count, self.sums.shape[1], dtype=torch.float64, device=device)
         for name, rows in found:
             if len(rows) % count:
                 raise BadData(
@@ -140,26 +151,26 @@ class MaskWatch(BackwardWatch):
                     "so rows cannot be told apart by input. Give batches of one input."
                 )
             each = rows.double().view(count, len(rows) // count, rows.shape[1]).sum(1)
-            gradient.index_add_(1, self._units[name].to(device), each)
-        gradient *= count  # the loss is a mean over them
-        if not torch.isfinite(gradient).all():
+            gradients.index_add_(1, self._units[name].to(device), each)
+        gradients *= count  # the loss is a mean over the images
+        if not torch.isfinite(gradients).all():
             raise NotFinite(
                 "NaN or infinity is in the loss or its gradients. Look for it in the weights and "
                 "images, or lower the learning rate."
             )
-        sums = (gradient.sum(0), gradient.abs().sum(0), gradient.square().sum(0))
+        return gradients
+
+    def add(self, count: int) -> None:
+        """Add the `count` images of the batch just run backward to the sums."""
+        gradients = self.gradients(count)
+        sums = (gradients.sum(0), gradients.abs().sum(0), gradients.square().sum(0))
         self.sums += torch.stack(sums).cpu()
         self.images += count
-
-    def restart(self) -> None:
-        """Forget the sums."""
-        self.sums.zero_()
-        self.images = 0
 
 
 @contextmanager
 def differentiable(model: nn.Module, bn: BatchNorm = "running") -> Iterator[None]:
-    """Let gradients reach every layer, frozen ones too; `bn="batch"` lets BatchNorm train."""
+    """Within it every layer gets gradients, frozen ones too; `bn="batch"` trains BatchNorm."""
     wanted = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     training = [norm.training for norm in norms]

@@ -13,11 +13,12 @@ from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence.ablation import LossSums
 from prunelab.evidence.evidence import KINDS, Evidence
+from prunelab.evidence.few_positions import CreateAccumulator, few_positions
 from prunelab.evidence.fingerprint import fingerprint
-from prunelab.evidence.gram_collector import Meter, Sums
+from prunelab.evidence.gram_accumulators import accumulator_of
+from prunelab.evidence.gram_collector import GramCollector, Sums
 from prunelab.evidence.mask_gradients import BatchNorm, Masks, MaskWatch, differentiable
-from prunelab.evidence.output_fisher import CurvatureWatch, own_answers
-from prunelab.evidence.sampling import Sample
+from prunelab.evidence.output_fisher import OutputFisherWatch, fisher_loss
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import undisturbed
 from prunelab.loops.batch import (
@@ -42,40 +43,64 @@ def measure(
     at: str = "conv",
     layers: Sequence[str] | None = None,
     positions: int | None = None,
-    scalars: int | None = None,
     seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: Loss = cross_entropy,
     masks: Masks = "readers",
     bn: BatchNorm = "running",
 ) -> Evidence:
-    """Go once over `batches` and measure; memory does not grow with their number.
+    """Measure a network in one pass over `batches`; memory does not grow with their number.
 
-    `kinds` are "contribution" (G of every consumer of prunable channels), "patches" (patch
-    moments of `layers`), "gradient" (each image's mask gradients), "ablation" (the loss
-    without each unit: a run of the network for every one) and "curvature" (the second moment of
-    the loss's gradients by the outputs of `layers`). `at="bn"` measures contributions
-    behind an evaluation-mode BatchNorm where one follows the consumer. A batch is an input, or a
-    tuple whose first entry is; or whatever `forward(model, batch)` takes.
+    The network is left bitwise as it was: parameters, buffers and modes.
 
-    All of every consumer's output is looked at, exactly, unless `positions` says at how many
-    positions of it an image, with all outputs there: quicker, and its damages are estimates.
-    `scalars` draws as ThiNet does, that many single outputs an image. Both draw from `seed`.
+    Parameters
+    ----------
+    model, graph
+        The network, and the graph that `trace` made of it.
+    batches
+        Inputs, or tuples whose first entry is the input; or whatever `forward` and `loss` take.
+    kinds
+        Any of "contribution" (G of every layer that reads prunable channels), "patches" (second
+        moments of the patches that `layers` read), "gradient" (each image's mask gradients),
+        "ablation" (the loss without each unit, one run of the network for every unit) and
+        "curvature" (the Fisher information of the loss with respect to the outputs of `layers`).
+    at
+        "conv" measures contributions to a layer's own output, "bn" to the output of an
+        evaluation-mode BatchNorm that follows it.
+    layers
+        Names of the layers to measure (None: all that read prunable channels).
+    positions
+        Output positions to draw from every image, with all output channels at each: faster, and
+        the damages are estimates. None measures all positions exactly.
+    seed
+        Where random positions, and the random directions of "curvature", come from.
+    forward
+        `forward(model, batch)` runs the network (None: on the batch's first entry).
+    loss
+        `loss(model, batch)`, a mean over the batch, for the last three kinds. With the default
+        loss "curvature" needs no labels: it uses the network's own predictions.
+    masks
+        Where the masks of "gradient" stand, see `MaskWatch`.
+    bn
+        "running" evaluates BatchNorm with its running statistics, so that a mask gradient is that
+        of the image's own loss. "batch" normalises by the batch as the released code of Group
+        Fisher does; then it is the gradient of the batch's summed loss with respect to a mask on
+        that image. For "gradient" alone.
 
-    The last three kinds need `loss(model, batch)`, a mean over the batch; with the default loss,
-    curvature is that of the network's own answers, drawn from `seed`, and needs no labels.
-    `masks`: see `MaskWatch`.
-    With `bn="batch"` gradients go through training-mode BatchNorm: images are then coupled, and
-    dL_n/dm is how the whole batch's summed loss answers to a mask on image n, as in the released
-    code; "running" gives the image's own loss.
-
-    The network is left bitwise as it was. Raises `BadData` for no batches or batches that the
-    network does not take, `NotFinite` for NaN in the signal.
+    Raises
+    ------
+    InvalidValue
+        For arguments that are not among these.
+    BadData
+        For no batches, or batches on which the network or the loss fails.
+    NotFinite
+        For NaN or infinity in what is measured.
     """
     return finish(
         measuring(
-            model, graph, batches, kinds, at=at, layers=layers, positions=positions,
-            scalars=scalars, seed=seed, forward=forward, loss=loss, masks=masks, bn=bn,
+            model, graph, batches, kinds, at=at, layers=layers,
+            create=accumulator_of if positions is None else few_positions(positions, seed),
+            seed=seed, forward=forward, loss=loss, masks=masks, bn=bn,
         )
     )  # fmt: skip
 
@@ -90,16 +115,20 @@ def measuring(
     *,
     at: str = "conv",
     layers: Sequence[str] | None = None,
-    positions: int | None = None,
-    scalars: int | None = None,
+    create: CreateAccumulator = accumulator_of,
     seed: int = 0,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: Loss = cross_entropy,
     masks: Masks = "readers",
     bn: BatchNorm = "running",
     expected: int = 0,
+    mark: str | None = None,
 ) -> Generator[Progress, None, Evidence]:
-    """`measure` as a generator: yields Progress in images, of `expected`; gives the Evidence."""
+    """`measure` as a generator: yields Progress in images, of `expected`; returns the Evidence.
+
+    `create` makes each layer's empty accumulator of G, `mark` is the network's fingerprint where
+    that is known; the other parameters are those of `measure`, which raises what this does.
+    """
     if unknown := set(kinds) - set(KINDS):
         raise InvalidValue(f"kinds can be {', '.join(KINDS)}; not {', '.join(sorted(unknown))}.")
     if at not in AT:
@@ -109,12 +138,6 @@ def measuring(
             "bn is 'running', or 'batch' where kinds=('gradient',) alone is measured; not "
             f"{bn!r} with kinds={tuple(kinds)}."
         )
-    drawn = positions if scalars is None else scalars
-    if (drawn is not None and drawn < 1) or (positions is not None and scalars is not None):
-        raise InvalidValue(
-            "positions, or scalars, is a number to draw of each image, from 1 up, and the other is "
-            f"None; not positions={positions!r}, scalars={scalars!r}."
-        )
     read = {name for group in graph.groups if group.prunable for name in group.consumers}
     targets = {
         layer.weight: layer
@@ -122,35 +145,32 @@ def measuring(
         if layer.dense and (layer.name in read if layers is None else layer.name in layers)
     }
     forward = forward or run_batch
-    sample = None
-    if drawn is not None:
-        sample = Sample(drawn, torch.Generator().manual_seed(seed), scalars is not None)
-    meter = Meter(model, targets, kinds, at, sample)
+    collector = GramCollector(model, targets, kinds, at, create)
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
     losses = LossSums(model, graph, loss) if "ablation" in kinds else None
-    curvature = CurvatureWatch(model, targets) if "curvature" in kinds else None
-    answers = own_answers(torch.Generator().manual_seed(seed))
+    curvature = OutputFisherWatch(model, targets) if "curvature" in kinds else None
+    predicted = fisher_loss(torch.Generator().manual_seed(seed))
     images = 0
-    mark = fingerprint(model)
+    mark = mark or fingerprint(model)
     with undisturbed(model):
         model.eval()
         for batch in guarded(batches):
             if signals:
-                with meter:
+                with collector:
                     checked(forward, model, batch)
-                meter.check()
+                collector.check()
             if watch is not None:
                 with differentiable(model, bn):
                     watch.measure(model, batch, loss)
             if curvature is not None:
                 with differentiable(model):
-                    curvature.measure(model, batch, answers if loss is cross_entropy else loss)
+                    curvature.measure(model, batch, predicted if loss is cross_entropy else loss)
                 curvature.check()
             if losses is not None:
                 yield from losses.measuring(batch, expected)
             images += batch_size(batch)
-            if losses is None:  # which tells of every run
+            if losses is None:  # it yields Progress for every run
                 yield Progress(images, max(expected, images), "measuring on training images")
     if not images:
         raise BadData("There are no batches to measure on; give at least one.")
@@ -160,9 +180,9 @@ def measuring(
         mark,
         images,
         at,
-        {names[key]: found.gram for key, found in meter.accounts.items()},
-        {names[key]: value for key, value in meter.moments.items()},
-        {names[key]: Sums(found.sums, found.rows) for key, found in meter.accounts.items()},
+        {names[key]: found.gram for key, found in collector.grams.items()},
+        {names[key]: value for key, value in collector.moments.items()},
+        {names[key]: Sums(found.sums, found.rows) for key, found in collector.grams.items()},
         watch.sums.numpy() if watch is not None else None,
         losses.sums if losses is not None else None,
         masks,

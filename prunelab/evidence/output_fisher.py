@@ -1,9 +1,9 @@
-"""Curvature: how much the loss answers to an error in what a layer gives.
+"""Curvature: the Fisher information of the loss with respect to a layer's outputs.
 
-With g the gradient of an image's loss by a layer's output at one position, C is the sum of g g'
-over images and positions: the layer's block of the Fisher information, as in K-FAC (Martens,
-Grosse; ICML 2015). A small error e there adds g' e to the loss to first order, and where e does
-not depend on g, e' C e / 2 on average to second: one currency for the errors of all layers.
+With g the gradient of an image's loss with respect to a layer's output at one position, C is the
+sum of g g' over images and positions: the layer's output factor of K-FAC (Martens, Grosse; ICML
+2015). A small output error e changes the loss by g' e to first order and, if e is independent of
+g, by e' C e / 2 on average to second order, so that errors of different layers can be compared.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from prunelab.graph.labels.layer_calls import Call
 from prunelab.loops.batch import Loss, run_batch
 
 
-class CurvatureWatch(BackwardWatch):
-    """Watches a forward pass, and adds up g g' of the target layers in its backward pass.
+class OutputFisherWatch(BackwardWatch):
+    """Watches a forward pass and sums g g' of the target layers in its backward pass.
 
     `sums` maps a weight's name to C [out, out] in float64. The loss must be a mean over the batch.
     """
@@ -32,24 +32,24 @@ class CurvatureWatch(BackwardWatch):
         super().__init__(model)
         self.targets = targets
         self.sums: dict[str, Tensor] = {}
-        self._outputs: list[tuple[str, Any]] = []  # a layer, and where its output's gradient comes
+        self._outputs: list[tuple[str, Any]] = []  # a layer and its output's gradient edge
 
-    def wants(self, call: Call, out: Tensor) -> bool:
-        """The targets' outputs."""
+    def selects(self, call: Call, out: Tensor) -> bool:
+        """Calls of the target layers."""
         return call.name in self.targets and out.numel() > 0
 
-    def noting(self, call: Call, out: Tensor) -> Callable[[], None]:
-        """Note where the output's gradient will come."""
+    def recorder(self, call: Call, out: Tensor) -> Callable[[], None]:
+        """Record the gradient edge of the output."""
 
-        def note() -> None:
+        def record() -> None:
             if out.requires_grad:
                 edge = torch.autograd.graph.get_gradient_edge(out)
                 self._outputs.append((call.name, edge))
 
-        return note
+        return record
 
     def measure(self, model: nn.Module, batch: Any, loss: Loss) -> None:
-        """Go forward and back over one batch; the weights' gradients are not computed."""
+        """Forward and backward over one batch; the weights' gradients are not computed."""
         self._outputs = []
         value = self.forward(model, batch, loss)
         names = [name for name, _ in self._outputs]
@@ -59,13 +59,15 @@ class CurvatureWatch(BackwardWatch):
         for name, gradient in zip(names, found, strict=True):
             if gradient is None:
                 continue
-            rows = gradient.movedim(1, -1).flatten(0, -2) * batch_size(batch)  # a sum, no mean
+            rows = gradient.movedim(1, -1).flatten(0, -2) * batch_size(
+                batch
+            )  # of the sum, not the mean
             product = (rows.T @ rows).double()
             have = self.sums.get(name)
             self.sums[name] = product if have is None else have + product
 
     def check(self) -> None:
-        """Raise `NotFinite` for the first layer whose gradients are no numbers."""
+        """Raise `NotFinite` for the first layer whose gradients have NaN or infinity."""
         for name, value in self.sums.items():
             if not torch.isfinite(value).all():
                 raise NotFinite(
@@ -74,12 +76,12 @@ class CurvatureWatch(BackwardWatch):
                 )
 
 
-def own_answers(generator: torch.Generator) -> Loss:
-    """A number whose gradients have the Fisher information as their second moment; no labels.
+def fisher_loss(generator: torch.Generator) -> Loss:
+    """A loss without labels whose gradients have the Fisher information as their second moment.
 
-    The network's answers p are put to the test in a random direction v with covariance
-    diag(p) - p p', that of the cross entropy's gradient for a label drawn from p: fewer images
-    do than with labels drawn.
+    The logits are projected on a random direction with covariance diag(p) - p p', p the predicted
+    probabilities: the covariance of the cross entropy's gradient for a label drawn from p. The
+    estimate needs fewer images than with labels drawn.
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:

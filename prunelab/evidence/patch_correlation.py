@@ -1,11 +1,11 @@
-"""Second moments of patches without the patches: an image against itself, shifted.
+"""Second moments of patches without forming the patches: correlations of an image with itself.
 
-The second moment of a convolution's patches has one block for every two entries a, b of the kernel,
-sum over the outputs o of x[s o + d a - p] x[s o + d b - p]'. Seen from the image, only the lag
-between the two entries matters: of the 81 blocks of a 3x3 kernel 13 correlations remain, up to
-transposition and to what the window of an entry misses at the border. A strided convolution reads
-several interleaved images; each is one phase. The count of multiply-adds is what makes it fast: for
-a 3x3 kernel a quarter of what patches cost.
+The second moment of a convolution's patches has one block for each pair of kernel entries a, b:
+the sum over outputs o of x[s o + d a - p] x[s o + d b - p]'. Over the image, such a block depends
+only on the lag between the two entries, apart from the border: the 81 blocks of a 3x3 kernel need
+13 correlations up to transposition, less what an entry's window misses at the border. A strided
+convolution reads several interleaved sub-images, called phases here. For a 3x3 kernel this takes a
+quarter of the multiply-adds that patches take.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from prunelab.graph.labels.layer_calls import Conv
 
-BLOCK = 128  # rows of a symmetric product that are made at once, without what mirrors them
+BLOCK = 128  # rows of a symmetric product that are computed at once
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """Along one axis: positions start .. stop-1 of one phase against another, `lag` further on."""
+    """Positions start .. stop-1 of a phase along one axis, paired with another's at `lag` more."""
 
     phase: int
     other: int
@@ -36,19 +36,19 @@ class Span:
     stop: int
 
     @property
-    def turned(self) -> Span:
-        """The same products, seen from the other phase."""
+    def swapped(self) -> Span:
+        """The same products with the two phases exchanged."""
         low, high = self.start + self.lag, self.stop + self.lag
         return Span(self.other, self.phase, -self.lag, low, high)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Where a kernel's entries read along one axis of an image.
+    """Where the kernel entries read along one axis of an image.
 
-    Entry a reads, for output o = 0 .. count-1, position `o + moves[a]` of the phase `phases[a]`:
-    the image at every `stride`-th place. A phase has `lengths` positions that anything reads; what
-    lies outside is zero.
+    For output o = 0 .. count-1, entry a reads position `o + moves[a]` of phase `phases[a]`, which
+    is every `stride`-th pixel. `lengths` is how many positions of each phase are read; outside
+    them is zero padding.
     """
 
     stride: int
@@ -70,17 +70,17 @@ class Axis:
         return cls(stride, tuple(phases), tuple(moves), tuple(lengths), count)
 
     def window(self, entry: int) -> tuple[int, int]:
-        """The positions of its phase that an entry reads, from and up to."""
+        """The range of positions that an entry reads in its phase, from and up to."""
         move = self.moves[entry]
         return max(0, move), min(self.lengths[self.phases[entry]], move + self.count)
 
     def whole(self, phase: int, other: int, lag: int) -> Span:
-        """All positions where both phases have a value."""
+        """All positions at which both phases have a value."""
         start, stop = max(0, -lag), min(self.lengths[phase], self.lengths[other] - lag)
         return Span(phase, other, lag, start, stop)
 
     def spans(self, a: int, b: int) -> list[tuple[int, Span]]:
-        """What the entries a and b have in common: the whole of their lag, less the borders."""
+        """The products of entries a and b: all of their lag, minus the borders they miss."""
         lag = self.moves[b] - self.moves[a]
         whole = self.whole(self.phases[a], self.phases[b], lag)
         (low, high), (first, last) = self.window(a), self.window(b)
@@ -103,11 +103,11 @@ Block = tuple[int, int]  # of the second moment, by kernel entries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lags:
+class Correlations:
     """The correlations that make up the second moment of one convolution's patches.
 
-    `terms` gives for each the blocks (a, b) that it is part of, and with which sign. The blocks
-    listed are one of each (a, b) and (b, a); the other is its transpose.
+    `terms` maps each correlation to the blocks (a, b) that contain it, with its sign there. Of
+    (a, b) and (b, a) only one is listed; the other is its transpose.
     """
 
     axes: tuple[Axis, ...]
@@ -120,19 +120,19 @@ class Lags:
 
     @property
     def products(self) -> int:
-        """How many products of two pixels one image takes, for every two channels."""
+        """How many products of two pixels one image takes, for each pair of channels."""
         return sum(prod(span.stop - span.start for span in term) for term in self.terms)
 
-    def correlations(self, x: Tensor) -> Iterator[tuple[Term, Tensor]]:
-        """Every term's sum over images and positions of x x' [c, c], of images x [N, c, *space]."""
+    def correlate(self, x: Tensor) -> Iterator[tuple[Term, Tensor]]:
+        """Yield each term's sum of x x' over images and positions [c, c]; x [N, c, *space]."""
         phases: dict[tuple[int, ...], Tensor] = {}
         for term in self.terms:
             ours, theirs = (tuple(s.phase for s in term), tuple(s.other for s in term))
             for phase in (ours, theirs):
                 if phase not in phases:
-                    phases[phase] = self._laid_out(x, phase)
+                    phases[phase] = self._phase(x, phase)
             if ours == theirs and not any(span.lag for span in term):
-                yield term, mirrored(self._part(phases[ours], term, False))
+                yield term, symmetric_product(self._part(phases[ours], term, False))
             elif self._is_whole(term[1:]):
                 yield term, self._shifted(phases[ours], phases[theirs], term)
             else:
@@ -140,18 +140,18 @@ class Lags:
                 yield term, left @ self._part(right, term, True).T
 
     def second_moment(self, x: Tensor) -> dict[Block, Tensor]:
-        """The blocks (a, b) [c, c] of the patches' second moment, a <= b."""
+        """The blocks (a, b), a <= b, of the patches' second moment, each [c, c]."""
         blocks: dict[Block, Tensor] = {}
-        for term, correlation in self.correlations(x):
+        for term, correlation in self.correlate(x):
             for sign, (a, b) in self.terms[term]:
                 part, block = (correlation, (a, b)) if a <= b else (correlation.T, (b, a))
                 blocks[block] = blocks.get(block, 0) + sign * part
         return blocks
 
     def entry_sums(self, x: Tensor) -> Tensor:
-        """The sum of all patches in float64 [c, *kernel], of images x [N, c, *space]."""
+        """The sum of all patches, in float64 [c, *kernel]; x [N, c, *space]."""
         summed = x.sum(0).double()
-        for axis in self.axes:  # each is summed away in turn, and its kernel axis comes last
+        for axis in self.axes:  # each is summed out in turn; its kernel axis is appended
             reads = summed.new_zeros(summed.shape[1], len(axis.moves))
             for entry, phase in enumerate(axis.phases):
                 low, high = axis.window(entry)
@@ -160,17 +160,17 @@ class Lags:
         return summed
 
     def _is_whole(self, spans: Term) -> bool:
-        """Whether the spans of the last axes take all that there is."""
+        """Whether these spans, of the last axes, cover all positions."""
         axes = reversed(self.axes)
         return all(
             span == axis.whole(span.phase, span.other, span.lag)
             for axis, span in zip(axes, reversed(spans), strict=False)
         )
 
-    def _laid_out(self, x: Tensor, phase: tuple[int, ...]) -> Tensor:
-        """One phase of x as [c, first axis, N, *other axes], these ending in zeros.
+    def _phase(self, x: Tensor, phase: tuple[int, ...]) -> Tensor:
+        """One phase of x as [c, first axis, N, *other axes], zero-padded at the end of each axis.
 
-        There are so many of them that what is shifted out at the end of a row meets zeros.
+        The padding is long enough that a shifted row never overlaps the next one's values.
         """
         cut = [slice(None), slice(None)]
         pads: list[int] = []
@@ -182,14 +182,14 @@ class Lags:
         part = x[tuple(cut)].permute(1, 2, 0, *range(3, x.ndim)) if self.axes else x.T[..., None]
         return F.pad(part, pads[:-2]) if any(pads[:-2]) else part.contiguous()
 
-    def _part(self, laid: Tensor, term: Term, other: bool) -> Tensor:
-        """The positions of a phase that a term takes [c, products]."""
+    def _part(self, phase: Tensor, term: Term, other: bool) -> Tensor:
+        """The positions of a phase that a term uses [c, products]."""
         lags = [span.lag if other else 0 for span in term]
         cuts = [slice(s.start + lag, s.stop + lag) for s, lag in zip(term, lags, strict=True)]
-        return laid[(slice(None), *cuts[:1], slice(None), *cuts[1:])].reshape(len(laid), -1)
+        return phase[(slice(None), *cuts[:1], slice(None), *cuts[1:])].reshape(len(phase), -1)
 
     def _shifted(self, ours: Tensor, theirs: Tensor, term: Term) -> Tensor:
-        """The product of two phases where a term takes the whole of all axes but the first."""
+        """The product of two phases for a term that covers all axes but the first."""
         first, *rest = term
         lag, pitch = 0, 1
         for axis, span in zip(reversed(self.axes[1:]), reversed(rest), strict=True):
@@ -201,8 +201,8 @@ class Lags:
         return a[:, early : length - late] @ b[:, late : length - early].T
 
 
-def mirrored(a: Tensor) -> Tensor:
-    """The product a a' [rows, rows], made by blocks of rows and their mirror images."""
+def symmetric_product(a: Tensor) -> Tensor:
+    """A a' [rows, rows]; only the lower triangle of blocks is multiplied, the upper is copied."""
     if len(a) <= BLOCK:
         return a @ a.T
     found = a.new_empty(len(a), len(a))
@@ -214,10 +214,20 @@ def mirrored(a: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def lags_of(size: tuple[int, ...], kernel: tuple[int, ...], conv: Conv | None) -> Lags:
-    """The lags of a convolution on images of a size; of a linear layer, () and None, just one."""
+def correlations_of(
+    size: tuple[int, ...], kernel: tuple[int, ...], conv: Conv | None
+) -> Correlations:
+    """The correlations of a convolution on images of this size; of a linear layer, a single one.
+
+    Parameters
+    ----------
+    size, kernel
+        The shapes of the input's space and of the kernel; () for a linear layer.
+    conv
+        How the convolution is applied; None for a linear layer.
+    """
     if conv is None:
-        return Lags((), {(): ((1, (0, 0)),)})
+        return Correlations((), {(): ((1, (0, 0)),)})
     axes = tuple(
         Axis.of(*sizes)
         for sizes in zip(size, kernel, conv.stride, conv.padding, conv.dilation, strict=True)
@@ -227,9 +237,9 @@ def lags_of(size: tuple[int, ...], kernel: tuple[int, ...], conv: Conv | None) -
     for (a, ours), (b, theirs) in combinations_with_replacement(entries, 2):
         for parts in product(*(x.spans(i, j) for x, i, j in zip(axes, ours, theirs, strict=True))):
             sign, term = prod(sign for sign, _ in parts), tuple(span for _, span in parts)
-            turned = tuple(span.turned for span in term)
+            swapped = tuple(span.swapped for span in term)
             block = (a, b)
-            if turned < term:
-                term, block = turned, (b, a)
+            if swapped < term:
+                term, block = swapped, (b, a)
             terms.setdefault(term, []).append((sign, block))
-    return Lags(axes, {term: tuple(blocks) for term, blocks in terms.items()})
+    return Correlations(axes, {term: tuple(blocks) for term, blocks in terms.items()})

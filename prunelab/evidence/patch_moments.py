@@ -1,4 +1,4 @@
-"""Patch moments: the second moment of what a layer reads, with the constant 1 appended."""
+"""Patch moments: the second moments of the patches a layer reads, with a constant 1 appended."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunelab.evidence.patch_correlation import lags_of
+from prunelab.evidence.patch_correlation import correlations_of
 from prunelab.graph.labels.layer_calls import Conv
 
-ENTRIES = 2**25  # of patches that are made at once: 128 MB in float32
+ENTRIES = 2**25  # of patches made at once: 128 MB in float32
+WIDEST = 8192  # patch entries up to which a second moment is kept or inverted: 0.5 GB in float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,10 +35,23 @@ class PatchMoments:
 def patches(
     x: Tensor, kernel: tuple[int, ...], conv: Conv | None, at: Tensor | None = None
 ) -> Tensor:
-    """The patches a convolution reads from x [N, c, *space], as rows [N positions, c k].
+    """The patches that a layer reads, as rows.
 
-    For a linear layer x [rows, c] itself. With `at`, only those of these output positions, counted
-    through.
+    Parameters
+    ----------
+    x
+        The layer's input [N, c, *space], or [rows, c] of a linear layer.
+    kernel
+        The kernel's shape, of k entries.
+    conv
+        How the convolution is applied; None for a linear layer.
+    at
+        Flat indices of the output positions to use (None: all).
+
+    Returns
+    -------
+    Tensor
+        Patches [N positions, c k]; of a linear layer, x itself.
     """
     if conv is None:
         return x
@@ -60,31 +74,51 @@ def patches(
 
 
 def positions_of(y: Tensor, at: Tensor | None = None) -> Tensor:
-    """A layer's output y [N, out, *positions] as rows [N positions, out]; with `at` of these."""
+    """A layer's output y [N, out, *positions] as rows [N positions, out]; `at` as in `patches`."""
     rows = y.movedim(1, -1).flatten(1, -2) if y.ndim > 2 else y[:, None]
     return (rows if at is None else rows[:, at]).reshape(-1, y.shape[1])
 
 
 def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> PatchMoments:
-    """The patch moments of one batch x [N, c, *space], or [rows, c] for a linear layer."""
+    """The patch moments of one batch.
+
+    Parameters
+    ----------
+    x
+        The layer's input [N, c, *space], or [rows, c] of a linear layer.
+    kernel, conv
+        The kernel's shape and how it is applied (None: a linear layer).
+    """
     x = _summable(x)
-    lags = lags_of(tuple(x.shape[2:]), kernel, conv)
+    plan = correlations_of(tuple(x.shape[2:]), kernel, conv)
     channels, entries = x.shape[1], prod(kernel)
     size = channels * entries
     moment = torch.zeros(size + 1, size + 1, dtype=torch.float64, device=x.device)
     blocks = moment[:size, :size].view(channels, entries, channels, entries)
-    for (a, b), found in lags.second_moment(x).items():
+    for (a, b), found in plan.second_moment(x).items():
         blocks[:, a, :, b] = found
         blocks[:, b, :, a] = found.T
-    moment[:size, size] = moment[size, :size] = lags.entry_sums(x).flatten()
-    moment[size, size] = rows = len(x) * lags.outputs
+    moment[:size, size] = moment[size, :size] = plan.entry_sums(x).flatten()
+    moment[size, size] = rows = len(x) * plan.outputs
     return PatchMoments(moment, rows)
 
 
 def cross_moment(x: Tensor, y: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Tensor:
-    """(P, 1)' Y over the patches P of x and the outputs Y at their places: [c k + 1, out].
+    """(P, 1)' Y over patches P of the input x and values Y at their output positions.
 
-    y [N, out, *positions], or [rows, out] for a linear layer.
+    Parameters
+    ----------
+    x
+        The layer's input [N, c, *space], or [rows, c] of a linear layer.
+    y
+        One value for each output [N, out, *positions], or [rows, out].
+    kernel, conv
+        The kernel's shape, of k entries, and how it is applied (None: a linear layer).
+
+    Returns
+    -------
+    Tensor
+        The products in float64 [c k + 1, out].
     """
     x, y = _summable(x), _summable(y)
     sums = y.movedim(1, 0).flatten(1).sum(1, dtype=torch.float64)
@@ -101,12 +135,12 @@ def cross_moment(x: Tensor, y: Tensor, kernel: tuple[int, ...], conv: Conv | Non
 
 
 def _summable(x: Tensor) -> Tensor:
-    """In float32 at least: sums in half of it overflow, or lose all but three digits."""
+    """At least float32: sums in half precision overflow or keep only three digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _cross_by_shifts(x: Tensor, y: Tensor) -> Tensor:
-    """P' Y of a 3x3 convolution with stride and padding 1: nine shifted products."""
+    """P' Y of a 3x3 convolution with stride and padding 1, as nine shifted products."""
     channels, width = x.shape[1], x.shape[3]
     flat_x, flat_y = (
         F.pad(part, (1, 1, 1, 1)).transpose(0, 1).reshape(part.shape[1], -1) for part in (x, y)
@@ -115,7 +149,7 @@ def _cross_by_shifts(x: Tensor, y: Tensor) -> Tensor:
     length = flat_x.shape[1]
     for a in range(3):
         for b in range(3):
-            shift = (a - 1) * (width + 2) + b - 1  # what wraps around meets y's zero padding
+            shift = (a - 1) * (width + 2) + b - 1  # rows that wrap around multiply y's zero padding
             xs = flat_x[:, max(0, shift) : length + min(0, shift)]
             ys = flat_y[:, max(0, -shift) : length + min(0, -shift)]
             cross[:, a, b] = xs @ ys.T

@@ -1,4 +1,4 @@
-"""Work done once for what it is asked about, and kept for as long as that is."""
+"""Cache a function of one object, held weakly."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
+Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 
-def once(work: Callable[[Asked], Answer]) -> Callable[[Asked], Answer]:
-    """`work` that remembers its answer for every object alive; for immutable objects only."""
-    known: WeakKeyDictionary[Asked, Answer] = WeakKeyDictionary()
+def weak_cache(function: Callable[[Key], Result]) -> Callable[[Key], Result]:
+    """Cache `function` for each object that is alive; for immutable objects only."""
+    known: WeakKeyDictionary[Key, Result] = WeakKeyDictionary()
 
-    @wraps(work)
-    def answered(asked: Asked) -> Answer:
-        if asked not in known:
-            known[asked] = work(asked)
-        return known[asked]
+    @wraps(function)
+    def cached(key: Key) -> Result:
+        if key not in known:
+            known[key] = function(key)
+        return known[key]
 
-    return answered
+    return cached

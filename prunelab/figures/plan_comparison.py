@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from prunelab.figures.row_grouping import modules
 from prunelab.figures.style import (
+    COSTS,
     DROP,
     FAINT,
     INK,
@@ -28,8 +29,6 @@ from prunelab.figures.style import (
 from prunelab.ledger.state import State
 from prunelab.values import Cost, FrozenMap, WidthPlan, as_text, si
 from prunelab.values.paired_comparison import PairedComparison
-
-COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from prunelab.figures.costs import KINDS, costs_info, draw_costs
 from prunelab.figures.importance import draw_importance
 from prunelab.figures.ladder import draw_ladder, searches
 from prunelab.figures.lasso_path import draw_path, path_info
-from prunelab.figures.style import row_height
+from prunelab.figures.style import COSTS, row_height
 from prunelab.figures.svg import DEFS, svg
 from prunelab.figures.trajectory import draw_trajectory
 from prunelab.figures.widths import draw_widths, gathered
@@ -29,7 +29,6 @@ from prunelab.ledger.words import history, sentence, share, told
 from prunelab.values import Cost, FrozenMap, as_text, si
 
 START = "The network before the first move."
-COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
 LayerCosts = Callable[[FrozenMap | None], Mapping[str, Cost]]
 
 

@@ -23,6 +23,8 @@ INVISIBLE = "rgba(0,0,0,0)"
 INK: dict[Theme, str] = {"light": "#222222", "dark": "#e8e8e8"}
 TEXT_PX = 12
 TITLE_PX = 15
+# The fields of a Cost, as figures and reports call them.
+COSTS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activations, bytes"}
 HATCH = {"shape": "/", "size": 7, "solidity": 0.3, "fillmode": "overlay", "fgcolor": "white"}
 
 

@@ -1,4 +1,4 @@
-"""How channels are chosen: each method proposes moves, none of them changes anything."""
+"""The methods that choose what to prune: each proposes moves, none changes the network."""
 
 from typing import Any
 
@@ -42,10 +42,10 @@ METHODS: dict[str, type] = {
 
 
 def make_method(method: Any, **parameters: Any) -> Method:
-    """A method from its lower-case name, with these parameters; a method object is returned as is.
+    """A method by its lower-case name, with these parameters; a method object is returned as is.
 
-    Raises `UnknownName` for a name that no method has, `InvalidValue` for what is no method or
-    for parameters that it does not take.
+    Raises `UnknownName` for an unknown name, `InvalidValue` for an object that is not a method or
+    for parameters that the method does not have.
     """
     if isinstance(method, str):
         if method not in METHODS:

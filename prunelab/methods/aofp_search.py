@@ -1,4 +1,12 @@
-"""AOFP's binary search in one layer: halve the search set until a half may go."""
+"""Steps 1 to 4 of AOFP in one layer: the binary search, with the mean damages in closed form.
+
+1. S <- the channels alive; g <- floor(|S| / 2).                   `_halvings`
+2. t_j <- the expected damage of a random M in S, |M| = g, given
+that M holds j.                                                 `expected_damages`
+3. P <- the g channels of S with the lowest t; q <- max of t in P. `judge`
+4. If q < theta: remove P. Else if g > 1: S <- P, go to 2. Else:
+nothing is removed.                                             `iter_rungs`
+"""
 
 from __future__ import annotations
 
@@ -7,27 +15,27 @@ from collections.abc import Iterator
 import numpy as np
 
 from prunelab.evidence import ContributionGram
-from prunelab.evidence.weak_cache import once
+from prunelab.evidence.weak_cache import weak_cache
 from prunelab.values import Rung, Units, units_of, verdict_of
 
 Array = np.ndarray
 
 
-def ladder(gram: ContributionGram, theta: float) -> Iterator[Rung]:
-    """The whole binary search of one group in closed form, rung by rung.
+def iter_rungs(gram: ContributionGram, theta: float) -> Iterator[Rung]:
+    """Yield the halvings of one group's search, up to the first that theta accepts.
 
-    Any theta is answered from the same measurement: it decides where to stop, nothing else.
+    Theta only decides where to stop, so one measurement serves every theta.
     """
-    for rung in _descent(gram):
+    for rung in _halvings(gram):
         judged = rung.at(theta)
         yield judged
         if judged.verdict == "take":
             return
 
 
-@once
-def _descent(gram: ContributionGram) -> tuple[Rung, ...]:
-    """All halvings of one group, down to the last unit: what a theta of 0 would see."""
+@weak_cache
+def _halvings(gram: ContributionGram) -> tuple[Rung, ...]:
+    """All halvings of one group, down to a single unit, as with a theta of 0."""
     energy = gram.energy
     search, part = gram.units, gram.gram
     rungs: list[Rung] = []
@@ -41,10 +49,11 @@ def _descent(gram: ContributionGram) -> tuple[Rung, ...]:
 
 
 def expected_damages(gram: Array) -> Array:
-    """E[1_S' G 1_S | i in S] for each i, over uniform S of half the size [n].
+    """E[1_M' G 1_M | i in M] for each i [n], over uniform masks M of half the units.
 
-    `gram` [n, n] is restricted to the search set, n >= 2. With g = n // 2, p = (g-1)/(n-1) is
-    the chance that another unit is masked too, and q = p (g-2)/(n-2) that two given others are.
+    `gram` [n, n] is restricted to the search set, n >= 2. With g = n // 2, p = (g-1)/(n-1) is the
+    probability that another unit is masked as well, and q = p (g-2)/(n-2) that two given others
+    are.
     """
     n = len(gram)
     g = n // 2
@@ -61,10 +70,24 @@ def expected_damages(gram: Array) -> Array:
 def judge(
     group: str, halving: int, search: Units, damages: Array, theta: float, batches: int = 0
 ) -> Rung:
-    """One halving decided: the better half, its worst mean damage, and what follows."""
+    """Decide one halving: the better half, its worst mean damage, and the verdict.
+
+    Parameters
+    ----------
+    group, halving
+        The group's name, and how many halvings came before.
+    search
+        The units of the search set S.
+    damages
+        The mean damage t_j of each [units].
+    theta
+        The half is taken if its worst mean damage is below.
+    batches
+        How many batches the means are over; 0 for expectations.
+    """
     g = len(search) // 2
     best = np.argsort(damages, kind="stable")[:g]
-    worst = float(f"{damages[best].max():.6g}")  # what is shown is what is judged
+    worst = float(f"{damages[best].max():.6g}")  # judge the value that is shown
     return Rung(
         group=group,
         halving=halving,

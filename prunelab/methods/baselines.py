@@ -1,7 +1,14 @@
-"""Baselines: what every method must beat, and what the papers compare with.
+"""Baselines that the papers compare with, each the `scores` of a one-shot method.
 
-Where several layers make a group's units (a residual stream, a depthwise pair), a unit's score is
-the mean over them.
+  weight norm      sum |w|^p over the filter                      `Magnitude.scores`
+  slimming         |gamma| of BatchNorm                           `BatchNormScale.scores`
+  Taylor           mean over images of |dL/dm|                    `Taylor.scores`
+  first k          the channel's index                            `FirstK.scores`
+  max response     sum |w| of the filter, or of the readers       `MaxResponse.scores`
+  control          a random number                                `Random.scores`
+
+Where several layers produce a group's units (a residual stream, a depthwise pair), a unit's score
+is the mean over them.
 """
 
 from __future__ import annotations
@@ -14,15 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.errors import BadModel, InvalidValue
+from prunelab.errors import BadModel
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.methods.base import Context
 from prunelab.methods.one_shot import Array, OneShot, Scope, Scores
+from prunelab.methods.settings import check_choice
 
 
 @dataclass(frozen=True, slots=True)
 class Magnitude(OneShot):
-    """The norm of the weights that make a unit: L1 (Li et al., ICLR 2017) or L2."""
+    """Ranks by the norm of a unit's own weights: L1 (Li et al., ICLR 2017) or L2."""
 
     name: ClassVar[str] = "magnitude"
 
@@ -30,8 +38,7 @@ class Magnitude(OneShot):
 
     def __post_init__(self) -> None:
         OneShot.__post_init__(self)
-        if self.norm not in (1, 2):
-            raise InvalidValue(f"norm is 1 or 2, not {self.norm!r}.")
+        check_choice(self, "norm", 1, 2)
 
     @property
     def meaning(self) -> str:
@@ -39,15 +46,15 @@ class Magnitude(OneShot):
         return f"L{self.norm} norm of a channel's own weights"
 
     def scores(self, context: Context, evidence: Any) -> Scores:
-        """Norms of filters, the mean over the producers; groups that no weights make stay whole."""
+        """Norms of filters, the mean over the producers; groups without any stay whole."""
         return _by_producers(context, self.norm)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchNormScale(OneShot):
-    """`|gamma|` of the BatchNorms that act on a unit (Liu et al., Network Slimming, ICCV 2017).
+    """Ranks by `|gamma|` of a unit's BatchNorms (Liu et al., Network Slimming, ICCV 2017).
 
-    One ranking over the network; it means most after training with an L1 penalty on gamma. Groups
+    One ranking over the network. The paper trains with an L1 penalty on gamma first. Groups
     without BatchNorm stay whole.
     """
 
@@ -80,7 +87,7 @@ class BatchNormScale(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class Taylor(OneShot):
-    """The mean of `|dL/dm|` over images, m a mask on the unit: how steeply the loss answers.
+    """Ranks by the mean of `|dL/dm|` over images, where m is a mask on the unit.
 
     First-order Taylor expansion (Molchanov et al., ICLR 2017), one ranking over the network;
     `normalise` divides by the L2 norm over the group. `images` training images are measured.
@@ -110,7 +117,7 @@ class Taylor(OneShot):
 
 @dataclass(frozen=True, slots=True)
 class Random(OneShot):
-    """Any order is as good as another: the control."""
+    """Ranks at random: the control."""
 
     name: ClassVar[str] = "random"
 
@@ -145,8 +152,8 @@ class FirstK(OneShot):
 class MaxResponse(OneShot):
     """Keeps the channels with the largest sums of absolute weights, a baseline of Channel Pruning.
 
-    Of the filters that make the channel ("producers"), or of the weights that read it, which the
-    authors' released code sums (`lib/decompose.py`: "consumers").
+    `weights`: "producers" sums the filters that produce the channel, "consumers" the weights that
+    read it, as the released code does (`lib/decompose.py`).
     """
 
     name: ClassVar[str] = "max_response"
@@ -155,8 +162,7 @@ class MaxResponse(OneShot):
 
     def __post_init__(self) -> None:
         OneShot.__post_init__(self)
-        if self.weights not in ("producers", "consumers"):
-            raise InvalidValue(f"weights is 'producers' or 'consumers', not {self.weights!r}.")
+        check_choice(self, "weights", "producers", "consumers")
 
     @property
     def meaning(self) -> str:
@@ -178,13 +184,14 @@ class MaxResponse(OneShot):
 
 
 def _by_producers(context: Context, norm: int) -> Scores:
+    """The norm of each unit's filters, the mean over the layers that produce it."""
     parameters = dict(context.model.named_parameters())
     sums, counts = np.zeros(context.graph.units), np.zeros(context.graph.units)
     for layer in context.graph.layers:
         if layer.weight not in parameters:
-            continue  # a sampler makes channels without weights
+            continue  # a channel selector has no weights
         powers = _filters(parameters[layer.weight].detach(), layer).abs().pow(norm).sum(1)
-        of_units = _onto(context.graph, layer.out_units, powers)  # of all channels of a unit
+        of_units = _onto(context.graph, layer.out_units, powers)  # all channels of a unit
         sums += of_units ** (1 / norm)
         counts += np.bincount(layer.out_units[layer.out_units != FIXED], minlength=len(sums)) > 0
     scores = _by_group(context, sums / np.maximum(counts, 1))

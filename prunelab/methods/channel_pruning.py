@@ -1,9 +1,20 @@
 """Channel Pruning: LASSO selects, least squares reconstructs (He, Zhang, Sun; ICCV 2017).
 
-A layer's channels are chosen by a LASSO of the next layer's output on what each contributes to
-it, layer by layer from the front. The second half of the method, least squares for the next
-layer's whole kernel with inputs from the pruned network and outputs of the original, is the
-session's `repair="lstsq"`.
+Input: a network, and for each layer the number c' of its input channels to keep.
+For each layer, front to back, one move:                                `ChannelPruning.search`
+  1. Collect the layer's inputs X_i in the network as pruned so far and
+     its outputs Y in the original network; after a residual branch
+     Y = Y2 + Y1 - Y1', the branch's output plus the shortcut's drift.  `ChannelPruning._measuring`
+  2. With W fixed, Z_i = X_i W_i': the normal equations <Z_i, Z_j> and
+     <Z_i, Y> of the LASSO
+     min over beta of 1/2 ||Y - sum_i beta_i Z_i||^2 + lambda ||beta||_1.  `by_layer` (in evidence)
+  3. Raise lambda until c' of the beta are not zero.                    `lasso.lars`, `lasso.bisect`
+  4. Keep exactly c' channels and remove the others.                    `lasso.ranked`
+  5. With beta fixed, reconstruct: the least-squares W of Y on the X_i
+     kept, intercept included.                                          repair="lstsq"
+
+Released code: ethanhe42/channel-pruning, `lib/decompose.py` (`dictionary`) and `lib/net.py`. The
+products are summed over all outputs; the released code draws 10 positions an image.
 """
 
 from __future__ import annotations
@@ -14,13 +25,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
-from prunelab.evidence.reconstruction_target import by_layer
+from prunelab.evidence.aimed_gram import by_layer
 from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.methods.base import Context, Search
 from prunelab.methods.lasso import Solution, bisect, lars, ranked
-from prunelab.methods.layerwise import carry_of, checked_ratio, next_layer
+from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
+from prunelab.methods.settings import check_choice
 from prunelab.values import Importance, PathPoint, units_of
 
 Array = np.ndarray
@@ -28,23 +39,35 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class ChannelPruning:
-    """One layer a move, front to back: the channels that LASSO needs for the next layer's output.
+    """One layer a move, front to back: keeps the channels that a LASSO of the next layer selects.
 
-    `pruning_ratio` is the share of each layer's original width that goes, one number or one for
-    each group (groups not named stay as they are); exactly so many go. With `schedule="shallow"`
-    it is that of the shallow layers: those of the last resolution but one keep 1.5 times as
-    much, those of the last keep all (the authors' VGG-16). Towards a MAC target the ratios are
-    scaled to reach it. `solver="lars"` follows the exact path; "bisect" searches the penalty as
-    the released code does. `intercept` lets every output shift by a constant, which a bias or a
-    BatchNorm makes good (released: one constant for all outputs). Of residual blocks only the
-    inner layers are pruned, unless `groups="all"` (ours). Contributions are measured exactly, on
-    `images` training images.
+    The LASSO's target is the output of the network last trained, at the end of a residual branch
+    Y2 + Y1 - Y1'. For the first layer of a branch to read fewer channels than its shortcut carries
+    it needs a channel selector, as in the released networks: prune `pl.sampled(model, graph)`,
+    which has one before each. A selector copies its input at every call, so it saves a larger
+    share of multiply-adds than of time.
 
-    The LASSO aims at the outputs of the network last trained, and at Y2 + Y1 - Y1' in the last
-    layer of a residual branch. For a branch's first layer to read fewer channels than its shortcut
-    carries it needs an index sampler, as in the released networks: prune
-    `pl.sampled(model, graph)`, which has one before each. A sampler costs a copy at every call,
-    and saves less time than multiply-adds.
+    Parameters
+    ----------
+    pruning_ratio
+        The share of each layer's original width to remove, exactly: one number, or a mapping from
+        groups to numbers (other groups stay whole). With a MAC target the ratios are scaled to
+        meet it.
+    schedule
+        "uniform", or "shallow" as for the authors' VGG-16: the ratio is that of the shallow
+        layers, those of the last resolution but one keep 1.5 times as much, those of the last
+        resolution stay whole.
+    solver
+        "lars" follows the exact path of the LASSO, "bisect" searches the penalty as the released
+        code does.
+    intercept
+        Whether every output may shift by a constant, which a bias or a BatchNorm absorbs
+        (released code: one constant for all outputs).
+    groups
+        "internal" prunes only the inner layers of residual blocks, "all" residual streams too
+        (an extension).
+    images
+        How many training images are measured, at all output positions.
     """
 
     name: ClassVar[str] = "channel_pruning"
@@ -57,23 +80,17 @@ class ChannelPruning:
     images: int = 512
 
     def __post_init__(self) -> None:
-        ratio = checked_ratio(self.pruning_ratio, self.schedule, ("uniform", "shallow"))
-        object.__setattr__(self, "pruning_ratio", ratio)
-        if self.solver not in ("lars", "bisect"):
-            raise InvalidValue(f"solver is 'lars' or 'bisect', not {self.solver!r}.")
-        if self.groups not in ("internal", "all"):
-            raise InvalidValue(f"groups is 'internal' or 'all', not {self.groups!r}.")
-        if self.images < 1:
-            raise InvalidValue(f"images must be at least 1, not {self.images}.")
+        check_layerwise(self, "uniform", "shallow")
+        check_choice(self, "solver", "lars", "bisect")
 
     def search(self, context: Context) -> Search:
-        """One move: the next layer, and the channels of it that go."""
+        """One move: the next layer, and the channels of it to remove."""
         found = next_layer(self, context)
         if found is None:
             return None
         group, keep = found
         measured: Evidence = yield from context.measure(images=self.images)
-        gram, cross, energy = yield from self._problem(context, measured, group)
+        gram, cross, energy = yield from self._measuring(context, measured, group)
         bisected = self.solver == "bisect"
         path = bisect(gram, cross, keep, context.seed) if bisected else lars(gram, cross)
         for solution in path:
@@ -85,10 +102,10 @@ class ChannelPruning:
         damage = {name: measured[name].damage(units) for name, units in drop.items()}
         return context.move(self, drop, damage, carry_of(self, group))
 
-    def _problem(
+    def _measuring(
         self, context: Context, measured: Evidence, group: ChannelGroup
     ) -> Generator[Any, None, tuple[Array, Array, float]]:
-        """<z_i, z_j>, <z_i, y> and ||y||^2 of the group and what its consumers should give."""
+        """Steps 1 and 2: <z_i, z_j>, <z_i, y> and ||y||^2 of the group and its targets y."""
         aims = yield from context.aimed(group.consumers, self.images)
         if self.intercept:
             aims = {name: one.centred for name, one in aims.items()}
@@ -99,13 +116,14 @@ class ChannelPruning:
 def _point(
     group: str, solution: Solution, gram: Array, cross: Array, energy: float, wanted: int
 ) -> PathPoint:
+    """A solution to show: its penalty, how many channels it keeps, what it leaves unexplained."""
     beta = solution.coefficients
-    missed = energy - 2 * float(beta @ cross) + float(beta @ gram @ beta)
+    unexplained = energy - 2 * float(beta @ cross) + float(beta @ gram @ beta)
     return PathPoint(
         group,
         penalty=float(f"{solution.penalty:.6g}"),
         kept=solution.kept,
-        unexplained=float(f"{max(0.0, missed) / energy if energy > 0 else 0.0:.6g}"),
+        unexplained=float(f"{max(0.0, unexplained) / energy if energy > 0 else 0.0:.6g}"),
         wanted=wanted,
     )
 
@@ -114,7 +132,7 @@ def _importance(group: ChannelGroup, path: list[Solution], bisected: bool) -> Im
     """The penalty below which each channel is kept; of a bisection, the largest tried that did."""
     largest = np.zeros(len(group.units))
     for before, solution in zip(path if bisected else [*path[:1], *path], path, strict=False):
-        # A channel comes in at a knot, and has its first coefficient at the next.
+        # A channel enters at a knot and has its first nonzero coefficient at the next.
         largest = np.maximum(largest, before.penalty * (solution.coefficients != 0))
-    what = "largest penalty of the LASSO that keeps it, share of the one that keeps none"
+    what = "largest LASSO penalty that keeps it, as a share of the smallest that keeps none"
     return Importance(group.name, group.units, tuple(largest.tolist()), what)

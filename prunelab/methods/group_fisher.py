@@ -1,8 +1,23 @@
-"""Group Fisher (Liu, Zhang, Kuang, Zhou, Xue, Wang, Chen, Yang, Liao, Zhang; ICML 2021).
+"""Group Fisher pruning (Liu, Zhang, Kuang, Zhou, Xue, Wang, Chen, Yang, Liao, Zhang; ICML 2021).
 
-A unit's importance is the sum over images of (dL_n/dm)^2, where the gradients of all layers that
-share its mask are added up before the square, divided by the memory that dropping it saves. The
-network trains meanwhile; after every few batches the unit with the lowest score is masked.
+Input: a network, and the multiply-adds to remove.
+Find the layers that share a mask: those that read the same coupled
+channels (Algorithm 1).                                         `trace`, `MaskWatch`
+Repeat, while a copy of the network trains:                     `GroupFisher._search_training`
+  1. Forward and backward one batch; every layer x that reads
+     unit i gives dL_n/dm_i^x for each image n.                 `MaskWatch`
+  2. Sum over the coupled layers, for each image:
+     g_ni = sum_x dL_n/dm_i^x.                                  `MaskWatch.gradients`
+  3. Square, then sum over the images of `interval` batches:
+     s_i = sum_n g_ni^2 (equation 4).                           `squared_sum`
+  4. Divide by what removing the unit saves: the memory of its
+     activations, or multiply-adds (section 3.3).               `normalised`
+  5. Mask the unit with the lowest score, restart the sums.     `_Removal.remove_lowest`
+Until the multiply-adds are removed. Cut the masked units.      approving the move
+Fine-tune.                                                      `Session.tune`
+
+Released code: jshilong/FisherPruning, `fisher_pruning.py`. Squaring before the sum over layers
+(swapping steps 2 and 3) ignores that one mask acts in all of them, and ranks differently.
 """
 
 from __future__ import annotations
@@ -11,43 +26,61 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from prunelab.cost.counting import savings
 from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
+from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import silence
 from prunelab.graph.trace import copy_of
 from prunelab.loops.training import descend, forever
 from prunelab.methods.base import Context, Found, Search
 from prunelab.methods.one_shot import importances
+from prunelab.methods.settings import check_choice, check_counts, check_lr
 from prunelab.values import Progress, Units, WidthPlan, units_of
 
 Array = np.ndarray
+Normalise = Literal["memory", "macs"] | None
 
 
 @dataclass(frozen=True, slots=True)
 class GroupFisher:
-    """Drops the units with the least Fisher information for what they cost.
+    """Removes the units with the least Fisher information for what removing them saves.
 
-    `normalise` divides by the bytes of activations that all producers of the unit save
-    ("memory", section 3.3), by the multiply-adds that producers and consumers save at their
-    present widths ("macs"), or by nothing (None). A private copy trains by SGD at the constant
-    rate `lr`; squares are summed over `interval` batches (published: 25 for classification, 10
-    for detection), then `units_per_step` units go (published: 1) and the sums restart. A move
-    ends when it has removed `share` of the original MACs, or meets the target; approve adopts
-    the trained weights.
+    Unlike in the released code, masked units are excluded from the search, units without any
+    gradient are removed first (there, their groups are skipped), and every group keeps a unit.
+    Approving a move adopts the weights that were trained meanwhile.
 
-    `training=False` looks without training: squares are summed once, over `images` images in
-    evaluation mode. `masks`: where masks stand, see `MaskWatch`. Unlike the released code, masked
-    units are left out of the search, units without any gradient are dropped first (there their
-    groups are skipped), and one unit of a group always stays.
+    Parameters
+    ----------
+    normalise
+        What scores are divided by: "memory", the bytes of activations of all producers of the
+        unit; "macs", the multiply-adds of its producers and consumers at their present widths;
+        None, nothing (section 3.3).
+    training
+        Whether a private copy trains by SGD meanwhile. Without, squares are summed once, over
+        `images` images, in evaluation mode.
+    interval
+        Batches between two removals (published: 25 for classification, 10 for detection).
+    units_per_step
+        Units to remove at a time (published: 1).
+    share
+        The share of the original MACs that a move removes, unless it meets the target before.
+    lr
+        The constant learning rate.
+    images
+        How many training images are measured without training.
+    masks
+        Where masks stand, see `MaskWatch`.
     """
 
     name: ClassVar[str] = "group_fisher"
 
-    normalise: Literal["memory", "macs"] | None = "memory"
+    normalise: Normalise = "memory"
     training: bool = True
     interval: int = 10
     units_per_step: int = 1
@@ -57,17 +90,12 @@ class GroupFisher:
     masks: Masks = "readers"
 
     def __post_init__(self) -> None:
-        if self.normalise not in ("memory", "macs", None):
-            raise InvalidValue(f"normalise is 'memory', 'macs' or None, not {self.normalise!r}.")
-        if self.masks not in ("readers", "consumers"):
-            raise InvalidValue(f"masks is 'readers' or 'consumers', not {self.masks!r}.")
-        for name in ("interval", "units_per_step", "images"):
-            if getattr(self, name) < 1:
-                raise InvalidValue(f"{name} must be at least 1, not {getattr(self, name)}.")
+        check_choice(self, "normalise", "memory", "macs", None)
+        check_choice(self, "masks", "readers", "consumers")
+        check_counts(self, "interval", "units_per_step", "images")
         if not 0 <= self.share <= 1:
             raise InvalidValue(f"share is a share of the MACs, from 0 to 1; not {self.share!r}.")
-        if not self.lr > 0:
-            raise InvalidValue(f"lr is a learning rate above 0, not {self.lr}.")
+        check_lr(self)
 
     @property
     def meaning(self) -> str:
@@ -76,104 +104,130 @@ class GroupFisher:
         return "mean squared mask gradient" + per.get(self.normalise or "", "")
 
     def search(self, context: Context) -> Search:
-        """One move: units one after another, while a copy trains or on the network as it is."""
+        """One move: removes units one after another until its share of the MACs is gone."""
         if not context.prunable:
             return None
-        choice = _Choice(self, context)
+        removal = _Removal(self, context)
         if self.training:
-            return (yield from self._search_training(context, choice))
+            return (yield from self._search_training(context, removal))
         evidence = yield from context.measure(("gradient",), images=self.images, masks=self.masks)
         assert evidence.gradients is not None
-        fisher = evidence.gradients[2, :-1] / evidence.images
-        while not choice.done:
-            choice.drop_from(fisher)
-        yield from importances(context, choice.scores(), self.meaning)
-        return context.move(self, choice.drop)
+        fisher = evidence.gradients[2, :-1] / evidence.images  # steps 1 to 3, without training
+        while not removal.done:
+            removal.remove_lowest(fisher)
+        yield from importances(context, removal.scores(), self.meaning)
+        return context.move(self, removal.drop)
 
-    def _search_training(self, context: Context, choice: _Choice) -> Search:
+    def _search_training(self, context: Context, removal: _Removal) -> Search:
+        """Steps 1 to 5, repeated, on a copy of the network that trains by SGD."""
         network = copy_of(context.model).train()
         optimiser = replace(context.train, lr=self.lr).optimiser(network)
         watch = MaskWatch(network, context.graph, self.masks)
         stream = forever(lambda epoch: context.training_batches(context.seed + epoch))
         step = 0
         with differentiable(network):
-            while not choice.done:
-                watch.restart()
+            while not removal.done:
+                total, images = torch.zeros(context.graph.units + 1, dtype=torch.float64), 0
                 for _ in range(self.interval):
                     batch = next(stream)
                     with private_random(context.seed + step):
                         descend(network, batch, context.loss, optimiser, watch=watch)
-                    silence(network, context.graph, choice.drop)  # SGD moves the masked columns
-                    watch.add(batch_size(batch))
+                    silence(network, context.graph, removal.drop)  # SGD moves the masked columns
+                    coupled = watch.gradients(batch_size(batch))
+                    total += squared_sum(coupled)
+                    images += batch_size(batch)
                     step += 1
-                    yield Progress(*choice.progress, f"Group Fisher trains, batch {step}")
-                choice.drop_from(watch.sums[2, :-1].numpy() / watch.images)
-                silence(network, context.graph, choice.drop)
+                    yield Progress(*removal.progress, f"Group Fisher trains, batch {step}")
+                removal.remove_lowest(total[:-1].numpy() / images)
+                silence(network, context.graph, removal.drop)
         network.zero_grad(set_to_none=True)
-        yield from importances(context, choice.scores(), self.meaning)
-        move = context.move(self, choice.drop, carry={"batches": step})
+        yield from importances(context, removal.scores(), self.meaning)
+        move = context.move(self, removal.drop, carry={"batches": step})
         return Found(move, network.eval())
 
 
-class _Choice:
-    """The units dropped so far in a move, and when it is done."""
+def squared_sum(gradients: Tensor) -> Tensor:
+    """Step 3: the sum over images of squares [units] of each image's gradients [images, units]."""
+    return gradients.square().sum(0).cpu()
+
+
+def normalised(fisher: Array, graph: ChannelGraph, plan: WidthPlan, by: Normalise) -> Array:
+    """Step 4: the scores [units] for each kB of activations, or 1000 MACs, that a unit saves.
+
+    Parameters
+    ----------
+    fisher
+        The mean squared mask gradients [units of the graph].
+    graph, plan
+        The graph, and the units that are left.
+    by
+        "memory", "macs" or None, which leaves the scores as they are.
+    """
+    if by is None:
+        return fisher
+    macs, memory = savings(graph, plan)
+    saved = (memory if by == "memory" else macs) / 1e3
+    scores: Array = fisher / np.where(saved > 0, saved, np.inf)
+    return scores
+
+
+class _Removal:
+    """The units removed so far in a move, and when it is done."""
 
     def __init__(self, method: GroupFisher, context: Context) -> None:
         self.drop: dict[str, Units] = {}
         self._method = method
         self._context = context
-        self._latest = np.zeros(context.graph.units)  # each unit's score when it was last asked
+        self._latest = np.zeros(context.graph.units)  # last score computed before removal
         now, whole = context.cost(context.plan).macs, context.cost(WidthPlan.full(context.graph))
-        self._from = self._now = now
-        self._aim = max(now - method.share * whole.macs, context.target_macs or 0)
+        self._start = self._now = now
+        self._goal = max(now - method.share * whole.macs, context.target_macs or 0)
 
     @property
     def done(self) -> bool:
-        """Whether the move has removed its share, or no group has a unit to give."""
-        return (bool(self.drop) and self._now <= self._aim) or not self._open().any()
+        """Whether the move has removed its share, or every group is down to one unit."""
+        return (bool(self.drop) and self._now <= self._goal) or not self._candidates().any()
 
     @property
     def progress(self) -> tuple[int, int]:
         """MACs removed, and to be removed."""
-        whole = max(1, int(self._from - self._aim))
-        return min(whole, self._from - self._now), whole
+        whole = max(1, int(self._start - self._goal))
+        return min(whole, self._start - self._now), whole
 
-    def drop_from(self, fisher: Array) -> None:
-        """Drop the units with the lowest score; `fisher` [units of the graph] is the latest."""
+    def remove_lowest(self, fisher: Array) -> None:
+        """Step 5: remove the units with the lowest score, given the mean squares [units]."""
         context, method = self._context, self._method
         for _ in range(method.units_per_step):
-            macs, memory = savings(context.graph, context.plan.drop(self.drop))
-            saved = {"memory": memory / 1e3, "macs": macs / 1e3}.get(method.normalise or "")
-            open_ = self._open()
-            there = self._there()
-            scores = fisher if saved is None else fisher / np.where(saved > 0, saved, np.inf)
-            self._latest[there] = scores[there]
-            unit = int(np.argmin(np.where(open_, scores, np.inf)))
+            plan = context.plan.drop(self.drop)
+            scores = normalised(fisher, context.graph, plan, method.normalise)
+            alive = self._alive()
+            self._latest[alive] = scores[alive]
+            unit = int(np.argmin(np.where(self._candidates(), scores, np.inf)))
             group = next(g for g in context.prunable if g.first <= unit < g.span.stop)
             self.drop[group.name] = units_of([*self.drop.get(group.name, ()), unit - group.first])
             self._now = context.cost(context.plan.drop(self.drop)).macs
-            if self._now <= (context.target_macs or 0) or not self._open().any():
+            if self._now <= (context.target_macs or 0) or not self._candidates().any():
                 return
 
     def scores(self) -> dict[str, Array]:
-        """Each unit's score when it was last asked, or dropped."""
-        found = {}
-        for group in self._context.prunable:
-            found[group.name] = self._latest[group.first + np.asarray(group.units)]
-        return found
+        """Each unit's score: the last one computed, before its removal if it was removed."""
+        return {
+            group.name: self._latest[group.first + np.asarray(group.units)]
+            for group in self._context.prunable
+        }
 
-    def _there(self) -> Array:
+    def _alive(self) -> Array:
         """Which units of the graph are not masked [units]."""
-        there = np.zeros(self._context.graph.units, dtype=bool)
+        alive = np.zeros(self._context.graph.units, dtype=bool)
         for group in self._context.prunable:
-            there[group.first + np.asarray(group.units)] = True
-            there[group.first + np.asarray(self.drop.get(group.name, ()), dtype=np.int64)] = False
-        return there
+            alive[group.first + np.asarray(group.units)] = True
+            alive[group.first + np.asarray(self.drop.get(group.name, ()), dtype=np.int64)] = False
+        return alive
 
-    def _open(self) -> Array:
-        """Which of them may go: one of a group stays."""
-        there = self._there()
+    def _candidates(self) -> Array:
+        """Which units may be masked: every group keeps one [units]."""
+        alive = self._alive()
         for group in self._context.prunable:
-            if there[group.span].sum() < 2:
-                there[group.span] = False
-        return there
+            if alive[group.span].sum() < 2:
+                alive[group.span] = False
+        return alive

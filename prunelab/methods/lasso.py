@@ -1,8 +1,8 @@
-"""The LASSO of Channel Pruning, on second moments: which channels carry the next layer's output.
+"""Steps 3 and 4 of Channel Pruning: the LASSO on second moments.
 
-min over beta of 1/2 ||y - sum_i beta_i z_i||^2 + penalty ||beta||_1 needs only <z_i, z_j> and
-<z_i, y>. The number of nonzeros need not grow as the penalty falls, so both searches say how
-they end.
+min over beta of 1/2 ||y - sum_i beta_i z_i||^2 + penalty ||beta||_1 needs only `gram`, <z_i, z_j>
+[n, n], and `cross`, <z_i, y> [n]. The number of nonzeros does not always grow as the penalty
+falls, so each search has a termination rule.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 
 Array = np.ndarray
 CAP = 60  # bisections; the released code has no limit
-WINDOW = 1.1  # the released code is content with up to a tenth too many
-FAINTEST = 1e-7  # of the largest ||z_i||^2: moments are summed from float32 products
-ROUNDING = 1e-10  # of the largest term: no coefficient
+WINDOW = 1.1  # times the wanted number of channels: what the released code accepts
+NEGLIGIBLE = 1e-7  # of the largest ||z_i||^2: less is rounding of float32 products
+ROUNDING = 1e-10  # of the largest term: a smaller coefficient counts as zero
 FIRST = 1e-3  # the share of the largest penalty that bisection tries first
 
 
@@ -67,48 +67,64 @@ class Solution:
         return int(np.count_nonzero(self.coefficients))
 
 
-def _sound(gram: Array, cross: Array) -> tuple[Array, Array, float]:
-    """The problem without channels too faint to be told from rounding, and its largest <z_i, y>."""
+def _without_negligible(gram: Array, cross: Array) -> tuple[Array, Array, float]:
+    """The problem without channels that are only rounding error, and its largest |<z_i, y>|."""
     own = np.diagonal(gram)
-    loud = own > FAINTEST * own.max(initial=0.0)
-    cross = np.where(loud, cross, 0.0)
-    gram = np.where(np.outer(loud, loud), gram, 0.0)
+    used = own > NEGLIGIBLE * own.max(initial=0.0)
+    cross = np.where(used, cross, 0.0)
+    gram = np.where(np.outer(used, used), gram, 0.0)
     return gram, cross, float(np.abs(cross).max(initial=0.0))
 
 
 def lars(gram: Array, cross: Array) -> list[Solution]:
-    """The exact path, from the penalty that keeps nothing down to zero.
+    """Step 3: the exact path of solutions, from the penalty that keeps nothing down to zero.
 
-    Least angle regression; between two of its knots, where a coefficient comes or goes, the
-    coefficients are linear in the penalty.
+    Least angle regression. Solutions are at the knots, where a coefficient becomes or stops being
+    nonzero; in between the coefficients are linear in the penalty.
     """
     from sklearn.linear_model import lars_path_gram
 
-    gram, cross, top = _sound(gram, cross)
+    gram, cross, top = _without_negligible(gram, cross)
     if top <= 0:
         return []
-    with _unwarned():  # collinear channels are left out, which is as it should be
+    with _unwarned():  # collinear channels are left out, as they should be
         penalties, _, coefficients = lars_path_gram(
             Xy=cross / top, Gram=gram / top, n_samples=1, method="lasso", max_iter=8 * len(gram)
         )
     sizes = np.sqrt(np.diagonal(gram))[:, None] * np.abs(coefficients)
-    coefficients[sizes <= ROUNDING * sizes.max(0)] = 0.0  # what leaves at a knot is rarely exact
+    coefficients[sizes <= ROUNDING * sizes.max(0)] = (
+        0.0  # at the knot where it leaves: rarely exact
+    )
     return [Solution(float(p), beta) for p, beta in zip(penalties, coefficients.T, strict=True)]
 
 
 def bisect(gram: Array, cross: Array, count: int, seed: int) -> list[Solution]:
-    """The trials of the released search (channel-pruning, `lib/decompose.py`), largest first.
+    """Step 3 as released (`lib/decompose.py`): bisect the penalty until about `count` are kept.
 
-    The penalty is doubled until fewer than `count` are kept, then halved in between until `count`
-    to 1.1 `count` are, at most 60 times. Coordinate descent in random order, from the solution
-    before, on a square problem with the same normal equations instead of on samples.
+    The penalty is doubled until fewer than `count` channels are kept, then bisected until `count`
+    to 1.1 `count` are, at most 60 times. Each trial is coordinate descent in random order, warm
+    started, on a square problem with the same normal equations in place of samples.
+
+    Parameters
+    ----------
+    gram, cross
+        The normal equations [n, n] and [n].
+    count
+        How many channels to keep.
+    seed
+        Where the order of coordinate descent comes from.
+
+    Returns
+    -------
+    list of Solution
+        The solutions of all trials, the largest penalty first.
     """
     from sklearn.linear_model import Lasso
 
-    gram, cross, top = _sound(gram, cross)
+    gram, cross, top = _without_negligible(gram, cross)
     if top <= 0:
         return []
-    rows, aims = _same_problem(gram / top, cross / top)
+    rows, targets = _as_samples(gram / top, cross / top)
     model = Lasso(
         fit_intercept=False, warm_start=True, selection="random",
         random_state=seed % 2**32, tol=1e-8, max_iter=2000,
@@ -116,14 +132,14 @@ def bisect(gram: Array, cross: Array, count: int, seed: int) -> list[Solution]:
 
     def solve(penalty: float) -> Solution:
         model.set_params(alpha=penalty / len(rows))
-        with _unwarned():  # not fully converged is good enough to count
-            model.fit(rows, aims)
+        with _unwarned():  # a count of nonzeros does not need full convergence
+            model.fit(rows, targets)
         return Solution(penalty, model.coef_.copy())
 
-    return sorted(_bisected(solve, count), key=lambda solution: -solution.penalty)
+    return sorted(_iter_trials(solve, count), key=lambda solution: -solution.penalty)
 
 
-def _bisected(solve: Callable[[float], Solution], count: int) -> Iterator[Solution]:
+def _iter_trials(solve: Callable[[float], Solution], count: int) -> Iterator[Solution]:
     low, high = 0.0, FIRST
     while (trial := solve(high)).kept >= count and high < 1:
         yield trial
@@ -137,22 +153,31 @@ def _bisected(solve: Callable[[float], Solution], count: int) -> Iterator[Soluti
         low, high = (trial.penalty, high) if trial.kept > count else (low, trial.penalty)
 
 
-def _same_problem(gram: Array, cross: Array) -> tuple[Array, Array]:
-    """Rows A [n, n] and aims b [n] with A'A = gram and A'b = cross."""
+def _as_samples(gram: Array, cross: Array) -> tuple[Array, Array]:
+    """Rows A [n, n] and targets b [n] with A'A = gram and A'b = cross."""
     values, vectors = np.linalg.eigh(gram)
     roots = np.sqrt(np.maximum(values, 0.0))
-    sound = roots > 1e-9 * roots.max()
-    aims = np.zeros(len(gram))
-    aims[sound] = (vectors.T @ cross)[sound] / roots[sound]
-    return roots[:, None] * vectors.T, aims
+    used = roots > 1e-9 * roots.max()
+    targets = np.zeros(len(gram))
+    targets[used] = (vectors.T @ cross)[used] / roots[used]
+    return roots[:, None] * vectors.T, targets
 
 
 def ranked(gram: Array, path: list[Solution], count: int) -> list[int]:
-    """All indices, the safest to drop first; the last `count` are what the LASSO keeps.
+    """Step 4: all indices in the order of removal; the last `count` are the channels to keep.
 
-    They are those of the largest penalty that keeps as many. Where it keeps more, the smallest
-    |beta_i| ||z_i|| go; where none keeps as many, as the rest explains nothing, the largest
-    ||z_i|| fill up.
+    They are the nonzeros at the largest penalty that keeps at least `count`. If it keeps more,
+    those with the smallest |beta_i| ||z_i|| are removed; if no penalty keeps as many, because the
+    other channels explain nothing, those with the largest ||z_i|| are added.
+
+    Parameters
+    ----------
+    gram
+        <z_i, z_j> [n, n].
+    path
+        The solutions of the search, the largest penalty first.
+    count
+        How many channels to keep.
     """
     sizes = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
     most = max(path, key=lambda solution: solution.kept, default=Solution(1.0, np.zeros(len(gram))))

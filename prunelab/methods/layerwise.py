@@ -1,4 +1,4 @@
-"""How much each layer gives when a network is pruned layer by layer, and which layer is next."""
+"""Layer-by-layer pruning: how many units each layer loses, and which layer comes next."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from typing import Any, Protocol
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.methods.base import Context
-from prunelab.values import FrozenMap, WidthPlan
+from prunelab.methods.settings import (
+    check_choice,
+    check_counts,
+    check_groups,
+    freeze_ratio,
+    selects,
+)
+from prunelab.values import WidthPlan
 
 DEEP = 1.5  # Channel Pruning keeps this many times more in deep layers than in shallow ones
 
 
 class Layerwise(Protocol):
-    """What the methods that go from layer to layer have in common."""
+    """The parameters that layer-by-layer methods share."""
 
     @property
     def pruning_ratio(self) -> float | Mapping[str, float]:
-        """The share of its width that a layer gives."""
+        """The share of its original width that a layer loses."""
         ...
 
     @property
     def schedule(self) -> str:
-        """Which layers give it."""
+        """Which layers lose it."""
         ...
 
     @property
@@ -32,45 +39,37 @@ class Layerwise(Protocol):
         """Whether residual streams are pruned too: "internal" or "all"."""
         ...
 
+    @property
+    def images(self) -> int:
+        """How many training images are measured."""
+        ...
 
-def checked_ratio(given: Any, schedule: str, allowed: tuple[str, ...]) -> Any:
-    """A pruning ratio, a mapping of them frozen; raises `InvalidValue` for anything else."""
-    if schedule not in allowed:
-        names = ", ".join(map(repr, allowed))
-        raise InvalidValue(f"schedule is one of {names}, not {schedule!r}.")
-    ratios = given.values() if isinstance(given, Mapping) else [given]
-    for ratio in ratios:
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-            raise InvalidValue(
-                f"pruning_ratio is the share of a layer that goes, from 0 to below 1, not {ratio!r}"
-                "; give one number, or one for each group."
-            )
-    if isinstance(given, Mapping):
-        if schedule != "uniform":
-            raise InvalidValue(
-                f"pruning_ratio={{...}} says itself what each layer gives; it does not go with "
-                f"schedule={schedule!r}."
-            )
-        return FrozenMap(given)
-    return given
+
+def check_layerwise(method: Layerwise, *schedules: str) -> None:
+    """Check the parameters that layer-by-layer methods share and freeze `pruning_ratio`."""
+    check_choice(method, "schedule", *schedules)
+    freeze_ratio(method)
+    if isinstance(method.pruning_ratio, Mapping) and method.schedule != "uniform":
+        raise InvalidValue(
+            "A mapping as pruning_ratio already says what each layer loses; it cannot be combined "
+            f"with schedule={method.schedule!r}."
+        )
+    check_groups(method)
+    check_counts(method, "images")
 
 
 def targets(method: Layerwise, context: Context) -> list[ChannelGroup]:
-    """The groups that are pruned, front to back: in a residual block only those inside it."""
-    return [
-        group
-        for group in context.graph.groups
-        if group.prunable and group.consumers and (method.groups == "all" or not group.residual)
-    ]
+    """The groups to prune, front to back; without residual streams unless `groups` is "all"."""
+    groups = context.graph.groups
+    return [group for group in groups if group.prunable and selects(method.groups, group)]
 
 
 def next_layer(method: Layerwise, context: Context) -> tuple[ChannelGroup, int] | None:
-    """The next group front to back that has units to give, and how many it should keep.
+    """The next group, front to back, that is wider than it should be, and how many units it keeps.
 
-    Without a MAC target every group is visited once, after the one that the last move left in
-    its carry. Towards a target the schedule is scaled so that the widths reach it, and the visits
-    start over until they do. None when there is nothing left to give, or the target is out of
-    reach.
+    Without a MAC target every group is visited once; the carry of the last move says where to
+    continue. With a target the schedule is scaled until the widths meet it, and visits start over
+    at the front until they do. None when no group is left, or no scale meets the target.
     """
     groups = targets(method, context)
     goals = _goals(method, context, groups)
@@ -87,7 +86,7 @@ def next_layer(method: Layerwise, context: Context) -> tuple[ChannelGroup, int] 
 
 
 def carry_of(method: Layerwise, group: ChannelGroup) -> dict[str, Any]:
-    """What the next search is told: where this one was, on which schedule."""
+    """What the next search needs to continue: this layer, and the schedule that it belongs to."""
     return {
         "after": group.name,
         "pruning_ratio": method.pruning_ratio,
@@ -96,17 +95,17 @@ def carry_of(method: Layerwise, group: ChannelGroup) -> dict[str, Any]:
 
 
 def _continues(method: Layerwise, context: Context) -> bool:
-    told = carry_of(method, context.graph.groups[0])
+    now = carry_of(method, context.graph.groups[0])
     return "after" in context.carry and all(
-        context.carry.get(key) == told[key] for key in ("pruning_ratio", "schedule")
+        context.carry.get(key) == now[key] for key in ("pruning_ratio", "schedule")
     )
 
 
 def _goals(
     method: Layerwise, context: Context, groups: list[ChannelGroup]
 ) -> dict[str, int] | None:
-    """Units to keep of each group; None when no scale of the schedule reaches the MAC target."""
-    given, shares, most = _family(method, context, groups)
+    """Units to keep in each group; None when no scale of the schedule meets the MAC target."""
+    scale, shares, most = _scaled_shares(method, context, groups)
 
     def widths(scale: float) -> dict[str, int]:
         removed = shares(scale)
@@ -119,7 +118,7 @@ def _goals(
 
     goal = context.target_macs
     if goal is None:
-        return widths(given)
+        return widths(scale)
 
     def reaches(scale: float) -> bool:
         kept = widths(scale)
@@ -140,17 +139,17 @@ def _macs(context: Context, drop: Mapping[str, Any]) -> int:
     return context.cost(plan).macs
 
 
-def _family(
+def _scaled_shares(
     method: Layerwise, context: Context, groups: list[ChannelGroup]
 ) -> tuple[float, Callable[[float], dict[str, float]], float]:
-    """The schedule's own scale, the share that each group gives at a scale, the largest scale."""
+    """The schedule's own scale, the share that each group loses at a scale, the largest scale."""
     ratio = method.pruning_ratio
     if isinstance(ratio, Mapping):
         asked = {context.graph[name].name: float(share) for name, share in ratio.items()}
         ratios = {group.name: asked.get(group.name, 0.0) for group in groups}
         least = min((share for share in ratios.values() if share > 0), default=1.0)
         return 1.0, lambda t: {n: min(1.0, t * share) for n, share in ratios.items()}, 1 / least
-    keeps = spared(method.schedule, context.graph, groups)
+    keeps = keep_factors(method.schedule, context.graph, groups)
 
     def given(scale: float) -> dict[str, float]:
         return {n: 0.0 if k == inf else 1 - min(1.0, k * (1 - scale)) for n, k in keeps.items()}
@@ -158,20 +157,38 @@ def _family(
     return ratio, given, 1.0
 
 
-def spared(schedule: str, graph: ChannelGraph, groups: list[ChannelGroup]) -> dict[str, float]:
-    """How many times more each group keeps than the schedule's ratio says (infinite: all)."""
+def keep_factors(
+    schedule: str, graph: ChannelGraph, groups: list[ChannelGroup]
+) -> dict[str, float]:
+    """The factor by which each group keeps more than the schedule's ratio says (inf: all).
+
+    Parameters
+    ----------
+    schedule
+        "uniform"; "conv" keeps the last resolution whole; "shallow" also keeps `DEEP` times as
+        much of the resolution before it.
+    graph
+        The network's graph, for the resolutions of its layers.
+    groups
+        The groups that are pruned.
+
+    Raises
+    ------
+    InvalidValue
+        For "conv" and "shallow" on a network of a single resolution.
+    """
     if schedule == "uniform":
         return dict.fromkeys((group.name for group in groups), 1.0)
     sizes = {layer.name: layer.positions // layer.calls for layer in graph.layers if layer.kernel}
     stages = sorted(set(sizes.values()))  # the smallest maps come last
     if len(stages) < 2:
         raise InvalidValue(
-            f"schedule={schedule!r} leaves the last resolution alone, and this network has only "
-            "one; use schedule='uniform'."
+            f"schedule={schedule!r} leaves the layers of the last resolution unpruned, and this "
+            "network has only one resolution; use schedule='uniform'."
         )
 
     def keeps(group: ChannelGroup) -> float:
-        size = sizes.get(group.producers[0], stages[0])  # linear layers are left alone too
+        size = sizes.get(group.producers[0], stages[0])  # linear layers are spared too
         if size == stages[0]:
             return inf
         return DEEP if schedule == "shallow" and size == stages[1] else 1.0

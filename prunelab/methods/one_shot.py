@@ -1,7 +1,13 @@
-"""One-shot methods: score every unit once, drop the lowest, in one move over the whole network.
+"""One-shot methods: score every unit once, remove the lowest, in one move over the network.
 
-A method of this kind, a user's own too, is a name and `scores`; everything else is here. May
-import the contract and values.
+Input: a network, and a share of its units to remove, or a MAC target.
+In one move:                                                    `OneShot.search`
+  1. Measure what the scores are computed from.                 `OneShot.kinds`
+  2. Score every unit.                                          `OneShot.scores`, of a subclass
+  3. Find how many units may go, of each group and in all.      `shares`, `quota`
+  4. Remove the units with the lowest scores.                   `lowest`
+
+A method of this kind, a user's own too, is a name and `scores`; the rest is here.
 """
 
 from __future__ import annotations
@@ -13,9 +19,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from prunelab.errors import IllegalPlan, InvalidValue
+from prunelab.errors import IllegalPlan
 from prunelab.methods.base import Context, Search
-from prunelab.values import FrozenMap, Importance, Units, units_of
+from prunelab.methods.settings import check_choice, freeze_ratio
+from prunelab.values import Importance, Units, units_of
 
 Array = np.ndarray
 Scores = Mapping[str, Array]
@@ -24,18 +31,25 @@ Scope = Literal["uniform", "global"]
 
 @dataclass(frozen=True, slots=True)
 class OneShot:
-    """Drops the units with the lowest scores; the base of all methods that need no more.
+    """Removes the units with the lowest scores: the base of the methods that need no more.
 
-    `pruning_ratio` is the share of the original units that is gone after the move: one number,
-    or a mapping from groups to numbers, and groups not named stay whole. `scope="uniform"` takes
-    it from every group, "global" from all groups as one ranking. With a MAC target (`run`,
-    `prune`) the target says how many go instead: group by group in the same proportion
-    ("uniform"; a mapping's numbers are the proportions), or along the ranking ("global").
+    A subclass has a `name`, says what its scores mean, and computes them. Evidence of the `kinds`
+    that it names is measured on `images` training images (512, if it has no such field).
 
-    A subclass names itself, says what its scores mean, and gives them. One that asks for `kinds`
-    of evidence has them measured on `images` training images (512, if it has no such field).
+    Parameters
+    ----------
+    pruning_ratio
+        The share of the original units that is gone after the move: one number, or a mapping from
+        groups to numbers (other groups stay whole). With a MAC target (`run`, `prune`) the target
+        decides how many go.
+    scope
+        "uniform" takes the share from every group; with a target all groups lose the same share,
+        or shares in proportion to the mapping's numbers. "global" ranks the units of all groups
+        together.
 
-    A method of your own, whole:
+    Examples
+    --------
+    A complete method of your own:
 
     >>> from dataclasses import dataclass
     >>> from typing import ClassVar
@@ -52,7 +66,7 @@ class OneShot:
     ...     def scores(self, context, evidence):
     ...         return {g.name: evidence[g.name].alone() for g in context.prunable}
 
-    It goes wherever a method goes, with a ratio or towards a target, and in `compare`:
+    It can be used like any other, with a ratio, towards a target and in `compare`:
 
     >>> model, data = pl.zoo.load("vgg8"), pl.data.load("fashion", subset=True)
     >>> print(pl.Session(model, data, Quietest({"conv7": 0.25})).propose())
@@ -66,33 +80,23 @@ class OneShot:
     scope: Scope = "uniform"
 
     def __post_init__(self) -> None:
-        ratio = self.pruning_ratio
-        ratios = [*ratio.values()] if isinstance(ratio, Mapping) else [ratio]
-        for value in ratios:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise InvalidValue(
-                    f"pruning_ratio is the share of units to remove, from 0 to below 1, or a "
-                    f"mapping of groups to such shares; not {value!r}."
-                )
-        if self.scope not in ("uniform", "global"):
-            raise InvalidValue(f"scope is 'uniform' or 'global', not {self.scope!r}.")
-        if isinstance(ratio, Mapping):
-            object.__setattr__(self, "pruning_ratio", FrozenMap(ratio))
+        freeze_ratio(self)
+        check_choice(self, "scope", "uniform", "global")
 
     @property
     def meaning(self) -> str:
-        """What the scores are, and in which unit, in plain words."""
+        """What the scores are, with their unit, in plain words."""
         return "score"
 
     def scores(self, context: Context, evidence: Any) -> Scores:
-        """A score per unit alive, group by group; the lower, the sooner it goes.
+        """A score for each remaining unit, by group; the lowest are removed first.
 
-        Groups left out stay whole. `evidence` is of the `kinds` asked for, None if there are none.
+        Groups left out stay whole. `evidence` is of the kinds named, or None if there are none.
         """
         raise NotImplementedError
 
     def search(self, context: Context) -> Search:
-        """Score, show, and drop the lowest."""
+        """Score all units, show the scores, and remove the lowest."""
         evidence = None
         if self.kinds:
             images = getattr(self, "images", 512)
@@ -104,7 +108,17 @@ class OneShot:
 
 
 def importances(context: Context, scores: Scores, meaning: str) -> list[Importance]:
-    """The scores as values to be shown, in the order of the groups, with six digits."""
+    """The scores as values to show, to six digits.
+
+    Parameters
+    ----------
+    context
+        What gives the groups and their order.
+    scores
+        A score for each remaining unit, by group.
+    meaning
+        What the scores are, with their unit.
+    """
     return [
         Importance(
             group.name,
@@ -119,14 +133,27 @@ def importances(context: Context, scores: Scores, meaning: str) -> list[Importan
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How many units may go: of each group, and of all together."""
+    """How many units may be removed, of each group and in total."""
 
     each: Mapping[str, int]
     total: int
 
 
 def shares(method: OneShot, context: Context, scored: Iterable[str]) -> dict[str, float]:
-    """The pruning ratio of every group that is scored, has a unit to give and is asked for one."""
+    """Step 3: the pruning ratio of every scored group that has one and is wider than one unit.
+
+    Parameters
+    ----------
+    method, context
+        The method, for its `pruning_ratio`, and what it searches.
+    scored
+        Names of the groups that have scores.
+
+    Raises
+    ------
+    IllegalPlan
+        For a group named in the ratio that cannot be pruned.
+    """
     ratio = method.pruning_ratio
     if isinstance(ratio, Mapping):
         asked = {context.graph[name].name: float(share) for name, share in ratio.items()}
@@ -142,7 +169,10 @@ def shares(method: OneShot, context: Context, scored: Iterable[str]) -> dict[str
 
 
 def quota(method: OneShot, context: Context, scored: Iterable[str]) -> Quota:
-    """What the pruning ratio allows; towards a target, all but one unit of every group."""
+    """Step 3: how many units the pruning ratio allows; with a MAC target, all but one a group.
+
+    The parameters are those of `shares`.
+    """
     share = shares(method, context, scored)
     groups = [context.graph[name] for name in share]
     if context.target_macs is not None:
@@ -164,7 +194,15 @@ def quota(method: OneShot, context: Context, scored: Iterable[str]) -> Quota:
 
 
 def lowest(method: OneShot, context: Context, scores: Scores) -> dict[str, Units]:
-    """The units that go: as many as the target needs if there is one, else as the ratio says."""
+    """Step 4: the units to remove, as many as the MAC target needs or else the ratio says.
+
+    Parameters
+    ----------
+    method, context
+        The method, for its `pruning_ratio` and `scope`, and what it searches.
+    scores
+        A score for each remaining unit, by group; the lowest are removed first.
+    """
     share, allowed = shares(method, context, scores), quota(method, context, scores)
     order: dict[tuple[str, int], float] = {}
     for name, values in scores.items():

@@ -1,16 +1,27 @@
-"""The surgeon: of all layers at once, the unit goes that the loss can best do without.
+"""The surgeon: removes the unit, of any layer, that the loss can best do without.
 
-Backward elimination with refit over the whole network. What a unit's removal leaves of its
-consumers' errors, after least squares has solved their kernels anew, is weighted by the curvature
-of the loss there, so errors of different layers compare; the unit with the least predicted rise of
-the loss for each multiply-add that it saves goes next. So widths and choice come out of one
-search. It is the optimal brain surgeon (Hassibi & Stork, NIPS 1992) for whole channels, with the
-Kronecker-factored curvature of EigenDamage (Wang, Grosse, Fidler, Zhang; ICML 2019).
+Backward elimination with refit over the whole network. It is the optimal brain surgeon (Hassibi,
+Stork; NIPS 1992) for whole channels, with the Kronecker-factored curvature of EigenDamage (Wang,
+Grosse, Fidler, Zhang; ICML 2019). Widths and units come out of one search.
+
+Input: a network and the share of its multiply-adds that a move removes.
+In one move:                                                          `Surgeon.search`
+  1. For every layer measure the second moment of the patches that it
+     reads and the curvature C of the loss at its outputs.            `refit.measuring_apart`
+  2. Build the least-squares state of all layers, errors e weighted by
+     e' C e / 2, so that errors of different layers compare.          `RefitState.building`
+  3. Until the multiply-adds are removed:                             `RefitState.removing`
+     a. predict each unit's rise of the loss after a refit of all
+        layers that read it;                                          `RefitState._update_rises`
+     b. remove the unit with the least rise for each multiply-add
+        saved; refit its consumers, and drop its outputs from the
+        objective of its producers.                                   `RefitState._remove`
+  4. Refit the network.                                               repair="lstsq"
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import ClassVar, Literal
@@ -22,24 +33,31 @@ from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
 from prunelab.graph.channels.channel_graph import ChannelGroup, Layer
 from prunelab.methods.base import Context, Search
-from prunelab.methods.elimination import Problem, measured_apart, problem_of, solvable
+from prunelab.methods.refit import RefitProblem, measuring_apart, refit_problem, refittable
+from prunelab.methods.settings import check_counts, check_groups, selects
 from prunelab.values import Importance, Progress, Units, WidthPlan, many
 
 Array = np.ndarray
 
-MEANING = "rise of the loss predicted once it goes in its turn, after a refit"
+MEANING = "predicted rise of the loss after a refit, once it is removed in turn"
 
 
 @dataclass(frozen=True, slots=True)
 class Surgeon:
-    """A step a move, over the whole network: units go one by one, the cheapest of any layer.
+    """One step a move, over the whole network: removes units one by one, the cheapest of any layer.
 
-    A move goes to the next whole `step`, a share of the original multiply-adds: so on the way to
-    a target the network is repaired and measured anew every so often. `groups`: "all", or
-    "internal" to leave residual streams alone. `images` training images are measured.
+    The predicted rise of the loss is of second order and takes layers for independent: it compares
+    units, it does not forecast the loss.
 
-    The prediction is a second-order one that takes layers for independent: a comparison of
-    units, not a forecast.
+    Parameters
+    ----------
+    step
+        A move ends at the next multiple of this share of the original multiply-adds, so on the
+        way to a target the network is repaired and measured anew after each.
+    groups
+        "all", or "internal" to leave residual streams whole.
+    images
+        How many training images are measured.
     """
 
     name: ClassVar[str] = "surgeon"
@@ -54,58 +72,68 @@ class Surgeon:
                 f"step is a share of the original multiply-adds, above 0 and at most 1; not "
                 f"{self.step!r}."
             )
-        if self.groups not in ("internal", "all"):
-            raise InvalidValue(f"groups is 'internal' or 'all', not {self.groups!r}.")
-        if self.images < 1:
-            raise InvalidValue(f"images must be at least 1, not {self.images}.")
+        check_groups(self)
+        check_counts(self, "images")
 
     def search(self, context: Context) -> Search:
-        """One move: the units whose loss costs least, until the step is taken."""
+        """One move: the units with the least rise of the loss, until the step is done."""
         groups = [
             group
             for group in context.prunable
-            if group.consumers
-            and (self.groups == "all" or not group.residual)
-            and all(solvable(layer) for layer in context.graph.consumers(group))
+            if selects(self.groups, group)
+            and all(refittable(layer) for layer in context.graph.consumers(group))
         ]
         layers = {layer.name: layer for group in groups for layer in context.graph.consumers(group)}
         if not groups:
             return None
-        evidence = yield from measured_apart(
+        evidence = yield from measuring_apart(
             context, self.images, ("patches", "curvature"), tuple(layers)
         )
-        table = Table(context, groups)
-        yield from table.laid(list(layers.values()), *evidence)
+        state = RefitState(context, groups)
+        yield from state.building(list(layers.values()), *evidence)
         whole = context.cost(WidthPlan.full(context.plan.graph)).macs
         steps = (1 - context.cost(context.plan).macs / whole) / self.step
         goal = whole * (1 - self.step * (floor(steps + 1e-9) + 1))
-        drop = yield from table.removed(max(goal, context.target_macs or 0))
+        drop = yield from state.removing(max(goal, context.target_macs or 0))
         for group in groups:
-            prices = table.prices[group.first + np.asarray(group.units)]
-            yield Importance(group.name, group.units, tuple(prices.tolist()), MEANING)
+            rises = state.rises[group.first + np.asarray(group.units)]
+            yield Importance(group.name, group.units, tuple(rises.tolist()), MEANING)
         return context.move(self, drop) if drop else None
 
 
-class Table:
-    """The operating table: every layer's least squares, and the price of every unit.
+class RefitState:
+    """The least-squares state of all layers, and each unit's predicted rise of the loss.
 
-    `prices` [units of the graph] are predicted rises of the loss: of a unit that is gone, as it
-    was in its turn; of the others, were they the next.
+    `rises` [units of the graph]: of a removed unit, as it was when it was removed; of the others,
+    if it were the next.
     """
 
     def __init__(self, context: Context, groups: Sequence[ChannelGroup]) -> None:
         self.context = context
         self.groups = groups
-        self.problems: dict[str, Problem] = {}
-        self.prices = np.zeros(context.graph.units)
-        self.there = np.zeros(context.graph.units, dtype=bool)
+        self.problems: dict[str, RefitProblem] = {}
+        self.rises = np.zeros(context.graph.units)
+        self.alive = np.zeros(context.graph.units, dtype=bool)
         for group in groups:
-            self.there[group.first + np.asarray(group.units)] = True
+            self.alive[group.first + np.asarray(group.units)] = True
 
-    def laid(
+    def building(
         self, layers: Sequence[Layer], solved: Evidence, held: Evidence | None
-    ) -> Iterator[Progress]:
-        """Lay it: solve every layer's least squares, and price every unit."""
+    ) -> Generator[Progress, None, None]:
+        """Step 2: build the problem of every layer, and the rises of every unit.
+
+        Parameters
+        ----------
+        layers
+            The layers that read the groups.
+        solved, held
+            Evidence with patch moments and curvature, see `refit_problem`.
+
+        Yields
+        ------
+        Progress
+            Progress in layers.
+        """
         parts = [solved] if held is None else [solved, held]
         images = sum(one.images for one in parts)
         for done, layer in enumerate(layers):
@@ -115,61 +143,61 @@ class Table:
             for one in parts:
                 curvature += one.curvature.get(layer.name, 0.0)
             curvature /= 2 * max(1, rows) * images
-            problem = problem_of(self.context.model, layer, solved, held, curvature)
+            problem = refit_problem(self.context.model, layer, solved, held, curvature)
             self.problems[layer.name] = problem
         for group in self.groups:
-            self._price(group)
+            self._update_rises(group)
 
-    def removed(self, goal: float) -> Generator[Progress, None, dict[str, Units]]:
-        """Remove units until the network costs at most `goal` multiply-adds; gives the drop."""
+    def removing(self, goal: float) -> Generator[Progress, None, dict[str, Units]]:
+        """Step 3: remove units until the network has at most `goal` MACs; returns the drop."""
         context, graph = self.context, self.context.graph
         start = context.cost(context.plan).macs
         order: dict[tuple[str, int], float] = {}
-        asked: dict[str, list[int]] = {}
+        removed: dict[str, list[int]] = {}
         drop: dict[str, Units] = {}
         while (now := context.cost(plan := context.plan.drop(drop)).macs) > goal:
             yield Progress(start - now, ceil(start - goal), f"{many(len(order), 'unit')} out")
-            open_ = self._open()
-            rates = self.prices / np.maximum(savings(graph, plan)[0], 1.0)
-            number = int(np.argmin(np.where(open_, rates, np.inf)))
-            if not open_[number]:
+            candidates = self._candidates()
+            rates = self.rises / np.maximum(savings(graph, plan)[0], 1.0)
+            number = int(np.argmin(np.where(candidates, rates, np.inf)))
+            if not candidates[number]:
                 break
             group = next(g for g in self.groups if g.first <= number < g.span.stop)
             unit = number - group.first
             order[group.name, unit] = len(order)
-            asked.setdefault(group.name, []).append(unit)
+            removed.setdefault(group.name, []).append(unit)
             for changed in self._remove(group, unit):
-                self._price(changed)
-            drop = graph.rounded(context.plan, asked, order)
+                self._update_rises(changed)
+            drop = graph.rounded(context.plan, removed, order)
         return drop
 
-    def _open(self) -> Array:
-        """Which units may go: every group keeps its least [units of the graph]."""
-        open_ = self.there.copy()
+    def _candidates(self) -> Array:
+        """Which units of the graph may be removed: every group keeps its minimum width."""
+        candidates = self.alive.copy()
         for group in self.groups:
-            if open_[group.span].sum() <= _least(group):
-                open_[group.span] = False
-        return open_
+            if candidates[group.span].sum() <= _minimum(group):
+                candidates[group.span] = False
+        return candidates
 
     def _remove(self, group: ChannelGroup, unit: int) -> list[ChannelGroup]:
-        """Take a unit out of every least squares; gives the groups whose prices this changes."""
+        """Remove a unit from every problem; returns the groups whose rises this changes."""
         number = group.first + unit
-        self.there[number] = False
+        self.alive[number] = False
         touched = set(group.consumers)
         for name, problem in self.problems.items():
             if number in problem.entries:
                 problem.remove(number)
             if number in problem.outputs:
-                problem.forget(number)
+                problem.remove_outputs(number)
                 touched.add(name)
         return [other for other in self.groups if touched & set(other.consumers)]
 
-    def _price(self, group: ChannelGroup) -> None:
-        """The price of every unit of a group that is left."""
-        numbers = (group.first + np.flatnonzero(self.there[group.span])).tolist()
-        self.prices[numbers] = sum(self.problems[name].prices(numbers) for name in group.consumers)
+    def _update_rises(self, group: ChannelGroup) -> None:
+        """Predict the rise of the loss for every remaining unit of a group."""
+        numbers = (group.first + np.flatnonzero(self.alive[group.span])).tolist()
+        self.rises[numbers] = sum(self.problems[name].costs(numbers) for name in group.consumers)
 
 
-def _least(group: ChannelGroup) -> int:
-    """The narrowest that a group may become."""
+def _minimum(group: ChannelGroup) -> int:
+    """The smallest width of a group that its rounding allows."""
     return -(-group.min_width // group.step) * group.step

@@ -1,7 +1,7 @@
-"""One layer's samples, batch by batch: what it still reads, and what it should give.
+"""One layer's least-squares samples, batch by batch: its remaining inputs and its targets.
 
-Rows while they are fewer than a row has entries, second moments from then on: either way what is
-kept does not grow with the images.
+They are kept as rows while there are fewer rows than entries in a row, and as second moments from
+then on, so memory does not grow with the images.
 """
 
 from __future__ import annotations
@@ -13,34 +13,70 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.evidence.patch_moments import cross_moment, patch_moments, patches, positions_of
+from prunelab.evidence.patch_moments import (
+    WIDEST,
+    cross_moment,
+    patch_moments,
+    patches,
+    positions_of,
+)
 from prunelab.graph.channels.channel_graph import Layer
 from prunelab.graph.labels.layer_calls import Call
-from prunelab.repair.fit import Fit, Moments, Rows, fit
-from prunelab.repair.recalibration import Traced, places, shift_norm
+from prunelab.repair.fit import Fit, fit
+from prunelab.repair.recalibration import Traced, positions_among, shift_norm
+from prunelab.repair.regression import Moments, Rows
 
-WIDEST = 8192  # patch entries whose second moment is kept: 0.5 GB in float64
-ROWS = 2**26  # entries of the samples kept of a layer that is wider: 0.25 GB in float32
-JUDGES = 2**26  # entries of the samples kept that judge a layer
-POSITIONS = 32  # of an image that judges
-DETERMINED = 4  # samples an entry
+ROWS = 2**26  # entries of all rows kept of a layer wider than WIDEST: 0.25 GB in float32
+HELD_ROWS = 2**26  # entries of all held-out rows of a layer
+POSITIONS = 32  # of each held-out image
+DETERMINED = 4  # samples for each entry
 
 
 @dataclass(slots=True, eq=False)
 class LayerProblem:
-    """One layer to be solved: min ||(P, 1) W' - Y||^2 over the patches P that it still reads.
+    """One layer to solve: min ||(P, 1) W' - Y||^2 over the patches P that it still reads.
 
-    `layer` is as in the small network; `inputs` are the positions of its input channels in the
-    network that is watched, `outputs` those of its outputs in the target. Y is without bias. Some
-    images are `held` out: they are not solved on, they judge.
+    Attributes
+    ----------
+    layer
+        The layer in the small network.
+    constant
+        Whether a bias or a BatchNorm can take the constant.
+    inputs, outputs
+        The positions of its input channels in the network that gives P, and of its outputs in the
+        one that gives the targets Y (without bias).
+    solved, held
+        The samples to solve on, and those of held-out images to choose by.
     """
 
     layer: Layer
-    constant: bool  # whether there is a bias or a BatchNorm to put the constant into
+    constant: bool
     inputs: Tensor
     outputs: Tensor
     solved: Rows | Moments | None = None
     held: Rows | None = None
+
+    @classmethod
+    def of(cls, small: Traced, watched: Layer, target: Layer) -> LayerProblem | None:
+        """The problem of a layer; None if least squares does not apply to it.
+
+        Parameters
+        ----------
+        small
+            The network to repair.
+        watched, target
+            The layer in the network that gives its inputs, and in the one that gives its targets.
+        """
+        now = small.graph.layer(watched.name)
+        if not now.dense or now.transposed or now.computed:
+            return None
+        has_bias = _bias_of(now) in dict(small.network.named_parameters())
+        return cls(
+            layer=now,
+            constant=has_bias or now.norm is not None,
+            inputs=positions_among(now.in_units, watched.in_units),
+            outputs=positions_among(now.out_units, target.out_units),
+        )
 
     @property
     def entries(self) -> int:
@@ -49,25 +85,37 @@ class LayerProblem:
 
     @property
     def determined(self) -> bool:
-        """Whether there are as many samples as it takes to solve for every entry."""
+        """Whether there are enough samples to solve for every entry."""
         return self.solved is not None and len(self.solved) >= DETERMINED * self.entries
 
     def add(self, call: Call, y: Tensor, images: int, held: bool) -> None:
-        """Take in a call of the layer on some images, what it aims at, and whether these judge."""
+        """Add a call of the layer.
+
+        Parameters
+        ----------
+        call
+            The call, with the layer's input.
+        y
+            The target, one value for each output [N, out, *positions].
+        images
+            How many images it is on.
+        held
+            Whether these are held out.
+        """
         x = call.x
         if len(self.inputs) < x.shape[1]:
             x = x.index_select(1, self.inputs.to(x.device))
         if held:
-            room = _room(JUDGES, self.entries, self.held)
+            room = _room(HELD_ROWS, self.entries, self.held)
             self.held = _with(self.held, x, y, call, min(POSITIONS * images, room))
         else:
             self._solve_on(x, y, call)
 
     def _solve_on(self, x: Tensor, y: Tensor, call: Call) -> None:
-        """Rows while they are fewer than the entries, moments from then on.
+        """Keep rows while there are fewer than entries, second moments from then on.
 
-        Of a layer too wide for those one call gives at most half of the rows that there is room
-        for, so that later images have their say.
+        A layer wider than WIDEST keeps rows only, and a call fills at most half of the room left,
+        so that later images count too.
         """
         rows = y.numel() // y.shape[1]
         there = 0 if self.solved is None else len(self.solved)
@@ -89,7 +137,7 @@ class LayerProblem:
         self.solved = moments if before is None else before + moments
 
     def solve(self, small: nn.Module, target: nn.Module) -> Fit | None:
-        """Put into `small` what is best, see `fit`; None where the layer was not called."""
+        """Write the best fit into `small`, see `fit`; None if the layer was not called."""
         if self.solved is None:
             return None
         weight = dict(small.named_parameters())[self.layer.weight]
@@ -108,7 +156,7 @@ class LayerProblem:
         return found
 
     def _norm(self, network: nn.Module) -> Any:
-        """The BatchNorm behind the layer, if its statistics can be changed."""
+        """The BatchNorm behind the layer, if it has running statistics."""
         if self.layer.norm is None:
             return None
         norm = network.get_submodule(self.layer.norm)
@@ -117,7 +165,7 @@ class LayerProblem:
 
     @torch.no_grad()
     def _put(self, found: Fit, small: nn.Module, target: nn.Module) -> None:
-        """The constant goes into the bias or, where there is none, into BatchNorm's mean."""
+        """Write a fit; the constant goes into the bias or, without one, into BatchNorm's mean."""
         if found.choice == "kept":
             return
         norms = self._norm(small), self._norm(target)
@@ -137,12 +185,12 @@ class LayerProblem:
 
 
 def _room(most: int, entries: int, there: Rows | None) -> int:
-    """How many rows more there is room for."""
+    """How many more rows there is room for."""
     return most // entries - (0 if there is None else len(there))
 
 
 def _with(there: Rows | None, x: Tensor, y: Tensor, call: Call, most: int) -> Rows | None:
-    """The rows there and at most so many of a call: as many positions of each of its inputs."""
+    """`there` plus at most `most` rows of a call: the same number of positions of each input."""
     if most < 1:
         return there
     if most < len(x):
@@ -155,23 +203,9 @@ def _with(there: Rows | None, x: Tensor, y: Tensor, call: Call, most: int) -> Ro
 
 
 def _drawn(count: int, some: int, device: torch.device) -> Tensor:
-    """Places among `count`, in order: always the same."""
+    """`some` indices below `count`, in order; always the same for the same `count`."""
     draw = torch.Generator().manual_seed(count)
     return torch.randperm(count, generator=draw)[:some].sort().values.to(device)
-
-
-def problem_of(small: Traced, watched: Layer, target: Layer) -> LayerProblem | None:
-    """What is to be solved of a layer; None where least squares does not apply."""
-    now = small.graph.layer(watched.name)
-    if not now.dense or now.transposed or now.computed:
-        return None
-    has_bias = _bias_of(now) in dict(small.network.named_parameters())
-    return LayerProblem(
-        layer=now,
-        constant=has_bias or now.norm is not None,
-        inputs=places(now.in_units, watched.in_units),
-        outputs=places(now.out_units, target.out_units),
-    )
 
 
 def _bias_of(layer: Layer) -> str:

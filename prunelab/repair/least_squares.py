@@ -1,8 +1,8 @@
-"""Repair without training: least squares for the layers that lost inputs.
+"""Least-squares repair, without training, of the layers that lost inputs.
 
-A layer that lost input channels gets the weights that best give, from the channels it still has,
-what it gave before (the reconstruction of Channel Pruning, He et al., ICCV 2017, solved from second
-moments instead of samples). Labels are not needed.
+A layer that lost input channels gets the weights that best reproduce its former outputs from the
+channels it still has: the reconstruction of Channel Pruning (He, Zhang, Sun; ICCV 2017), solved
+from second moments instead of samples. Labels are not needed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ from torch import Tensor, nn
 from prunelab.data.batches import HOLD, Part, apart, batch_size
 from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
-from prunelab.evidence.reconstruction_target import Output, Outputs, aim, meet, unbiased
+from prunelab.evidence.reconstruction_target import (
+    LayerOutput,
+    OutputWatch,
+    reconstruction_target,
+    same_rows,
+    unbiased,
+)
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.trace import undisturbed
 from prunelab.loops.batch import checked, guarded
 from prunelab.repair.fit import Fit
-from prunelab.repair.layer_problem import POSITIONS, LayerProblem, problem_of
+from prunelab.repair.layer_problem import POSITIONS, LayerProblem
 from prunelab.repair.recalibration import Traced
 from prunelab.values import Progress
 
 KEPT = 2**28  # entries of all moments and rows kept at once: 2 GB in float64
-IMAGES = 512  # at least; more only where a layer is not determined by them
+IMAGES = 512  # at least; more only while a layer is not `determined`
 
 
 def repairing(
@@ -39,48 +45,75 @@ def repairing(
     expected: int = 0,
     source: Traced | None = None,
 ) -> Generator[Progress, None, dict[str, Fit]]:
-    """Repair the network `small` in place; yields Progress.
+    """Repair the network `small` in place.
 
-    Every layer that lost inputs is solved anew: it aims at what the same layer gives in `target`,
-    the network from before any cut. So errors of earlier moves are made good too (the accumulated
-    error of Channel Pruning: inputs from the pruned network, targets from the original).
+    The target of every layer is its output in `target`, the network from before any cut, so errors
+    of earlier moves are corrected too (Channel Pruning: inputs from the pruned network, targets
+    from the original).
 
-    With `source`, the network that `small` was just cut from, the layers that lost inputs by this
-    cut are solved together, in one pass over the batches: each reads what it reads in `source`,
-    of the channels that are left. Without, all layers that have fewer inputs than in `target` are
-    solved front to back, each reading what the ones before it give since their own repair; a pass
-    a layer, so slower, and better where one repair builds on another (see `chained`). The last
-    layer of a residual branch then makes good what its shortcut has drifted by (see `aim`).
+    A BatchNorm behind a solved layer keeps the target's variance, because least squares targets
+    the outputs that it was trained with. BatchNorm elsewhere, and after a repair with `source`,
+    should be recalibrated afterwards.
 
-    A BatchNorm behind a layer that was solved keeps the target's variance: least squares aims at
-    the very outputs that it was made for. Where layers were solved front to back that is the best
-    for it; BatchNorm elsewhere should be recalibrated afterwards. Gives what each layer got, by
-    name.
+    Parameters
+    ----------
+    small
+        The network that was just cut.
+    target
+        The network whose outputs are the targets.
+    batches
+        Returns the batches; called once for each pass.
+    forward
+        `forward(model, batch)` runs a network.
+    expected
+        How many images there are, for Progress.
+    source
+        The network that `small` was cut from. With it, the layers that lost inputs in this cut are
+        solved together in one pass, each from its inputs in `source`, restricted to the remaining
+        channels. Without it, every layer with fewer inputs than in `target` is solved, front to
+        back, from its inputs after the repair of the layers before: one pass a layer, so slower,
+        and better where repairs build on each other (see `chained`). The last layer of a residual
+        branch then corrects the drift of its shortcut (see `reconstruction_target`).
+
+    Yields
+    ------
+    Progress
+        Progress in images.
+
+    Returns
+    -------
+    dict of str to Fit
+        The fit of each layer that was solved, by name.
+
+    Raises
+    ------
+    BadData
+        For no batches, or batches on which a network fails.
     """
     watched = small if source is None else source
     lost = [
         layer.name
-        for layer in _ready((source or target).graph.layers)
+        for layer in _by_readiness((source or target).graph.layers)
         if len(small.graph.layer(layer.name).in_units) < len(layer.in_units)
     ]
     tasks = (
-        problem_of(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost
+        LayerProblem.of(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost
     )
     found: dict[str, Fit] = {}
-    for portion in _portions(filter(None, tasks), 0 if source is None else KEPT):
-        found |= yield from _solved(
+    for portion in _iter_portions(filter(None, tasks), 0 if source is None else KEPT):
+        found |= yield from _solving(
             portion, small.network, watched.network, target.network, batches, forward, expected,
             drifts=source is None,
         )  # fmt: skip
     return found
 
 
-def _ready(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers in the order in which what they read is ready.
+def _by_readiness(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers in the order in which their inputs are final.
 
-    So a shortcut's layer comes before the end of the branch beside it, wherever it is called.
+    So a shortcut's layer comes before the last layer of its branch, wherever it is called.
     """
-    made: dict[int, int] = {}  # by unit, the latest layer so far that makes it
+    made: dict[int, int] = {}  # unit -> the latest layer so far that produces it
     ready = {}
     for place, layer in enumerate(layers):
         ready[layer.name] = max(
@@ -90,8 +123,8 @@ def _ready(layers: Sequence[Layer]) -> list[Layer]:
     return sorted(layers, key=lambda layer: ready[layer.name])
 
 
-def _portions(tasks: Iterable[LayerProblem], most: int) -> Iterator[list[LayerProblem]]:
-    """The tasks in order, as many at once as keep at most `most` entries, or one."""
+def _iter_portions(tasks: Iterable[LayerProblem], most: int) -> Iterator[list[LayerProblem]]:
+    """Yield the tasks in order, in portions of at most `most` entries, or single ones."""
     portion: list[LayerProblem] = []
     for task in tasks:
         if portion and sum(map(_size, [*portion, task])) > most:
@@ -103,13 +136,13 @@ def _portions(tasks: Iterable[LayerProblem], most: int) -> Iterator[list[LayerPr
 
 
 def _size(task: LayerProblem) -> int:
-    """How many entries a layer's moments have, and the rows that judge it, in float64."""
-    rows = IMAGES // HOLD * POSITIONS // 2  # in the network's precision, half of that
+    """How many float64 entries a layer's moments and held-out rows take."""
+    rows = IMAGES // HOLD * POSITIONS // 2  # in the network's precision: half a float64
     return task.entries * (task.entries + rows)
 
 
 def chained(source_graph: ChannelGraph, graph: ChannelGraph) -> bool:
-    """Whether a cut took inputs and outputs of one layer, so that repairs build on each other."""
+    """Whether a cut removed inputs and outputs of a layer, so repairs build on each other."""
     return any(
         len(now.in_units) < len(layer.in_units) and len(now.out_units) < len(layer.out_units)
         for layer, now in zip(source_graph.layers, graph.layers, strict=True)
@@ -117,15 +150,15 @@ def chained(source_graph: ChannelGraph, graph: ChannelGraph) -> bool:
     )
 
 
-class _Enough(BaseException):
-    """All wanted layers were called: the rest of the forward pass is of no interest."""
+class _AllCalled(BaseException):
+    """All wanted layers were called: the rest of the forward pass is not needed."""
 
 
-class _Listening(Outputs):
-    """Keeps the calls of wanted layers, and ends the forward pass once no more can come of them.
+class _TaskWatch(OutputWatch):
+    """Keeps the calls of wanted layers, and ends the forward pass once all are complete.
 
-    With `drifts` their sums with a shortcut are waited for; where there is one to `hear` them they
-    are handed over at once and not kept.
+    With `drifts` a call is complete when its output has entered a sum with a shortcut. If `handle`
+    is set, calls are passed to it at once and not kept.
     """
 
     def __init__(
@@ -138,35 +171,35 @@ class _Listening(Outputs):
         super().__init__(model, tasks, inputs)
         self.left = sum(task.layer.calls for task in tasks.values())
         self.drifts = drifts
-        self.hear: Callable[[Output], None] | None = None
+        self.handle: Callable[[LayerOutput], None] | None = None
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        """Take in the call of a wanted layer."""
-        if self.hear is None:
+        """Keep or handle the call of a wanted layer."""
+        if self.handle is None:
             super().on_call(call, out)
         elif call.name in self.found:
-            self.hear(Output(call, unbiased(call, out), len(self.picks)))
+            self.handle(LayerOutput(call, unbiased(call, out), len(self.selections)))
         self.left -= call.name in self.found
         self._end()
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Look on, until nothing more can come of it."""
+        """Follow the outputs, until all are complete."""
         super().on_operation(func, args, kwargs, out)
         self._end()
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Follow a wanted layer's output into a sum, if sums are waited for."""
+        """Follow a wanted layer's output into a sum, with `drifts`."""
         if self.drifts:
             super().follow(func, args, kwargs, out)
 
     def _end(self) -> None:
         if not self.left and not (self.drifts and self._followed):
-            raise _Enough
+            raise _AllCalled
 
 
 @private_steps
 @torch.no_grad()
-def _solved(
+def _solving(
     tasks: list[LayerProblem],
     small: nn.Module,
     watched: nn.Module,
@@ -176,7 +209,10 @@ def _solved(
     expected: int,
     drifts: bool,
 ) -> Generator[Progress, None, dict[str, Fit]]:
-    """Run `watched` and `target` over the batches, then solve the tasks in `small`."""
+    """Run `watched` and `target` over the batches, then solve the tasks in `small`.
+
+    The parameters are those of `repairing`; `drifts` is whether shortcuts count in the targets.
+    """
     wanted = {task.layer.weight: task for task in tasks}
     what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
     count = 0
@@ -186,30 +222,30 @@ def _solved(
         for some in apart(guarded(batches())):
             if some.start >= IMAGES and all(task.determined for task in tasks):
                 break
-            there = _Listening(target, wanted, drifts, inputs=False)
-            here = _Listening(watched, wanted, drifts, inputs=True)
+            there = _TaskWatch(target, wanted, drifts, inputs=False)
+            here = _TaskWatch(watched, wanted, drifts, inputs=True)
             aims = {name: iter(found) for name, found in there.found.items()}
 
-            def take(
-                given: Output,
+            def add(
+                given: LayerOutput,
                 some: Part = some,
-                there: _Listening = there,
-                here: _Listening = here,
-                aims: Mapping[str, Iterator[Output]] = aims,
+                there: _TaskWatch = there,
+                here: _TaskWatch = here,
+                aims: Mapping[str, Iterator[LayerOutput]] = aims,
             ) -> None:
-                asked, task = next(aims[given.call.name], None), wanted[given.call.name]
+                aim, task = next(aims[given.call.name], None), wanted[given.call.name]
                 if some.start >= IMAGES and task.determined:
                     return
-                if given.y.numel() and asked is not None and meet(there, asked, here, given):
-                    y = aim(asked, given, task.outputs.to(given.y.device))
+                if given.y.numel() and aim is not None and same_rows(there, aim, here, given):
+                    y = reconstruction_target(aim, given, task.outputs.to(given.y.device))
                     task.add(given.call, y, batch_size(some.batch), some.held)
 
-            here.hear = None if drifts else take
-            for network, ears in ((target, there), (watched, here)):
-                with suppress(_Enough), ears:
+            here.handle = None if drifts else add
+            for network, watch in ((target, there), (watched, here)):
+                with suppress(_AllCalled), watch:
                     checked(forward, network, some.batch)
             for given in (output for found in here.found.values() for output in found):
-                take(given)
+                add(given)
             count = some.stop
             yield Progress(count, max(expected, count), f"solving {what} by least squares")
     if not count:

@@ -1,4 +1,4 @@
-"""BatchNorm statistics after pruning: changed by what pruning changed, and by nothing else."""
+"""Recalibrates BatchNorm statistics by the difference that pruning made, and by nothing else."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from prunelab.graph.trace import undisturbed
 from prunelab.loops.batch import checked, guarded
 from prunelab.values import Progress
 
+LEAST_RATIO = 1e-3  # of variances, so that a nearly dead channel is not amplified
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traced:
@@ -27,8 +29,8 @@ class Traced:
     graph: ChannelGraph
 
 
-def places(units: np.ndarray, among: np.ndarray) -> Tensor:
-    """Where the positions of `units`, some of those of `among`, stand in it [positions]."""
+def positions_among(units: np.ndarray, among: np.ndarray) -> Tensor:
+    """The positions in `among` of `units`, which are some of them [positions]."""
     return torch.from_numpy(np.flatnonzero(np.isin(among, units)))
 
 
@@ -40,35 +42,65 @@ def recalibrating(
     expected: int = 0,
     but: Collection[str] = (),
 ) -> Generator[Progress, None, None]:
-    """Change the BatchNorm statistics of `small`, in place, by what pruning changed.
+    """Recalibrate the BatchNorm statistics of `small`, in place.
 
-    Both networks run over the same batches, normalising by each batch; the difference between
-    what they measure is applied to the target's statistics. The modules `but` keep theirs, and
-    normalise by them.
+    Both networks run over the same batches in training-mode BatchNorm; the difference between
+    their statistics is applied to the target's running statistics.
+
+    Parameters
+    ----------
+    small, target
+        The pruned network, and the one whose running statistics it starts from.
+    batches
+        Returns the batches; called once for each network.
+    forward
+        `forward(model, batch)` runs a network.
+    expected
+        How many images there are, for Progress.
+    but
+        Names of BatchNorms that keep their statistics, and normalise by them.
+
+    Yields
+    ------
+    Progress
+        Progress in images.
+
+    Raises
+    ------
+    BadData
+        For no batches, or batches on which a network fails.
     """
-    here = yield from _statistics(small.network, batches, forward, expected, but)
-    there = yield from _statistics(target.network, batches, forward, expected, but)
+    here = yield from _measuring(small.network, batches, forward, expected, but)
+    there = yield from _measuring(target.network, batches, forward, expected, but)
     with torch.no_grad():
         for name, (mean, variance) in here.items():
             key = (f"{name}.running_mean", 0)
             channels = torch.arange(len(there[name][0]))
             if key in small.graph.slots and key in target.graph.slots:
-                channels = places(small.graph.slots[key], target.graph.slots[key])
+                channels = positions_among(small.graph.slots[key], target.graph.slots[key])
             if name not in there:
                 continue
-            aim, spread = (value[channels.to(value.device)] for value in there[name])
+            goal, spread = (value[channels.to(value.device)] for value in there[name])
             norms = small.network.get_submodule(name), target.network.get_submodule(name)
-            shift_norm(*norms, channels, mean - aim, variance / spread)
+            shift_norm(*norms, channels, mean - goal, variance / spread)
 
 
 def shift_norm(
     norm: nn.Module, target: nn.Module, channels: Tensor, shift: Tensor, ratio: Tensor
 ) -> None:
-    """Give a BatchNorm the statistics of its target's `channels`, changed as measured.
+    """Give a BatchNorm the target's running statistics, changed as measured.
 
-    `shift` is the measured difference of means and `ratio` that of variances, small to target,
-    on the same images. So a network that did not change keeps its statistics, whatever images
-    (augmented ones, say) they were made on.
+    So a network that did not change keeps its statistics, whatever images (augmented ones, say)
+    they were estimated on. A module without running statistics stays as it is.
+
+    Parameters
+    ----------
+    norm, target
+        The BatchNorm to change, and the one in the target network.
+    channels
+        The target's channels that `norm` still has [channels].
+    shift, ratio
+        The measured difference of means and ratio of variances, pruned to target [channels].
     """
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
         return
@@ -77,24 +109,24 @@ def shift_norm(
     assert target.running_mean is not None
     assert target.running_var is not None
     channels = channels.to(norm.running_mean.device)
-    ratio = torch.nan_to_num(ratio, nan=1.0, posinf=1.0).clamp_min(1e-3)
+    ratio = torch.nan_to_num(ratio, nan=1.0, posinf=1.0).clamp_min(LEAST_RATIO)
     norm.running_mean.copy_(target.running_mean[channels] + shift)
     norm.running_var.copy_(target.running_var[channels] * ratio)
 
 
 @private_steps
 @torch.no_grad()
-def _statistics(
+def _measuring(
     model: nn.Module,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
     expected: int,
     but: Collection[str],
 ) -> Generator[Progress, None, dict[str, tuple[Tensor, Tensor]]]:
-    """The mean and variance that each BatchNorm sees [channels], averaged over batches.
+    """The mean and variance of each BatchNorm's input [channels], averaged over batches.
 
-    One value a channel has no variance: there BatchNorm normalises by what it has, and where it
-    never sees more it is left out.
+    A batch with a single value for each channel has no variance: there BatchNorm uses its running
+    statistics, and if there is no other batch it is left out.
     """
     norms = {
         name: module
@@ -134,5 +166,6 @@ def _statistics(
 
 
 def _by_batch(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+    """Normalise by the batch if it has more than one value for each channel."""
     x = given[0]
     norm.train(x.numel() > x.shape[1])

@@ -1,7 +1,7 @@
-"""ThiNet's refit: one factor for each input channel that a layer still has.
+"""ThiNet's refit: one least-squares factor for each input channel that a layer still has.
 
-A small repair beside full least squares: as many numbers as channels, so it needs few images. May
-import recalibration, evidence, channels, values.
+It has as many unknowns as channels, far fewer than a full least-squares kernel, so it needs few
+images (Luo, Wu, Lin; ICCV 2017, section 3.3).
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunelab.data.batches import HOLD, nonempty, part
+from prunelab.evidence import AimedGram, aiming
 from prunelab.evidence.gram_collector import columns_of
-from prunelab.evidence.reconstruction_target import AimedGram, aiming_apart
 from prunelab.graph.channels.channel_graph import FIXED
-from prunelab.repair.fit import Moments, fit
+from prunelab.loops.batch import guarded
+from prunelab.repair.fit import fit
 from prunelab.repair.recalibration import Traced
+from prunelab.repair.regression import Moments
 from prunelab.values import Progress
 
 Array = np.ndarray
@@ -31,25 +34,53 @@ def rescaling(
     forward: Callable[[nn.Module, Any], Any],
     expected: int = 0,
 ) -> Generator[Progress, None, None]:
-    """Multiply the input channels of `small`, in place, by the factors that fit `target` best.
+    """Multiply the input channels of `small`, in place, by least-squares factors.
 
     Front to back, for each layer that has fewer inputs than it has in `before`; biases are left
-    out of the fit and stay (Luo, Wu, Lin; ICCV 2017). ThiNet's released code aims at the network
-    before the cut; this aims at the one last trained, which is the same where one tunes after
-    every layer, as it does. One pass over the batches a layer. BatchNorm should be recalibrated
-    afterwards.
+    out of the fit and stay. ThiNet's released code targets the network before the cut; this one
+    targets the network last trained, which is the same where one fine-tunes after every layer, as
+    it does. BatchNorm should be recalibrated afterwards.
+
+    Parameters
+    ----------
+    small, before, target
+        The pruned network, the one before the cut, and the one whose outputs are the targets.
+    batches
+        Returns the batches; called twice for each layer: to solve, and for held-out images.
+    forward
+        `forward(model, batch)` runs a network.
+    expected
+        How many images there are, for Progress.
+
+    Yields
+    ------
+    Progress
+        Progress in images.
+
+    Raises
+    ------
+    BadData
+        For no batches, or batches on which a network fails.
     """
     for layer in small.graph.layers:
         if not layer.dense or len(layer.in_units) == len(before.graph.layer(layer.name).in_units):
             continue
-        found = yield from aiming_apart(
-            small.network, small.graph, target.network, target.graph, batches(), [layer.name],
-            forward=forward, expected=expected,
-        )  # fmt: skip
-        solved, held = found[layer.name]
+        found: list[AimedGram | None] = []
+        for held in (False, True):
+            apart = nonempty(part(guarded(batches()), held))
+            if apart is None and held:
+                found.append(None)
+                continue
+            grams = yield from aiming(
+                small.network, small.graph, target.network, target.graph, apart or (),
+                [layer.name], forward=forward,
+                expected=expected // HOLD if held else expected - expected // HOLD,
+            )  # fmt: skip
+            found.append(grams.get(layer.name))
+        solved, judges = found
         if solved is None:
             continue  # it was not called
-        by_row = torch.from_numpy(factors(solved, held))
+        by_row = torch.from_numpy(factors(solved, judges))
         weight = dict(small.network.named_parameters())[layer.weight]
         shape = [-1 if axis == 1 - layer.transposed else 1 for axis in range(weight.ndim)]
         with torch.no_grad():
@@ -59,14 +90,14 @@ def rescaling(
 def factors(solved: AimedGram, held: AimedGram | None) -> Array:
     """argmin_w ||y - sum_i w_i z_i||^2, aligned with `solved.units`; inputs of no unit keep 1.
 
-    A ridge pulls towards 1: a dead channel keeps its factor, collinear ones share the change. The
-    ridge is the one that fits the images `held` out best; where none fits them better than factors
-    of 1 do, or there are no such images, all keep 1.
+    A ridge pulls the factors towards 1: a dead channel keeps its factor, collinear ones share the
+    change. The ridge is the one that fits the held-out images best. If none fits them better than
+    factors of 1, or there are none, all factors are 1.
     """
     own = solved.units != FIXED
     ones = torch.ones(int(own.sum()), 1, dtype=torch.float64)
-    judges = None if held is None else _moments(held, own)
-    best = fit(_moments(solved, own), judges, ones, constant=False)
+    others = None if held is None else _moments(held, own)
+    best = fit(_moments(solved, own), others, ones, constant=False)
     found = np.ones(len(solved.units))
     if best.choice == "lstsq":
         found[own] = best.weight[:, 0].numpy()
@@ -74,7 +105,7 @@ def factors(solved: AimedGram, held: AimedGram | None) -> Array:
 
 
 def _moments(gram: AimedGram, own: Array) -> Moments:
-    """The regression of what the aim lacks without these inputs on what each of them gives."""
+    """The regression of the target on the contributions of `own`, others subtracted from it."""
     size = int(own.sum())
     second = torch.zeros(size + 1, size + 1, dtype=torch.float64)
     second[:-1, :-1] = torch.from_numpy(gram.gram[np.ix_(own, own)])

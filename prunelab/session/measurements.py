@@ -64,6 +64,7 @@ class Measurements:
             loss=settings.loss,
             masks=request.masks,
             expected=request.images,
+            mark=mark,
         )
         self._evidence = {**self._evidence, request.kinds: (mark, request, found)}
         return found

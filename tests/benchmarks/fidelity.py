@@ -51,17 +51,18 @@ def gradient(model: torch.nn.Module, graph: pl.ChannelGraph, few: list[Any]) -> 
 
 
 def oracle(model: torch.nn.Module, graph: pl.ChannelGraph, few: list[Any]) -> None:
-    """Losses without units, with a tape and by whole runs."""
+    """Losses without units, with the prefix cached and by whole runs."""
     units = [(g.name, unit) for g in graph if g.prunable for unit in g.units]
     drops = [{name: (unit,)} for name, unit in units[:: max(1, len(units) // 24)]]
 
-    def run(tape: bool) -> None:
-        ablator = Ablator(model, graph, cross_entropy, tape=tape)
+    def run(cached: bool) -> None:
+        ablator = Ablator(model, graph, cross_entropy, cached=cached)
         for batch in few[:1]:
             list(ablator.measure(batch, drops))
 
     ratios = [seconds(lambda: run(False)) / seconds(lambda: run(True)) for _ in range(3)]
-    print(f"{len(drops)} masks: whole runs take {statistics.median(ratios):.2f} x those on a tape")
+    ratio = statistics.median(ratios)
+    print(f"{len(drops)} masks: whole runs take {ratio:.2f} x those with a cached prefix")
 
 
 def scores_of(

@@ -28,7 +28,7 @@ from prunelab.evidence.mask_gradients import MaskWatch, differentiable
 from prunelab.loops.batch import cross_entropy
 from prunelab.loops.training import Training, descend
 from prunelab.methods.aofp_sampled import ScoringPath
-from prunelab.methods.aofp_search import ladder
+from prunelab.methods.aofp_search import iter_rungs
 
 BATCH = 16
 
@@ -70,7 +70,7 @@ def off_by(exact: pl.Evidence, some: pl.Evidence, sets: dict[str, tuple[int, ...
 def evidence(
     name: str, model: nn.Module, xs: list[Tensor], bars: tuple[float | None, float | None]
 ) -> pl.Evidence:
-    """Exact and sampled evidence of all groups; gives the exact one."""
+    """Evidence of all groups, exact and at few positions; gives the exact one."""
     positions = 4
     graph = pl.trace(model, xs[0][:1])
     images = sum(len(x) for x in xs)
@@ -85,8 +85,8 @@ def evidence(
     kept: list[pl.Evidence] = []
     taken = seconds(lambda: kept.append(pl.measure(model, graph, xs)), 1, warm=False)
     row(f"{name}: exact G of all groups", taken / plain, bars[0], taken)
-    sampled = lambda: kept.append(pl.measure(model, graph, xs, positions=positions))  # noqa: E731
-    taken = seconds(sampled, 1, warm=False)
+    few = lambda: kept.append(pl.measure(model, graph, xs, positions=positions))  # noqa: E731
+    taken = seconds(few, 1, warm=False)
     row(f"{name}: {positions} positions an image", taken / plain, bars[1], taken)
     groups = [group for group in graph.groups if group.prunable]
     off = off_by(kept[0], kept[1], halves(groups))
@@ -123,7 +123,7 @@ def answers(found: pl.Evidence) -> None:
         (
             "a new theta, all ladders",
             50,
-            lambda: [list(ladder(found[group.name], 0.02)) for group in groups],
+            lambda: [list(iter_rungs(found[group.name], 0.02)) for group in groups],
         ),
         ("a plan's cost", 50, lambda: pl.cost(graph, plan)),
         ("a plan, and its cost", 50, lambda: pl.cost(graph, pl.WidthPlan.full(graph).drop(sets))),

@@ -1,4 +1,4 @@
-"""The loss oracle: the tape against whole runs, conditional and greedy against all subsets."""
+"""The loss oracle: cached against whole runs, conditional and greedy against all subsets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plain_loss(model: nn.Module, graph: pl.ChannelGraph, drop: Any, x: Tensor, y
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_tape_gives_the_losses_of_whole_runs(which: int) -> None:
+def test_a_cached_prefix_gives_the_losses_of_whole_runs(which: int) -> None:
     model, x, y = networks()[which]
     graph = pl.trace(model, x[:1])
     names = [group.name for group in graph if group.prunable]
@@ -65,7 +65,7 @@ def test_the_tape_gives_the_losses_of_whole_runs(which: int) -> None:
     assert len(set(want)) > len(want) / 2
     found = pl.ablate(model, graph, [(x, y)], drops)
     np.testing.assert_allclose(found, want, rtol=1e-12)
-    whole = Ablator(model, graph, lambda net, b: F.cross_entropy(net(b[0]), b[1]), tape=False)
+    whole = Ablator(model, graph, lambda net, b: F.cross_entropy(net(b[0]), b[1]), cached=False)
     losses = dict(whole.measure((x, y), drops))
     np.testing.assert_allclose([losses[i] for i in range(len(drops))], want, rtol=1e-12)
 
@@ -123,7 +123,7 @@ def test_a_network_that_draws_at_random_is_still_run_right() -> None:
     torch.manual_seed(5)
     found = pl.ablate(model, graph, [(x, y)], drops, loss=loss)
     torch.manual_seed(5)
-    whole = dict(Ablator(model, graph, loss, tape=False).measure((x, y), drops))
+    whole = dict(Ablator(model, graph, loss, cached=False).measure((x, y), drops))
     np.testing.assert_allclose(found, [whole[i] for i in range(4)], rtol=1e-6)
 
 

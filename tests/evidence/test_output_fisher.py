@@ -11,7 +11,7 @@ from toys import Tiny, batches
 
 import prunelab as pl
 from prunelab.evidence.fingerprint import fingerprint
-from prunelab.evidence.output_fisher import own_answers
+from prunelab.evidence.output_fisher import fisher_loss
 
 LAYERS = ("conv1", "conv2", "conv3", "fc")
 
@@ -80,10 +80,10 @@ def test_half_of_it_is_what_small_errors_cost(net: Tiny, seen: list[tuple[Tensor
             assert cost == pytest.approx(float(error.numpy() @ exact @ error.numpy()) / 2, rel=0.01)
 
 
-def test_own_answers_ask_for_no_labels_and_draw_from_their_generator(net: Tiny) -> None:
+def test_the_fisher_loss_needs_no_labels_and_draws_from_its_generator(net: Tiny) -> None:
     x = torch.randn(3, 1, 12, 12, dtype=torch.float64)
     before = torch.get_rng_state()
-    a, b, c = (own_answers(torch.Generator().manual_seed(s))(net, x).item() for s in (0, 0, 1))
+    a, b, c = (fisher_loss(torch.Generator().manual_seed(s))(net, x).item() for s in (0, 0, 1))
     assert a == b != c
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -108,7 +108,7 @@ def test_it_adds_up_over_batches_and_leaves_no_trace(
         whole + pl.measure(net, graph, seen, kinds=("patches",), layers=LAYERS)
 
 
-def test_a_loss_that_cannot_be_followed_back_is_told(
+def test_a_loss_that_is_not_differentiable_is_refused(
     net: Tiny, seen: list[tuple[Tensor, Tensor]]
 ) -> None:
     with pytest.raises(pl.InvalidValue, match="one number"):

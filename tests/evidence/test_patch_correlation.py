@@ -15,13 +15,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import Couplings, Tiny, batches
+from toys import Couplings, Tiny, batches, measured
 
 import prunelab as pl
+from prunelab.evidence.few_positions import patches_at
 from prunelab.evidence.gram_collector import columns_of
-from prunelab.evidence.patch_correlation import lags_of, mirrored
+from prunelab.evidence.patch_correlation import correlations_of, symmetric_product
 from prunelab.evidence.patch_moments import patch_moments, patches
-from prunelab.evidence.sampling import patches_at
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Conv, Watch
 
@@ -52,16 +52,16 @@ def test_lags_give_the_second_moment_and_the_sum_of_the_patches(
     size, kernel, conv = geometry
     x = torch.randn(images, channels, *size, dtype=torch.float64)
     rows = patches(x, kernel, conv)
-    lags = lags_of(size, kernel, conv)
-    assert lags.outputs * images == len(rows)
+    plan = correlations_of(size, kernel, conv)
+    assert plan.outputs * images == len(rows)
     entries = prod(kernel)
     want = (rows.T @ rows).view(channels, entries, channels, entries)
-    blocks = lags.second_moment(x)
+    blocks = plan.second_moment(x)
     for a in range(entries):
         for b in range(a, entries):  # entries that never meet have no block
             found = blocks.get((a, b), torch.zeros(channels, channels, dtype=torch.float64))
             torch.testing.assert_close(found, want[:, a, :, b], **EXACT)
-    torch.testing.assert_close(lags.entry_sums(x).flatten(), rows.sum(0), **EXACT)
+    torch.testing.assert_close(plan.entry_sums(x).flatten(), rows.sum(0), **EXACT)
     moment = patch_moments(x, kernel, conv).moment
     torch.testing.assert_close(moment[:-1, :-1], rows.T @ rows, **EXACT)
 
@@ -82,12 +82,12 @@ def test_patches_at_a_few_places_are_those_patches(
 
 def test_a_symmetric_product_is_made_in_blocks() -> None:
     a = torch.randn(300, 5, dtype=torch.float64)
-    torch.testing.assert_close(mirrored(a), a @ a.T, **EXACT)
+    torch.testing.assert_close(symmetric_product(a), a @ a.T, **EXACT)
 
 
 def test_of_a_3x3_kernel_13_correlations_and_their_borders_remain() -> None:
-    lags = lags_of((14, 14), (3, 3), Conv((1, 1), (1, 1), (1, 1), False, 1))
-    cost = [prod(span.stop - span.start for span in term) for term in lags.terms]
+    plan = correlations_of((14, 14), (3, 3), Conv((1, 1), (1, 1), (1, 1), False, 1))
+    cost = [prod(span.stop - span.start for span in term) for term in plan.terms]
     assert sum(size > 100 for size in cost) == 13
     assert len(cost) == 29
     assert all(size <= 14 for size in cost if size <= 100)
@@ -236,8 +236,8 @@ def test_a_sample_estimates_the_sums_over_everything(trained: nn.Module) -> None
     xs = [x for x, _ in batches(256, 3)]
     graph = pl.trace(trained, xs[0])
     exact = pl.measure(trained, graph, xs)
-    for sampled in ({"positions": 60}, {"scalars": 600}):
-        some = pl.measure(trained, graph, xs, **sampled)
+    for drawn in ({"positions": 60}, {"scalars": 600}):
+        some = measured(trained, graph, xs, **drawn)
         for layer, gram in exact.grams.items():  # so that consumers can be summed
             assert np.trace(some.grams[layer]) == pytest.approx(np.trace(gram), rel=0.1)
         assert some["conv1"].damage(range(6)) == pytest.approx(
@@ -297,6 +297,6 @@ def test_a_stream_is_read_once_and_keeps_nothing(trained: nn.Module, asked: dict
             seen.append(weakref.ref(x))
             yield x, y
 
-    pl.measure(trained, graph, stream(), **asked)
+    measured(trained, graph, stream(), **asked)
     assert len(seen) == 12
     assert sizes[1] <= sizes[0] + 1024

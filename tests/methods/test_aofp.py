@@ -16,7 +16,7 @@ import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram
 from prunelab.methods.aofp import MOST
 from prunelab.methods.aofp_sampled import ScoringPath, _LayerSearch
-from prunelab.methods.aofp_search import expected_damages, judge, ladder
+from prunelab.methods.aofp_search import expected_damages, iter_rungs, judge
 from prunelab.values import Rung
 
 
@@ -33,7 +33,7 @@ def exhaust(z: np.ndarray, theta: float) -> tuple[set[int], int]:
     dropped: set[int] = set()
     halvings = 0
     while len(alive) > 1:
-        rungs = list(ladder(gram_of(z[alive]), theta))
+        rungs = list(iter_rungs(gram_of(z[alive]), theta))
         halvings += len(rungs)
         if rungs[-1].verdict != "take":
             break
@@ -70,7 +70,7 @@ def test_theta_zero_never_drops_and_infinity_halves_each_move(n: int, widths: li
     assert exhaust(z, theta=0.0)[0] == set()
     alive, found = list(range(n)), [n]
     while len(alive) > 1:
-        (rung,) = ladder(gram_of(z[alive]), inf)  # the first half passes at once
+        (rung,) = iter_rungs(gram_of(z[alive]), inf)  # the first half passes at once
         alive = [unit for index, unit in enumerate(alive) if index not in rung.candidates]
         found.append(len(alive))
     assert found == widths
@@ -113,7 +113,7 @@ def test_two_units_are_scored_by_their_own_damage(trained: nn.Module) -> None:
 
 
 def test_the_search_sets_halve_and_nest() -> None:
-    rungs = list(ladder(gram_of(np.random.default_rng(3).normal(size=(37, 80))), 1e-9))
+    rungs = list(iter_rungs(gram_of(np.random.default_rng(3).normal(size=(37, 80))), 1e-9))
     assert [len(rung.search) for rung in rungs] == [37, 18, 9, 4, 2]
     assert [rung.verdict for rung in rungs] == ["halve"] * 4 + ["fail"]
     for a, b in itertools.pairwise(rungs):
@@ -123,7 +123,7 @@ def test_the_search_sets_halve_and_nest() -> None:
 
 def test_theta_changes_decisions_only_never_measurements() -> None:
     gram = gram_of(np.random.default_rng(5).normal(size=(32, 60)))
-    loose, strict = list(ladder(gram, 0.3)), list(ladder(gram, 1e-6))
+    loose, strict = list(iter_rungs(gram, 0.3)), list(iter_rungs(gram, 1e-6))
     for a, b in zip(loose, strict, strict=False):
         assert a.damages == b.damages
         assert a.worst == b.worst

@@ -20,7 +20,7 @@ from prunelab.evidence import aiming
 from prunelab.evidence.measure import finish
 from prunelab.figures.lasso_path import draw_path, path_info
 from prunelab.methods.lasso import bisect, lars, ranked
-from prunelab.methods.layerwise import spared
+from prunelab.methods.layerwise import keep_factors
 from prunelab.values import PathPoint, revive, thaw
 
 seeds = st.integers(0, 10_000)
@@ -275,7 +275,7 @@ def test_towards_a_target_the_schedule_is_scaled(trained: nn.Module, data: pl.Da
 def test_shallow_layers_give_most_deep_ones_less_the_last_nothing(data: pl.Data) -> None:
     graph = pl.trace(pl.zoo.load("vgg8", pretrained=False), torch.zeros(1, 1, 28, 28))
 
-    keeps = spared("shallow", graph, [g for g in graph.groups if g.prunable])
+    keeps = keep_factors("shallow", graph, [g for g in graph.groups if g.prunable])
     assert keeps == {
         "conv1": 1.0, "conv2": 1.0, "conv3": 1.5, "conv4": 1.5,
         "conv5": np.inf, "conv6": np.inf, "conv7": np.inf,

@@ -16,10 +16,13 @@ from toys import Tiny, batches
 import prunelab as pl
 from prunelab.evidence.patch_moments import patches
 from prunelab.graph.labels.layer_calls import Conv
-from prunelab.methods.elimination import Problem, eliminated, problem_of
+from prunelab.methods.elimination import eliminate
+from prunelab.methods.refit import RefitProblem, refit_problem
 
 
-def raw(seed: int, channels: int = 5, entries: int = 3) -> tuple[np.ndarray, np.ndarray, Problem]:
+def raw(
+    seed: int, channels: int = 5, entries: int = 3
+) -> tuple[np.ndarray, np.ndarray, RefitProblem]:
     """Patches [rows, n], outputs [rows, out], and the same as a problem without a ridge."""
     rng = np.random.default_rng(seed)
     n = channels * entries
@@ -28,7 +31,7 @@ def raw(seed: int, channels: int = 5, entries: int = 3) -> tuple[np.ndarray, np.
     blocks = {i: np.arange(i * entries, (i + 1) * entries) for i in range(channels)}
     y = p @ kernel.T
     inverse = np.linalg.inv(p.T @ p)
-    return p, y, Problem(inverse, kernel.copy(), blocks, np.arange(4), float(np.sum(y**2)))
+    return p, y, RefitProblem(inverse, kernel.copy(), blocks, np.arange(4), float(np.sum(y**2)))
 
 
 def error(p: np.ndarray, y: np.ndarray, blocks: dict[int, np.ndarray], gone: list[int]) -> float:
@@ -42,7 +45,7 @@ def error(p: np.ndarray, y: np.ndarray, blocks: dict[int, np.ndarray], gone: lis
 def test_every_step_takes_the_channel_whose_loss_least_squares_mends_best(seed: int) -> None:
     p, y, problem = raw(seed)
     blocks = dict(problem.entries)
-    order, errors = eliminated([problem], range(5), 3)
+    order, errors = eliminate([problem], range(5), 3)
     for step in range(3):
         gone = order[:step]
         options = {i: error(p, y, blocks, [*gone, i]) for i in range(5) if i not in gone}
@@ -58,7 +61,7 @@ def test_every_step_takes_the_channel_whose_loss_least_squares_mends_best(seed: 
 def test_the_kernel_left_is_the_least_squares_kernel() -> None:
     p, y, problem = raw(1)
     blocks = dict(problem.entries)
-    order, _ = eliminated([problem], range(5), 2)
+    order, _ = eliminate([problem], range(5), 2)
     rest = np.concatenate([blocks[i] for i in sorted(order[2:])])
     want = np.linalg.lstsq(p[:, rest], y, rcond=None)[0].T
     np.testing.assert_allclose(problem.kernel[:, rest], want, rtol=1e-7)
@@ -94,7 +97,7 @@ def test_the_problem_of_a_layer_is_that_of_its_patches(trained: nn.Module) -> No
     evidence = pl.measure(model, graph, [x], kinds=("contribution", "patches"))
 
     # judged by the very images that it is solved on, so the ridge is the least
-    problem = problem_of(model, graph.layer("conv2"), evidence, evidence)
+    problem = refit_problem(model, graph.layer("conv2"), evidence, evidence)
     with torch.no_grad():
         hidden = F.relu(model.bn1(model.conv1(F.relu(model.bn0(model.stem(x))))))
     p = patches(hidden, (3, 3), Conv((1, 1), (1, 1), (1, 1), False, 1)).numpy()
@@ -104,7 +107,7 @@ def test_the_problem_of_a_layer_is_that_of_its_patches(trained: nn.Module) -> No
     assert problem.energy == pytest.approx(float(np.sum(y**2)), rel=1e-8)
     unit = graph["conv1"].first + 4
     want = error(p, y, problem.entries, [unit])
-    assert problem.prices([unit])[0] == pytest.approx(want, rel=1e-2)  # the repair's ridge is in it
+    assert problem.costs([unit])[0] == pytest.approx(want, rel=1e-2)  # the repair's ridge is in it
 
 
 def test_it_prunes_to_a_target_layer_by_layer(trained: nn.Module, data: pl.Data) -> None:

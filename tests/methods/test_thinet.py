@@ -12,17 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from toys import Tiny, batches
+from toys import Tiny, batches, measured
 
 import prunelab as pl
-from prunelab.evidence import AimedGram, ConsumerGram, ContributionGram, aiming
-from prunelab.evidence.greedy_removal import damage_curve, removal
-from prunelab.evidence.measure import finish
-from prunelab.evidence.sampling import _drawn, sampled_rows, stratified
+from prunelab.evidence import AimedGram, ConsumerGram, ContributionGram, aiming, damage_curve
 from prunelab.graph.channels.channel_graph import FIXED
 from prunelab.ledger.events import Repaired
-from prunelab.methods.layerwise import spared
-from prunelab.methods.thinet import by_pursuit, greedily, pursuit
+from prunelab.loops.batch import finish
+from prunelab.methods.layerwise import keep_factors
+from prunelab.methods.thinet import by_greedy, by_omp, greedy_removal, matching_pursuit
+from prunelab.methods.thinet_samples import (
+    draw_scalars,
+    iter_stratified,
+    scalar_rows,
+)
 from prunelab.repair.rescale import factors
 
 seeds = st.integers(0, 10_000)
@@ -59,7 +62,7 @@ def unexplained(z: np.ndarray, kept: list[int], y: np.ndarray) -> float:
 @given(seeds, st.integers(2, 8))
 def test_greedy_takes_the_smallest_sum_at_every_step(seed: int, n: int) -> None:
     z = columns(seed, n)
-    order, lost = removal(z @ z.T)
+    order, lost = greedy_removal(z @ z.T)
     gone: list[int] = []
     for index, value in zip(order, lost, strict=True):
         options = {j: np.sum(z[[*gone, j]].sum(0) ** 2) for j in range(n) if j not in gone}
@@ -72,7 +75,7 @@ def test_greedy_takes_the_smallest_sum_at_every_step(seed: int, n: int) -> None:
 @given(seeds, st.integers(3, 8))
 def test_greedy_is_never_better_than_brute_force_and_exact_for_one(seed: int, n: int) -> None:
     z = columns(seed, n)
-    _, lost = removal(z @ z.T)
+    _, lost = greedy_removal(z @ z.T)
     for k in range(1, n):
         best = min(np.sum(z[list(s)].sum(0) ** 2) for s in combinations(range(n), k))
         assert lost[k - 1] >= best * (1 - 1e-9)
@@ -85,7 +88,7 @@ def test_greedy_is_never_better_than_brute_force_and_exact_for_one(seed: int, n:
 def test_greedy_is_exact_for_orthogonal_contributions(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     z = np.linalg.qr(rng.normal(size=(40, n)))[0].T * rng.uniform(0.1, 3, size=(n, 1))
-    _, lost = removal(z @ z.T)
+    _, lost = greedy_removal(z @ z.T)
     np.testing.assert_allclose(lost, np.cumsum(np.sort(np.sum(z**2, 1))), rtol=1e-9)
 
 
@@ -93,7 +96,7 @@ def test_greedy_misses_a_cancelling_pair_which_brute_force_finds() -> None:
     z = columns(0, 6)
     z[5] = -z[2]
     z[[2, 5]] *= 3
-    order, lost = removal(z @ z.T)
+    order, lost = greedy_removal(z @ z.T)
     assert np.sum(z[[2, 5]].sum(0) ** 2) == 0
     assert set(order[:2]) != {2, 5}
     assert lost[1] > 0
@@ -103,20 +106,30 @@ def test_greedy_misses_a_cancelling_pair_which_brute_force_finds() -> None:
 @given(seeds)
 def test_a_permutation_of_channels_permutes_both_orders(seed: int) -> None:
     z, shuffle = columns(seed, 7), np.random.default_rng(seed).permutation(7)
-    for order in (lambda g: removal(g)[0], lambda g: pursuit(g)[0]):
+    for order in (lambda g: greedy_removal(g)[0], lambda g: matching_pursuit(g)[0]):
         plain, mixed = order(z @ z.T), order(z[shuffle] @ z[shuffle].T)
         assert [int(shuffle[i]) for i in mixed] == plain
 
 
 def test_importance_tells_the_order_of_removal_and_the_damage_by_then() -> None:
     gram = gram_of(columns(4, 9))
-    order, importance = greedily(gram)
+    order, importance = by_greedy(gram)
     told = [importance.values[unit] for unit in order]
     assert told == sorted(told)
     for k in range(1, 10):
         assert told[k - 1] >= gram.damage(order[:k]) - 1e-9
     assert told[-1] >= 1  # all of it
-    assert damage_curve(gram).first(3) == tuple(sorted(order[:3]))
+
+
+@patient
+@given(seeds, st.integers(1, 8))
+def test_damage_curves_follow_thinets_greedy_order(seed: int, n: int) -> None:
+    gram = gram_of(columns(seed, n))
+    order, values = greedy_removal(gram.gram)
+    curve = damage_curve(gram)
+    assert list(curve.order) == [gram.units[index] for index in order]
+    assert curve.damages == tuple((values / gram.energy).tolist())
+    assert curve.first(3) == tuple(sorted(order[:3]))
 
 
 # ---------------------------------------------------------------- matching pursuit
@@ -127,7 +140,7 @@ def test_importance_tells_the_order_of_removal_and_the_damage_by_then() -> None:
 def test_pursuit_is_matching_pursuit_with_a_refit_at_every_step(seed: int, n: int) -> None:
     z = columns(seed, n)
     y = z.sum(0)
-    order, left = pursuit(z @ z.T)
+    order, left = matching_pursuit(z @ z.T)
     kept: list[int] = []
     for index, missing in zip(order, left, strict=True):
         assert missing == pytest.approx(unexplained(z, kept, y), rel=1e-4, abs=1e-6 * (y @ y))
@@ -144,17 +157,17 @@ def test_pursuit_drops_duplicates_and_dead_channels_which_greedy_does_not() -> N
     z = columns(1, 8)
     z[3] = z[0]
     z[5] = 0
-    order, left = pursuit(z @ z.T)
+    order, left = matching_pursuit(z @ z.T)
     assert order[-1] == 5
     assert order[-2] in (0, 3)
     assert left[-1] == pytest.approx(0, abs=1e-8 * np.sum(z.sum(0) ** 2))
-    assert by_pursuit(gram_of(z))[0][0] == 5
-    assert removal(z @ z.T)[0][0] == 5
-    assert removal(z @ z.T)[1][1] > 1e-3  # the duplicate is not free without a refit
+    assert by_omp(gram_of(z))[0][0] == 5
+    assert greedy_removal(z @ z.T)[0][0] == 5
+    assert greedy_removal(z @ z.T)[1][1] > 1e-3  # the duplicate is not free without a refit
 
 
 def test_a_group_without_signal_is_ordered_all_the_same() -> None:
-    for order in (greedily, by_pursuit):
+    for order in (by_greedy, by_omp):
         ranked, importance = order(gram_of(np.zeros((4, 5))))
         assert sorted(ranked) == [0, 1, 2, 3]
         assert importance.values == (0.0,) * 4
@@ -165,10 +178,10 @@ def test_a_group_without_signal_is_ordered_all_the_same() -> None:
 def test_rows_in_another_order_choose_the_same_and_fewer_are_a_prefix(seed: int, n: int) -> None:
     z = columns(seed, n)
     shuffle = np.random.default_rng(seed).permutation(z.shape[1])
-    for order in (lambda g: removal(g)[0], lambda g: pursuit(g)[0]):
+    for order in (lambda g: greedy_removal(g)[0], lambda g: matching_pursuit(g)[0]):
         whole = order(z @ z.T)
         assert order(z[:, shuffle] @ z[:, shuffle].T) == whole
-    assert removal(z @ z.T)[0][: n - 1] == removal((2 * z) @ (2 * z).T)[0][: n - 1]
+    assert greedy_removal(z @ z.T)[0][: n - 1] == greedy_removal((2 * z) @ (2 * z).T)[0][: n - 1]
 
 
 # ---------------------------------------------------------------- the refit
@@ -331,10 +344,10 @@ def test_a_sampled_row_adds_up_to_the_output_it_was_drawn_from(
             if call.name != layer.weight:
                 return
             given = (call.x, call.weight.detach(), call.conv, columns_, count)
-            rows, _ = sampled_rows(*given, 5, torch.Generator().manual_seed(1))
+            rows, _ = scalar_rows(*given, 5, torch.Generator().manual_seed(1))
             y = out if call.bias is None else out - call.bias.view(1, -1, *[1] * (out.ndim - 2))
             y = y.flatten(2).transpose(1, 2).flatten(1) if y.ndim > 2 else y
-            image, scalar = _drawn(len(y), y.shape[1], 5, torch.Generator().manual_seed(1))
+            image, scalar = draw_scalars(len(y), y.shape[1], 5, torch.Generator().manual_seed(1))
             torch.testing.assert_close(rows.sum(1), y[image, scalar])
             self.seen = len(rows)
 
@@ -352,7 +365,7 @@ def test_samples_agree_with_the_exact_gram_the_better_the_more(
     exact = pl.measure(trained, graph, xs)["conv1"].alone()
 
     def sampled(number: int) -> ContributionGram:
-        return pl.measure(trained, graph, xs, **{what: number}, seed=3)["conv1"]
+        return measured(trained, graph, xs, **{what: number}, seed=3)["conv1"]
 
     def error(number: int) -> float:
         return float(np.abs(sampled(number).alone() - exact).sum() / exact.sum())
@@ -364,10 +377,10 @@ def test_samples_agree_with_the_exact_gram_the_better_the_more(
 
 
 def test_images_are_counted_by_class() -> None:
-    labels = torch.cat([y for _, y in stratified(batches(256, 1), 7)])
+    labels = torch.cat([y for _, y in iter_stratified(batches(256, 1), 7)])
     assert torch.bincount(labels).tolist() == [7, 7, 7, 7]
     with pytest.raises(pl.BadData, match="class"):
-        list(stratified([torch.zeros(3, 1, 12, 12)], 7))
+        list(iter_stratified([torch.zeros(3, 1, 12, 12)], 7))
 
 
 def test_published_sampling_proposes_and_is_repeatable(trained: nn.Module, data: pl.Data) -> None:
@@ -474,7 +487,7 @@ def test_the_conv_schedule_spares_the_last_resolution(trained: nn.Module, data: 
     assert session.propose() is None
     vgg = pl.zoo.load("vgg8", pretrained=False)
     graph = pl.trace(vgg, torch.zeros(1, 1, 28, 28))
-    keeps = spared("conv", graph, [g for g in graph.groups if g.prunable])
+    keeps = keep_factors("conv", graph, [g for g in graph.groups if g.prunable])
     assert [name for name, times in keeps.items() if times == 1] == [
         "conv1", "conv2", "conv3", "conv4",
     ]  # fmt: skip

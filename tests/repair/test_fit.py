@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunelab.repair import fit as fitting
-from prunelab.repair.fit import RIDGES, Fit, Rows, fit, ridge_without
+from prunelab.repair.fit import RIDGES, Fit, fit, ridge_without
+from prunelab.repair.recalibration import LEAST_RATIO
+from prunelab.repair.regression import Rows
 
 
 def problem(
@@ -131,7 +133,7 @@ def test_a_channel_that_all_but_died_is_not_blown_up() -> None:
     solved, held, old, _ = problem(30)
     old[:, 1] = 0  # gives nothing now
     found = fit(solved, held, old, constant=True, normed=True)
-    assert float(found.ratio[1]) == fitting.LEAST_RATIO
+    assert float(found.ratio[1]) == LEAST_RATIO
     assert torch.isfinite(found.weight).all()
 
 
@@ -170,7 +172,7 @@ def test_the_walk_finds_the_least_of_any_error_that_falls_and_then_rises(
         asked.append(place)
         return curve[place]
 
-    assert fitting._least(error_at) == (turn, low)
+    assert fitting._smallest(error_at) == (turn, low)
     assert len(asked) == len(set(asked))  # each costs a factorisation
 
 
@@ -215,8 +217,8 @@ def test_the_ridge_of_an_elimination_is_cautious_where_nothing_judges_it() -> No
     solved = seconds(100, 8, 2, 0)
     weight = torch.ones(8, 1, dtype=torch.float64)
     nothing = torch.full_like(solved, torch.nan)
-    assert ridge_without(gone, weight, solved, nothing, constant=False) == fitting.CAUTIOUS
-    assert ridge_without(gone, weight, solved, None, constant=False) == fitting.CAUTIOUS
+    assert ridge_without(gone, weight, solved, nothing, constant=False) == fitting.DEFAULT_RIDGE
+    assert ridge_without(gone, weight, solved, None, constant=False) == fitting.DEFAULT_RIDGE
 
 
 def test_the_ridge_of_an_elimination_is_the_weakest_that_does_nearly_as_well_as_the_best() -> None:

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 import prunelab as pl
 from prunelab.evidence import patch_moments as moments
 from prunelab.evidence.patch_moments import cross_moment, patch_moments, patches, positions_of
-from prunelab.evidence.reconstruction_target import Output, Outputs
+from prunelab.evidence.reconstruction_target import LayerOutput, OutputWatch
 from prunelab.graph.labels import layer_calls as calls
 from prunelab.loops.batch import finish, run_batch
 from prunelab.repair import fit as fitting
 from prunelab.repair import layer_problem
 from prunelab.repair import least_squares as repair
-from prunelab.repair.fit import Rows
-from prunelab.repair.layer_problem import LayerProblem, problem_of
+from prunelab.repair.layer_problem import LayerProblem
 from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import Traced, recalibrating
+from prunelab.repair.regression import Rows
 from prunelab.repair.rescale import rescaling
 
 
@@ -275,7 +275,7 @@ def repaired(net: nn.Module, **drop: list[int]) -> nn.Module:
     return after.network
 
 
-def own_output(there: Output, _: Output, channels: Tensor) -> Tensor:
+def own_output(there: LayerOutput, _: LayerOutput, channels: Tensor) -> Tensor:
     """The aim of a branch that does not care for its shortcut."""
     return there.y.index_select(1, channels)
 
@@ -304,7 +304,7 @@ def test_aiming_at_the_sum_makes_good_what_the_shortcut_lost(
 ) -> None:
     drop = {"a1": [0, 1, 2, 3], "b1": [4, 5]}
     summed = repaired(blocks, **drop)
-    monkeypatch.setattr(repair, "aim", own_output)
+    monkeypatch.setattr(repair, "reconstruction_target", own_output)
     plain = repaired(blocks, **drop)
     first = [error_of_sum(blocks, small, 0) for small in (plain, summed)]
     assert first[0] == pytest.approx(first[1])  # its shortcut lost nothing
@@ -316,7 +316,7 @@ def test_an_unpruned_shortcut_leaves_the_branch_its_own_output(
     blocks: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summed = repaired(blocks, b1=[1, 4])
-    monkeypatch.setattr(repair, "aim", own_output)
+    monkeypatch.setattr(repair, "reconstruction_target", own_output)
     plain = repaired(blocks, b1=[1, 4])
     assert not torch.equal(plain.b2.weight, blocks.b2.weight[:, [0, 2, 3, 5]])
     for name, tensor in plain.state_dict().items():
@@ -414,13 +414,13 @@ def task_of(net: nn.Module, x: Tensor, drop: dict[str, list[int]], name: str) ->
     graph = pl.trace(net, x)
     plan = pl.WidthPlan.full(graph).drop(drop)
     small = Traced(pl.cut(net, graph, plan), graph.after(plan))
-    task = problem_of(small, graph.layer(name), graph.layer(name))
+    task = LayerProblem.of(small, graph.layer(name), graph.layer(name))
     assert task is not None
     return task
 
 
-def call_of(net: nn.Module, x: Tensor, name: str) -> Output:
-    heard = Outputs(net, [f"{name}.weight"])
+def call_of(net: nn.Module, x: Tensor, name: str) -> LayerOutput:
+    heard = OutputWatch(net, [f"{name}.weight"])
     with torch.no_grad(), heard:
         net(x)
     return heard.found[f"{name}.weight"][0]
@@ -463,7 +463,7 @@ def test_a_few_positions_of_each_image_judge(kind: str, monkeypatch: pytest.Monk
         task.add(found.call, found.y, len(x), held=True)
     assert task.held is not None
     assert len(task.held) == 2 * 5 * layer_problem.POSITIONS
-    monkeypatch.setattr(layer_problem, "JUDGES", 5 * 325)
+    monkeypatch.setattr(layer_problem, "HELD_ROWS", 5 * 325)
     for _ in range(3):
         task.add(found.call, found.y, len(x), held=True)
     assert len(task.held) == 325, "never more than there is room for"

@@ -1,0 +1,211 @@
+"""Ridge regression of one layer's targets on its inputs, around its present weights.
+
+Samples come as rows or as second moments; either gives the same solution for any ridge.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEAD = 1e-3  # of the mean over entries: a smaller mean square counts as this much
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Samples of a regression, in the network's precision.
+
+    `p` [rows, entries] are the inputs, `y` [rows, out] the targets.
+    """
+
+    p: Tensor
+    y: Tensor
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(torch.cat([self.p, other.p]), torch.cat([self.y, other.y]))
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    @property
+    def variances(self) -> Tensor:
+        """The squared deviations of y from its means, summed [out]."""
+        y = self.y.double()
+        return (y - y.mean(0)).square().sum(0)
+
+    def errors(self, weight: Tensor, constant: Tensor) -> Tensor:
+        """||y - p weight - constant||^2 of each output [out]."""
+        return (self.y.double() - self.p.double() @ weight - constant).square().sum(0)
+
+    @property
+    def moments(self) -> Moments:
+        """The second moments of the samples."""
+        ones = self.p.new_ones(len(self.p), 1)
+        p, y = torch.cat([self.p, ones], 1).double(), self.y.double()
+        return Moments(p.T @ p, p.T @ y, y.square().sum(0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Second moments of a regression's samples, summed in float64.
+
+    `second` [entries + 1, entries + 1] sums (p, 1)(p, 1)', `cross` [entries + 1, out] sums
+    (p, 1) y', `squares` [out] the squares of y.
+    """
+
+    second: Tensor
+    cross: Tensor
+    squares: Tensor
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.second + other.second, self.cross + other.cross, self.squares + other.squares
+        )
+
+    def __len__(self) -> int:
+        return round(float(self.second[-1, -1]))
+
+    @property
+    def variances(self) -> Tensor:
+        """The squared deviations of y from its means, summed [out]."""
+        return self.squares - self.cross[-1].square() / max(1, len(self))
+
+    def errors(self, weight: Tensor, constant: Tensor) -> Tensor:
+        """||y - p weight - constant||^2 of each output [out]."""
+        whole = torch.cat([weight, constant[None]])
+        errors = self.squares + ((self.second @ whole - 2 * self.cross) * whole).sum(0)
+        return errors.clamp_min(0)  # small errors are differences of large numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Centre:
+    """Means over the samples solved on: inputs [entries], targets and present outputs [out]."""
+
+    entries: Tensor
+    target: Tensor
+    present: Tensor
+
+    @property
+    def shift(self) -> Tensor:
+        """The present outputs' means minus the targets' [out]."""
+        return self.present - self.target
+
+
+class Regression(ABC):
+    """argmin ||missing - p change||^2 + ridge ||sizes^(1/2) change||^2, for any ridge.
+
+    `missing` is the target minus the present output. Because of the entries' own sizes, scaling a
+    channel and unscaling the weights that read it does not change the fit. `variances` [out] are
+    those of the present outputs and of the targets.
+    """
+
+    centre: Centre
+    variances: tuple[Tensor, Tensor]
+
+    def __init__(self, old: Tensor, constant: bool) -> None:
+        self.old = old
+        self.constant = constant
+
+    @abstractmethod
+    def change(self, ridge: float) -> Tensor:
+        """The change of the weights [entries, out]."""
+
+    def solution(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The weights [entries, out] and the constants [out]."""
+        change = self.change(ridge)
+        if not self.constant:
+            return self.old + change, torch.zeros_like(self.centre.shift)
+        return self.old + change, -self.centre.shift - self.centre.entries @ change
+
+
+class _ByRows(Regression):
+    """For fewer samples than entries: from the samples' products, one factorisation a ridge."""
+
+    def __init__(self, solved: Rows, old: Tensor, constant: bool) -> None:
+        super().__init__(old, constant)
+        p, y = solved.p.double(), solved.y.double()
+        present = p @ old
+        self.centre = Centre(p.mean(0), y.mean(0), present.mean(0))
+        self.variances = present.var(0, correction=0), y.var(0, correction=0)
+        missing = y - present
+        if constant:
+            p, missing = p - self.centre.entries, missing + self.centre.shift
+        self._sizes = _sizes(p.square().mean(0))
+        self._p = p / self._sizes.sqrt()
+        self._products = self._p @ self._p.T
+        self._missing = missing
+
+    def change(self, ridge: float) -> Tensor:
+        products = self._products.clone()
+        products.diagonal().add_(ridge * len(self._p))
+        return (self._p.T @ _solution(products, self._missing)) / self._sizes.sqrt()[:, None]
+
+
+class _ByMoments(Regression):
+    """From second moments, whose size is that of the entries: one factorisation a ridge."""
+
+    def __init__(self, solved: Moments, old: Tensor, constant: bool) -> None:
+        super().__init__(old, constant)
+        count = len(solved)
+        second, mean = solved.second[:-1, :-1] / count, solved.second[-1, :-1] / count
+        cross, target = solved.cross[:-1] / count, solved.cross[-1] / count
+        present = mean @ old
+        square = ((second @ old) * old).sum(0)
+        self.variances = (
+            (square - present.square()).clamp_min(0),
+            (solved.squares / count - target.square()).clamp_min(0),
+        )
+        if constant:
+            second = second - torch.outer(mean, mean)
+            cross = cross - torch.outer(mean, target)
+        self.centre = Centre(mean, target, present)
+        self._second = second
+        self._missing = cross - second @ old
+
+    def change(self, ridge: float) -> Tensor:
+        return _solution(with_ridge(self._second, ridge), self._missing)
+
+
+def _solution(matrix: Tensor, right: Tensor) -> Tensor:
+    """The solution for a positive definite matrix; NaN if rounding has made it indefinite."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info):
+        return torch.full_like(right, torch.nan)
+    return torch.cholesky_solve(right, factor)
+
+
+def with_ridge(second: Tensor, ridge: float) -> Tensor:
+    """A second moment [entries, entries] plus a ridge on its diagonal."""
+    ridged = second.clone()
+    ridged.diagonal().add_(ridge * _sizes(second.diagonal()))
+    return ridged
+
+
+def _sizes(squares: Tensor) -> Tensor:
+    """What the ridge is a share of, for each entry: its mean square, so that scale cancels.
+
+    A dead entry gets a small share of the others'.
+    """
+    return squares.clamp_min(DEAD * float(squares.mean())).clamp_min(
+        torch.finfo(squares.dtype).tiny
+    )
+
+
+def regression(solved: Rows | Moments, old: Tensor, constant: bool) -> Regression:
+    """The regression on these samples around the present weights.
+
+    Parameters
+    ----------
+    solved
+        The samples to solve on.
+    old
+        The present weights [entries, out], in float64.
+    constant
+        Whether each output may shift by a constant.
+    """
+    if isinstance(solved, Rows):
+        return _ByRows(solved, old, constant)
+    return _ByMoments(solved, old, constant)
