@@ -132,16 +132,15 @@ def sampled(
     model, graph
         The network and its graph.
     layers
-        Names of plain `nn.Conv2d`s. None takes those inside a branch that read the same channels
-        as its shortcut or projection.
+        Names of plain `nn.Conv2d` layers. None takes those inside a branch that read the same
+        channels as its shortcut or projection.
 
     Each becomes a `SampledConv2d` with a group of its own, so that every method can prune the
     inputs of a branch while its shortcut keeps them. Trace the result again. The channels from
-    which such a layer selects are then frozen, because it addresses them by index.
-
-    This saves multiply-adds but copies the selected channels at every call (`cost` counts the
-    bytes), so measure the latency. Raises `BadModel` where there is no such convolution,
-    `InvalidValue` for a layer that cannot select channels.
+    which such a layer selects are then frozen, because it addresses them by index. This saves
+    multiply-adds but copies the selected channels at every call (`cost` counts the bytes), so
+    measure the latency. Raises `BadModel` where there is no such convolution, `InvalidValue` for a
+    layer that cannot select channels.
     """
     made = copy_with(model, {})
     modules = dict(made.named_modules())
