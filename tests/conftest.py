@@ -1,6 +1,8 @@
-"""Shared by all tests: one thread, fixed seeds, and a trained toy network."""
+"""Shared by all tests: one thread, fixed seeds, a trained toy network, and which are quick."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,43 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
+
+# Modules of little work: 39 s of CPU together, measured.
+QUICK = {
+    "cli/test_without_torch.py",
+    "cost/test_allocate.py",
+    "evidence/test_contribution.py",
+    "figures/test_graph.py",
+    "figures/test_panels.py",
+    "figures/test_svg.py",
+    "graph/labels/test_label_mode.py",
+    "graph/surgery/test_editing.py",
+    "graph/surgery/test_widening.py",
+    "ledger/test_predictions.py",
+    "ledger/test_rows.py",
+    "methods/test_thinet.py",
+    "notebook/test_colours.py",
+    "notebook/test_parameters.py",
+    "repair/test_least_squares.py",
+}
+
+
+def _quick(path: Path) -> bool:
+    return path.relative_to(Path(__file__).parent).as_posix() in QUICK
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the other modules where only quick ones are asked for."""
+    alone = config.option.markexpr == "quick" and collection_path.suffix == ".py"
+    return True if alone and not _quick(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of quick modules."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and _quick(item.path):
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(autouse=True)

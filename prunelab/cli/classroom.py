@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
 
 
 def _submit(options: argparse.Namespace) -> int:
+    doctor.require_core()
     path = handin.submit(options.session, options.out)
     print(f"written: {path} ({path.stat().st_size / 1000:,.0f} kB). Hand in this one file.")
     return 0

@@ -75,9 +75,9 @@ def missing(names: Iterable[str]) -> list[str]:
 
 
 def require_core() -> None:
-    """Raise `MissingPackage` for the packages that pruning needs and that are not there."""
+    """Raise `MissingPackage` where a package that all of prunelab needs is missing."""
     if needed := missing(CORE):
-        raise MissingPackage(f"{lack(needed)}. To prune: pip install {' '.join(needed)}")
+        raise MissingPackage(f"{lack(needed)}. Install it: pip install {' '.join(needed)}")
 
 
 def lack(names: list[str]) -> str:

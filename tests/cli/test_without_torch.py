@@ -79,7 +79,9 @@ def test_without_torch_doctor_says_so_and_ends_with_status_1(
     assert re.search(r"torch(, numpy are| is) not installed.$", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["prune", "grade a.zip --rubric rubric.toml"])
+@pytest.mark.parametrize(
+    "command", ["prune", "submit run.prunelab", "grade a.zip --rubric rubric.toml"]
+)
 def test_without_torch_a_command_that_needs_it_ends_in_one_line(
     without: str, command: str, tmp_path: Path
 ) -> None:
