@@ -28,6 +28,7 @@ from prunelab.errors import BadModel
 aten = torch.ops.aten
 NAME = "TESTING_ONLY_GenericMode"  # which PyTorch uses in its own tests alone
 KEY = torch._C._dispatch_key_parse(NAME)
+BELOW = torch._C.DispatchKeySet(KEY)  # left out where a kernel calls what it stands for
 P = ParamSpec("P")
 Y = TypeVar("Y")
 R = TypeVar("R")
@@ -57,6 +58,7 @@ def private_random(seed: int | Stream = 0) -> Iterator[None]:
 
     Not to be held across a `yield`: see `privately`. An operation that is given a generator keeps
     it, and worker processes of a DataLoader draw as ever, from a base seed that is drawn here.
+    So do other threads of the user's, and fused CUDA attention that is called by its own name.
     Code that seeds the global generator does so for all threads, and changes nothing here; Python's
     and NumPy's generators are not PyTorch's, and stay global.
 
@@ -116,7 +118,7 @@ def _kernel(op: Any, drawing: Any) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         stream = _stream()
         given = op is drawing and (len(args) > place or kwargs.get("generator") is not None)
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(KEY)):
+        with torch._C._ExcludeDispatchKeyGuard(BELOW):
             device = None if stream is None or given else _device(args, kwargs)
             if stream is None or device is None:
                 return op(*args, **kwargs)
@@ -142,8 +144,9 @@ def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | Non
 
 def _native_dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     """Dropout as it is defined; the fused one takes no generator."""
-    if train is False or p == 0:
-        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    if _stream() is None or train is False or p == 0:
+        with torch._C._ExcludeDispatchKeyGuard(BELOW):
+            return aten.native_dropout(x, p, train)
     kept = torch.empty_like(x).bernoulli_(1 - p)
     return x * (kept / (1 - p) if p < 1 else kept), kept.bool()
 
@@ -158,7 +161,7 @@ def _attention(
             query, key, value, mask, p, causal, scale=scale, enable_gqa=enable_gqa
         )[0]
         return out
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(KEY)):
+    with torch._C._ExcludeDispatchKeyGuard(BELOW):
         return aten.scaled_dot_product_attention(
             query, key, value, mask, p, causal, scale=scale, enable_gqa=enable_gqa
         )

@@ -81,17 +81,22 @@ class Watch(TorchDispatchMode):
         self.calls: list[str] = []
         self._aside = False
         self._unfused = BaseTorchFunctionMode()  # under any such mode attention is not fused
+        self._depth = 0  # it is entered again for operations that are made of others
         self.origins = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.origins[tensor] = Origin.of(name, tensor)
 
     def __enter__(self) -> Any:
-        self._unfused.__enter__()
+        if not self._depth:
+            self._unfused.__enter__()
+        self._depth += 1
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *given: Any) -> None:
         super().__exit__(*given)  # type: ignore[no-untyped-call]
-        self._unfused.__exit__(*given)
+        self._depth -= 1
+        if not self._depth:
+            self._unfused.__exit__(*given)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
