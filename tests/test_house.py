@@ -205,8 +205,8 @@ def test_tutorials_of_a_wheel_are_copied_once_and_never_overwritten(
     wheel: Path, tmp_path: Path
 ) -> None:
     program = (
-        "from pathlib import Path; from prunelab import cli; "
-        "folder, said = cli.tutorials(); print(folder); print(len(said))"
+        "from prunelab.cli.main import tutorials; "
+        "folder, said = tutorials(); print(folder); print(len(said))"
     )
 
     def run() -> list[str]:
