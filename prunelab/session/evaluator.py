@@ -62,7 +62,7 @@ class Evaluator:
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
-        self.measurements = Measurements(self)
+        self.measurements = Measurements(self.splits, settings, graph, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
 
     # ------------------------------------------------------------ networks

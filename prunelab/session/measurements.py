@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import nn
 
 from prunelab.cost.counting import Latency, summed_up, timing
 from prunelab.cost.timing import LayerTimes, layer_times
 from prunelab.data.batches import batch_size
+from prunelab.data.splits import Splits
 from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.session.settings import Settings
 from prunelab.values import Progress, WidthPlan
-
-if TYPE_CHECKING:
-    from prunelab.session.evaluator import Evaluator
 
 CONTRIBUTION = ("contribution",)
 RUNS = 30  # of which a latency is the median
@@ -40,8 +39,13 @@ class Measurements:
     Readers on other threads see whole results only: what is remembered is replaced, never changed.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
+    def __init__(
+        self, splits: Splits, settings: Settings, graph: ChannelGraph, inputs: Callable[[], Any]
+    ) -> None:
+        self._splits = splits
+        self._settings = settings
+        self._graph = graph
+        self._inputs = inputs  # what one run is given
         self._evidence: dict[tuple[str, ...], tuple[str, Request, Evidence]] = {}
         self.layer_times: LayerTimes | None = None  # of the network timed last
         self.latencies: dict[str, Latency] = {}  # by fingerprint
@@ -53,15 +57,14 @@ class Measurements:
         known = self.known(mark, request)
         if known is not None:
             return known
-        settings = self._evaluator.settings
         found = yield from measuring(
             network,
             graph,
-            self._evaluator.splits.images(request.images),
+            self._splits.images(request.images),
             request.kinds,
             at=request.at,
-            forward=settings.forward,
-            loss=settings.loss,
+            forward=self._settings.forward,
+            loss=self._settings.loss,
             masks=request.masks,
             expected=request.images,
             mark=mark,
@@ -82,16 +85,16 @@ class Measurements:
     def time_layers(self, network: nn.Module, plan: WidthPlan) -> None:
         """Time the layers of the network of this plan, if those of no other were timed since."""
         if self.layer_times is None or self.layer_times.plan != plan:
-            evaluator, inputs = self._evaluator, self._evaluator.run_inputs()
+            inputs, forward = self._inputs(), self._settings.forward
             self.layer_times = layer_times(
-                network, evaluator.graph, plan, lambda: evaluator.settings.forward(network, inputs)
+                network, self._graph, plan, lambda: forward(network, inputs)
             )
 
     def time_runs(self, network: nn.Module, mark: str | None) -> Generator[Progress, None, Latency]:
         """Seconds of one run; remembered under the fingerprint `mark` (None: not remembered)."""
-        inputs = self._evaluator.run_inputs()
+        inputs = self._inputs()
         seconds: list[float] = []
-        for took in timing(network, inputs, RUNS, self._evaluator.settings.forward):
+        for took in timing(network, inputs, RUNS, self._settings.forward):
             seconds.append(took)
             yield Progress(len(seconds), RUNS, "timing")
         found = replace(summed_up(network, seconds), inputs=batch_size(inputs))

@@ -19,7 +19,6 @@ from scipy.stats import spearmanr
 import prunelab as pl
 from prunelab.methods.aofp_sampled import ScoringPath
 from prunelab.methods.aofp_search import expected_damages
-from prunelab.session.measurements import Measurements
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -53,7 +52,7 @@ def closed_form_time() -> None:
                     session.model(x)
 
         def propose(session: pl.Session = session) -> None:
-            session._evaluator.measurements = Measurements(session._evaluator)
+            session._evaluator.measurements._evidence = {}
             session.propose()
             session.reject()
 

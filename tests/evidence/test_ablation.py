@@ -246,7 +246,7 @@ def test_greedy_is_greedy_and_no_better_than_the_best(trained: nn.Module, data: 
     assert reached >= exhaustive(trained, graph, few, "stem", 3)[1] - 1e-6
     (shown,) = session.state.proposed.seen
     assert shown.units == graph["stem"].units
-    assert "last asked" in shown.meaning
+    assert "last value before its removal" in shown.meaning
 
 
 def test_greedy_stops_at_the_target_and_keeps_one_of_each(

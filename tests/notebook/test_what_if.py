@@ -266,7 +266,7 @@ def test_what_fails_in_the_background_is_not_shown_and_not_begun_again(
         tries.append(more["repair"])
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(session, "trial", fails)
+    monkeypatch.setattr(session, "compare_move", fails)
     shown.press("propose")
     wait_until(lambda: shown._background.step_time() is not None)
     assert tries == [False, True]
@@ -283,10 +283,10 @@ def test_a_trial_that_gave_way_to_a_verb_said_in_code_is_begun_again(
         if len(tries) > 1:
             return trial(drop, **more)
         began.set()
-        wait_until(session._wanted.is_set)
+        wait_until(session._runner._preempted.is_set)
         raise Stopped("it gave way")
 
-    monkeypatch.setattr(session, "trial", slow)
+    monkeypatch.setattr(session, "compare_move", slow)
     shown.press("propose")
     assert began.wait(60)
     session._wanted.set()
@@ -437,7 +437,7 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
 
     def around() -> tuple[int, int, int]:
         gc.collect()
-        return len(widgets._instances), len(session._listeners), threading.active_count()
+        return len(widgets._instances), len(session._runner._listeners), threading.active_count()
 
     counts = []
     for turn in range(100):
