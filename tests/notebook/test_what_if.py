@@ -289,7 +289,7 @@ def test_a_trial_that_gave_way_to_a_verb_said_in_code_is_begun_again(
     monkeypatch.setattr(session, "compare_move", slow)
     shown.press("propose")
     assert began.wait(60)
-    session._wanted.set()
+    session._runner._preempted.set()
     wait_until(lambda: "Repaired: " in Page(shown).said("trial"))
     assert tries == [False, False, True]
 
