@@ -148,7 +148,9 @@ class Grader:
         own = network.state_dict()
         for name in sorted({*own, *tensors}):
             if name not in own or name not in tensors:
-                raise HandInError(f"the weights are another network's: {name} is in one of the two")
+                raise HandInError(
+                    f"the weights are another network's: {name} is missing in one of them"
+                )
             found, wanted = tensors[name], own[name]
             if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
                 raise HandInError(

@@ -61,8 +61,8 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
         network = graph.network()
         if network is None:
             raise InvalidValue(
-                "The traced network is gone, so another input size cannot be costed. Trace it "
-                "again, or leave example_inputs out."
+                "The traced network is gone, so its cost cannot be computed for another input "
+                "size. Trace it again, or leave example_inputs out."
             )
         counter = _counted(network, example_inputs)
         positions, applied = counter.positions, counter.applied

@@ -168,14 +168,14 @@ class _GuardRun:
         mode, store = self.mode, self.mode.store
         for layer in store.trace.layers.values():
             if layer.name not in self.known:
-                store.freeze(layer.out, "training mode, where alone it ran, did not run to its end")
+                store.freeze(layer.out, "it runs only in training mode, which failed")
         for name in mode_dependent(self.model):
-            store.guarded[name] = f"code of {name or 'the network'} for training may read it"
+            store.guarded[name] = f"it may be read by training-only code of {name or 'the network'}"
         for part in idle(self.model, mode.used):
             above = part.rpartition(".")[0]
             while above and above not in mode.stack.entered:
                 above = above.rpartition(".")[0]
-            store.guarded[above] = f"{part}, which did not run, may read it in training"
+            store.guarded[above] = f"it may be read in training by {part}, which did not run"
         mode.numbers, mode.careful = self.numbers, True
         self.model.eval()
         _run_stand_in(mode, self.model, self.run, OUTPUT)

@@ -106,7 +106,7 @@ class RowStore(ABC):
             for (piece,) in database.execute(PIECES, (tensor,)):
                 data += piece
             if named(kind, shape, data) != tensor:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"{name} is corrupted")
             weights[name] = tensor_of(kind, shape, data)
         return weights
 
@@ -124,7 +124,7 @@ class RowStore(ABC):
         if seq != place:
             raise self._damaged(f"event {place} is missing")
         if zlib.crc32(text) != crc:
-            raise self._damaged(f"event {seq} is not what was written")
+            raise self._damaged(f"event {seq} is corrupted")
         try:
             event = revive(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ class RowStore(ABC):
                 "have written it. Open it with that version."
             ) from None
         if not isinstance(event, Event):
-            raise self._damaged(f"row {seq} is no event")
+            raise self._damaged(f"row {seq} is not an event")
         return event
 
     @contextmanager

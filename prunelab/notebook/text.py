@@ -516,7 +516,7 @@ def parse_units(text: str) -> Units:
     for part in re.split(r"[,\s]+", text.strip()):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if part and not match:
-            raise InvalidValue(f"{part!r} is no channel; write numbers such as 3, 7, 10-12.")
+            raise InvalidValue(f"{part!r} is not a channel; write numbers such as 3, 7, 10-12.")
         if match:
             units.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return units_of(units)

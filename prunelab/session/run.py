@@ -64,7 +64,7 @@ def _relax(parts: Parts, goal: int) -> None:
     if method is None:
         base, now = state.base.cost.macs, state.now.cost.macs
         raise BudgetUnreachable(
-            f"{parts.method.name} has nothing more to propose at {now / base:.0%} of the "
+            f"{parts.method.name} has no further moves at {now / base:.0%} of the "
             f"MACs; {goal / base:.0%} was asked for. Allow more damage (max_theta), more "
             "groups, or a larger target.",
             parts.history.plan,

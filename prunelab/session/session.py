@@ -109,7 +109,7 @@ class Session:
         """
         ledger = Ledger(FileStore.open(path))
         if not len(ledger):
-            raise SessionFileError(f"{path} holds no events; it is no session to resume.")
+            raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
         known = ("graph", "forward", "loss", "metrics", "train", "example_inputs", "device")
         if unknown := set(own) - set(known):
             raise InvalidValue(

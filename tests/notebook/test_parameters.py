@@ -155,7 +155,7 @@ def test_propose_uses_the_parameters_and_the_script_writes_them(
     script = session.export(tmp_path / "again.py").read_text()
     began, changed = script.index("theta=0.05"), script.index("theta=0.2")
     assert began < script.index("session.method = ") < changed < script.index("session.propose()")
-    assert len(session.ledger) == 2, "a change of parameters is no event"
+    assert len(session.ledger) == 2, "a change of parameters is not an event"
 
 
 def test_a_bad_value_is_a_red_line_and_changes_nothing(page: Page, session: pl.Session) -> None:

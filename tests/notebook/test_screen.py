@@ -595,7 +595,7 @@ def test_a_list_of_channels_is_taken_or_answered(screen: Screen) -> None:
     page.put("units", None, "3, 7, 10-12")
     assert screen.choice.drop[screen.choice.group] == (3, 7, 10, 11, 12)
     page.put("units", None, "3, x")
-    assert "'x' is no channel" in Page(screen).said("error")
+    assert "'x' is not a channel" in Page(screen).said("error")
     page.put("units", None, "9999")
     assert "does not have" in Page(screen).said("error")
     assert screen.choice.drop[screen.choice.group] == (3, 7, 10, 11, 12)

@@ -216,7 +216,7 @@ class LabelMode(Watch):
         if origin is None or origin.name not in self._samplers:
             return False
         store, name, width = self.store, origin.name, out.shape[1]
-        store.freeze(store.labels(x), f"{name} picks from it by number")
+        store.freeze(store.labels(x), f"{name} selects from it by index")
         layer = store.trace.layers.get(name)
         if layer is None:
             layer = store.trace.layers[name] = LayerTrace(
@@ -253,7 +253,7 @@ class LabelMode(Watch):
         elif packet in RESIZES:
             name = packet.__name__.strip("_")
             if packet.__name__.startswith("grid_sampler"):
-                store.freeze(store.labels(args[1]), "it says where an image is sampled")
+                store.freeze(store.labels(args[1]), "it holds coordinates for resampling an image")
             arithmetic.resize(store, args[0], out, RESIZES[packet], name)
         elif packet in NORMALISES_BATCH:
             arithmetic.normalise_batch(store, self.origin, args, out)
@@ -301,8 +301,8 @@ class LabelMode(Watch):
         origin = self.origin(weight)
         for tensor, why in (
             (x, "a deformable convolution reads it"),
-            (offset, "it says where a deformable convolution reads"),
-            (mask, "it says how much a deformable convolution reads"),
+            (offset, "it holds offsets for a deformable convolution"),
+            (mask, "it holds weights for the positions of a deformable convolution"),
         ):
             self.store.freeze(self.store.labels(tensor), why)
         if origin is not None and origin.plain and args[11] == 1:

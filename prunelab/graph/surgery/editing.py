@@ -169,7 +169,7 @@ def sampled(
         conv = modules.get(name)
         if type(conv) is not nn.Conv2d or conv.groups > 1 or graph.layer(name).computed:
             raise InvalidValue(
-                f"{name} cannot pick its channels: only a plain nn.Conv2d with groups=1 can, and "
+                f"{name} cannot select its channels: only a plain nn.Conv2d with groups=1 can, and "
                 "with a weight of its own. Leave it out."
             )
         select_channels(conv)

@@ -50,7 +50,7 @@ def test_a_sampler_has_a_group_of_its_own_and_cuts_are_exact(name: str) -> None:
         assert group.prunable
         assert group.consumers == (layer.name.removesuffix(".sampler"),)
         assert layer.macs == 0
-    picked = [group for group in graph.groups if "picks from it by number" in group.why]
+    picked = [group for group in graph.groups if "selects from it by index" in group.why]
     assert picked
     assert_exact(model, graph, X)
 
@@ -62,7 +62,7 @@ def test_the_shortcut_keeps_what_the_branch_drops(sampling: nn.Module) -> None:
     assert small.conv1.sampler.tolist() == [0, 3, 4, 5, 7]
     assert (small.conv1.in_channels, small.stem.out_channels) == (5, 8)
     assert small.bn2.num_features == 8
-    with pytest.raises(pl.IllegalPlan, match=r"conv1\.sampler picks from it"):
+    with pytest.raises(pl.IllegalPlan, match=r"conv1\.sampler selects from it"):
         plan.drop({"stem": [0]})
 
 
