@@ -167,7 +167,7 @@ def _attention(
         )
 
 
-def _drawing(op: Any) -> Any:
+def _with_generator(op: Any) -> Any:
     """`op` if it takes a generator, or else the overload that takes one more; None without."""
 
     def shape(one: Any) -> list[tuple[str, str]]:
@@ -193,7 +193,10 @@ def _registered() -> tuple[Library, Library]:
         if space != "aten":
             continue
         op = getattr(getattr(aten, packet), overload or "default")
-        if torch.Tag.nondeterministic_seeded in op.tags and (drawing := _drawing(op)) is not None:
+        if (
+            torch.Tag.nondeterministic_seeded in op.tags
+            and (drawing := _with_generator(op)) is not None
+        ):
             own.impl(op, _kernel(op, drawing))
     return every, own
 

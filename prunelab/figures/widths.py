@@ -35,7 +35,7 @@ DIAMOND = "◆"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WidthRow:
     """One group: channels at the start, now, after the proposal; `layers` that share them.
 
     Or a module: the means of its `groups`.
@@ -61,7 +61,7 @@ class WidthsInfo:
     At most `room` rows carry a label.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[WidthRow, ...]
     selected: str | None = None
     room: int = ROOM
 
@@ -77,7 +77,7 @@ def widths_info(
     now, proposed = state.widths(), state.proposed_widths()
     return WidthsInfo(
         rows=tuple(
-            Row(name, state.began.widths[name], now[name], proposed[name], tuple(producers))
+            WidthRow(name, state.began.widths[name], now[name], proposed[name], tuple(producers))
             for name, producers in layers.items()
         ),
         selected=selected,
@@ -140,12 +140,12 @@ def draw_widths(info: WidthsInfo) -> Panel:
     )
 
 
-def _label(row: Row, selected: str | None) -> str:
+def _label(row: WidthRow, selected: str | None) -> str:
     text = shorten(row.name) + " "
     return f"<b>{text}</b>" if row.name == selected else text
 
 
-def _hover(row: Row) -> str:
+def _hover(row: WidthRow) -> str:
     text = f"{row.name}: {row.now:.4g} of {row.original:.4g} channels"
     if row.proposed != row.now:
         text += f", proposed {row.proposed:.4g}"
@@ -180,16 +180,16 @@ def gathered(info: WidthsInfo, most: int = MOST) -> WidthsInfo:
     The modules that hold the selected group are taken apart.
     """
     names = modules([row.name for row in info.rows], most, info.selected)
-    inside: dict[str, list[Row]] = {}
+    inside: dict[str, list[WidthRow]] = {}
     for row in info.rows:
         inside.setdefault(names[row.name], []).append(row)
     rows = [group[0] if len(group) == 1 else _mean(name, group) for name, group in inside.items()]
     return replace(info, rows=tuple(rows))
 
 
-def _mean(module: str, rows: Sequence[Row]) -> Row:
+def _mean(module: str, rows: Sequence[WidthRow]) -> WidthRow:
     original, now, proposed = (
         sum(getattr(row, kind) for row in rows) / len(rows)
         for kind in ("original", "now", "proposed")
     )
-    return Row(module, original, now, proposed, (module,), tuple(row.name for row in rows))
+    return WidthRow(module, original, now, proposed, (module,), tuple(row.name for row in rows))

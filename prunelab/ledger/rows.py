@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger.content import named, raw, tensor_of
+from prunelab.ledger.content import content_hash, raw, tensor_of
 from prunelab.ledger.events import Event
 from prunelab.values import revive, thaw
 
@@ -105,7 +105,7 @@ class RowStore(ABC):
             data = bytearray()
             for (piece,) in database.execute(PIECES, (tensor,)):
                 data += piece
-            if named(kind, shape, data) != tensor:
+            if content_hash(kind, shape, data) != tensor:
                 raise ValueError(f"{name} is corrupted")
             weights[name] = tensor_of(kind, shape, data)
         return weights
@@ -164,7 +164,7 @@ def _tables(database: sqlite3.Connection) -> set[str]:
 def _keep(database: sqlite3.Connection, tensor: Tensor) -> tuple[str, str, list[int]]:
     """Store a tensor unless it is already stored; returns its name, type and shape."""
     kind, shape, data = raw(tensor)
-    name = named(kind, shape, data)
+    name = content_hash(kind, shape, data)
     if database.execute("SELECT 1 FROM piece WHERE tensor = ?", (name,)).fetchone() is None:
         database.executemany(
             "INSERT INTO piece VALUES (?, ?, ?)",

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, InvalidValue, NotFinite
-from prunelab.graph.trace import undisturbed
+from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import (
     Loss,
     checked,
@@ -38,7 +38,7 @@ STEPS = 400  # batches of tuning when nobody says how many
 class Training:
     """How prunelab's own loop trains: SGD with momentum and a cosine from `lr` to zero.
 
-    Weight decay spares biases and BatchNorm, as in AOFP's released code. With `imitate`, and the
+    Weight decay spares biases and BatchNorm, as in AOFP's released code. With `distil`, and the
     session's default loss, `tune` learns what the original network gives instead of the labels
     (Hinton, Vinyals, Dean, 2015): that does not overfit a small training set.
     """
@@ -46,7 +46,7 @@ class Training:
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    imitate: bool = True
+    distil: bool = True
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
@@ -78,7 +78,7 @@ class Metric:
     higher_is_better: bool = True
 
 
-def imitating(teacher: nn.Module, seed: int) -> Loss:
+def distillation_loss(teacher: nn.Module, seed: int) -> Loss:
     """The loss of giving other logits than `teacher`, at temperature 2; needs no labels.
 
     Each image is first blended with another one of its batch, at random from `seed`: the teacher
@@ -114,7 +114,7 @@ def answering(
     given: list[int] = []
     total, done = 0.0, 0
     expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
-    with undisturbed(model):
+    with state_preserved(model):
         model.eval()
         for batch in guarded(loader):
             logits = checked(run_batch, model, batch)
@@ -144,7 +144,7 @@ def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
 
     def measured(model: nn.Module, loader: Iterable[Any]) -> float:
         total = count = 0.0
-        with undisturbed(model), private_random(), torch.no_grad():
+        with state_preserved(model), private_random(), torch.no_grad():
             model.eval()
             for batch in guarded(loader):
                 size = batch_size(batch)

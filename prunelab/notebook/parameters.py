@@ -1,4 +1,4 @@
-"""The fold of the method: a box for every field of its dataclass, and a slider for theta."""
+"""The section of the method: a box for every field of its dataclass, and a slider for theta."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of, trace, undisturbed
+from prunelab.graph.trace import copy_of, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
@@ -94,7 +94,7 @@ class Evaluator:
 
     def outputs(self, network: nn.Module) -> Any:
         """What `network` gives for the first training batch, in evaluation mode."""
-        with undisturbed(network), private_random(), torch.no_grad():
+        with state_preserved(network), private_random(), torch.no_grad():
             network.eval()
             return self.settings.forward(network, self.splits.sample())
 

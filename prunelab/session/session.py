@@ -375,7 +375,7 @@ class Session:
     def tune(self, steps: int = STEPS) -> State:
         """Train the network for `steps` batches; committed when they are done, or nothing is.
 
-        The session's `train` says how; `Training` imitates the original network by default. Where
+        The session's `train` says how; `Training` distils the original network by default. Where
         that leaves the first metric worse on the validation images than it was, by more than a
         step may noticeably cost (a point of an accuracy), it is not taken, and the ledger says so;
         a trainer of your own is always taken.

@@ -35,7 +35,7 @@ from prunelab.ledger.events import (
     Tuned,
     Undone,
 )
-from prunelab.loops.training import Training, imitating, training
+from prunelab.loops.training import Training, distillation_loss, training
 from prunelab.methods.base import found, parameters
 from prunelab.session.context import macs_of, measuring, search_context
 from prunelab.session.evaluator import Evaluator, Judgement
@@ -310,8 +310,8 @@ def _trained(
     done, by, replayable = steps, "prunelab", True
     if isinstance(settings.train, Training):
         loss = settings.loss
-        if settings.classifies and settings.train.imitate:
-            loss = imitating(copy_of(evaluator.base).eval(), seed)
+        if settings.classifies and settings.train.distil:
+            loss = distillation_loss(copy_of(evaluator.base).eval(), seed)
         work = training(
             network, lambda epoch: splits.shuffled(seed + epoch), steps, loss, settings.train
         )

@@ -443,10 +443,10 @@ BAD = {
     "another plan": (set_part("plan.json", b'{"kept": {"conv9": [0]}}'), "another network"),
     "an infinite unit": (set_part("plan.json", b'{"kept": {"stem": [1e999]}}'), ""),
     "no plan": (lambda parts: parts.pop("plan.json"), "it has no plan.json"),
-    "a path upwards": (set_part("../../evil.py", b"print()"), "no part of a hand-in"),
-    "an absolute path": (set_part("/evil.py", b"print()"), "no part of a hand-in"),
-    "a script": (set_part("network.py", b"print()"), "no part of a hand-in"),
-    "an odd step": (set_part("step-../1.safetensors", b""), "no part of a hand-in"),
+    "a path upwards": (set_part("../../evil.py", b"print()"), "not part of a hand-in"),
+    "an absolute path": (set_part("/evil.py", b"print()"), "not part of a hand-in"),
+    "a script": (set_part("network.py", b"print()"), "not part of a hand-in"),
+    "an odd step": (set_part("step-../1.safetensors", b""), "not part of a hand-in"),
 }
 
 
@@ -570,7 +570,7 @@ def test_one_broken_hand_in_never_stops_the_others(
     assert [row["points"] for row in rows] == ["12.11", "0.0", "4.0"]
     assert [row["of"] for row in rows] == ["13.0"] * 3
     assert rows[0]["problems"] == ""
-    assert "no zip" in rows[1]["problems"]
+    assert "not a zip file" in rows[1]["problems"]
     assert rows[1]["MACs"] == ""
     assert "states a validation accuracy" in rows[2]["problems"]
     assert float(rows[0]["MACs share"]) < 0.95

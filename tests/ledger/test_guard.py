@@ -1,4 +1,4 @@
-"""A move that would ruin is not made in silence: alarms, the floor of a run, chance."""
+"""Alarms after a step that costs too much, the floor of a run, and networks at chance."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_repair_or_a_tune_that_ruins_is_told_with_advice_of_its_own(
     session.repair("bn")
     assert session.state.alarm() is None, "it cost nothing more"
     alarm = guard.Alarm("accuracy", 0.9, 0.5, guard.POINTS)
-    assert alarm.sentence(session.ledger[-1]).endswith("may cost. Undo it, or tune.")
+    assert alarm.sentence(session.ledger[-1]).endswith("per step. Undo it, or tune.")
 
 
 def test_a_repair_that_comes_with_an_approve_is_held_against_the_network_before_both(
@@ -423,7 +423,7 @@ def test_a_tune_that_makes_the_network_worse_is_not_taken_and_says_so(
     trained: nn.Module, data: pl.Data
 ) -> None:
     wrong = pl.Data(train=[(x, (y + 1) % 4) for x, y in data.train], val=data.val)
-    session = pl.Session(trained, wrong, train=pl.Training(imitate=False))
+    session = pl.Session(trained, wrong, train=pl.Training(distil=False))
     session.propose()
     session.approve()
     before = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}

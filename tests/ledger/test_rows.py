@@ -305,11 +305,11 @@ def test_changed_weights_are_called_damaged(
 def test_bytes_that_are_no_such_tensor_are_called_damaged(
     tmp_path: Path, kind: str, shape: list[int], found: str
 ) -> None:
-    from prunelab.ledger.content import named
+    from prunelab.ledger.content import content_hash
 
     store = FileStore.create(tmp_path / "w")
     keep(store, conv=torch.tensor([1.0, 2.0]))
-    tensor = named(kind, shape, bytearray(bits(torch.tensor([1.0, 2.0]))))
+    tensor = content_hash(kind, shape, bytearray(bits(torch.tensor([1.0, 2.0]))))
     with sqlite3.connect(store.path) as other:
         other.execute("UPDATE piece SET tensor = ?", (tensor,))
         other.execute(*listed({"conv": [tensor, kind, shape]}))

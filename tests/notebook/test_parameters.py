@@ -1,4 +1,4 @@
-"""The fold of the method: boxes for a dataclass's fields, and what a change of them does."""
+"""The section of the method: boxes for a dataclass's fields, and what a change of them does."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def screen(session: pl.Session) -> Iterator[Screen]:
 
 @pytest.fixture
 def page(screen: Screen) -> Page:
-    """The screen with the method's fold open."""
+    """The screen with the method's section open."""
     made = Page(screen)
     made.unfold("method")
     return made

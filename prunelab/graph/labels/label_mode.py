@@ -43,7 +43,7 @@ from prunelab.graph.labels.op_tables import (
 from prunelab.graph.labels.provenance import Origin
 from prunelab.graph.labels.shape_run import NeedsValues, needs_values, shapes_only
 from prunelab.graph.labels.views import Views, index_put
-from prunelab.graph.modules.channel_selector import samplers
+from prunelab.graph.modules.channel_selector import selector_buffers
 from prunelab.graph.modules.module_attributes import is_bare_norm
 
 __all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
@@ -75,7 +75,7 @@ class LabelMode(Watch):
         self._inexact = inexact
         self._deadline = deadline
         self._views = Views(self.store)
-        self._samplers = set(samplers(model))
+        self._selectors = set(selector_buffers(model))
         self._from_layer = WeakTensorKeyDictionary()  # the output tensor of a layer -> its name
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -189,7 +189,7 @@ class LabelMode(Watch):
         """Label the outputs of any other operation."""
         packet, store = func.overloadpacket, self.store
         tensors = tensors_in(*args, kwargs)
-        if packet is aten.index_select and self._samples(args[0], self.origin(args[2]), out):
+        if packet is aten.index_select and self._selects(args[0], self.origin(args[2]), out):
             return
         if packet in VIEWS:
             for made in tree_leaves(out):
@@ -211,9 +211,9 @@ class LabelMode(Watch):
         elif isinstance(out, Tensor) and func._schema.is_mutable:
             self._views.written_fixed(out)
 
-    def _samples(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
+    def _selects(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
         """Whether a convolution selects channels here; it then issues channels of its own."""
-        if origin is None or origin.name not in self._samplers:
+        if origin is None or origin.name not in self._selectors:
             return False
         store, name, width = self.store, origin.name, out.shape[1]
         store.freeze(store.labels(x), f"{name} selects from it by index")
@@ -320,7 +320,7 @@ class LabelMode(Watch):
 
     def on_bare_norm(self, name: str, x: Tensor) -> None:
         """A normalisation module without parameters, but with a fixed width, reads `x`."""
-        with self.aside():
+        with self.suspended():
             labels = self.store.column(x, 1, name)
             if name in self.store.trace.bare:
                 self.store.unite(self.store.trace.bare[name], labels, f"the shared {name}")
@@ -328,7 +328,7 @@ class LabelMode(Watch):
 
     def _pass(self, given: Any) -> None:
         if self.store.guarded:
-            with self.aside():
+            with self.suspended():
                 self.store.guard(given)
 
     def _in_time(self, where: str) -> None:
