@@ -76,8 +76,19 @@ def class_recall_info(
 ) -> ClassRecallInfo:
     """Two networks' answers to the same images, class by class.
 
-    `classes` are the names in order of their numbers; `most` classes are shown, those whose recall
-    changes most. Raises `InvalidValue` where the images are not the same.
+    Parameters
+    ----------
+    before, after
+        The answers of the two networks.
+    classes
+        The names of the classes, in the order of their numbers.
+    most
+        The number of classes shown: those whose recall changes most.
+
+    Raises
+    ------
+    InvalidValue
+        Where the answers are for different images.
     """
     if before.labels != after.labels:
         raise InvalidValue(
@@ -273,11 +284,29 @@ def class_recall(
     metric: str = "metric",
     theme: Theme = "light",
 ) -> go.Figure:
-    """What changes from one network's answers to another's on the same images.
+    """The differences between two networks' answers to the same images.
 
-    `before` and `after` are `PairedComparison.answers`, or, where nothing is classified, the
-    `metric` of each batch (`PairedComparison.batches`). `pictures` are images by their place in
-    the split, as `Session.pictures` gives them; a dozen whose answer flips are shown.
+    It shows the recall of each class, the confusion of classes, and images whose answer changes.
+
+    Parameters
+    ----------
+    before, after
+        The answers of the two networks (`PairedComparison.answers`) or, without classification,
+        the metric on each batch (`PairedComparison.batches`).
+    classes
+        The names of the classes, in the order of their numbers.
+    pictures
+        Images by their index in the split, as `Session.pictures` returns them; up to twelve of
+        those whose answer changes are shown.
+    metric
+        The name of the metric on batches.
+    theme
+        "light" or "dark".
+
+    Raises
+    ------
+    InvalidValue
+        For answers to different images, or answers and batches together.
     """
     if not (isinstance(before, Answers) and isinstance(after, Answers)):
         if isinstance(before, Answers) or isinstance(after, Answers):

@@ -50,7 +50,22 @@ NAMED_PX = 13  # lower rows are named by stage
 
 
 def coupling(graph: ChannelGraph, part: str = "", *, theme: Theme = "light") -> go.Figure:
-    """The layers of `graph` in the order they run, and what couples them."""
+    """The layers of `graph` in execution order, and the couplings between them.
+
+    Parameters
+    ----------
+    graph
+        The channel graph.
+    part
+        The name of the module to which the figure is limited; "": the whole network.
+    theme
+        "light" or "dark".
+
+    Raises
+    ------
+    UnknownName
+        When no layer is in `part`.
+    """
     return draw_coupling(coupling_info(graph, part), theme)
 
 

@@ -71,7 +71,17 @@ def widths_info(
     layers: Mapping[str, Sequence[str]] | None = None,
     selected: str | None = None,
 ) -> WidthsInfo:
-    """The groups in `layers` (name to its producing layers); default: every group, one layer."""
+    """The width of each group in the original network, now, and after the pending move.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    layers
+        The groups to show, name to producing layers; None: every group, with one layer.
+    selected
+        The name of the group that is shown in bold.
+    """
     if layers is None:
         layers = {name: (name,) for name in state.began.widths}
     now, proposed = state.widths(), state.proposed_widths()
@@ -163,9 +173,19 @@ def widths(
     by: Literal["group", "module"] = "group",
     theme: Theme = "light",
 ) -> go.Figure:
-    """The channels of every group: at the start, now, and after the pending move.
+    """The channels of every group: in the original network, now, and after the pending move.
 
-    A long network makes a tall figure; `by="module"` gives the means of the modules' groups.
+    Parameters
+    ----------
+    state
+        The state to draw.
+    layers
+        The groups to show, name to producing layers; None: every group, with one layer.
+    by
+        "group" draws a row for each group, "module" the means over the groups of each module,
+        which keeps the figure of a long network short.
+    theme
+        "light" or "dark".
     """
     info = widths_info(state, layers)
     if by == "module":

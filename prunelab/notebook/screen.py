@@ -314,8 +314,22 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 
-    `arrange` "stack" puts the panels under each other, as a screen below 700 px always does.
-    `theme` "auto" follows JupyterLab's. A cell that is run again shows the screen that is there.
+    A cell that is run again shows the existing screen.
+
+    Parameters
+    ----------
+    session
+        The session to show.
+    arrange
+        "grid" puts the panels two by two, "stack" under each other, as a screen narrower than
+        700 px always does.
+    theme
+        "light", "dark", or "auto", which follows JupyterLab's theme.
+
+    Raises
+    ------
+    UnknownName
+        For another `arrange` or `theme`.
     """
     for screen in _open:
         if screen.session is session and screen.look == (arrange, theme):

@@ -297,5 +297,5 @@ def test_pictures_of_other_batches_are_refused(trained: nn.Module) -> None:
         pl.Data(train=batches(64, 1), val=flat),
         metrics={"none": lambda model, loader: 0.0},
     )
-    with pytest.raises(InvalidValue, match="hold something else"):
+    with pytest.raises(InvalidValue, match="are of another kind"):
         session.pictures([0])

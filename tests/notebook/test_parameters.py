@@ -176,7 +176,7 @@ def test_trouble_in_ones_own_validation_is_a_red_line_too(page: Page, session: p
     page.put("parameter", "ratio", 2)
     assert "ValueError: ratio is a share" in page.said("error")
     page.put("parameter", "shares", "{")
-    assert "no value in Python" in page.said("error")
+    assert "not a value in Python" in page.said("error")
     assert session.method == Mine()
     with pytest.raises(InvalidValue):
         read("{", Any)
