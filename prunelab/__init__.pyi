@@ -88,7 +88,7 @@ from .graph.surgery.editing import (
     rebuild as rebuild,
 )
 from .graph.surgery.editing import (
-    sampled as sampled,
+    with_channel_selectors as with_channel_selectors,
 )
 from .graph.surgery.widening import widened as widened
 from .graph.trace import trace as trace

@@ -1,4 +1,4 @@
-"""What can go wrong, in words: what was given, what is allowed, what to do next."""
+"""Exceptions. Each message says what was given, what is allowed and what to do next."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class PruneLabError(Exception):
-    """The root of every error that prunelab raises on purpose."""
+    """The base class of all errors that prunelab raises."""
 
 
 class UnknownName(PruneLabError, KeyError):
-    """A name that nothing answers to; the message lists what does."""
+    """An unknown name; the message lists the known ones."""
 
     def __init__(self, kind: str, given: object, known: Iterable[str]) -> None:
         names = list(known)
@@ -26,19 +26,19 @@ class UnknownName(PruneLabError, KeyError):
 
 
 class InvalidValue(PruneLabError, ValueError):
-    """A parameter outside of what it may be."""
+    """A parameter with a value that is not allowed."""
 
 
 class IllegalPlan(PruneLabError, ValueError):
-    """A plan or a move that asks for units that cannot be dropped."""
+    """A plan or move with units that cannot be dropped."""
 
 
 class BadModel(PruneLabError):
-    """A network that cannot be worked on: on the meta device, or with NaN in its weights."""
+    """A network that cannot be used: on the meta device, or with NaN in its weights."""
 
 
 class BadData(PruneLabError):
-    """Batches that cannot be used: none at all, of the wrong shape, or with impossible labels."""
+    """Batches that cannot be used: empty, of the wrong shape, or with impossible labels."""
 
 
 class TraceError(PruneLabError):
@@ -46,15 +46,15 @@ class TraceError(PruneLabError):
 
 
 class NotFinite(PruneLabError):
-    """NaN or infinity came up while measuring or training."""
+    """NaN or infinity occurred in measuring or training."""
 
 
 class WrongState(PruneLabError):
-    """A verb that cannot be said now."""
+    """The call is not valid in the session's current state."""
 
 
 class SessionBusy(WrongState):
-    """Another verb is at work; only Stop passes it."""
+    """Another verb is running; only `stop` is allowed."""
 
 
 class StaleEvidence(WrongState):
@@ -62,23 +62,23 @@ class StaleEvidence(WrongState):
 
 
 class Stopped(PruneLabError):
-    """The person asked to stop; nothing was changed by what was stopped."""
+    """A verb was stopped; it changed nothing."""
 
 
 class SessionFileError(PruneLabError):
-    """A session file that is not ours, of a newer format, damaged, or of another network."""
+    """A session file that is damaged, foreign, of a newer format, or of another network."""
 
 
 class HandInError(PruneLabError):
-    """A hand-in that cannot be read: not ours, damaged, or larger than its network can be."""
+    """A hand-in that cannot be read: damaged, foreign, or larger than its network can be."""
 
 
 class MissingPackage(PruneLabError, ImportError):
-    """An optional package is needed for this."""
+    """An optional package is missing."""
 
 
 class AtChance(PruneLabError):
-    """What was pruned without a person answers at chance; `result` is what came out."""
+    """The network that `prune` made is at chance; `result` holds it."""
 
     def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
@@ -86,9 +86,9 @@ class AtChance(PruneLabError):
 
 
 class BudgetUnreachable(PruneLabError):
-    """The target is not met: no legal move is left, or the next would ruin the network.
+    """The target cannot be met: no legal move is left, or the next would break the floor.
 
-    `plan` is the best so far.
+    `plan` is the best plan so far.
     """
 
     def __init__(self, message: str, plan: Any) -> None:

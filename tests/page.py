@@ -92,8 +92,8 @@ class Page:
         self.screen._told(do, arg, given, live)
 
     def unfold(self, name: str) -> None:
-        """Open a fold."""
-        assert any(e.get("data-fold") == name for e in self.elements)
+        """Open a section."""
+        assert any(e.get("data-section") == name for e in self.elements)
         self.screen._told("unfold", name, True, False)
 
     def value(self, do: str, arg: Any = None) -> Any:

@@ -3,7 +3,7 @@
 //   data-do="verb" data-arg="..."   what a click, or a change of the value, tells the kernel
 //   data-live                       a value that is told while it moves, not only when it rests
 //   data-filter="region"            a box that hides the rows of a region without its text
-//   data-fold="name"                a <details> whose contents the kernel makes once it is open
+//   data-section="name"                a <details> whose contents the kernel makes once it is open
 // It holds no text of its own.
 
 const NARROW = 700;      // px; narrower screens stand in one column
@@ -131,8 +131,8 @@ function render({ model, el }) {
   const entered = (event) => { if (event.key === "Enter") changed(event); };
   const unfolded = (event) => {
     const node = event.target;
-    if (node.dataset?.fold)
-      tell({ do: "unfold", arg: node.dataset.fold, value: node.open, live: false });
+    if (node.dataset?.section)
+      tell({ do: "unfold", arg: node.dataset.section, value: node.open, live: false });
   };
   sheet.addEventListener("click", clicked);
   sheet.addEventListener("input", typed);

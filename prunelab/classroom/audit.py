@@ -38,7 +38,7 @@ def audit(events: Sequence[Event], graph: ChannelGraph) -> State:
     for this graph.
     """
     if not events or not isinstance(events[0], Began):
-        raise Contradiction("the ledger does not begin with the beginning of a session")
+        raise Contradiction("the ledger must start with a Began event")
     began = events[0]
     widths = {group.name: group.width for group in graph.groups}
     if dict(began.widths) != widths:
@@ -70,7 +70,7 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
     move = state.pending
     match event:
         case Began():
-            raise _impossible(event, "the session begins a second time")
+            raise _impossible(event, "the ledger has a second Began event")
         case Proposed():
             if move is not None and not state.stale:
                 raise _impossible(event, "proposed while a move was pending")
@@ -89,7 +89,9 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
                 if move is None or state.stale:
                     raise _impossible(event, "approved though no move was pending")
                 if event.run is not None and type(event.run) not in (int, float):
-                    raise _impossible(event, "a run to what is no number approved it")
+                    raise _impossible(
+                        event, "the target of the run that approved it is not a number"
+                    )
                 plan = plan.drop(move.drop)
             if event.kept != plan.kept:
                 raise _impossible(event, "it keeps other units than the moves leave")
@@ -98,13 +100,13 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
         case Undone():
             undone = (state.undo_target()[0], move is not None)
             if not state.undoable or (event.step, event.proposal) != undone:
-                raise _impossible(event, "undid what was not there to undo")
+                raise _impossible(event, "undo without an undoable step")
         case Returned():
             if event.to == state.head or event.to not in {point.seq for point in state.points}:
-                raise _impossible(event, "it goes where no other network was")
+                raise _impossible(event, "it returns to an unknown point")
         case Noted():
             if {type(event.text), type(event.kind), type(event.about)} != {str}:
-                raise _impossible(event, "it notes what is no text")
+                raise _impossible(event, "its text is not a string")
             if event.kind == "prediction":
                 try:
                     checked(event.value, state.base.metrics, move)
@@ -122,7 +124,7 @@ def _check_move(state: State, event: Event, move: Move, graph: ChannelGraph) -> 
 
 def _check_metrics(event: Began | Step) -> None:
     if any(type(value) is not float for value in event.metrics.values()):
-        raise _impossible(event, "a metric is no number")
+        raise _impossible(event, "a metric is not a number")
 
 
 def _same_cost(event: Event, said: Cost, found: Cost) -> None:

@@ -73,7 +73,7 @@ class Grade:
 
 
 @dataclass(slots=True)
-class Found:
+class Findings:
     """The findings about a hand-in; `state` is set only if nothing contradicts the ledger."""
 
     measured: FrozenMap = field(default_factory=FrozenMap)
@@ -114,7 +114,7 @@ class Grader:
 
     def grade(self, path: str | Path) -> Grade:
         """The grade of one hand-in."""
-        found = Found()
+        found = Findings()
         try:
             with handin.opened(path) as archive:
                 self._look(archive, found)
@@ -130,7 +130,7 @@ class Grader:
         problems = tuple(found.problems)
         return Grade(Path(path).name, marks, found.measured, found.claimed, problems)
 
-    def _look(self, archive: handin.Archive, found: Found) -> None:
+    def _look(self, archive: handin.Archive, found: Findings) -> None:
         """Fill in `found`, the most reliable facts first, until an error occurs."""
         plan = WidthPlan.from_json(archive.plan(), self._graph)
         network = self._rebuilt(archive.read(handin.WEIGHTS, self._most), plan)
@@ -148,7 +148,9 @@ class Grader:
         own = network.state_dict()
         for name in sorted({*own, *tensors}):
             if name not in own or name not in tensors:
-                raise HandInError(f"the weights are another network's: {name} is in one of the two")
+                raise HandInError(
+                    f"the weights are another network's: {name} is missing in one of them"
+                )
             found, wanted = tensors[name], own[name]
             if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
                 raise HandInError(

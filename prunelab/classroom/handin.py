@@ -122,7 +122,7 @@ class Archive:
         for number, line in enumerate(lines):
             event = revive(json.loads(line))
             if not isinstance(event, Event) or type(event) in (Event, Step):
-                raise HandInError(f"line {number + 1} of the ledger is no event")
+                raise HandInError(f"line {number + 1} of the ledger is not an event")
             if type(event.seq) is not int or event.seq != number:
                 raise HandInError(f"event {number} of the ledger is missing")
             events.append(event)
@@ -141,7 +141,7 @@ def opened(path: str | Path) -> Iterator[Archive]:
             raise HandInError("it holds a name twice")
         odd = [n for n in names if n not in (LEDGER, PLAN, WEIGHTS) and not _is_step(n)]
         if odd:
-            raise HandInError(f"it holds {odd[0]!r}, which is no part of a hand-in")
+            raise HandInError(f"it holds {odd[0]!r}, which is not part of a hand-in")
         yield Archive(archive)
 
 
@@ -153,7 +153,7 @@ def _zip_errors() -> Iterator[None]:
     except FileNotFoundError:
         raise HandInError("there is no such file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise HandInError(f"it is no zip, or a damaged one ({error})") from None
+        raise HandInError(f"it is not a zip file, or a damaged one ({error})") from None
     except OSError as error:
         raise HandInError(f"it cannot be read: {error.strerror}") from None
 
@@ -167,7 +167,7 @@ def _check_directory(path: Path) -> None:
         file.seek(max(0, path.stat().st_size - 42))
         end = file.read().rjust(42, b"\0")
     if end[20:24] != b"PK\x05\x06" or end[40:] != b"\0\0":
-        raise HandInError("it is no zip that submit writes")
+        raise HandInError("it is not a zip file that submit writes")
     count, size = struct.unpack("<HL", end[30:36])
     if end[:4] == b"PK\x06\x07" or count > STEPS + 3 or size > DIRECTORY:
         raise HandInError(f"it holds more than {STEPS + 3} files")

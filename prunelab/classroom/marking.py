@@ -109,10 +109,10 @@ def _predictions(asked: Given, state: State, _: Sequence[Event]) -> Result:
     wanted, within = asked.get("count", 1), asked.get("within", math.inf)
     about = [p for p in state.predictions if asked.get("of", p.name) == p.name]
     good = [p for p in about if p.error is not None and not p.known and abs(p.error) <= within]
-    why = f"{many(len(good), 'prediction')} made before the result came out"
+    why = f"{many(len(good), 'prediction')} made before the result was known"
     why += f" and within {within:g}" if within < math.inf else ""
     known = sum(p.known for p in about)
-    why += f", {known} after it had been seen" if known else ""
+    why += f", {known} after the result was shown" if known else ""
     return min(1.0, len(good) / wanted), f"{why}; asked: {wanted}"
 
 

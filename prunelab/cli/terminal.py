@@ -76,7 +76,7 @@ class Terminal:
 def told(event: Event) -> str:
     """An event in one line of plain words; empty for what a terminal need not tell."""
     if isinstance(event, Proposed):
-        return "nothing more to propose" if event.move is None else f"proposed  {event.move}"
+        return "no further moves" if event.move is None else f"proposed  {event.move}"
     if isinstance(event, Step):
         kinds = {Approved: "approved", Repaired: "repaired", Tuned: "tuned"}
         name = next((word for kind, word in kinds.items() if isinstance(event, kind)), "changed")

@@ -18,8 +18,8 @@ from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.modules.channel_selector import samplers
-from prunelab.graph.trace import runner, undisturbed
+from prunelab.graph.modules.channel_selector import selector_buffers
+from prunelab.graph.trace import runner, state_preserved
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
@@ -61,8 +61,8 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
         network = graph.network()
         if network is None:
             raise InvalidValue(
-                "The traced network is gone, so another input size cannot be costed. Trace it "
-                "again, or leave example_inputs out."
+                "The traced network is gone, so its cost cannot be computed for another input "
+                "size. Trace it again, or leave example_inputs out."
             )
         counter = _counted(network, example_inputs)
         positions, applied = counter.positions, counter.applied
@@ -155,7 +155,7 @@ class _Counter(Watch):
     def __init__(self, model: nn.Module, batch: int) -> None:
         super().__init__(model)
         self.batch = batch
-        self.samplers = set(samplers(model))
+        self._selectors = set(selector_buffers(model))
         self.macs: dict[str, int] = {}
         self.positions: dict[str, int] = {}
         self.applied: dict[str, int] = {}
@@ -173,7 +173,7 @@ class _Counter(Watch):
         """Count a channel selector, which copies the channels that it selects."""
         if func.overloadpacket is torch.ops.aten.index_select:
             origin = self.origin(args[2])
-            if origin is not None and origin.name in self.samplers:
+            if origin is not None and origin.name in self._selectors:
                 seen = out.numel() // (out.shape[1] * self.batch)
                 self.positions[origin.name] = self.positions.get(origin.name, 0) + seen
                 self.applied[origin.name] = 0
@@ -185,7 +185,7 @@ def _counted(model: nn.Module, inputs: Any) -> _Counter:
     if first is None:
         raise InvalidValue("cost(model, example_inputs) needs at least one input tensor.")
     counter = _Counter(model, max(1, first.shape[0]))
-    with undisturbed(model), private_random(), torch.no_grad(), counter:
+    with state_preserved(model), private_random(), torch.no_grad(), counter:
         model.eval()
         runner(inputs)(model)
     return counter
@@ -249,7 +249,7 @@ def timing(
     """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
     run = runner(example_inputs, forward)
     device = device_of(model)
-    with undisturbed(model):
+    with state_preserved(model):
         model.eval()
         for index in range(runs + 3):
             with private_random(), torch.inference_mode():

@@ -14,7 +14,7 @@ from prunelab.cost.counting import layer_costs, wait
 from prunelab.data.private_random import private_random
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.trace import undisturbed
+from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import device_of
 from prunelab.values import FrozenMap, WidthPlan
 
@@ -84,7 +84,7 @@ def layer_times(
     found: dict[str, list[float]] = {name: [] for name in names.values()}
     whole = []
     device = device_of(model)
-    with undisturbed(model), private_random(), torch.no_grad():
+    with state_preserved(model), private_random(), torch.no_grad():
         model.eval()
         for index in range(runs + 1):
             started = time.perf_counter()

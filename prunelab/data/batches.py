@@ -1,7 +1,6 @@
-"""`Data`: training batches for evidence, val for decisions, test for reports.
+"""`Data` (batches for training, validation and test), and functions on single batches.
 
-Takes whatever gives its batches again and again, and says what is wrong with what does not. May
-import errors and torch.
+Any re-iterable of batches is accepted; errors say why another object is not.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from torch.utils.data import (
 from prunelab.data.private_random import private_random
 from prunelab.errors import BadData, InvalidValue
 
-HOLD = 4  # of so many samples one is held out
-PIXELS = 16  # of an image at least, to say that it is blank
+HOLD = 4  # one of this many samples is held out
+PIXELS = 16  # smaller images are never called blank
 
 
 class Data:
@@ -40,17 +39,17 @@ class Data:
     Parameters
     ----------
     train, val, test
-        Anything that gives its batches every time it is iterated, such as a DataLoader or a list
-        of (images, labels); a torch Dataset is put into a DataLoader that does not shuffle.
-        Without `test`, reports are made on `val`, and `test_is_val` is True.
+        Re-iterables of batches, such as a DataLoader or a list of (images, labels); a torch
+        Dataset is wrapped in a DataLoader that does not shuffle. Without `test`, reports use
+        `val`, and `test_is_val` is True.
     classes
         The names of the classes.
     input_shape
-        The shape of one input, without the batch; looked up in the first batch when not given.
+        The shape of one input, without the batch axis; None takes that of the first batch.
     batch_size
         For Datasets.
     name
-        What the data is called in reports.
+        The name of the data in reports.
     """
 
     def __init__(
@@ -88,9 +87,8 @@ class Data:
 def shuffled(batches: Iterable[Any], seed: int) -> Iterator[Any]:
     """One pass over `batches` in an order drawn from `seed`.
 
-    A DataLoader in plain or random order is drawn anew from a private generator. One with a
-    sampler of its own, an iterable dataset, or batches that are no DataLoader's come in the order
-    that they give themselves.
+    A DataLoader in sequential or random order is shuffled by a private generator. A custom sampler,
+    an iterable dataset, and batches that are not a DataLoader's keep their own order.
     """
     if not (isinstance(batches, DataLoader) and _reorderable(batches)):
         return iter(batches)
@@ -112,9 +110,9 @@ def shuffled(batches: Iterable[Any], seed: int) -> Iterator[Any]:
 
 
 def take(batches: Iterable[Any], images: int) -> Iterator[Any]:
-    """The batches that hold the first `images` samples, the last of them cut to size.
+    """The batches that hold the first `images` samples, the last one truncated.
 
-    What counts as a sample says `batch_size`; a batch that `divisible` says no to stays whole.
+    Samples are counted by `batch_size`; a batch that is not `divisible` stays whole.
     """
     for batch in batches:
         size = batch_size(batch)
@@ -126,12 +124,12 @@ def take(batches: Iterable[Any], images: int) -> Iterator[Any]:
 
 
 def held_out(start: int, size: int) -> Tensor:
-    """Which of `size` samples are not fitted but judge the fit, the first being sample `start`."""
+    """Mask of the samples that are held out to judge a fit [size]; the first is number `start`."""
     return torch.arange(start, start + size) % HOLD == HOLD - 1
 
 
 def part(batches: Iterable[Any], held: bool) -> Iterator[Any]:
-    """The batches without the samples that are held out, or these alone."""
+    """The batches without the held-out samples or, with `held`, those samples alone."""
     return (some.batch for some in apart(batches) if some.held == held)
 
 
@@ -143,9 +141,9 @@ def nonempty(batches: Iterable[Any]) -> Iterator[Any] | None:
 
 
 class Part(NamedTuple):
-    """Those samples of a batch that are held out, or the others.
+    """The held-out samples of a batch, or the others.
 
-    The batch began at sample `start` and ended before `stop`.
+    The batch holds the samples from `start` up to, but not including, `stop`.
     """
 
     start: int
@@ -155,9 +153,9 @@ class Part(NamedTuple):
 
 
 def apart(batches: Iterable[Any], hold: bool = True) -> Iterator[Part]:
-    """Of one batch after the other the samples that are not held out, and those that are.
+    """Yield, for each batch, the samples that are not held out and those that are.
 
-    Without `hold` none is. Of batches that cannot be divided one in HOLD is held out whole.
+    Without `hold` none are. Of indivisible batches, one in HOLD is held out as a whole.
     """
     start = undivided = 0
     for batch in batches:
@@ -175,11 +173,11 @@ def apart(batches: Iterable[Any], hold: bool = True) -> Iterator[Part]:
 
 
 def usable(batch: Any) -> tuple[Any, Counter[str]]:
-    """A batch without broken and blank images (None: nothing is left), and how many there were.
+    """A batch without broken and blank images (None: none is left), and the number of each.
 
-    Images are what comes first among the floating-point tensors. "nan" are those with NaN or
-    infinity; "blank" are those of one colour all over, which are told from what a network is for
-    by being few: where they are half of a batch or more, they stay.
+    The images are the first floating-point tensors of the batch. "nan" counts those with NaN or
+    infinity; "blank" counts those of a single colour. Blank images are kept where they are half of
+    the batch or more, because they are then normal for this data.
     """
     size = batch_size(batch)
     images = _images(batch, size)
@@ -221,11 +219,11 @@ def _blank(image: Tensor) -> bool:
 
 
 def batch_size(batch: Any) -> int:
-    """How many samples a batch holds.
+    """The number of samples in a batch.
 
-    A batch is a tensor, or a tuple, list or mapping of columns: tensors, lists with one entry a
-    sample (images of their own sizes, say), or several inputs in a tuple or mapping. A list of
-    mappings is one of samples. Of anything else the first tensor in it counts.
+    A batch is a tensor, or a tuple, list or mapping of columns: tensors, lists with one entry per
+    sample (such as images of different sizes), or several inputs in a tuple or mapping. A list of
+    mappings is a list of samples. For any other type the first tensor in it counts.
     """
     if _is_listed(batch):
         return len(batch)
@@ -238,7 +236,7 @@ def batch_size(batch: Any) -> int:
     if isinstance(first, list | tuple) and lengths[0] not in lengths[1:]:
         each = batch_size(first)
         if each in lengths[1:]:
-            return each  # several inputs: as many samples as each of them has
+            return each  # several inputs, each with this many samples
     return lengths[0]
 
 
@@ -252,12 +250,12 @@ def _length_of(column: Any) -> int | None:
 
 
 def divisible(batch: Any) -> bool:
-    """Whether samples can be taken out of a batch: not out of a class of somebody's own."""
+    """Whether a batch can be split into samples; instances of the user's own classes cannot."""
     return isinstance(batch, Tensor | list | tuple | MutableMapping)
 
 
 def selected(batch: Any, samples: Tensor) -> Any:
-    """The samples of a batch that a mask [samples] marks; columns of another length stay whole."""
+    """The samples of a batch where a mask [samples] is true; other columns stay whole."""
     if isinstance(batch, Tensor) or _is_listed(batch):
         return _of_column(batch, samples)
     if isinstance(batch, MutableMapping):
@@ -280,7 +278,7 @@ def _of_column(column: Any, samples: Tensor) -> Any:
 
 
 def _lists(column: Any, size: int) -> bool:
-    """Whether a column is a list of `size` samples, not of inputs that hold as many each."""
+    """Whether a column is a list of `size` samples, and not of inputs with `size` samples each."""
     if not isinstance(column, list | tuple) or hasattr(column, "_fields"):
         return False
     if not column or len(column) != size:
@@ -304,19 +302,18 @@ def _columns(batch: Any) -> list[Any]:
 def _batches(given: Any, part: str, batch_size: int) -> Iterable[Any]:
     """`given` as a re-iterable of batches, with at least one."""
     if isinstance(given, Dataset):
-        # The private generator keeps an iteration from drawing on the global one.
+        # Its own generator, so that iterating does not draw from the global one.
         given = DataLoader(given, batch_size=batch_size, generator=torch.Generator())
     if isinstance(given, str | bytes | dict | Tensor) or not hasattr(given, "__iter__"):
         raise BadData(
-            f"{part}= is {type(given).__name__}; it must be a DataLoader, a torch Dataset, or "
-            "anything that gives (images, labels) batches every time it is iterated, such as a "
-            "list of them."
+            f"{part}= is {type(given).__name__}; it must be a DataLoader, a torch Dataset, or a "
+            "re-iterable of (images, labels) batches, such as a list of them."
         )
     if not isinstance(given, DataLoader) and iter(given) is iter(given):
         raise BadData(
-            f"{part}= is a one-shot {type(given).__name__}: it gives its batches once, and "
-            "prunelab reads them many times. Hand over list(...) of it, a DataLoader, or an "
-            "object whose __iter__ starts anew."
+            f"{part}= is a one-shot {type(given).__name__}: it yields its batches once, and "
+            "prunelab reads them many times. Give list(...) of it, a DataLoader, or an object "
+            "whose __iter__ starts again."
         )
     if _length(given) == 0:
         raise BadData(
@@ -329,16 +326,16 @@ def _batches(given: Any, part: str, batch_size: int) -> Iterable[Any]:
 
 
 def _first(batches: Iterable[Any], part: str) -> Any:
-    """The first batch; the global random generators are left as they were."""
+    """The first batch; the global random generators stay unchanged."""
     with _rng_kept():
         for batch in batches:
             return batch
-    raise BadData(f"{part}= has no batches: iterating it gave nothing at all.")
+    raise BadData(f"{part}= has no batches: iterating over it yielded nothing.")
 
 
 @contextmanager
 def _rng_kept() -> Iterator[None]:
-    """PyTorch draws privately; Python's and NumPy's generators, which cannot, are put back."""
+    """Draw PyTorch's numbers privately; restore Python's and NumPy's generators afterwards."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with private_random():
@@ -369,7 +366,7 @@ def _size(batches: Any) -> str:
 
 
 def _reorderable(loader: DataLoader[Any]) -> bool:
-    """Whether another order of its samples is as good as the one that it has."""
+    """Whether its samples may be put in another order."""
     sampler = loader.sampler
     plain = type(sampler) is SequentialSampler
     drawn = type(sampler) is RandomSampler and not sampler.replacement and _all_of(sampler)

@@ -104,6 +104,6 @@ def _read(folder: Path, name: str) -> NDArray[np.uint8]:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(dims)).reshape(dims)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise BadData(
-            f"{path} is not a readable IDX file ({error}); it may be half downloaded. "
+            f"{path} is not a readable IDX file ({error}); it may be incomplete. "
             'Delete it and fetch it again, or use load("fashion", subset=True).'
         ) from None

@@ -78,7 +78,9 @@ def load(
     if name not in LOADERS:
         raise UnknownName("data set", name, LOADERS)
     if download and root is None:
-        raise InvalidValue(f'Where to? load({name!r}, root="a/folder", download=True).')
+        raise InvalidValue(
+            f'download=True needs root=: load({name!r}, root="a/folder", download=True).'
+        )
     return LOADERS[name](root, subset, batch_size, download)
 
 

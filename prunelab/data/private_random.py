@@ -1,13 +1,13 @@
-"""Random numbers from private generators, on one thread, whatever code draws them.
+"""Random numbers from private generators on one thread, also in the user's code.
 
-A user's loader, metric or network draws from torch's global generators, which belong to all
-threads. Inside `private_random(seed)` every random operation of PyTorch that is not given a
-generator runs with one of ours: the global ones are neither read nor advanced, and no other
-thread is affected. `torch.manual_seed(seed)` would give the same numbers.
+A user's loader, metric or network draws from torch's global generators, which all threads share.
+Inside `private_random(seed)` every random operation of PyTorch without an explicit generator uses
+a private one: the global ones are neither read nor advanced, and no other thread is affected. The
+numbers are those after `torch.manual_seed(seed)`.
 
 PyTorch lets a thread switch on a *dispatch key*: a layer of kernels that operations go through
-first. Kernels for the random operations are registered under a key that is free; all others fall
-through it. So a network costs what it did, and what is scripted or compiled draws here as well.
+first. Kernels for the random operations are registered under an unused key; all other operations
+fall through it. So a network runs at its usual speed, and scripted or compiled code is covered too.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from torch.library import Library, fallthrough_kernel
 from prunelab.errors import BadModel
 
 aten = torch.ops.aten
-NAME = "TESTING_ONLY_GenericMode"  # which PyTorch uses in its own tests alone
+NAME = "TESTING_ONLY_GenericMode"  # PyTorch uses it in its own tests only
 KEY = torch._C._dispatch_key_parse(NAME)
-BELOW = torch._C.DispatchKeySet(KEY)  # left out where a kernel calls what it stands for
+BELOW = torch._C.DispatchKeySet(KEY)  # excluded where a kernel calls the original operation
 P = ParamSpec("P")
 Y = TypeVar("Y")
 R = TypeVar("R")
-_here = threading.local()  # `stream`: what this thread draws from
+_here = threading.local()  # `stream`: the generators of this thread
 
 
 class Stream:
-    """One private generator a device, each seeded with `seed` when it is first drawn from."""
+    """One private generator per device, seeded with `seed` at its first use."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -54,15 +54,15 @@ class Stream:
 
 @contextmanager
 def private_random(seed: int | Stream = 0) -> Iterator[None]:
-    """Inside, this thread draws from generators seeded with `seed`, or goes on with a stream.
+    """Inside, this thread draws from generators seeded with `seed`, or continues a stream.
 
-    Not to be held across a `yield`: see `privately`. An operation that is given a generator keeps
-    it, and worker processes of a DataLoader draw as ever, from a base seed that is drawn here.
-    So do other threads of the user's, and fused CUDA attention that is called by its own name.
-    Code that seeds the global generator does so for all threads, and changes nothing here; Python's
-    and NumPy's generators are not PyTorch's, and stay global.
+    Do not hold it across a `yield`: see `privately`. Operations with an explicit generator keep
+    it. Worker processes of a DataLoader draw as usual, from a base seed that is drawn here; other
+    threads of the user and fused CUDA attention called by its own name draw as usual too. Seeding
+    the global generator inside affects all threads, and nothing here. Python's and NumPy's
+    generators stay global.
 
-    Raises `BadModel` where `torch.utils.checkpoint` computes random activations anew: it restores
+    Raises `BadModel` where `torch.utils.checkpoint` recomputes random activations: it restores
     the global generator, from which nothing was drawn.
     """
     outer = getattr(_here, "stream", None)
@@ -75,7 +75,7 @@ def private_random(seed: int | Stream = 0) -> Iterator[None]:
 
 
 def privately(work: Generator[Y, None, R], seed: int) -> Generator[Y, None, R]:
-    """Do `work` step by step, each inside `private_random`; the numbers go on from step to step."""
+    """Run each step of `work` inside `private_random`; all steps share one stream."""
     stream = Stream(seed)
     try:
         while True:
@@ -92,7 +92,7 @@ def privately(work: Generator[Y, None, R], seed: int) -> Generator[Y, None, R]:
 def private_steps(
     function: Callable[P, Generator[Y, None, R]],
 ) -> Callable[P, Generator[Y, None, R]]:
-    """A generator function each call of which is done `privately`, from the same seed."""
+    """Decorate a generator function: each call runs `privately`, from the same seed."""
 
     @wraps(function)
     def made(*args: P.args, **kwargs: P.kwargs) -> Generator[Y, None, R]:
@@ -102,7 +102,7 @@ def private_steps(
 
 
 def _stream() -> Stream | None:
-    """What to draw from; None in a process forked meanwhile, and while code is being compiled."""
+    """The current stream; None in a forked process, and while code is being compiled."""
     stream: Stream | None = getattr(_here, "stream", None)
     if stream is None or stream.process != os.getpid():
         return None
@@ -111,7 +111,7 @@ def _stream() -> Stream | None:
 
 
 def _kernel(op: Any, drawing: Any) -> Callable[..., Any]:
-    """What runs in the place of `op`: `drawing`, the overload of it that takes a generator."""
+    """The kernel that replaces `op` by `drawing`, its overload that takes a generator."""
     arguments = drawing._schema.arguments
     place = next(i for i, argument in enumerate(arguments) if argument.name == "generator")
 
@@ -125,7 +125,7 @@ def _kernel(op: Any, drawing: Any) -> Callable[..., Any]:
             if torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
                 raise BadModel(
                     "The network draws random numbers in a part that torch.utils.checkpoint "
-                    "computes anew in the backward pass, where they cannot be drawn again. Switch "
+                    "recomputes in the backward pass, where they cannot be drawn again. Switch "
                     "activation checkpointing off while it is pruned."
                 )
             return drawing(*args, **{**kwargs, "generator": stream.on(device)})
@@ -134,7 +134,7 @@ def _kernel(op: Any, drawing: Any) -> Callable[..., Any]:
 
 
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
-    """Where an operation draws; None on the meta device, which holds no numbers."""
+    """The device of an operation; None on the meta device, which holds no values."""
     tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
     first = next(tensors, None)
     device = kwargs.get("device") if first is None else first.device
@@ -143,7 +143,7 @@ def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | Non
 
 
 def _native_dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    """Dropout as it is defined; the fused one takes no generator."""
+    """Dropout by its definition; the fused kernel takes no generator."""
     if _stream() is None or train is False or p == 0:
         with torch._C._ExcludeDispatchKeyGuard(BELOW):
             return aten.native_dropout(x, p, train)
@@ -155,7 +155,7 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, p: float = 0.0,
     causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Attention with dropout as it is defined; the fused ones take no generator."""
+    """Attention with dropout by its definition; the fused kernels take no generator."""
     if p > 0 and _stream() is not None:
         out: Tensor = aten._scaled_dot_product_attention_math(
             query, key, value, mask, p, causal, scale=scale, enable_gqa=enable_gqa
@@ -167,8 +167,8 @@ def _attention(
         )
 
 
-def _drawing(op: Any) -> Any:
-    """`op` if it takes a generator, or else the overload that takes one more; None without."""
+def _with_generator(op: Any) -> Any:
+    """`op` if it takes a generator, otherwise its overload that does; None where there is none."""
 
     def shape(one: Any) -> list[tuple[str, str]]:
         given = [(a.name, str(a.type)) for a in one._schema.arguments if a.name != "generator"]
@@ -182,7 +182,7 @@ def _drawing(op: Any) -> Any:
 
 
 def _registered() -> tuple[Library, Library]:
-    """The kernels under KEY, which last as long as what is given."""
+    """Register the kernels under KEY; they last as long as the returned libraries."""
     every, own = Library("_", "IMPL", NAME), Library("aten", "IMPL", NAME)
     every.fallback(fallthrough_kernel)
     own.impl("native_dropout", _native_dropout)
@@ -193,7 +193,10 @@ def _registered() -> tuple[Library, Library]:
         if space != "aten":
             continue
         op = getattr(getattr(aten, packet), overload or "default")
-        if torch.Tag.nondeterministic_seeded in op.tags and (drawing := _drawing(op)) is not None:
+        if (
+            torch.Tag.nondeterministic_seeded in op.tags
+            and (drawing := _with_generator(op)) is not None
+        ):
             own.impl(op, _kernel(op, drawing))
     return every, own
 

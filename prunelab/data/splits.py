@@ -1,6 +1,6 @@
-"""The splits of a session's data, drawn so that every call gives the same batches.
+"""The splits of a session's data, read so that every call yields the same batches.
 
-Users' loaders draw from random generators of their own; nothing here touches the caller's.
+Users' loaders draw from private random generators; the global ones are not touched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prunelab.errors import BadData, InvalidValue, NotFinite
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Of `seen` training images how many hold NaN or infinity, and how many are all one colour."""
+    """How many of `seen` training images hold NaN or infinity, and how many are blank."""
 
     seen: int = 0
     broken: int = 0
@@ -33,15 +33,15 @@ class Unusable:
         parts = [f"{self.broken} hold NaN or infinity"] * (self.broken > 0)
         parts += [f"{self.blank} are blank"] * (self.blank > 0)
         return (
-            f"Of {self.seen:,} training images {' and '.join(parts)}: they are left out of all "
-            "that is measured, solved and trained on."
+            f"Of {self.seen:,} training images {' and '.join(parts)}: they are excluded from "
+            "measuring, solving and training."
         )
 
 
 class Splits:
-    """`data` with its splits, and `seed` for what they draw.
+    """`data` with its splits, and the `seed` of all random draws in them.
 
-    `unusable` are the images that were left out of the longest look at the training images so far.
+    `unusable` counts the images excluded in the longest pass over the training images so far.
     """
 
     def __init__(self, data: Any, seed: int) -> None:
@@ -58,8 +58,8 @@ class Splits:
     def images(self, images: int) -> Iterator[Any]:
         """Training batches up to `images` images, the same ones at every call.
 
-        In an order drawn from `seed` where the data have none of their own: the first of a folder
-        of images are often all of one class.
+        Their order is drawn from `seed` unless the data fixes it: the first images of a folder are
+        often all of one class.
         """
         return self._usable(_privately(lambda: _take(self._epoch(self.seed), images), self.seed))
 
@@ -68,15 +68,15 @@ class Splits:
         return _privately(lambda: _take(self.data.val, images), self.seed)
 
     def pictures(self, places: Collection[int]) -> dict[int, np.ndarray]:
-        """The validation images at these places."""
+        """The validation images at these indices."""
         found: dict[int, np.ndarray] = {}
         start = 0
         for batch in _privately(lambda: self.data.val, self.seed):
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(x, Tensor) or x.ndim != 4:
                 raise InvalidValue(
-                    "pictures are read from batches of images [N, channels, height, width] or "
-                    "(images, ...); the validation batches hold something else."
+                    "pictures needs batches of images [N, channels, height, width] or "
+                    "(images, ...); the validation batches are of another kind."
                 )
             for place in places:
                 if start <= place < start + len(x):
@@ -87,7 +87,7 @@ class Splits:
         return found
 
     def drawn(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """What `batches` gives, the same at every call."""
+        """The items of `batches`, the same at every call."""
         return _privately(lambda: batches, self.seed)
 
     def shuffled(self, seed: int) -> Iterator[Any]:
@@ -99,7 +99,7 @@ class Splits:
         return iter(shuffled(seed))
 
     def _usable(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches without images that nothing can be learnt from; `unusable` counts them."""
+        """The batches without unusable images, which `unusable` counts."""
         seen, found, some = 0, Counter[str](), False
         for batch in batches:
             left, faults = usable(batch)
@@ -112,17 +112,17 @@ class Splits:
                 yield left
         if seen and not some:
             raise NotFinite(
-                f"All {seen:,} training images looked at hold NaN or infinity; nothing can be "
-                "learnt from them. Look for the fault in how they are read and normalised."
+                f"All {seen:,} training images read hold NaN or infinity, so they are unusable. "
+                "Check how they are read and normalised."
             )
 
     def seed_of(self, event: int) -> int:
-        """The seed of whatever event number `event` draws at random."""
+        """The seed of all random draws of event number `event`."""
         return (self.seed * 1_000_003 + event) % 2**63
 
 
 def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
-    """Whole batches until `images` images have come."""
+    """Whole batches until `images` images are reached."""
     count = 0
     for batch in batches:
         yield batch
@@ -132,7 +132,7 @@ def _take(batches: Iterable[Any], images: int) -> Iterator[Any]:
 
 
 def _privately(make: Callable[[], Iterable[Any]], seed: int) -> Iterator[Any]:
-    """The items of `make()`, each drawn from a generator of our own."""
+    """The items of `make()`, with random numbers from a private generator."""
 
     def items() -> Generator[Any, None, None]:
         yield from make()

@@ -22,7 +22,7 @@ from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, NotFinite
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.surgery.editing import masked_tensors
-from prunelab.graph.trace import copy_of, undisturbed
+from prunelab.graph.trace import copy_of, state_preserved
 from prunelab.loops.batch import Loss, checked, cross_entropy, finish, guarded
 from prunelab.values import Progress, Units, many
 
@@ -106,7 +106,7 @@ class Ablator:
         parameters = dict(network.named_parameters())
         changed = masked_tensors(network, self._graph, gone)
         read = {id(parameters[name]) for name in changed}
-        still = undisturbed(network)
+        still = state_preserved(network)
         with torch.inference_mode(), still, private_random(), _replaced(parameters, changed):
             if not self._cached:
                 return float(checked(self._loss, network, batch))

@@ -27,7 +27,7 @@ from prunelab.evidence.reconstruction_target import (
 from prunelab.evidence.unit_sums import by_unit, contributions
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.labels.layer_calls import Call
-from prunelab.graph.trace import undisturbed
+from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import checked, guarded, run_batch
 from prunelab.values import Progress
 
@@ -133,7 +133,7 @@ def aiming(
     }
     sums = {key: _TargetSums(layer) for key, layer in wanted.items()}
     images = 0
-    with undisturbed(model), undisturbed(target):
+    with state_preserved(model), state_preserved(target):
         model.eval()
         target.eval()
         for batch in guarded(batches):

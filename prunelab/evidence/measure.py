@@ -20,7 +20,7 @@ from prunelab.evidence.gram_collector import GramCollector, Sums
 from prunelab.evidence.mask_gradients import BatchNorm, Masks, MaskWatch, differentiable
 from prunelab.evidence.output_fisher import OutputFisherWatch, fisher_loss
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.trace import undisturbed
+from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import (
     Loss,
     checked,
@@ -153,7 +153,7 @@ def measuring(
     predicted = fisher_loss(torch.Generator().manual_seed(seed))
     images = 0
     mark = mark or fingerprint(model)
-    with undisturbed(model):
+    with state_preserved(model):
         model.eval()
         for batch in guarded(batches):
             if signals:

@@ -90,7 +90,7 @@ def comparing(
     """`compare` as a generator: yields Progress and every Outcome; returns the Comparison."""
     named, goals, numbers = _methods(methods), _targets(targets), seeds_of(seeds)
     if odd := sorted({"path", "seed"} & set(session)):
-        raise InvalidValue(f"compare makes many sessions: it takes seeds=, and no {odd[0]}=.")
+        raise InvalidValue(f"compare creates one session per seed: give seeds=, not {odd[0]}=.")
     if tune is not None and (isinstance(tune, bool) or not isinstance(tune, int) or tune < 0):
         raise InvalidValue(f"tune counts batches: 0 for none, None for the default; not {tune!r}.")
     first = Session(model, data, CONTROL, repair=repair, **session)
@@ -167,13 +167,13 @@ def _methods(given: Any) -> dict[str, Method]:
         named = {_label(method): method for method in made}
         if len(named) < len(made):
             raise InvalidValue(
-                f"methods names one twice: {', '.join(map(_label, made))}. Give each a label of "
-                "its own: methods={'label': method, ...}."
+                f"methods contains a duplicate: {', '.join(map(_label, made))}. Give each its own "
+                "label: methods={'label': method, ...}."
             )
     control = named.pop(CONTROL.name, CONTROL)
     if control != CONTROL:
         raise InvalidValue(
-            f"The label {CONTROL.name!r} is the control's, which always stands in the table; "
+            f"The label {CONTROL.name!r} is the control's, which is always in the table; "
             "choose another."
         )
     return {**named, CONTROL.name: CONTROL}
@@ -200,7 +200,7 @@ def _targets(given: Any) -> list[float]:
                 f"not {goal!r}."
             )
     if not goals or len(set(goals)) < len(goals):
-        raise InvalidValue(f"targets names at least one target, each once; not {given!r}.")
+        raise InvalidValue(f"targets needs at least one target, each once; not {given!r}.")
     return goals
 
 
@@ -211,7 +211,9 @@ def seeds_of(given: int | Iterable[int]) -> Sequence[int]:
     else:
         seeds = list(given) if isinstance(given, Iterable) else []
     if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(s, int) for s in seeds):
-        raise InvalidValue(f"seeds is how many, or which whole numbers, each once; not {given!r}.")
+        raise InvalidValue(
+            f"seeds is a number of seeds, or different whole numbers; not {given!r}."
+        )
     return seeds
 
 

@@ -116,7 +116,7 @@ def redesign(
     _check(widen, target_macs, {"steps": steps, "tune": tune, "scratch": scratch}, session)
     training = Training(lr=0.05) if train is None else train
     if isinstance(training, Training):  # fresh weights have no teacher
-        training = replace(training, imitate=False)
+        training = replace(training, distil=False)
     path = session.pop("path", None)
     stages = 2 + len(numbers) * (4 if scratch else 2)
     trainer = _Trainer(data, chosen, split, {**session, "train": training}, listen, stages)

@@ -7,7 +7,7 @@ channel graph.
 
 from prunelab.figures.bars import bars
 from prunelab.figures.board import BoardInfo, board, board_info
-from prunelab.figures.class_recall import losses, losses_info
+from prunelab.figures.class_recall import class_recall, class_recall_info
 from prunelab.figures.costs import costs, costs_info
 from prunelab.figures.graph import coupling
 from prunelab.figures.graph_info import coupling_info
@@ -28,6 +28,8 @@ __all__ = [
     "bars",
     "board",
     "board_info",
+    "class_recall",
+    "class_recall_info",
     "compare",
     "compare_info",
     "costs",
@@ -38,8 +40,6 @@ __all__ = [
     "importance_info",
     "ladder",
     "ladder_info",
-    "losses",
-    "losses_info",
     "methods",
     "methods_info",
     "path",

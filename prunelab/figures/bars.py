@@ -25,9 +25,27 @@ def bars(
 ) -> go.Figure:
     """A bar for each of `values` [units], smallest first, with the number of its unit below.
 
-    `meaning` is what the values are, with their unit; `units` are the numbers (default: 0, 1, ...).
-    Units in `marked` are hatched; `threshold` is a dashed line at that value. Arrays and tensors
-    are taken, too. Raises `InvalidValue` unless there is a unit for each value.
+    Parameters
+    ----------
+    values
+        A number for each unit [units]; arrays and tensors are accepted.
+    title
+        The title of the figure.
+    meaning
+        What the values are, with their unit of measurement.
+    units
+        The numbers of the units [units]; empty: 0, 1, ...
+    marked
+        Units whose bars are hatched.
+    threshold
+        A dashed line is drawn at this value.
+    theme
+        "light" or "dark".
+
+    Raises
+    ------
+    InvalidValue
+        Unless there is a unit for each value.
     """
     heights = np.asarray(values, dtype=float)
     numbers = list(units) or list(range(len(heights)))

@@ -87,9 +87,20 @@ def board_info(
     seen: Seen | None = None,
     latencies: Latencies | None = None,
 ) -> BoardInfo:
-    """What to draw of `state` with `group` selected; `seen` is evidence of a search under way.
+    """The contents of the board.
 
-    `latencies` are those that were measured, as `Session.latencies` holds them.
+    Parameters
+    ----------
+    state
+        The state to draw.
+    group
+        The name of the selected group.
+    layers
+        The groups to show, name to producing layers; None: every group, with one layer.
+    seen
+        Evidence of a running search; None: that of the latest proposal.
+    latencies
+        Measured latencies by event number, as `Session.latencies` holds them.
     """
     return BoardInfo(
         importance=importance_info(state, group, seen),
@@ -197,6 +208,16 @@ def frame(
 
 
 def board(info: BoardInfo, *, arrange: Arrange = "grid", theme: Theme = "light") -> go.Figure:
-    """The four panels as one figure: two by two, or under each other where it is narrow."""
+    """The four panels in one figure.
+
+    Parameters
+    ----------
+    info
+        The contents, by `board_info`.
+    arrange
+        "grid" puts the panels two by two, "stack" under each other.
+    theme
+        "light" or "dark".
+    """
     drawn = panels(info)
     return go.Figure(traces(drawn), frame(drawn, arrange, theme))

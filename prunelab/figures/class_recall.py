@@ -1,4 +1,4 @@
-"""What is lost: recall of every class before and after, what is confused, which images flip."""
+"""Recall of each class before and after, confused classes, and images whose answer changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True)
-class LossesInfo:
+class ClassRecallInfo:
     """What the figure draws, of the classes named, in their order.
 
     `before` and `after` are recalls, NaN for a class without images; `images` how many there are.
@@ -71,16 +71,29 @@ class BatchesInfo:
     after: tuple[float, ...]
 
 
-def losses_info(
+def class_recall_info(
     before: Answers, after: Answers, classes: Sequence[str] = (), most: int = CLASSES
-) -> LossesInfo:
+) -> ClassRecallInfo:
     """Two networks' answers to the same images, class by class.
 
-    `classes` are the names in order of their numbers; `most` classes are shown, those whose recall
-    changes most. Raises `InvalidValue` where the images are not the same.
+    Parameters
+    ----------
+    before, after
+        The answers of the two networks.
+    classes
+        The names of the classes, in the order of their numbers.
+    most
+        The number of classes shown: those whose recall changes most.
+
+    Raises
+    ------
+    InvalidValue
+        Where the answers are for different images.
     """
     if before.labels != after.labels:
-        raise InvalidValue("losses compares answers to the same images; these have other labels.")
+        raise InvalidValue(
+            "class_recall compares answers to the same images; these have other labels."
+        )
     labels = np.asarray(before.labels)
     given = [np.asarray(answers.given) for answers in (before, after)]
     count = 1 + max(int(numbers.max(initial=0)) for numbers in (labels, *given))
@@ -94,7 +107,7 @@ def losses_info(
     change = np.nan_to_num(np.abs(recalls[1] - recalls[0]), nan=-1.0)
     shown = np.sort(np.argsort(-change, kind="stable")[:most])
     difference = matrices[1] - matrices[0]
-    return LossesInfo(
+    return ClassRecallInfo(
         classes=tuple(names[i] for i in shown),
         before=tuple(recalls[0][shown].tolist()),
         after=tuple(recalls[1][shown].tolist()),
@@ -119,7 +132,7 @@ def _flips(
     )
 
 
-def draw_recall(info: LossesInfo) -> Panel:
+def draw_recall(info: ClassRecallInfo) -> Panel:
     """A bar per class from the recall before to the one after: hatched where it falls."""
     rows = list(range(len(info.classes)))
     pairs = list(zip(np.nan_to_num(info.before), np.nan_to_num(info.after), strict=True))
@@ -170,7 +183,7 @@ def draw_recall(info: LossesInfo) -> Panel:
     )
 
 
-def draw_confused(info: LossesInfo) -> Panel:
+def draw_confused(info: ClassRecallInfo) -> Panel:
     """A square for each pair of classes: by how many images more it is confused, or less."""
     cells = [
         (row, column, value)
@@ -220,7 +233,7 @@ def draw_confused(info: LossesInfo) -> Panel:
     )
 
 
-def _classes(info: LossesInfo) -> dict[str, Any]:
+def _classes(info: ClassRecallInfo) -> dict[str, Any]:
     count = len(info.classes)
     labels = [f"{shorten(name, 12)} " for name in info.classes]
     return {**row_axis("right answer", count, range(count), labels), "showgrid": True}
@@ -262,7 +275,7 @@ def draw_batches(info: BatchesInfo) -> Panel:
     )  # fmt: skip
 
 
-def losses(
+def class_recall(
     before: Answers | Sequence[float],
     after: Answers | Sequence[float],
     classes: Sequence[str] = (),
@@ -271,18 +284,38 @@ def losses(
     metric: str = "metric",
     theme: Theme = "light",
 ) -> go.Figure:
-    """What changes from one network's answers to another's on the same images.
+    """The differences between two networks' answers to the same images.
 
-    `before` and `after` are `PairedComparison.answers`, or, where nothing is classified, the
-    `metric` of each batch (`PairedComparison.batches`). `pictures` are images by their place in
-    the split, as `Session.pictures` gives them; a dozen whose answer flips are shown.
+    It shows the recall of each class, the confusion of classes, and images whose answer changes.
+
+    Parameters
+    ----------
+    before, after
+        The answers of the two networks (`PairedComparison.answers`) or, without classification,
+        the metric on each batch (`PairedComparison.batches`).
+    classes
+        The names of the classes, in the order of their numbers.
+    pictures
+        Images by their index in the split, as `Session.pictures` returns them; up to twelve of
+        those whose answer changes are shown.
+    metric
+        The name of the metric on batches.
+    theme
+        "light" or "dark".
+
+    Raises
+    ------
+    InvalidValue
+        For answers to different images, or answers and batches together.
     """
     if not (isinstance(before, Answers) and isinstance(after, Answers)):
         if isinstance(before, Answers) or isinstance(after, Answers):
-            raise InvalidValue("losses compares answers with answers, or batches with batches.")
+            raise InvalidValue(
+                "class_recall compares answers with answers, or batches with batches."
+            )
         info = BatchesInfo(metric, tuple(before), tuple(after))
         return figure(draw_batches(info), theme)
-    found = losses_info(before, after, classes)
+    found = class_recall_info(before, after, classes)
     recall, confused = draw_recall(found), draw_confused(found)
     seen = pictures or {}
     shown = [flip for flip in found.flips if flip.image in seen][:PICTURES]

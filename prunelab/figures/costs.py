@@ -1,4 +1,4 @@
-"""The costs panel: what every layer costs at the start, now, and after the proposal."""
+"""The costs panel: the cost of each layer in the original network, now, and after the proposal."""
 
 from __future__ import annotations
 
@@ -61,9 +61,22 @@ def costs_info(
     proposed: Mapping[str, Any] | None = None,
     kind: Kind = "macs",
 ) -> CostsInfo:
-    """Costs by layer as `cost.layer_costs` gives them, or seconds by layer for kind "seconds".
+    """The costs of each layer, or of each module in a network of many layers.
 
-    Networks of many layers are gathered by module. Raises `UnknownName` for another kind.
+    Parameters
+    ----------
+    original, now
+        Cost (or seconds) by layer, of the original and the current network, as `Session.costs` (or
+        `Session.seconds`) returns it.
+    proposed
+        The same after the proposal; None where there is none.
+    kind
+        The quantity drawn: a field of `Cost`, or "seconds".
+
+    Raises
+    ------
+    UnknownName
+        For another kind.
     """
     if kind not in KINDS:
         raise UnknownName("kind of cost", kind, KINDS)
@@ -133,6 +146,24 @@ def costs(
     *,
     theme: Theme = "light",
 ) -> go.Figure:
-    """What every layer costs: in the original network, now, and after a proposal."""
+    """The cost of each layer: in the original network, now, and after a proposal.
+
+    Parameters
+    ----------
+    original, now
+        Cost (or seconds) by layer, of the original and the current network, as `Session.costs` (or
+        `Session.seconds`) returns it.
+    proposed
+        The same after the proposal; None where there is none.
+    kind
+        The quantity drawn: a field of `Cost`, or "seconds".
+    theme
+        "light" or "dark".
+
+    Raises
+    ------
+    UnknownName
+        For another kind.
+    """
     info = costs_info(original, now, proposed, kind)
     return figure(draw_costs(info), theme, height=row_height(len(info.rows)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from prunelab.figures.graph_info import CouplingInfo, Row, coupling_info, spans
+from prunelab.figures.graph_info import CouplingInfo, LayerRow, coupling_info, spans
 from prunelab.figures.style import (
     FAINT,
     GHOST,
@@ -50,7 +50,22 @@ NAMED_PX = 13  # lower rows are named by stage
 
 
 def coupling(graph: ChannelGraph, part: str = "", *, theme: Theme = "light") -> go.Figure:
-    """The layers of `graph` in the order they run, and what couples them."""
+    """The layers of `graph` in execution order, and the couplings between them.
+
+    Parameters
+    ----------
+    graph
+        The channel graph.
+    part
+        The name of the module to which the figure is limited; "": the whole network.
+    theme
+        "light" or "dark".
+
+    Raises
+    ------
+    UnknownName
+        When no layer is in `part`.
+    """
     return draw_coupling(coupling_info(graph, part), theme)
 
 
@@ -119,7 +134,7 @@ def _legend(info: CouplingInfo) -> list[str]:
     return lines
 
 
-def _colour(row: Row) -> str:
+def _colour(row: LayerRow) -> str:
     if row.why:
         return GHOST
     return ALONE if row.turn is None else COLOURS[row.turn % len(COLOURS)]
@@ -213,7 +228,7 @@ def _bars(info: CouplingInfo, row_px: int, end: float) -> list[go.Bar]:
     ]
 
 
-def _size(row: Row) -> str:
+def _size(row: LayerRow) -> str:
     size = str(row.now) if row.now == row.original else f"{row.now} of {row.original}"
     if row.turn is not None and row.first:
         size += f" · {many(row.members, 'layer')}"
@@ -254,7 +269,7 @@ def _names(info: CouplingInfo, row_px: int) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": places, "ticktext": ticks, "automargin": True}
 
 
-def _bands(rows: tuple[Row, ...]) -> list[dict[str, Any]]:
+def _bands(rows: tuple[LayerRow, ...]) -> list[dict[str, Any]]:
     """Every other stage on a faint band."""
     return [
         {

@@ -17,7 +17,7 @@ WIDE = 60  # characters of a line that shows on hover
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LayerRow:
     """One layer: output channels now and before any cut, and the group that they are in.
 
     `turn` numbers the groups of several layers in order; None for a layer that is alone.
@@ -49,7 +49,7 @@ class Arc:
 class CouplingInfo:
     """What the figure draws; `part` is the module that it keeps to, "" for all."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[LayerRow, ...]
     arcs: tuple[Arc, ...]
     unseen: tuple[str, ...] = ()
     part: str = ""
@@ -107,7 +107,7 @@ def _stages(names: list[str]) -> dict[str, str]:
     return cut
 
 
-def _row(layer: Layer, groups: list[ChannelGroup], turns: dict[str, int], stage: str) -> Row:
+def _row(layer: Layer, groups: list[ChannelGroup], turns: dict[str, int], stage: str) -> LayerRow:
     group = max(groups, key=lambda group: len(group.units))
     now = len(layer.out_units)
     before = 0.0
@@ -128,7 +128,7 @@ def _row(layer: Layer, groups: list[ChannelGroup], turns: dict[str, int], stage:
     ]
     if group.why:
         said.append(wrap(f"frozen: {group.why}", WIDE))
-    return Row(
+    return LayerRow(
         name=layer.name,
         stage=stage,
         now=now,
@@ -141,7 +141,7 @@ def _row(layer: Layer, groups: list[ChannelGroup], turns: dict[str, int], stage:
     )
 
 
-def spans(rows: tuple[Row, ...]) -> list[tuple[str, int, int]]:
+def spans(rows: tuple[LayerRow, ...]) -> list[tuple[str, int, int]]:
     """Runs of rows of one stage: its name, its first and its last row."""
     runs: list[tuple[str, int, int]] = []
     for index, row in enumerate(rows):

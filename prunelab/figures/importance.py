@@ -54,10 +54,19 @@ class ImportanceInfo:
 
 
 def importance_info(state: State, group: str, seen: Seen | None = None) -> ImportanceInfo:
-    """What `seen` (default: the latest proposal's evidence) says of the units of `group`.
+    """The scores of the units of `group`, from an Importance or from AOFP's latest search.
 
-    An Importance is taken where there is one. Else, of AOFP's latest search, each unit has its
-    mean damage in the last Rung that held it: the units that the search went on with stand first.
+    In a search each unit has its mean damage in the last Rung that held it; the units that stayed
+    in the search longest come first.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    group
+        The name of a channel group.
+    seen
+        Evidence of a search; None: that of the latest proposal.
     """
     if seen is None:
         seen = state.proposed.seen if state.proposed else ()
@@ -182,5 +191,15 @@ def _unscaled(height: float, log: bool) -> float:
 
 
 def importance(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
-    """The scores of `group` in the latest proposal, and what would be dropped."""
+    """The scores of `group` in the latest proposal, and the units that it drops.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    group
+        The name of a channel group.
+    theme
+        "light" or "dark".
+    """
     return figure(draw_importance(importance_info(state, group)), theme)

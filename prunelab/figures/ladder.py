@@ -65,7 +65,17 @@ def latest_search(seen: Iterable[Any], group: str) -> list[Rung]:
 
 
 def ladder_info(state: State, group: str, seen: Iterable[Any] | None = None) -> LadderInfo:
-    """The binary search of `group` in `seen` (default: the latest proposal's evidence)."""
+    """The steps of AOFP's binary search of `group`.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    group
+        The name of a channel group.
+    seen
+        Evidence of a search; None: that of the latest proposal.
+    """
     if seen is None:
         seen = state.proposed.seen if state.proposed else ()
     found = searches(seen)
@@ -169,5 +179,15 @@ def draw_ladder(info: LadderInfo) -> Panel:
 
 
 def ladder(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
-    """AOFP's binary search of `group` in the latest proposal."""
+    """AOFP's binary search of `group` in the latest proposal.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    group
+        The name of a channel group.
+    theme
+        "light" or "dark".
+    """
     return figure(draw_ladder(ladder_info(state, group)), theme)

@@ -42,7 +42,17 @@ class PathInfo:
 
 
 def path_info(state: State, group: str, seen: Iterable[Any] | None = None) -> PathInfo:
-    """The LASSO path of `group` in `seen` (default: the latest proposal's evidence)."""
+    """The points of Channel Pruning's LASSO path of `group`.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    group
+        The name of a channel group.
+    seen
+        Evidence of a search; None: that of the latest proposal.
+    """
     if seen is None:
         seen = state.proposed.seen if state.proposed else ()
     points = [item for item in seen if isinstance(item, PathPoint) and item.group == group]
@@ -110,5 +120,15 @@ def draw_path(info: PathInfo) -> Panel:
 
 
 def path(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
-    """Channel Pruning's LASSO path of `group` in the latest proposal."""
+    """Channel Pruning's LASSO path of `group` in the latest proposal.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    group
+        The name of a channel group.
+    theme
+        "light" or "dark".
+    """
     return figure(draw_path(path_info(state, group)), theme)

@@ -1,4 +1,4 @@
-"""Two plans beside each other: their widths on one axis, and a table of what differs."""
+"""A comparison of two plans: their widths on one axis, and a table of the differences."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CompareInfo:
 
 
 def point_side(state: State, seq: int) -> Side:
-    """The network as it was at the point made by event `seq`, as a side."""
+    """The network at the point created by event `seq`, as a side of a comparison."""
     point = state.point(seq)
     full = state.began.widths
     widths = full if point.kept is None else {name: len(point.kept[name]) for name in full}
@@ -63,14 +63,29 @@ def point_side(state: State, seq: int) -> Side:
 
 
 def plan_side(name: str, plan: WidthPlan, cost: Cost | None = None) -> Side:
-    """A plan, such as one read from a file, as a side; `cost` is `pl.cost(graph, plan)`."""
+    """A plan, such as one read from a file, as a side of a comparison.
+
+    Parameters
+    ----------
+    name
+        The name of the plan in the figure.
+    plan
+        The plan.
+    cost
+        Its cost, `pl.cost(graph, plan)`; None leaves it out.
+    """
     return Side(name, FrozenMap(plan.widths), cost)
 
 
 def compare_info(a: Side, b: Side, found: PairedComparison | None = None) -> CompareInfo:
-    """Here `a`, there `b`; `found` is how the network of `b` does against that of `a`.
+    """The widths and numbers in which `b` differs from `a`; many groups are shown by module.
 
-    Networks of many groups are gathered by module.
+    Parameters
+    ----------
+    a, b
+        The two sides.
+    found
+        The paired comparison of the network of `b` with that of `a`, if there is one.
     """
     rows: dict[str, tuple[int, int]] = {}
     for name, row in modules([name for name in a.widths if name in b.widths]).items():
@@ -176,8 +191,14 @@ def compare(
 ) -> go.Figure:
     """Two points of a session, or two plans: widths overlaid, and a table of the differences.
 
-    `point_side(state, seq)` and `plan_side(name, plan)` make the sides; `found` is what
-    `Session.compare` measures.
+    Parameters
+    ----------
+    a, b
+        The two sides, by `point_side(state, seq)` or `plan_side(name, plan)`.
+    found
+        The result of `Session.compare` for them, if there is one.
+    theme
+        "light" or "dark".
     """
     info = compare_info(a, b, found)
     panel = draw_compare(info)

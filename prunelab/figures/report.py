@@ -66,9 +66,15 @@ def report(
 ) -> str:
     """The session of `events` as an HTML page.
 
-    `layers` are the groups to show, name to producing layers; default: every group, one layer.
-    `costs` gives what each layer costs when these units are kept (None: all); without it the page
-    has no costs by layer.
+    Parameters
+    ----------
+    events
+        The events of the session, in order.
+    layers
+        The groups to show, name to producing layers; None: every group, with one layer.
+    costs
+        Returns the cost of each layer for the kept units of each group (None: all units). Without
+        it the page shows no costs by layer.
     """
     past = list(events)
     state = fold(past)

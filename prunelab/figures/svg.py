@@ -34,9 +34,16 @@ DEFS = f'<svg width="0" height="0" style="position:absolute" aria-hidden="true">
 
 
 def svg(panel: Panel, width: int = 480, height: int = 300, *, tips: bool = True) -> str:
-    """`panel` as an SVG element of this size in px, for a page that holds `HATCHING` once.
+    """`panel` as an SVG element, for a page that contains `HATCHING` once.
 
-    It scales with its container. With `tips`, what shows on hover in plotly is a tooltip here.
+    Parameters
+    ----------
+    panel
+        What a `draw_...` function returns.
+    width, height
+        The size in px; the element scales with its container.
+    tips
+        Whether plotly's hover texts become tooltips.
     """
     across, up = _Axis(panel.xaxis, True), _Axis(panel.yaxis, False)
     labels = [text for _, text in up.ticks(height / 40)]
@@ -228,7 +235,7 @@ def _scatter(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:
 
 
 def _real(value: float | None) -> bool:
-    """Whether a value can be drawn; a gap in a line, or a metric that is no number, cannot."""
+    """Whether a value can be drawn; gaps in a line and values that are not finite cannot."""
     return value is not None and math.isfinite(value)
 
 

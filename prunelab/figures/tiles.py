@@ -35,10 +35,28 @@ def tiles(
 ) -> go.Figure:
     """`pictures` [n, height, width] in rows of `columns`, each under its label.
 
-    Values share one scale: white to black, or, where some are negative, vermilion over white
-    (zero) to blue; with `alike` every picture has the scale of its own largest value. Tensors are
-    taken, too; lines of a label are parted by <br>. Raises `InvalidValue` for anything but
-    pictures of one size with a label for each, or none.
+    Values share one scale: white to black or, where some are negative, vermilion through white
+    (zero) to blue.
+
+    Parameters
+    ----------
+    pictures
+        Arrays or tensors of one size.
+    labels
+        A label for each picture, or none; its lines are separated by <br>.
+    title
+        The title of the figure.
+    columns
+        The number of pictures in a row.
+    alike
+        Whether each picture is scaled by its own largest value.
+    theme
+        "light" or "dark".
+
+    Raises
+    ------
+    InvalidValue
+        For pictures of different sizes, or another number of labels.
     """
     stack: np.ndarray = np.asarray(pictures, dtype=np.float32)
     if stack.ndim != 3 or not stack.size:

@@ -89,7 +89,7 @@ class TrajectoryInfo:
 def trajectory_info(state: State, latencies: Latencies | None = None) -> TrajectoryInfo:
     """The steps of `state` by their MACs and first validation metric.
 
-    `latencies` are those that were measured, as `Session.latencies` holds them.
+    `latencies` are measured ones by event number, as `Session.latencies` holds them.
     """
     timed = latencies or {}
     metric = next(iter(state.base.metrics), "")
@@ -271,6 +271,13 @@ def trajectory(
 ) -> go.Figure:
     """The validation metric after every step against the MACs left.
 
-    A point whose latency was measured (`Session.latencies`) says it when pointed at.
+    Parameters
+    ----------
+    state
+        The state to draw.
+    latencies
+        Measured latencies by event number (`Session.latencies`), which are shown on hover.
+    theme
+        "light" or "dark".
     """
     return figure(draw_trajectory(trajectory_info(state, latencies)), theme)

@@ -35,7 +35,7 @@ DIAMOND = "◆"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WidthRow:
     """One group: channels at the start, now, after the proposal; `layers` that share them.
 
     Or a module: the means of its `groups`.
@@ -61,7 +61,7 @@ class WidthsInfo:
     At most `room` rows carry a label.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[WidthRow, ...]
     selected: str | None = None
     room: int = ROOM
 
@@ -71,13 +71,23 @@ def widths_info(
     layers: Mapping[str, Sequence[str]] | None = None,
     selected: str | None = None,
 ) -> WidthsInfo:
-    """The groups in `layers` (name to its producing layers); default: every group, one layer."""
+    """The width of each group in the original network, now, and after the pending move.
+
+    Parameters
+    ----------
+    state
+        The state to draw.
+    layers
+        The groups to show, name to producing layers; None: every group, with one layer.
+    selected
+        The name of the group that is shown in bold.
+    """
     if layers is None:
         layers = {name: (name,) for name in state.began.widths}
     now, proposed = state.widths(), state.proposed_widths()
     return WidthsInfo(
         rows=tuple(
-            Row(name, state.began.widths[name], now[name], proposed[name], tuple(producers))
+            WidthRow(name, state.began.widths[name], now[name], proposed[name], tuple(producers))
             for name, producers in layers.items()
         ),
         selected=selected,
@@ -140,12 +150,12 @@ def draw_widths(info: WidthsInfo) -> Panel:
     )
 
 
-def _label(row: Row, selected: str | None) -> str:
+def _label(row: WidthRow, selected: str | None) -> str:
     text = shorten(row.name) + " "
     return f"<b>{text}</b>" if row.name == selected else text
 
 
-def _hover(row: Row) -> str:
+def _hover(row: WidthRow) -> str:
     text = f"{row.name}: {row.now:.4g} of {row.original:.4g} channels"
     if row.proposed != row.now:
         text += f", proposed {row.proposed:.4g}"
@@ -163,9 +173,19 @@ def widths(
     by: Literal["group", "module"] = "group",
     theme: Theme = "light",
 ) -> go.Figure:
-    """The channels of every group: at the start, now, and after the pending move.
+    """The channels of every group: in the original network, now, and after the pending move.
 
-    A long network makes a tall figure; `by="module"` gives the means of the modules' groups.
+    Parameters
+    ----------
+    state
+        The state to draw.
+    layers
+        The groups to show, name to producing layers; None: every group, with one layer.
+    by
+        "group" draws a row for each group, "module" the means over the groups of each module,
+        which keeps the figure of a long network short.
+    theme
+        "light" or "dark".
     """
     info = widths_info(state, layers)
     if by == "module":
@@ -180,16 +200,16 @@ def gathered(info: WidthsInfo, most: int = MOST) -> WidthsInfo:
     The modules that hold the selected group are taken apart.
     """
     names = modules([row.name for row in info.rows], most, info.selected)
-    inside: dict[str, list[Row]] = {}
+    inside: dict[str, list[WidthRow]] = {}
     for row in info.rows:
         inside.setdefault(names[row.name], []).append(row)
     rows = [group[0] if len(group) == 1 else _mean(name, group) for name, group in inside.items()]
     return replace(info, rows=tuple(rows))
 
 
-def _mean(module: str, rows: Sequence[Row]) -> Row:
+def _mean(module: str, rows: Sequence[WidthRow]) -> WidthRow:
     original, now, proposed = (
         sum(getattr(row, kind) for row in rows) / len(rows)
         for kind in ("original", "now", "proposed")
     )
-    return Row(module, original, now, proposed, (module,), tuple(row.name for row in rows))
+    return WidthRow(module, original, now, proposed, (module,), tuple(row.name for row in rows))

@@ -42,7 +42,7 @@ def build_graph(
         number[roots] = np.arange(first, first + len(roots))
         why = next((reasons[root] for root in roots.tolist() if root in reasons), "")
         if not why and len(roots) == 1:
-            why = "it is one unit, and one must stay"
+            why = "it has one unit, and at least one must be kept"
         groups.append(
             ChannelGroup(
                 name=names[0] + suffix,

@@ -84,7 +84,7 @@ def trace(
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    with undisturbed(model):
+    with state_preserved(model):
         model.eval()
         try:
             mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
@@ -168,14 +168,14 @@ class _GuardRun:
         mode, store = self.mode, self.mode.store
         for layer in store.trace.layers.values():
             if layer.name not in self.known:
-                store.freeze(layer.out, "training mode, where alone it ran, did not run to its end")
+                store.freeze(layer.out, "it runs only in training mode, which failed")
         for name in mode_dependent(self.model):
-            store.guarded[name] = f"code of {name or 'the network'} for training may read it"
+            store.guarded[name] = f"it may be read by training-only code of {name or 'the network'}"
         for part in idle(self.model, mode.used):
             above = part.rpartition(".")[0]
             while above and above not in mode.stack.entered:
                 above = above.rpartition(".")[0]
-            store.guarded[above] = f"{part}, which did not run, may read it in training"
+            store.guarded[above] = f"it may be read in training by {part}, which did not run"
         mode.numbers, mode.careful = self.numbers, True
         self.model.eval()
         _run_stand_in(mode, self.model, self.run, OUTPUT)
@@ -186,7 +186,7 @@ def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> 
 
     Code may store what it computes in an attribute or a buffer, and zeros must not be stored.
     """
-    with undisturbed(model), private_random():
+    with state_preserved(model), private_random():
         run_on_labels(mode, copy_with(model, {}, share=True), run, outputs)
 
 
@@ -254,7 +254,7 @@ def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Any:
+def state_preserved(model: nn.Module) -> Any:
     """Restore training flags and buffers at the end of the `with` block."""
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]

@@ -42,7 +42,7 @@ def tensor_of(kind: str, shape: Sequence[int], data: bytearray) -> Tensor:
         raise ValueError(str(error)) from None
 
 
-def named(kind: str, shape: Sequence[int], data: memoryview | bytearray) -> str:
+def content_hash(kind: str, shape: Sequence[int], data: memoryview | bytearray) -> str:
     """A hash of type, shape and bytes (32 hex digits), which identifies equal tensors."""
     digest = hashlib.blake2b(f"{kind} {list(shape)}".encode(), digest_size=16)
     digest.update(data)

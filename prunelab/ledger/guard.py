@@ -40,7 +40,7 @@ class Alarm:
     def mark(self) -> str:
         """A short description, such as "lost 48.1 points in the last step"."""
         if not math.isfinite(self.after):
-            return f"no finite {self.metric} since the last step"
+            return f"{self.metric} is not finite after the last step"
         if self.after < self.before:
             return f"lost {self._amount} in the last step"
         return f"{self.metric} rose by {self._amount} in the last step"
@@ -53,14 +53,14 @@ class Alarm:
             case Repaired(automatic=False):
                 advice = "Undo it, or tune."
             case Approved():  # as cut
-                advice = "Repair it, or undo it and take less (a smaller theta, fewer channels)."
+                advice = "Repair it, or undo it and prune less (a smaller theta, fewer channels)."
             case _:
-                advice = "Undo it and take less (a smaller theta, fewer channels), or tune."
+                advice = "Undo it and prune less (a smaller theta, fewer channels), or tune."
         if not math.isfinite(self.after):
-            return f"The {self.metric} is no finite number any more. {advice}"
+            return f"The {self.metric} is no longer finite. {advice}"
         what = "loss" if self.after < self.before else "rise"
         allowed = f"{100 * self.allowed:g}" if _percent(self.metric) else f"{self.allowed:.3g}"
-        limit = f"more than the {allowed} that a step may cost"
+        limit = f"above the limit of {allowed} per step"
         return f"A {what} of {self._amount}, {limit}. {advice}"
 
     @property

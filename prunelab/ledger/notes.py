@@ -37,7 +37,9 @@ def answer(exercise: str, value: Any) -> dict[str, Any]:
     """An answer: a number, a text, true or false, or a list or mapping of such."""
     name = str(exercise).strip()
     if not name:
-        raise InvalidValue("answer(exercise, value) wants the exercise's name first.")
+        raise InvalidValue(
+            "answer(exercise, value) needs the exercise's name as its first argument."
+        )
     plain = thaw(value.tolist() if hasattr(value, "tolist") else value)
     try:
         text = plain if isinstance(plain, str) else json.dumps(plain, allow_nan=False)

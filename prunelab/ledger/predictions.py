@@ -66,13 +66,17 @@ def checked(given: Mapping[str, Any], metrics: Iterable[str], pending: Move | No
     """
     known = [*metrics, *PROPOSED]
     if not given:
-        raise InvalidValue(f"Predict something: predict({known[0]}=...); known: {', '.join(known)}")
+        raise InvalidValue(
+            f"Give at least one prediction: predict({known[0]}=...); known: {', '.join(known)}"
+        )
     found = {}
     for name, value in given.items():
         if name not in known:
             raise UnknownName("quantity to predict", name, known)
         if name in PROPOSED and pending is not None:
-            raise WrongState(f"The pending move says its {name} already; predict it before propose")
+            raise WrongState(
+                f"The pending move already shows its {name}; predict it before propose"
+            )
         try:
             guess = math.nan if isinstance(value, bool | str) else float(value)
         except (TypeError, ValueError, OverflowError):

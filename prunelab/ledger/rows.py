@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger.content import named, raw, tensor_of
+from prunelab.ledger.content import content_hash, raw, tensor_of
 from prunelab.ledger.events import Event
 from prunelab.values import revive, thaw
 
@@ -105,8 +105,8 @@ class RowStore(ABC):
             data = bytearray()
             for (piece,) in database.execute(PIECES, (tensor,)):
                 data += piece
-            if named(kind, shape, data) != tensor:
-                raise ValueError(f"{name} is not what was written")
+            if content_hash(kind, shape, data) != tensor:
+                raise ValueError(f"{name} is corrupted")
             weights[name] = tensor_of(kind, shape, data)
         return weights
 
@@ -124,7 +124,7 @@ class RowStore(ABC):
         if seq != place:
             raise self._damaged(f"event {place} is missing")
         if zlib.crc32(text) != crc:
-            raise self._damaged(f"event {seq} is not what was written")
+            raise self._damaged(f"event {seq} is corrupted")
         try:
             event = revive(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ class RowStore(ABC):
                 "have written it. Open it with that version."
             ) from None
         if not isinstance(event, Event):
-            raise self._damaged(f"row {seq} is no event")
+            raise self._damaged(f"row {seq} is not an event")
         return event
 
     @contextmanager
@@ -164,7 +164,7 @@ def _tables(database: sqlite3.Connection) -> set[str]:
 def _keep(database: sqlite3.Connection, tensor: Tensor) -> tuple[str, str, list[int]]:
     """Store a tensor unless it is already stored; returns its name, type and shape."""
     kind, shape, data = raw(tensor)
-    name = named(kind, shape, data)
+    name = content_hash(kind, shape, data)
     if database.execute("SELECT 1 FROM piece WHERE tensor = ?", (name,)).fetchone() is None:
         database.executemany(
             "INSERT INTO piece VALUES (?, ?, ?)",

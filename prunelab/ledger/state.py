@@ -170,7 +170,7 @@ class State:
                 + (", measured before the network changed: propose again" if self.stale else "")
             )
         elif self.exhausted:
-            parts.append("the method has nothing more to propose")
+            parts.append("the method has no further moves")
         else:
             parts.append("nothing proposed")
         return " · ".join(parts)

@@ -91,7 +91,7 @@ class FileStore(RowStore):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError:
             raise SessionFileError(
-                f"{path} exists already, and is left alone. Resume it with "
+                f"{path} exists already, and is not overwritten. Resume it with "
                 "Session.open(...), or choose another path."
             ) from None
         except OSError as error:
@@ -113,8 +113,8 @@ class FileStore(RowStore):
             raise SessionFileError(f"{self.path} cannot be read: {error.strerror}.") from None
         if not start:
             raise SessionFileError(
-                f"{self.path} is empty: no session was ever written to it. Delete it and begin "
-                "anew."
+                f"{self.path} is empty: no session was ever written to it. Delete it and start "
+                "again."
             )
         if not MAGIC.startswith(start):
             raise SessionFileError(
@@ -126,8 +126,8 @@ class FileStore(RowStore):
             version = database.execute("PRAGMA user_version").fetchone()[0]
         if mark != APPLICATION:
             raise SessionFileError(
-                f"{self.path} is an SQLite database of another program; prunelab leaves it "
-                "alone. Session files are written by Session(..., path=...)."
+                f"{self.path} is an SQLite database of another program; it is "
+                "not changed. Session files are written by Session(..., path=...)."
             )
         if version > FORMAT:
             raise SessionFileError(
@@ -192,7 +192,7 @@ class TemporaryStore(RowStore):
 
     def _damaged(self, found: str) -> SessionFileError:
         return SessionFileError(
-            f"{self} cannot be used: {found}. Is the disk full that holds such files? Nothing was "
+            f"{self} cannot be used: {found}. Is the disk for temporary files full? Nothing was "
             "changed, and the session can still be exported. Make room, or begin one with "
             "Session(..., path=...) on another disk."
         )

@@ -35,8 +35,8 @@ METHODS = {
 }
 REPAIRS = {
     "lstsq": "least squares",
-    "rescale": "a factor for each channel",
-    "bn": "BatchNorm redone",
+    "rescale": "per-channel rescaling",
+    "bn": "BatchNorm recalibration",
     "none": "nothing",
 }
 SAID = ("run", "tune")  # kinds of notes that are the outcome of a verb
@@ -134,14 +134,14 @@ def outcome(state: State, last: Event | None) -> str:
         return why
     if state.exhausted:
         who = method(state.proposed.method) if state.proposed else "The method"
-        return f"{who} has nothing more to propose."
+        return f"{who} has no further moves."
     if isinstance(last, Rejected):
         why = f" ({last.reason})" if last.reason else ""
         return f"Rejected{why}: nothing was changed."
     if isinstance(last, Returned):
-        return f"The network is again as it was at event {state.head}."
+        return f"The network is restored to event {state.head}."
     if isinstance(last, Undone):
-        return f"Undone: the network is as it was at event {state.head}."
+        return f"Undone: the network is restored to event {state.head}."
     if not isinstance(state.now.event, Step):
         return ""
     text = f"{done(state)}: {change(state)}{guessed(state, state.head)}"
@@ -163,7 +163,7 @@ def worse(state: State, steps: int, after: float) -> str:
     """Why a tune was rejected: the first metric would be `after`."""
     name, before = next(iter(state.now.metrics.items()))
     return (
-        f"Tuned for {plural(steps, 'step')} and not taken: validation {name} would go from "
+        f"Tuned for {plural(steps, 'step')}; rejected: validation {name} would go from "
         f"{as_text(name, before)} to {as_text(name, after)}. Nothing was changed. Give more "
         "training images or a smaller learning rate: Session(train=pl.Training(lr=...))."
     )
@@ -178,7 +178,7 @@ def stop_reason(state: State, after: float, floor: float, higher_is_better: bool
     limit = "which breaks the floor of" if math.isnan(after) else limit
     return (
         f"{text} from {as_text(name, before)} to {as_text(name, after)}, {limit} "
-        f"{as_text(name, floor)}. Tune, take less, or run with another min_accuracy "
+        f"{as_text(name, floor)}. Tune, prune less, or run with another min_accuracy "
         "(None: no floor)."
     )
 
@@ -233,8 +233,9 @@ def repaired(event: Repaired) -> str:
     values = [
         f"{REPAIRS[kind]} {value:.4g}" for kind, value in event.tried.items() if kind != event.kind
     ]
+    verb = "was" if len(values) == 1 else "were"
     how = "not repaired" if event.kind == "none" else f"repaired by {REPAIRS[event.kind]}"
-    return f"{how} ({' and '.join(values)} did worse on validation images)"
+    return f"{how} ({' and '.join(values)} {verb} worse on validation images)"
 
 
 def refitted(event: Repaired) -> str:
@@ -245,13 +246,13 @@ def refitted(event: Repaired) -> str:
         low, high = min(ridges), max(ridges)
         ridge = f"ridge {low:g}" if low == high else f"ridge {low:g} to {high:g}"
         parts.append(f"least squares in {plural(len(ridges), 'layer')} ({ridge})")
-    for choice, text in (("bn", "BatchNorm redone in"), ("kept", "weights kept in")):
+    for choice, text in (("bn", "BatchNorm recalibrated in"), ("kept", "weights kept in")):
         if count := sum(refit.choice == choice for refit in event.refits):
             parts.append(f"{text} {plural(count, 'layer')}")
     if short := [refit for refit in event.refits if not refit.determined]:
         samples = min(refit.samples for refit in short)
         layers = plural(len(short), "layer")
-        parts.append(f"{layers} not determined by the images (as few as {samples:,} samples)")
+        parts.append(f"{layers} underdetermined by the images (as few as {samples:,} samples)")
     return ", ".join(parts)
 
 
@@ -340,7 +341,7 @@ def why(event: Event) -> str:
         case Proposed(move=Move() as move) | Adjusted(move=move) if move.damage:
             theta = move.parameters.get("theta") if isinstance(event, Proposed) else None
             limit = f" (theta {theta:g})" if isinstance(theta, float) else ""
-            return f"takes at most {share(max(move.damage.values()))} of a layer's signal{limit}"
+            return f"removes at most {share(max(move.damage.values()))} of a layer's signal{limit}"
         case Rejected():
             return event.reason
         case _:
@@ -353,7 +354,7 @@ def told(event: Event) -> str:
         case Began():
             return f"{event.network}, seed {event.seed}"
         case Proposed(move=None):
-            return f"{method(event.method)}: nothing more"
+            return f"{method(event.method)}: no further moves"
         case Proposed(move=Move() as move) | Adjusted(move=move):
             return f"{method(move.method)}: {dropped(move.drop)}"
         case Rejected():

@@ -1,4 +1,4 @@
-"""How a network is run on batches, and what is wrong with those that it does not take."""
+"""Running a network on batches, with clear errors for batches that do not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the weights of `model` are."""
+    """The device of the weights of `model`."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -27,7 +27,7 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
 
 
 def guarded(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; what the loader raises comes out as `BadData`."""
+    """The batches; errors of the loader are raised as `BadData`."""
     try:
         iterator = iter(batches)
     except TypeError:
@@ -46,26 +46,26 @@ def guarded(batches: Iterable[Any]) -> Iterator[Any]:
         except Exception as error:
             raise BadData(
                 f"The loader raised {type(error).__name__} at batch {count}: {error}. "
-                "Nothing was changed; mend the loader and try again."
+                "Nothing was changed; fix the loader and try again."
             ) from error
         count += 1
         yield batch
 
 
 def checked(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
-    """`forward(model, batch)`; a batch of the wrong shape or type comes out as `BadData`."""
+    """`forward(model, batch)`; raises `BadData` for a batch of the wrong shape or type."""
     try:
         return forward(model, batch)
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         shapes = [tuple(x.shape) for x in tree_leaves(batch) if isinstance(x, Tensor)]
         raise BadData(
-            f"The network does not take this batch (shapes {shapes}): "
+            f"The network cannot run on this batch (shapes {shapes}): "
             f"{type(error).__name__}: {error}. Give batches like the example inputs, or forward=."
         ) from error
 
 
 def finish(steps: Iterator[Any]) -> Any:
-    """Run a generator to its end and give what it returns."""
+    """Run a generator to its end and return its result."""
     while True:
         try:
             next(steps)

@@ -1,6 +1,6 @@
-"""Evaluating and training: plain loops as generators that can be stopped between batches.
+"""Evaluation and training loops, as generators that can be stopped between batches.
 
-Nothing here is tied to classification: `loss(model, batch)` gives a scalar, a metric is any
+Nothing here is specific to classification: `loss(model, batch)` returns a scalar, a metric is any
 function of (model, loader).
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, InvalidValue, NotFinite
-from prunelab.graph.trace import undisturbed
+from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import (
     Loss,
     checked,
@@ -31,22 +31,22 @@ from prunelab.loops.batch import (
 from prunelab.values import Progress
 from prunelab.values.paired_comparison import Answers
 
-STEPS = 400  # batches of tuning when nobody says how many
+STEPS = 400  # default number of batches of tuning
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How prunelab's own loop trains: SGD with momentum and a cosine from `lr` to zero.
+    """Settings of prunelab's training loop: SGD with momentum, `lr` falling to zero by a cosine.
 
-    Weight decay spares biases and BatchNorm, as in AOFP's released code. With `imitate`, and the
-    session's default loss, `tune` learns what the original network gives instead of the labels
-    (Hinton, Vinyals, Dean, 2015): that does not overfit a small training set.
+    Biases and BatchNorm have no weight decay, as in AOFP's released code. With `distil`, and the
+    session's default loss, `tune` learns the original network's outputs instead of the labels
+    (Hinton, Vinyals, Dean, 2015), which does not overfit a small training set.
     """
 
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    imitate: bool = True
+    distil: bool = True
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
@@ -56,10 +56,12 @@ class Training:
             )
 
     def optimiser(self, model: nn.Module) -> torch.optim.SGD:
-        """SGD over the parameters that want gradients."""
+        """SGD over the parameters that require gradients."""
         wanted = [p for p in model.parameters() if p.requires_grad]
         if not wanted:
-            raise InvalidValue("No parameter of the network wants gradients; nothing to train.")
+            raise InvalidValue(
+                "No parameter of the network requires gradients; set requires_grad to train it."
+            )
         return torch.optim.SGD(
             [
                 {"params": [p for p in wanted if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -72,18 +74,18 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number to judge a network by: `function(model, loader)`, and which way is better."""
+    """A metric of a network: `function(model, loader)`, and which direction is better."""
 
     function: Callable[[nn.Module, Iterable[Any]], float]
     higher_is_better: bool = True
 
 
-def imitating(teacher: nn.Module, seed: int) -> Loss:
-    """The loss of giving other logits than `teacher`, at temperature 2; needs no labels.
+def distillation_loss(teacher: nn.Module, seed: int) -> Loss:
+    """The distillation loss towards the logits of `teacher`, at temperature 2, without labels.
 
-    Each image is first blended with another one of its batch, at random from `seed`: the teacher
-    answers for any image, and a small training set is not learnt by heart (Beyer, Zhai, Royer,
-    Markeeva, Anil, Kolesnikov; CVPR 2022).
+    Each image is first mixed with another one of its batch, at random from `seed`: the teacher
+    labels any image, and a small training set is not memorised (Beyer, Zhai, Royer, Markeeva,
+    Anil, Kolesnikov; CVPR 2022).
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -106,22 +108,22 @@ def imitating(teacher: nn.Module, seed: int) -> Loss:
 def answering(
     model: nn.Module, loader: Iterable[Any], batches: int = 0
 ) -> Generator[Progress, None, tuple[Answers, float]]:
-    """What `model` answers on the loader's images, and the mean cross entropy.
+    """The predictions of `model` on the loader's images, and the mean cross entropy.
 
-    In evaluation mode; yields Progress after every batch, of `batches` or as many as there are.
+    It runs in evaluation mode, and yields Progress after each of `batches` batches (0: unknown).
     """
     labels: list[int] = []
     given: list[int] = []
     total, done = 0.0, 0
     expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
-    with undisturbed(model):
+    with state_preserved(model):
         model.eval()
         for batch in guarded(loader):
             logits = checked(run_batch, model, batch)
             wanted = labels_of(batch, logits)
             if torch.isnan(logits).any():
                 raise NotFinite(
-                    f"The network answers NaN on batch {done} of the images that it is evaluated "
+                    f"The network outputs NaN on batch {done} of the images that it is evaluated "
                     "on: the batch holds NaN, or weights have grown too large. Nothing was changed."
                 )
             labels += wanted.tolist()
@@ -135,7 +137,7 @@ def answering(
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
-    """The share of images classified right, in evaluation mode."""
+    """The share of images that are classified correctly, in evaluation mode."""
     return float(finish(answering(model, loader))[0].accuracy)
 
 
@@ -144,7 +146,7 @@ def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
 
     def measured(model: nn.Module, loader: Iterable[Any]) -> float:
         total = count = 0.0
-        with undisturbed(model), private_random(), torch.no_grad():
+        with state_preserved(model), private_random(), torch.no_grad():
             model.eval()
             for batch in guarded(loader):
                 size = batch_size(batch)
@@ -166,7 +168,7 @@ def training(
 ) -> Generator[Progress, None, None]:
     """Train `model` in place for `steps` batches; yields Progress after each.
 
-    `batches(epoch)` gives the batches of one epoch, shuffled by it. Raises `NotFinite` when the
+    `batches(epoch)` returns the batches of one epoch, in its own order. Raises `NotFinite` when the
     loss is NaN or infinite, naming the first layer whose output is.
     """
     if steps < 1:
@@ -189,9 +191,9 @@ def descend(
     optimiser: torch.optim.Optimizer,
     watch: AbstractContextManager[Any] | None = None,
 ) -> float:
-    """One step of gradient descent; gives the loss. `watch` looks on at the forward pass.
+    """One step of gradient descent; returns the loss. `watch` is entered for the forward pass.
 
-    Gradients are left in the parameters of `model` alone, whatever else the loss runs.
+    Only parameters of `model` receive gradients, even if the loss runs other networks.
     """
     with watch or nullcontext():
         value = checked(loss, model, batch)
@@ -221,7 +223,7 @@ def forever(batches: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
 
 
 def _first_bad_layer(model: nn.Module, batch: Any, loss: Loss) -> str:
-    """Where NaN or infinity comes up first when the network runs on `batch`."""
+    """Where NaN or infinity first occurs when the network runs on `batch`, in words."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"because the weights {name} hold NaN or infinity"
@@ -245,7 +247,7 @@ def _first_bad_layer(model: nn.Module, batch: Any, loss: Loss) -> str:
 
 
 def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) -> dict[str, Metric]:
-    """The metrics of a session: what the user gave, or accuracy and loss.
+    """The metrics of a session: those of the user, or accuracy and loss.
 
     A value is a `Metric`, a function (higher is better) or (function, "higher" or "lower").
     """
@@ -257,7 +259,7 @@ def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) ->
     found = {}
     for name, value in given.items():
         if not isinstance(name, str):
-            raise InvalidValue(f"metrics are called by a text, not {name!r}.")
+            raise InvalidValue(f"the names of metrics are strings, not {name!r}.")
         if isinstance(value, Metric):
             found[name] = value
         elif callable(value):
@@ -273,11 +275,11 @@ def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) ->
 
 
 def number(name: str, value: Any) -> float:
-    """What the metric `name` gave; raises `InvalidValue` where that is no number."""
+    """The value of the metric `name` as a float; raises `InvalidValue` where it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidValue(
-            f"The metric {name!r} gave {value!r}; a metric gives one number for a network and a "
-            "loader."
+            f"The metric {name!r} returned {value!r}; a metric returns one number for a network "
+            "and a loader."
         ) from None

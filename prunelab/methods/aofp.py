@@ -47,7 +47,7 @@ class AOFP:
 
     With a MAC target (`run`, `prune`) theta is doubled, up to `max_theta`, while no layer passes
     or all that do would remove less than 1/32 of the original MACs; the move says which theta it
-    used. It then takes at most an eighth of the signal that a group's consumers read (ours: with
+    used. It then removes at most an eighth of the signal that a group's consumers read (ours: with
     a theta of 0.64 half of every layer would go at once).
 
     Parameters

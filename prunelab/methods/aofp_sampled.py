@@ -31,7 +31,7 @@ from prunelab.evidence.reconstruction_target import batch_norm_scale
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
-from prunelab.graph.surgery.editing import silence
+from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
 from prunelab.loops.training import descend, forever
 from prunelab.methods.aofp_search import judge
@@ -71,7 +71,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         path = ScoringPath(network, context.graph, masks, method.at or "relu")
         with private_random(context.seed + step):
             descend(network, next(stream), context.loss, optimiser, watch=path)
-        silence(network, context.graph, drop)  # SGD moves the masked columns
+        zero_columns(network, context.graph, drop)  # SGD moves the masked columns
         for search in active:
             search.add(path.damage(search.group.name))
             if search.seen < method.batches:
@@ -83,7 +83,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
                 drop[name], damage[name] = search.taken, rung.worst
                 means = dict(zip(rung.search, rung.damages, strict=True))
                 order |= {(name, unit): means[unit] for unit in search.taken}
-                silence(network, context.graph, drop)
+                zero_columns(network, context.graph, drop)
         step += 1
         rungs = sum(search.done for search in searches)
         yield Progress(rungs, len(searches), f"AOFP trains and searches, batch {step}")

@@ -43,9 +43,9 @@ class ChannelPruning:
 
     The LASSO's target is the output of the network last trained, at the end of a residual branch
     Y2 + Y1 - Y1'. For the first layer of a branch to read fewer channels than its shortcut carries
-    it needs a channel selector, as in the released networks: prune `pl.sampled(model, graph)`,
-    which has one before each. A selector copies its input at every call, so it saves a larger
-    share of multiply-adds than of time.
+    it needs a channel selector, as in the released networks: prune
+    `pl.with_channel_selectors(model, graph)`, which has one before each. A selector copies its
+    input at every call, so it saves a larger share of multiply-adds than of time.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.surgery.editing import silence
+from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
 from prunelab.loops.training import descend, forever
 from prunelab.methods.base import Context, Found, Search
@@ -132,14 +132,16 @@ class GroupFisher:
                     batch = next(stream)
                     with private_random(context.seed + step):
                         descend(network, batch, context.loss, optimiser, watch=watch)
-                    silence(network, context.graph, removal.drop)  # SGD moves the masked columns
+                    zero_columns(
+                        network, context.graph, removal.drop
+                    )  # SGD moves the masked columns
                     coupled = watch.gradients(batch_size(batch))
                     total += squared_sum(coupled)
                     images += batch_size(batch)
                     step += 1
                     yield Progress(*removal.progress, f"Group Fisher trains, batch {step}")
                 removal.remove_lowest(total[:-1].numpy() / images)
-                silence(network, context.graph, removal.drop)
+                zero_columns(network, context.graph, removal.drop)
         network.zero_grad(set_to_none=True)
         yield from importances(context, removal.scores(), self.meaning)
         move = context.move(self, removal.drop, carry={"batches": step})

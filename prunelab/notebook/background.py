@@ -15,7 +15,7 @@ from prunelab.notebook.worker import Worker
 from prunelab.session.session import Session
 from prunelab.values import Move
 
-CHANNEL, COMPARE = "channel", "compare"  # folds whose contents take work
+CHANNEL, COMPARE = "channel", "compare"  # sections whose contents take work
 REST = 0.7  # seconds that a selection must rest before it is tried
 
 
@@ -36,7 +36,7 @@ class Background:
         self.at_work = ""  # the kind of job under way
 
     def go_on(self, choice: Choice, opened: Collection[str]) -> None:
-        """Begin what is missing, after a rest; `opened` are the names of the unfolded folds."""
+        """Begin what is missing, after a rest; `opened` are the names of the unfolded sections."""
         self.cancel()
         for kind, of, job in self._wanted(choice, opened):
             if self._found.get(kind, (None, None))[0] != of:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prunelab.figures.board import Arrange, BoardInfo
-from prunelab.notebook.html_widget import Panel
+from prunelab.notebook.html_widget import HtmlWidget
 from prunelab.notebook.static_figures import picture
 
 
@@ -18,7 +18,7 @@ class FigureSlot:
     """
 
     def __init__(
-        self, panel: Panel, arrange: Arrange, dark: bool, told: Callable[[str, Any, Any], None]
+        self, panel: HtmlWidget, arrange: Arrange, dark: bool, told: Callable[[str, Any, Any], None]
     ) -> None:
         self.live: Any = None  # a Live, once there is a figure
         self._panel = panel

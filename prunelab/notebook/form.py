@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunelab.notebook import text
-from prunelab.notebook.markup import box, button, choose, fold, number, say, tag, tick
+from prunelab.notebook.markup import box, button, choose, number, say, section, tag, tick
 from prunelab.notebook.view import View, enabled
 from prunelab.values import as_text, si
 
@@ -21,10 +21,10 @@ def form(view: View) -> str:
         otherwise(view),
         tried(view),
         buttons(view),
-        working(view),
+        progress(view),
         say(view.error, "error", role="alert"),
         aims(view),
-        looking(view),
+        group_choice(view),
     ))  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def tried(view: View) -> str:
     return told
 
 
-def looking(view: View) -> str:
+def group_choice(view: View) -> str:
     """Which layer the evidence is shown of."""
     rows = view.info.widths.rows
     options = [(text.option(row.name, row.now, row.proposed), row.name) for row in rows]
@@ -138,7 +138,7 @@ def _tip(verb: str, view: View) -> str:
     return text.TUNE_TIP.format(view.aims.steps, text.duration(view.step_time * view.aims.steps))
 
 
-def working(view: View) -> str:
+def progress(view: View) -> str:
     """How far the verb under way is; a tune can be ended with what it has."""
     if view.busy is None:
         return ""
@@ -183,4 +183,4 @@ def settings(view: View) -> str:
     estimate = ""
     if view.step_time is not None:
         estimate = text.ESTIMATE.format(wanted.steps, text.duration(view.step_time * wanted.steps))
-    return fold("settings", text.SETTINGS.format(estimate), inside)
+    return section("settings", text.SETTINGS.format(estimate), inside)

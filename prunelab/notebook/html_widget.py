@@ -18,7 +18,7 @@ Told = Callable[[str, Any, Any, bool], None]
 ASSETS = files("prunelab") / "assets"
 
 
-class Panel(anywidget.AnyWidget):
+class HtmlWidget(anywidget.AnyWidget):
     """Parts under each other; `show` replaces the HTML of some, and only what differs is sent."""
 
     _esm = (ASSETS / "screen.js").read_text(encoding="utf-8")

@@ -71,7 +71,9 @@ def table(heads: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]], **mor
     return tag("div", tag("table", inside, **more), kind="pl-scroll")
 
 
-def fold(name: str, title: str, inside: str, tip: str = "") -> str:
+def section(name: str, title: str, inside: str, tip: str = "") -> str:
     """A part that unfolds; `inside` is made once it is open."""
     head = tag("summary", escape(title), title=tip or None)
-    return tag("details", head, tag("div", inside, kind="pl-inside"), data_fold=name, data_key=name)
+    return tag(
+        "details", head, tag("div", inside, kind="pl-inside"), data_section=name, data_key=name
+    )

@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from prunelab.cost.counting import cost
-from prunelab.figures.class_recall import losses_info
+from prunelab.figures.class_recall import class_recall_info
 from prunelab.figures.plan_comparison import Side, plan_side, point_side
 from prunelab.figures.png import address
 from prunelab.graph.channels.channel_graph import ChannelGraph
@@ -64,7 +64,7 @@ def _recalls(compared: PairedComparison, classes: tuple[str, ...]) -> str:
 def _confused(compared: PairedComparison, classes: tuple[str, ...]) -> str:
     """The pairs of classes that are confused more often than before, or less."""
     assert compared.answers is not None
-    info = losses_info(*compared.answers, classes)
+    info = class_recall_info(*compared.answers, classes)
     pairs = [
         (more, truth, given)
         for truth, row in zip(info.classes, info.confused, strict=True)
@@ -210,7 +210,7 @@ def _side(view: View, end: End) -> Side:
     return plan_side(str(end), plan, cost(plan.graph, plan))
 
 
-def exporting(view: View) -> str:
+def export_form(view: View) -> str:
     """A button for every kind of file, a box for another name, and what was written last."""
     off = bool(view.at_work)
     buttons = "".join(

@@ -1,4 +1,4 @@
-"""The fold of the method: a box for every field of its dataclass, and a slider for theta."""
+"""The section of the method: a box for every field of its dataclass, and a slider for theta."""
 
 from __future__ import annotations
 
@@ -175,5 +175,5 @@ def read(typed: str, hint: Any) -> Any:
         return ast.literal_eval(typed.strip())
     except (ValueError, SyntaxError):
         raise InvalidValue(
-            f"{typed!r} is no value in Python's notation; write 0.3, 'conv' or {{'conv1': 0.5}}."
+            f"{typed!r} is not a value in Python's notation; write 0.3, 'conv' or {{'conv1': 0.5}}."
         ) from None

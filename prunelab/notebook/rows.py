@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 
 from prunelab.figures.row_grouping import modules
-from prunelab.figures.widths import DIAMOND, Row
+from prunelab.figures.widths import DIAMOND, WidthRow
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, number, say, tag
 from prunelab.notebook.view import View
@@ -39,7 +39,7 @@ def layers(view: View) -> str:
     return search + tag("div", head + body, kind="pl-rows", role="list") + typed
 
 
-def _module(view: View, name: str, rows: Sequence[Row], widest: float) -> str:
+def _module(view: View, name: str, rows: Sequence[WidthRow], widest: float) -> str:
     now, proposed = sum(row.now for row in rows), sum(row.proposed for row in rows)
     label = text.module(name, len(rows), now, proposed)
     body = "".join(_row(view, row, widest, row.name.removeprefix(f"{name}.")) for row in rows)
@@ -49,7 +49,7 @@ def _module(view: View, name: str, rows: Sequence[Row], widest: float) -> str:
     )
 
 
-def _row(view: View, row: Row, widest: float, short: str = "") -> str:
+def _row(view: View, row: WidthRow, widest: float, short: str = "") -> str:
     """One layer, under its `short` name where the module's is said above."""
     chosen = row.name == view.group.name
     mark = f" {DIAMOND}" if row.coupled else ""

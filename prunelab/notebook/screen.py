@@ -16,7 +16,7 @@ from prunelab.notebook import text
 from prunelab.notebook.background import Background
 from prunelab.notebook.figure_slot import FigureSlot
 from prunelab.notebook.form import form, line, reason, warnings
-from prunelab.notebook.html_widget import Panel
+from prunelab.notebook.html_widget import HtmlWidget
 from prunelab.notebook.sections import FIGURE, NAMES, sections
 from prunelab.notebook.selection import Choice
 from prunelab.notebook.static_figures import svg
@@ -61,8 +61,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._error = ""
         self._throttle = Throttle()
         self._opened: set[str] = set()
-        self.head = Panel(("warnings", "form", "picture"), self._told, first=True)
-        self.below = Panel((*NAMES, "state"), self._told)
+        self.head = HtmlWidget(("warnings", "form", "picture"), self._told, first=True)
+        self.below = HtmlWidget((*NAMES, "state"), self._told)
         self.figure = FigureSlot(
             self.head,
             arrange,
@@ -158,7 +158,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _progress(self, progress: Progress) -> None:
         elapsed = self._throttle.elapsed(progress)
         if self._throttle.due():
-            rest = text.remaining(progress.done, progress.total, elapsed)
+            rest = text.time_left(progress.done, progress.total, elapsed)
             self._busy = Busy(progress.done / max(progress.total, 1), f"{progress.what}: {rest}")
             self.head.show(form=form(self._view()))
 
@@ -314,8 +314,22 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 
-    `arrange` "stack" puts the panels under each other, as a screen below 700 px always does.
-    `theme` "auto" follows JupyterLab's. A cell that is run again shows the screen that is there.
+    A cell that is run again shows the existing screen.
+
+    Parameters
+    ----------
+    session
+        The session to show.
+    arrange
+        "grid" puts the panels two by two, "stack" under each other, as a screen narrower than
+        700 px always does.
+    theme
+        "light", "dark", or "auto", which follows JupyterLab's theme.
+
+    Raises
+    ------
+    UnknownName
+        For another `arrange` or `theme`.
     """
     for screen in _open:
         if screen.session is session and screen.look == (arrange, theme):

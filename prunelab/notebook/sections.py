@@ -1,4 +1,4 @@
-"""The folds below the figure; the contents of one that is closed are not made."""
+"""The sections below the figure; the contents of one that is closed are not made."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from prunelab.ledger import words
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
 from prunelab.notebook.background import CHANNEL, COMPARE
-from prunelab.notebook.markup import fold, say, tag
-from prunelab.notebook.panes import changes, channel, comparison, costs, exporting
+from prunelab.notebook.markup import say, section, tag
+from prunelab.notebook.panes import changes, channel, comparison, costs, export_form
 from prunelab.notebook.parameters import parameters_form, values_of
 from prunelab.notebook.rows import layers
 from prunelab.notebook.view import View
@@ -20,8 +20,8 @@ NAMES = ("key", "method", "layers", "changes", CHANNEL, "costs", COMPARE, "histo
 
 
 def sections(view: View, events: Sequence[Event]) -> dict[str, str]:
-    """The HTML of every fold, by name."""
-    method = text.method_fold(view.method.name, values_of(view.method))
+    """The HTML of every section, by name."""
+    method = text.method_title(view.method.name, values_of(view.method))
     made: dict[str, tuple[str, str, Callable[[View], str]]] = {
         "method": (method, text.THETA_TIP, parameters_form),
         "layers": (text.LAYERS, text.LAYERS_TIP, layers),
@@ -30,10 +30,10 @@ def sections(view: View, events: Sequence[Event]) -> dict[str, str]:
         "costs": (text.COST, text.COST_TIP, costs),
         COMPARE: (text.COMPARE, text.COMPARE_TIP, comparison),
         "history": (text.HISTORY, text.HISTORY_TIP, lambda _: words.history(view.state, events)),
-        "export": (text.EXPORT, text.EXPORT_TIP, exporting),
+        "export": (text.EXPORT, text.EXPORT_TIP, export_form),
     }
     return {"key": key(view)} | {
-        name: fold(name, title, inside(view) if name in view.opened else "", tip)
+        name: section(name, title, inside(view) if name in view.opened else "", tip)
         for name, (title, tip, inside) in made.items()
     }
 

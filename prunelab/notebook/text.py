@@ -282,8 +282,8 @@ def choice(value: Any) -> str:
     return "default" if value is None else str(value)
 
 
-def method_fold(name: str, values: Mapping[str, Any]) -> str:
-    """The title of the method's fold: the method and its first parameter."""
+def method_title(name: str, values: Mapping[str, Any]) -> str:
+    """The title of the method's section: the method and its first parameter."""
     title = f"Method: {words.method(name)}"
     for key, value in [*values.items()][:1]:
         title += f" · {parameter(key)} {f'{value:g}' if isinstance(value, float) else value}"
@@ -440,7 +440,7 @@ def point(point: Point, state: State) -> str:
     return f"{point.seq}: {type(point.event).__name__.lower()}, {share}"
 
 
-# ---------------------------------------------------------------- the other folds
+# ---------------------------------------------------------------- the other sections
 
 CONFUSED_TIP = (
     "Images of the first class that are taken for the second: how many more than now, or fewer. "
@@ -488,7 +488,7 @@ def option(name: str, now: float, proposed: float) -> str:
     return f"{name} · {now}" + (f" → {proposed}" if proposed != now else "")
 
 
-def remaining(done: int, total: int, elapsed: float) -> str:
+def time_left(done: int, total: int, elapsed: float) -> str:
     """How far work is and, after a second, how long it may still take."""
     text = f"{done:,} of {total:,}"
     if elapsed > 1 and 0 < done < total:
@@ -516,7 +516,7 @@ def parse_units(text: str) -> Units:
     for part in re.split(r"[,\s]+", text.strip()):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if part and not match:
-            raise InvalidValue(f"{part!r} is no channel; write numbers such as 3, 7, 10-12.")
+            raise InvalidValue(f"{part!r} is not a channel; write numbers such as 3, 7, 10-12.")
         if match:
             units.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return units_of(units)

@@ -1,4 +1,4 @@
-"""What a screen shows at one moment: plain values that form, folds and picture are made of."""
+"""What a screen shows at one moment: plain values that form, sections and picture are made of."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class View:
 
     `group` and `unit` are the group and the channel looked at, `layers` the producers of every
     prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
-    queued, `opened` the names of the unfolded folds. `at_hand` says what evidence there is,
+    queued, `opened` the names of the unfolded sections. `at_hand` says what evidence there is,
     `latencies` what was measured of which points, `tried` how the move does on validation images as
     it is cut, `repaired` how it does once repaired, where Approve `repairs`; `background` the kind
     of job that runs meanwhile. `channel` is a look at the channel, `alone` the share of the signal

@@ -1,4 +1,4 @@
-"""Repair without training: least squares, a factor for each channel, BatchNorm statistics."""
+"""Repair without training: least squares, per-channel rescaling, BatchNorm statistics."""
 
 from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import recalibrating

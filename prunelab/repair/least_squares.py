@@ -26,7 +26,7 @@ from prunelab.evidence.reconstruction_target import (
 )
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.layer_calls import Call
-from prunelab.graph.trace import undisturbed
+from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.repair.fit import Fit
 from prunelab.repair.layer_problem import POSITIONS, LayerProblem
@@ -216,7 +216,7 @@ def _solving(
     wanted = {task.layer.weight: task for task in tasks}
     what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
     count = 0
-    with undisturbed(watched), undisturbed(target):
+    with state_preserved(watched), state_preserved(target):
         watched.eval()
         target.eval()
         for some in apart(guarded(batches())):

@@ -14,7 +14,7 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.trace import undisturbed
+from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.values import Progress
 
@@ -139,7 +139,7 @@ def _measuring(
         return {}
     momenta = {name: norm.momentum for name, norm in norms.items()}
     count = 0
-    with undisturbed(model):
+    with state_preserved(model):
         model.eval()
         hooks = [norm.register_forward_pre_hook(_by_batch) for norm in norms.values()]
         try:

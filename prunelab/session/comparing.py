@@ -1,4 +1,4 @@
-"""Networks that are tried and not committed: a move beside the network now, two points or plans."""
+"""Paired comparisons of networks that are not committed: a pending move, points, plans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prunelab.values.paired_comparison import PairedComparison
 def try_move(
     parts: Parts, drop: Mapping[str, Iterable[int]] | None, images: int, repair: bool
 ) -> Work[PairedComparison]:
-    """Compare the network without these units, as approve would make it, with the one now.
+    """Compare the network that approve would make, without these units, with the current one.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def try_move(
     images
         How many validation images.
     repair
-        Whether it is repaired as the session repairs.
+        Whether it is repaired with the session's `repair`.
     """
     if isinstance(images, bool) or not isinstance(images, int) or images < 1:
         raise InvalidValue(f"images must be a whole number of at least 1, not {images!r}.")

@@ -1,4 +1,4 @@
-"""What a method may ask while it searches, answered from a session's network and data."""
+"""The context of a method's search, built from a session's network and data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def macs_of(state: State, target: float) -> int:
 def search_context(
     evaluator: Evaluator, history: History, state: State, target_macs: int | None
 ) -> Context:
-    """What a method may ask about the network of `state`, which is the network now."""
+    """The context of a search on the network of `state`, which is the current one."""
     settings, splits = evaluator.settings, evaluator.splits
 
     def measure(
@@ -72,7 +72,7 @@ def search_context(
 def measuring(
     evaluator: Evaluator, history: History, request: Request
 ) -> Generator[Any, None, Evidence]:
-    """Evidence of the network now."""
+    """Measure evidence of the current network, or reuse it."""
     mark = history.state.now.event.fingerprint
     measurements = evaluator.measurements
     return (yield from measurements.measure(history.network, history.graph, mark, request))

@@ -1,6 +1,6 @@
-"""The original network, its graph and its data: which network a plan is, and how one is judged.
+"""The original network, its graph and its data: builds the network of a plan and evaluates it.
 
-It knows nothing of events: a session brings the networks and keeps what comes out.
+It knows nothing of events: a session passes the networks and keeps the results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of, trace, undisturbed
+from prunelab.graph.trace import copy_of, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
@@ -29,7 +29,7 @@ Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers 
 
 
 class Evaluator:
-    """Judges networks that are cut from one: `base`, whose channels `graph` describes."""
+    """Evaluates networks that are cut from `base`, whose channels `graph` describes."""
 
     def __init__(
         self,
@@ -80,11 +80,11 @@ class Evaluator:
     # ------------------------------------------------------------ inputs and outputs
 
     def example(self) -> Any:
-        """One training input, as the network takes it."""
+        """One training input, in the form that the network expects."""
         return self._first_of(self.splits.sample())
 
     def run_inputs(self) -> Any:
-        """What one run is given: one input, or the batch that a forward of the user's takes."""
+        """The input of one run: one sample, or a batch for a forward of the user's."""
         batch = self.splits.sample()
         return batch if self.settings.own_forward else self._first_of(batch)
 
@@ -93,15 +93,15 @@ class Evaluator:
         return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
 
     def outputs(self, network: nn.Module) -> Any:
-        """What `network` gives for the first training batch, in evaluation mode."""
-        with undisturbed(network), private_random(), torch.no_grad():
+        """The outputs of `network` for the first training batch, in evaluation mode."""
+        with state_preserved(network), private_random(), torch.no_grad():
             network.eval()
             return self.settings.forward(network, self.splits.sample())
 
     # ------------------------------------------------------------ judging
 
     def judge(self, network: nn.Module, loader: Any = None) -> Generator[Progress, None, Judgement]:
-        """Every metric of `network` on a loader (None: validation)."""
+        """Compute every metric of `network` on a loader (None: validation)."""
         loader = self.splits.data.val if loader is None else loader
         seed, metrics = self.splits.seed, self.settings.metrics
         if self.settings.classifies:
@@ -118,7 +118,7 @@ class Evaluator:
     def compare(
         self, network: nn.Module, now: nn.Module, mark: str, known: Answers | None, images: int
     ) -> Generator[Progress, None, PairedComparison]:
-        """Compare `network` with the one `now`, on the first validation images.
+        """Compare `network` with the network `now` on the first validation images.
 
         Parameters
         ----------
@@ -127,7 +127,7 @@ class Evaluator:
         known
             The answers of `now` to the validation images, if they are known.
         images
-            How many validation images; a metric that is no accuracy sees whole batches.
+            How many validation images; a metric other than accuracy sees whole batches.
         """
         if self.settings.classifies:
             after, _ = yield from answering(network, self.splits.validation(images))
@@ -153,7 +153,7 @@ class Evaluator:
 
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
-    """`model` on `device`; raises `BadModel` where its weights are no numbers."""
+    """`model` on `device`; raises `BadModel` for weights that are not finite."""
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         return model  # tracing says what to do about it
     if device is not None:
@@ -161,7 +161,7 @@ def _sound(model: nn.Module, device: Any) -> nn.Module:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise BadModel(
-                f"{name} holds NaN or infinity; nothing measured on this network would mean "
-                "anything. Load sound weights first."
+                f"{name} holds NaN or infinity, so no measurement of this network would be "
+                "meaningful. Load finite weights first."
             )
     return model

@@ -1,4 +1,4 @@
-"""Taking out a pruned network: weights with plan and card, the plan, the script, the report.
+"""Exports of a session: weights with plan and card, the plan, a script, a report.
 
 Files are safetensors and JSON; nothing read from disk is ever unpickled.
 """
@@ -41,7 +41,7 @@ FORMAT = "1"
 
 
 def export(session: Session, path: Path) -> Path:
-    """Write what the suffix of `path` asks for; gives the path.
+    """Write the kind of file that the suffix of `path` stands for; returns the path.
 
     Raises `InvalidValue` for another suffix, `PruneLabError` where it cannot be written.
     """
@@ -63,10 +63,10 @@ def export(session: Session, path: Path) -> Path:
 
 
 def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
-    """The pruned network in `path`, as an instance of what `factory()` builds.
+    """Load the pruned network in `path` into the network that `factory()` builds.
 
     `factory` makes the unpruned architecture; its own weights do not matter. Raises
-    `SessionFileError` for a file that is damaged or not ours, `BadModel` for another architecture.
+    `SessionFileError` for a file that is damaged or foreign, `BadModel` for another architecture.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -76,7 +76,7 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
         raise SessionFileError(f"There is no file {path}.") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise SessionFileError(
-            f"{path} cannot be read: {error}. It is damaged or no safetensors file; export again."
+            f"{path} cannot be read: {error}. It is damaged or not safetensors; export again."
         ) from None
     if "prunelab" not in metadata:
         raise SessionFileError(
@@ -113,7 +113,7 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
 
 
 def _write_network(session: Session, path: Path) -> None:
-    """Weights and plan, opened again and compared on real images; only then the card."""
+    """Write weights and plan, load them again and compare outputs; then write the card."""
     state = session.model.state_dict()
     metadata = {
         "prunelab": FORMAT,
@@ -219,7 +219,7 @@ def _report(session: Session) -> str:
 
 
 def to_script(session: Session) -> str:
-    """A Python script that does again, verb by verb, what this session did."""
+    """A Python script that replays this session verb by verb."""
     began = session.state.began
     current = _method_text(began.method, dict(began.parameters))
     kept = [name for name in ("repair", "repair_images") if name in began.settings]
@@ -238,8 +238,8 @@ def to_script(session: Session) -> str:
     events = list(session.ledger)
     for event, after in zip(events, [*events[1:], None], strict=True):
         if isinstance(event, Approved):
-            mended = began.settings["repair"] is None or getattr(after, "automatic", False)
-            lines.append(f"    session.approve({'' if mended else 'repair=False'})")
+            default_repair = began.settings["repair"] is None or getattr(after, "automatic", False)
+            lines.append(f"    session.approve({'' if default_repair else 'repair=False'})")
         elif isinstance(event, Proposed):
             asked = _method_text(event.method, dict(event.parameters))
             if asked != current:

@@ -1,4 +1,4 @@
-"""A session's ledger, and the network as it is now. All commits are made here."""
+"""A session's ledger and its current network. All commits are made here."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from prunelab.values.paired_comparison import Answers, by_image
 
 
 class History:
-    """The ledger, and the network where its last event left it.
+    """The ledger, and the network after its last event.
 
-    `network` and `graph` are the network now and its graph; `brought` is the trained network that
-    the pending move brings; `answers` are those to the validation images. `tell` is called with
-    every event once it is committed.
+    `network` and `graph` are the current network and its graph; `brought` is the trained network
+    that comes with the pending move; `answers` are the network's on the validation images. `tell`
+    is called with every event after it is committed.
     """
 
     def __init__(self, evaluator: Evaluator, ledger: Ledger, tell: Callable[[Event], None]) -> None:
@@ -39,7 +39,7 @@ class History:
         self.answers: Answers | None = None
 
     def resume(self) -> None:
-        """Take up the network where the ledger's last event left it."""
+        """Restore the network after the ledger's last event."""
         state = self.state
         self.network = self.network_at(state.now)
         self.graph = self._evaluator.graph.after(self.plan)
@@ -52,17 +52,17 @@ class History:
 
     @property
     def state(self) -> State:
-        """Where the session stands: a fold over its events."""
+        """The current state: a fold over the events."""
         return self.ledger.state
 
     @property
     def plan(self) -> WidthPlan:
-        """The units kept now, in original numbers."""
+        """The units that are currently kept, in original numbers."""
         return self._evaluator.plan(self.state.now.kept)
 
     @property
     def source(self) -> nn.Module:
-        """What a move is cut from: the network now, or the trained one that the move brings."""
+        """The network that a move cuts: the current one, or the trained one that comes with it."""
         return self.brought if self.brought is not None else self.network
 
     def network_at(self, point: Point) -> nn.Module:
@@ -71,9 +71,9 @@ class History:
         return self._evaluator.network(self._evaluator.plan(point.kept), weights)
 
     def trained(self) -> tuple[nn.Module, WidthPlan]:
-        """The network that was last trained, which repairs aim at.
+        """The network that was trained last, which is the target of repairs.
 
-        It is the original, or what the latest tune made.
+        It is the original, or the result of the latest tune.
         """
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
         return self.network_at(point), self._evaluator.plan(point.kept)
@@ -81,7 +81,7 @@ class History:
     # ------------------------------------------------------------ commits
 
     def header(self) -> dict[str, Any]:
-        """The number and the time that the next event begins with."""
+        """The number and time of the next event."""
         return {"seq": len(self.ledger), "at": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def commit(
@@ -93,16 +93,16 @@ class History:
         brought: nn.Module | None = None,
         answers: Answers | None = None,
     ) -> None:
-        """Append `event`; the session is then as it says.
+        """Append `event`, and update the network accordingly.
 
         Parameters
         ----------
         network
-            The network from now on, with its `answers` to the validation images; None: as it was.
+            The new current network, with its `answers` on the validation images; None: unchanged.
         weights
-            The network whose weights are stored under the name that the event gives them.
+            The network whose weights are stored, under the name in the event.
         brought
-            The trained network that a proposed move brings.
+            The trained network that comes with a proposed move.
         """
         stored = {}
         if weights is not None:
@@ -125,9 +125,9 @@ class History:
         extra: Mapping[str, Any],
         judged: Judgement,
     ) -> None:
-        """Commit `network`, which is that of `plan` and came to `judged`, as the step `kind`.
+        """Commit `network`, which has this `plan` and the metrics `judged`, as a step.
 
-        `extra` are the fields that only this kind of event has.
+        `kind` is the class of the event, `extra` are the fields that only this class has.
         """
         metrics, answers = judged
         mark = fingerprint(network)
@@ -144,7 +144,7 @@ class History:
         self.commit(event, network, weights=network, answers=answers)
 
     def note(self, fields: Mapping[str, Any]) -> None:
-        """Write something down: the fields of `Noted`."""
+        """Commit a note with these fields of `Noted`."""
         self.commit(Noted(**self.header(), **fields))
 
 

@@ -1,4 +1,4 @@
-"""What was measured of a session's networks and is at hand: evidence, layer times, latencies."""
+"""Cache of a session's measurements: evidence, layer times, latencies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNS = 30  # of which a latency is the median
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What evidence is asked for: its kinds, where, on how many images, with which masks."""
+    """A request for evidence: its kinds, where, on how many images, with which masks."""
 
     kinds: tuple[str, ...] = CONTRIBUTION
     at: str = "conv"
@@ -34,9 +34,9 @@ class Request:
 
 
 class Measurements:
-    """Measures once, and remembers the latest of each kind with the network that it is of.
+    """Measures, and caches the latest result of each kind with its network's fingerprint.
 
-    Readers on other threads see whole results only: what is remembered is replaced, never changed.
+    Readers on other threads see whole results only: cached values are replaced, never changed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Measurements:
     def measure(
         self, network: nn.Module, graph: ChannelGraph, mark: str, request: Request
     ) -> Generator[Progress, None, Evidence]:
-        """Evidence of `network`, whose fingerprint is `mark`: at hand, or by one pass."""
+        """Evidence of `network`, whose fingerprint is `mark`: from the cache, or by one pass."""
         known = self.known(mark, request)
         if known is not None:
             return known
@@ -73,17 +73,17 @@ class Measurements:
         return found
 
     def known(self, mark: str, request: Request) -> Evidence | None:
-        """Evidence of the network `mark`, measured in this very way, if it is at hand."""
+        """Evidence of the network `mark` for exactly this request, if it is in the cache."""
         found = self._evidence.get(request.kinds)
         return found[2] if found is not None and found[:2] == (mark, request) else None
 
     def latest(self, kinds: Sequence[str]) -> Evidence | None:
-        """The evidence of these kinds that was measured last, of whatever network."""
+        """The evidence of these kinds that was measured last, of any network."""
         found = self._evidence.get(tuple(kinds))
         return None if found is None else found[2]
 
     def time_layers(self, network: nn.Module, plan: WidthPlan) -> None:
-        """Time the layers of the network of this plan, if those of no other were timed since."""
+        """Time the layers of the network of this plan, unless they were timed last."""
         if self.layer_times is None or self.layer_times.plan != plan:
             inputs, forward = self._inputs(), self._settings.forward
             self.layer_times = layer_times(
@@ -91,7 +91,7 @@ class Measurements:
             )
 
     def time_runs(self, network: nn.Module, mark: str | None) -> Generator[Progress, None, Latency]:
-        """Seconds of one run; remembered under the fingerprint `mark` (None: not remembered)."""
+        """Measure seconds of one run; cached under the fingerprint `mark` (None: not cached)."""
         inputs = self._inputs()
         seconds: list[float] = []
         for took in timing(network, inputs, RUNS, self._settings.forward):

@@ -1,4 +1,4 @@
-"""Foresight: what a move would do, from the evidence at hand and without running anything."""
+"""Predictions of what a move would do, from existing evidence, without running the network."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from prunelab.session.history import History
 from prunelab.session.measurements import CONTRIBUTION, Request
 from prunelab.values import Cost, FrozenMap, Move, Progress, Units, WidthPlan, many, si, units_of
 
-FEW = 8  # groups: so many can trade widths within a live answer
+FEW = 8  # groups: up to this many, widths can be exchanged within a live answer
 Drop = dict[str, Units]
 NEAR = 0.002  # of the MACs: how close a live budget comes to its limit before it is filled up
 
 
 @dataclass(frozen=True, slots=True)
 class AtHand:
-    """The evidence at hand, and when it was measured.
+    """The latest evidence, and when it was measured.
 
-    `moves` counts the approved moves that the measured network had; `stale` says that the network
-    is another one by now.
+    `moves` is the number of approved moves at the measurement; `stale` says that the network has
+    changed since.
     """
 
     evidence: Evidence
@@ -46,7 +46,7 @@ class AtHand:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Units of one group, and the share of its consumers' signal that goes with them."""
+    """Units of one group, and the share of its consumers' signal that they carry."""
 
     units: Units
     damage: float
@@ -54,14 +54,14 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Foresight:
-    """What a move would do: `before` it and `after` it, with nothing run and nothing changed.
+    """The predicted effect of a move: its costs `before` and `after`.
 
-    `move` is what `adjust` or `propose` would make pending (None: the method finds nothing), and
-    `plan` the widths it leaves. `seen` are the rungs or scores of the search that leads there,
-    for every group searched; nothing for a selection by hand or a budget. `best` gives for each
-    group touched the best selection of that very size that is known: ThiNet's greedy one, or the
-    given one where that is better. `seconds` estimates one run before and after, by
-    `LayerTimes.scaled`; None where nothing was timed yet.
+    `move` is what `adjust` or `propose` would make pending (None: the method finds none), and
+    `plan` the widths that it leaves. `seen` holds the rungs or scores of the search for every
+    group; it is empty for a selection by hand or a budget. `best` holds, for each group in the
+    move, the best known selection of the same size: ThiNet's greedy one, or the given one where
+    that is better. `seconds` estimates one run before and after, by `LayerTimes.scaled`; None
+    where nothing was timed yet.
     """
 
     move: Move | None
@@ -74,12 +74,12 @@ class Foresight:
 
     @property
     def damage(self) -> FrozenMap:
-        """The share of its consumers' signal that each group touched would lose."""
+        """The share of its consumers' signal that each group in the move would lose."""
         return self.move.damage if self.move else FrozenMap()
 
     @property
     def widths(self) -> dict[str, int]:
-        """Units that each group would have."""
+        """The number of units that each group would have."""
         return self.plan.widths
 
     def __str__(self) -> str:
@@ -96,10 +96,10 @@ class Foresight:
 
 
 class Preview:
-    """Says what a move would do.
+    """Predicts the effect of a move.
 
-    Nothing here holds the session: it reads the ledger's state and evidence that nobody changes,
-    so it answers while a verb is at work.
+    It takes no lock of the session: it reads the ledger's state and immutable evidence, so it
+    answers while a verb is running.
     """
 
     def __init__(self, evaluator: Evaluator, history: History) -> None:
@@ -111,7 +111,7 @@ class Preview:
         )
 
     def at_hand(self) -> AtHand | None:
-        """The contributions measured last, of the network now or of an earlier one."""
+        """The contributions measured last, of the current network or an earlier one."""
         evidence = self._evaluator.measurements.latest(CONTRIBUTION)
         if evidence is None:
             return None
@@ -123,7 +123,7 @@ class Preview:
     # ------------------------------------------------------------ a move by hand
 
     def asked(self, state: State, drop: Mapping[str, Iterable[int]]) -> tuple[Drop, WidthPlan]:
-        """The units of each group that `drop` names, and the plan that it leaves.
+        """The units of each group in `drop`, and the plan that remains.
 
         Raises `UnknownName` for a group, `IllegalPlan` for units that cannot be dropped.
         """
@@ -135,7 +135,7 @@ class Preview:
     def move(
         self, state: State, method: Method, asked: tuple[Drop, WidthPlan], evidence: Evidence
     ) -> Move:
-        """The move that drops what was `asked`: the pending one changed, or one of `method`."""
+        """The move that drops the units in `asked`: the pending one changed, or a new one."""
         drop, after = asked
         pending = None if state.stale else state.pending
         return Move(
@@ -150,12 +150,12 @@ class Preview:
             carry=pending.carry if pending else FrozenMap(),
         )
 
-    # ------------------------------------------------------------ what would be
+    # ------------------------------------------------------------ what-if
 
     def foresee(
         self, method: Method, drop: Mapping[str, Iterable[int]] | None, target: float | None
     ) -> Foresight:
-        """What dropping `drop` does, or a budget of `target` MACs, or what `method` proposes."""
+        """The effect of dropping `drop`, of a budget of `target` MACs, or of `method`'s move."""
         while True:
             state = self._history.state
             mark = state.now.event.fingerprint
@@ -167,7 +167,7 @@ class Preview:
             else:
                 if self._history.state.now.event.fingerprint == mark:
                     return found
-            # a verb has changed the network meanwhile: what was seen is of two networks
+            # a verb has changed the network meanwhile: the answer would mix two networks
 
     def _foreseen(
         self,
@@ -207,7 +207,7 @@ class Preview:
         )
 
     def _remembered(self, state: State, request: Request) -> Evidence:
-        """Evidence that is at hand; raises `WrongState` where it is not."""
+        """Evidence from the cache; raises `WrongState` where there is none."""
         evidence = self._evaluator.measurements.known(state.now.event.fingerprint, request)
         if evidence is None:
             old = self.at_hand()
@@ -223,7 +223,7 @@ class Preview:
         return None if times is None else (times.at(graph, before), times.at(graph, after))
 
     def _searched(self, state: State, method: Method) -> tuple[Move | None, tuple[Any, ...]]:
-        """What the method's own search finds and shows, if it gets by with the evidence at hand."""
+        """The move and evidence of the method's search, if existing evidence is enough for it."""
 
         def remembered(
             kinds: Sequence[str] = CONTRIBUTION, **how: Any
@@ -256,7 +256,7 @@ class Preview:
                 seen.append(item)
 
     def _allocated(self, state: State, method: Method, limit: int) -> dict[str, Units]:
-        """What goes so that the network keeps to `limit` multiply-adds."""
+        """The units to drop so that the network has at most `limit` multiply-adds."""
         evidence = self._remembered(state, wanted(method))
         plan = self._evaluator.plan(state.now.kept)
         internal = spares_residuals(method)
@@ -268,7 +268,7 @@ class Preview:
             graph = self._evaluator.graph
             self._problem = key, AllocationProblem(graph, plan, curves, "macs", 1, graph.round_to)
         problem = self._problem[1]
-        with self._budget:  # the problem remembers the widths it was asked for last
+        with self._budget:  # the problem caches the widths of its last answer
             choice = problem.sketched(limit, NEAR)
             if choice is not None and len(problem.curves) <= FEW:
                 choice = problem.polished(choice, limit)
@@ -279,13 +279,13 @@ class Preview:
 
 
 def wanted(method: Method) -> Request:
-    """How contributions are measured where the session's method does not ask itself."""
+    """The request for contributions that fits `method`."""
     at, images = measures(method)
     return Request(at=at, images=images)
 
 
 def _best(gram: ContributionGram, units: Units, damage: float | None) -> Selection:
-    """The best selection of as many units that is known; `units` themselves do `damage`."""
+    """The best known selection of this many units; `damage` is that of `units`."""
     curve = damage_curve(gram)
     greedy = Selection(curve.first(len(units)), curve.damages[len(units) - 1])
     given = Selection(units, gram.damage(units) if damage is None else damage)

@@ -1,4 +1,4 @@
-"""`prune`: the whole job without a person, by the very session that a person would use."""
+"""`prune`: the whole job without a person, through the same `Session`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunelab.values import WidthPlan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pruned:
-    """What came out: the plain small network, its plan, the ledger, and the points in order."""
+    """The result: the small network, its plan, the ledger, and the points in order."""
 
     model: nn.Module
     plan: WidthPlan
@@ -38,14 +38,28 @@ def prune(
 ) -> Pruned:
     """Prune `model` to `target_macs` (a share when at most 1), then tune.
 
-    `tune` counts batches: 0 for none, None for the default of `Session.tune`. Other keywords are
-    those of `Session`; `min_accuracy` is that of `Session.run`: a number, "auto", or None for no
-    floor. Where a number ends the run early, what there is by then is tuned and given.
+    Parameters
+    ----------
+    model, data, method, repair
+        As for `Session`.
+    target_macs
+        As for `Session.run`.
+    min_accuracy
+        As for `Session.run`: a number, "auto", or None for no floor. Where a number ends the run
+        early, the network at that point is tuned and returned.
+    tune
+        Batches of tuning: 0 for none, None for the default of `Session.tune`.
+    session
+        Other keywords of `Session`.
 
-    Raises `BudgetUnreachable`, with the best plan so far, when the method cannot reach the target,
-    or not above the floor that "auto" stands for. Raises `AtChance`, with the result, when a
-    network that was over 5 points above chance ends within 2 points of it on the validation
-    images, whatever the floor.
+    Raises
+    ------
+    BudgetUnreachable
+        When the method cannot reach the target, or not above the floor of "auto"; it holds the
+        best plan so far.
+    AtChance
+        When a network that was over 5 points above chance ends within 2 points of it on the
+        validation images, whatever the floor; it holds the result.
     """
     work = Session(model, data, method, repair=repair, **session)
     work.run(target_macs=target_macs, min_accuracy=min_accuracy)

@@ -1,6 +1,6 @@
-"""Repairing a network that was cut: towards which network, and which repair is taken.
+"""Repair of a network that was cut: the target network, and the choice among repairs.
 
-The generators yield Progress; those that are given a network change it in place.
+The generators yield Progress.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from prunelab.session.history import History
 from prunelab.session.settings import check_repair
 from prunelab.values import FrozenMap, Progress, WidthPlan
 
-FEW_IMAGES = 512  # enough for BatchNorm statistics, and for one factor a channel
-Planned = tuple[nn.Module, WidthPlan]  # a network and the plan that it is
+FEW_IMAGES = 512  # enough for BatchNorm statistics, and for one factor per channel
+Planned = tuple[nn.Module, WidthPlan]  # a network and its plan
 
 
 def repair_towards(
@@ -37,14 +37,14 @@ def repair_towards(
     Parameters
     ----------
     kind
-        "lstsq", "rescale" or "bn"; BatchNorm statistics are measured anew with each.
+        "lstsq", "rescale" or "bn"; each also recalibrates BatchNorm statistics.
     source
-        The network that `small` was just cut from. Then one pass is enough where no repaired
+        The network from which `small` was just cut. One pass is then enough where no repaired
         layer feeds another; without it, layers are solved front to back.
 
     Returns
     -------
-    What least squares did, layer by layer.
+    The result of least squares for each layer.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def repair_towards(
 def repair_cut(
     evaluator: Evaluator, history: History, small: Planned, kind: str
 ) -> Generator[Progress, None, tuple[Refit, ...]]:
-    """Repair `small`, in place, which was just cut from the network of the pending move."""
+    """Repair `small`, in place; it was just cut from the pending move's network."""
     source = (history.source, history.plan)
     target = source if history.brought is not None else history.trained()
     return (yield from repair_towards(evaluator, small, kind, target, source))
@@ -99,22 +99,23 @@ def best_repair(
     kind: str,
     as_cut: Judgement | None = None,
 ) -> Generator[Progress, None, tuple[nn.Module, dict[str, Any], Judgement]]:
-    """Repair a copy of `small`, just cut, as does it good on the validation images.
+    """Repair a copy of `small`, which was just cut, in the way that validates best.
 
-    Least squares is judged layer by layer on training images. Those may be of one class or
-    otherwise unlike what the network is for; so where it costs something on the validation
-    images, BatchNorm alone and the network as cut are tried as well, and the best is taken.
+    Least squares is judged layer by layer on training images. These may be unrepresentative, such
+    as of one class; so if the repair makes the first metric worse on the validation images,
+    BatchNorm recalibration alone and no repair are tried too, and the best of them is used.
 
     Parameters
     ----------
     kind
-        The repair to begin with, as in `repair_towards`.
+        The first repair to try, as in `repair_towards`.
     as_cut
-        What `small` itself came to on the validation images, if it was judged.
+        The metrics and answers of `small` on the validation images, if known.
 
     Returns
     -------
-    The repaired network, the fields of `Repaired` that say how, and what it came to.
+    The repaired network, the fields of `Repaired` that describe it, and its metrics and
+    answers.
     """
     fixed = copy_of(small[0])
     refits = yield from repair_cut(evaluator, history, (fixed, small[1]), kind)
@@ -142,7 +143,7 @@ def best_repair(
 
 
 def check_finite(network: nn.Module, by: str) -> None:
-    """Raise `NotFinite` when `by` left NaN in a network."""
+    """Raise `NotFinite` where `by` left NaN or infinity in a network."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")

@@ -18,7 +18,7 @@ from prunelab.session.verbs import approve, propose
 def run(
     parts: Parts, target: float, least: float | str | None, moves: int | None, repair: bool
 ) -> Work[None]:
-    """Propose and approve until the target is met, or a move breaks the floor.
+    """Propose and approve until the target is met, or a move would break the floor.
 
     Parameters
     ----------
@@ -28,16 +28,16 @@ def run(
         The worst value of the first metric that may be committed; "auto" or None, see
         `Session.run`.
     moves
-        How many moves at most; None: as many as it takes.
+        The largest number of moves; None: no limit.
     repair
-        Whether each move is repaired as the session repairs.
+        Whether each move is repaired with the session's `repair`.
     """
     history = parts.history
     goal, floor = macs_of(history.state, target), _floor(parts, least)
     if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
         raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
     if moves is not None and moves < 0:
-        raise InvalidValue(f"moves is how many to make at most, from 0 up, not {moves}.")
+        raise InvalidValue(f"moves is the largest number of moves, 0 or more, not {moves}.")
     name, metric = parts.evaluator.settings.guard
 
     def allows(metrics: Mapping[str, float]) -> bool:
@@ -59,13 +59,13 @@ def run(
 
 
 def _relax(parts: Parts, goal: int) -> None:
-    """Let the method find more; raises `BudgetUnreachable` where it cannot."""
+    """Relax the method; raises `BudgetUnreachable` where it cannot be relaxed."""
     method, state = relaxed(parts.method), parts.history.state
     if method is None:
         base, now = state.base.cost.macs, state.now.cost.macs
         raise BudgetUnreachable(
-            f"{parts.method.name} has nothing more to propose at {now / base:.0%} of the "
-            f"MACs; {goal / base:.0%} was asked for. Allow more damage (max_theta), more "
+            f"{parts.method.name} has no further moves at {now / base:.0%} of the "
+            f"MACs; the target is {goal / base:.0%}. Allow more damage (max_theta), more "
             "groups, or a larger target.",
             parts.history.plan,
         )
@@ -73,7 +73,7 @@ def _relax(parts: Parts, goal: int) -> None:
 
 
 def _floor(parts: Parts, least: float | str | None) -> float | None:
-    """The worst value that a run may leave: `least`, or what "auto" stands for."""
+    """The worst value that a run may commit: `least`, or the meaning of "auto"."""
     name, metric = parts.evaluator.settings.guard
     if isinstance(least, str) and least == "auto":
         answers = parts.history.answers
@@ -90,5 +90,5 @@ def _floor(parts: Parts, least: float | str | None) -> float | None:
 
 
 def _keeps(metric: Metric, value: float, floor: float) -> bool:
-    """Whether `value` keeps to the floor; NaN does not."""
+    """Whether `value` respects the floor; NaN does not."""
     return value >= floor if metric.higher_is_better else value <= floor

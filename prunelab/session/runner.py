@@ -1,14 +1,14 @@
-"""One verb at a time: who holds the session, how a verb is stopped, and who is told of it.
+"""Runs one verb at a time: the lock, stopping, and notifying listeners.
 
-A verb's work is a generator. Between two of its steps listeners are told, and a stop, an interrupt
-or a foreground verb that wants the session can end it.
+A verb's work is a generator. Between two of its steps listeners are called, and a stop, an
+interrupt or a foreground verb can end it.
 
 Locks are taken in this order, and none is waited for while a later one is held: the session (one
 verb holds it from its first step to its last), then the ledger's store (within one append), then
-`Preview`'s budget (milliseconds; taken by readers that hold nothing). `_gate` guards only the words
-that say who holds the session; it is never held while a verb runs or a listener is called.
+`Preview`'s budget (milliseconds; taken by readers that hold nothing). `_gate` guards only the
+fields that say who holds the session; it is never held while a verb runs or a listener is called.
 Listeners are called on the verb's thread while it holds the session, so a listener must not call a
-verb; `Ended` is told after the session is free.
+verb; `Ended` is sent after the session is free.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Runner:
 
     @property
     def busy(self) -> str | None:
-        """The verb at work, if any."""
+        """The verb that is running, if any."""
         return self._busy
 
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
-        """Call `callback` with all that happens; gives a function that ends it."""
+        """Call `callback` with every item and event; returns a function that removes it."""
         self._listeners.append(callback)
 
         def end() -> None:
@@ -56,18 +56,18 @@ class Runner:
         return end
 
     def stop(self, keep: bool = False) -> None:
-        """Ask the verb at work to stop; with `keep` a tune ends and commits what it has learnt."""
+        """Ask the running verb to stop; with `keep` a tune ends and commits its steps so far."""
         if keep and self._busy == "tune":
             self._enough.set()
         elif self._busy is not None:
             self._stop.set()
 
     def enough(self) -> bool:
-        """Whether the verb at work was asked to end and keep what it has."""
+        """Whether the running verb was asked to end and keep its result so far."""
         return self._enough.is_set()
 
     def preempt(self) -> None:
-        """End the verb at work if it runs in the background."""
+        """End the running verb if it runs in the background."""
         if self._in_background:
             self._preempted.set()
 
@@ -75,13 +75,13 @@ class Runner:
     def hold(self, verb: str, background: bool = False) -> Iterator[None]:
         """Hold the session for `verb`.
 
-        Raises `SessionBusy` where another verb is at work. A foreground verb preempts one that
-        runs in the background, and waits until that has ended at its next step.
+        Raises `SessionBusy` where another verb is running. A foreground verb preempts one that
+        runs in the background, and waits until it has ended at its next step.
         """
         with self._gate:
             while self._busy is not None:
                 if background or not self._in_background:
-                    raise SessionBusy(f"{self._busy} is at work; wait for it, or stop it.")
+                    raise SessionBusy(f"{self._busy} is running; wait for it, or stop it.")
                 self._preempted.set()
                 self._gate.wait()
             self._busy, self._in_background = verb, background
@@ -96,12 +96,12 @@ class Runner:
             self.tell(Ended(verb))
 
     def run(self, verb: str, work: Work[Result], background: bool = False) -> Result:
-        """Do all of `work` as `verb`."""
+        """Run `work` to its end as `verb`."""
         with self.hold(verb, background):
             return finish(self.relay(work))
 
     def relay(self, work: Work[Result]) -> Work[Result]:
-        """Pass what `work` yields on to the listeners; `stop` ends it between two steps."""
+        """Pass the items of `work` on to the listeners; `stop` ends it between two steps."""
         while True:
             try:
                 item = next(work)
@@ -111,7 +111,7 @@ class Runner:
             self.tell(item)
             if self._stop.is_set() or (self._in_background and self._preempted.is_set()):
                 work.close()
-                raise Stopped(f"{self._busy} was stopped; what it had not finished is discarded.")
+                raise Stopped(f"{self._busy} was stopped; its unfinished work is discarded.")
             yield item
 
     def tell(self, item: Any) -> None:
@@ -126,7 +126,7 @@ class Runner:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C while a commit is half done; it comes through right after."""
+    """Delay Ctrl-C during a commit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,10 +1,10 @@
 """The session: the verbs, and the only object with side effects.
 
-Every verb computes first and commits last: an error, a Stop or a kernel interrupt on the way
-leaves model, ledger and state as they were. `Session` holds the parts together and says what they
-do: `Runner` lets one verb at a time work, `Evaluator` has network and data, `History` commits,
-`Preview` answers what-if. A verb goes from here to the generator of its name in `verbs`, `run` or
-`comparing`, which is given the parts.
+Every verb computes first and commits last: an error, a Stop or a kernel interrupt before the
+commit leaves model, ledger and state unchanged. `Session` is a facade over four parts: `Runner`
+runs one verb at a time, `Evaluator` holds network and data, `History` commits, `Preview` answers
+what-if questions. Each verb calls the generator of its name in `verbs`, `run` or `comparing` with
+these parts.
 """
 
 from __future__ import annotations
@@ -43,17 +43,52 @@ from prunelab.values.paired_comparison import PairedComparison
 
 
 class Session:
-    """A network being pruned move by move: propose, look, adjust, approve or reject, undo.
+    """A network that is pruned move by move: propose, look, adjust, approve or reject, undo.
 
-    `model` is copied and never touched. `data` has `.train` (evidence and tuning are made on
-    it), `.val` (decisions) and `.test` (reports), each a re-iterable of batches. `method` is a
-    method object or its lower-case name. `forward(model, batch)` runs the network on a batch,
-    `loss(model, batch)` gives a scalar, `metrics` maps names to functions (model, loader) ->
-    float, with "lower" in a pair where lower is better; the first guards `run`. `train` is a
-    `Training`, or a function (model, data, steps) of your own. `repair` follows every approve:
-    "lstsq", "rescale", "bn" or None (see `repair`); it takes as many training images as determine
-    its layers, at most `repair_images`. `path` keeps the session in a file that `Session.open`
-    resumes; without one what it has been lies in a temporary file that goes with it.
+    Parameters
+    ----------
+    model
+        The network; it is copied and never changed.
+    data
+        Has `.train` (for evidence, repair and tuning), `.val` (for decisions) and `.test` (for
+        reports), each a re-iterable of batches.
+    method
+        A method object or its lower-case name.
+    graph
+        The channel graph of `model`; None traces it.
+    forward
+        `forward(model, batch)` runs the network on a batch; None: on the batch's first item.
+    loss
+        `loss(model, batch)` returns a scalar; None: cross entropy.
+    metrics
+        Name to function (model, loader) -> float, or to a pair of it and "lower" where lower is
+        better. The first one guards `run`. None: accuracy and loss.
+    train
+        A `Training`, or your own function (model, data, steps).
+    example_inputs
+        One input for the trace; None takes a training input.
+    repair
+        Follows every approve: "lstsq", "rescale", "bn" (see `repair`) or None.
+    repair_images
+        A repair uses as many training images as determine its layers, at most this number.
+    device
+        Where the copy of the network runs; None: where `model` is.
+    seed
+        All randomness derives from it and the event number.
+    path
+        The file that stores the session; `Session.open` resumes it. None: a temporary file, which
+        is deleted with the session.
+
+    Raises
+    ------
+    BadModel
+        For a network that cannot be copied, traced or pruned, or has weights that are not finite.
+    BadData
+        For data without the three splits, or without batches.
+    InvalidValue
+        For another keyword that is not valid.
+    SessionFileError
+        Where `path` exists already or cannot be created.
     """
 
     def __init__(
@@ -102,14 +137,31 @@ class Session:
     ) -> Session:
         """Resume the session in the file `path`.
 
-        `model` supplies the architecture only: base weights, events and settings come from the
-        file. `own` takes the keywords of `Session` that a file cannot hold (forward, loss,
-        metrics, train, example_inputs, graph, device). Raises `SessionFileError` for a file that
-        is not a session, is damaged, of a newer format, or of another network.
+        Parameters
+        ----------
+        path
+            The session's file.
+        model
+            Supplies the architecture only: base weights, events and settings come from the file.
+        data
+            As for `Session`.
+        method
+            The method from now on; None: the one that proposed last.
+        own
+            The keywords of `Session` that a file cannot hold: forward, loss, metrics, train,
+            example_inputs, graph, device.
+
+        Raises
+        ------
+        SessionFileError
+            For a file that is not a session, is damaged, has a newer format, or belongs to another
+            network.
+        InvalidValue
+            For a keyword that the file holds.
         """
         ledger = Ledger(FileStore.open(path))
         if not len(ledger):
-            raise SessionFileError(f"{path} holds no events; it is no session to resume.")
+            raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
         known = ("graph", "forward", "loss", "metrics", "train", "example_inputs", "device")
         if unknown := set(own) - set(known):
             raise InvalidValue(
@@ -147,31 +199,31 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session of {self.state.began.network}: {self.state.line()}>"
 
-    # ------------------------------------------------------------ where it stands
+    # ------------------------------------------------------------ state
 
     @property
     def state(self) -> State:
-        """Where the session stands: a fold over its events."""
+        """The current state: a fold over the events."""
         return self._history.state
 
     @property
     def ledger(self) -> Ledger:
-        """Everything that happened; iterate for the events."""
+        """The ledger; iterate over it for the events."""
         return self._history.ledger
 
     @property
     def model(self) -> nn.Module:
-        """The network now: always plain and, after approved moves, really smaller."""
+        """The current network: a plain module, smaller after each approved move."""
         return self._history.network
 
     @property
     def plan(self) -> WidthPlan:
-        """The units kept now, in original numbers."""
+        """The units that are currently kept, in original numbers."""
         return self._history.plan
 
     @property
     def graph(self) -> ChannelGraph:
-        """The channel graph of the network now; groups and units keep their names and numbers."""
+        """The channel graph of the current network; groups and units keep their original names."""
         return self._history.graph
 
     @property
@@ -186,12 +238,12 @@ class Session:
 
     @property
     def example(self) -> Any:
-        """One training input, as the network takes it."""
+        """One training input, in the form that the network expects."""
         return self._evaluator.example()
 
     @property
     def method(self) -> Method:
-        """The method that proposes; set it to an object or a name to change it."""
+        """The method that proposes; assign an object or a name to change it."""
         return self._parts.method
 
     @method.setter
@@ -202,26 +254,26 @@ class Session:
 
     @property
     def busy(self) -> str | None:
-        """The verb at work, if any."""
+        """The verb that is running, if any."""
         return self._runner.busy
 
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
-        """Call `callback` with every Event, and with Progress and evidence while a verb works.
+        """Call `callback` with every Event, and with Progress and evidence while a verb runs.
 
-        Once a verb is over and the session free again, whatever the verb came to, it is called
-        with `Ended`. It is called on the verb's thread. Gives a function that ends it.
+        After a verb has ended, successfully or not, and the session is free again, it is called
+        with `Ended`. It runs on the verb's thread. Returns a function that removes the callback.
         """
         return self._runner.listen(callback)
 
     def stop(self, keep: bool = False) -> None:
-        """Ask the verb at work to stop at its next step: it raises `Stopped`, changing nothing.
+        """Stop the running verb at its next step: it raises `Stopped` and changes nothing.
 
-        With `keep` a tune ends there and then, and commits what it has learnt.
+        With `keep` a tune ends early and commits the steps done so far.
         """
         self._runner.stop(keep)
 
     def preempt(self) -> None:
-        """End what runs in the background: it raises `Stopped` at its next step."""
+        """Stop a verb that runs in the background: it raises `Stopped` at its next step."""
         self._runner.preempt()
 
     def original(self) -> nn.Module:
@@ -229,43 +281,43 @@ class Session:
         return copy_of(self._evaluator.base)
 
     def outputs(self, network: nn.Module) -> Any:
-        """What `network` gives for the first training batch, in evaluation mode."""
+        """The outputs of `network` for the first training batch, in evaluation mode."""
         return self._evaluator.outputs(network)
 
     @property
     def latencies(self) -> dict[int, Latency]:
-        """What `latency` measured of the points of the trajectory, by the number of their event."""
+        """The latencies measured at points of the trajectory, by event number."""
         known = self._evaluator.measurements.latencies
         marks = {point.seq: point.event.fingerprint for point in self.state.points}
         return {seq: known[mark] for seq, mark in marks.items() if mark in known}
 
     def costs(self, plan: WidthPlan | None = None) -> dict[str, Cost]:
-        """What each convolution and linear layer costs with `plan` (None: as it is now)."""
+        """The cost of each convolution and linear layer with `plan` (None: the current one)."""
         return layer_costs(self._evaluator.graph, self.plan if plan is None else plan)
 
     def seconds(self, plan: WidthPlan | None = None) -> dict[str, float] | None:
-        """Seconds of each layer in one run with `plan` (None: as it is now); "" is all else.
+        """Seconds of each layer in one run with `plan` (None: the current one); "" is the rest.
 
-        Estimated from the times that `measure` took, see `LayerTimes.scaled`; None before it did.
+        Estimated from the times measured by `measure`, see `LayerTimes.scaled`; None before that.
         """
         times = self._evaluator.measurements.layer_times
         return None if times is None else times.scaled(self._evaluator.graph, plan or self.plan)
 
     def pictures(self, images: Iterable[int]) -> dict[int, np.ndarray]:
-        """Validation images by their place in the split, as the loader gives them.
+        """Validation images by their index in the split, such as those that a comparison lost.
 
-        Such as those that a comparison lost; [channels, height, width] each. Raises `InvalidValue`
-        for batches that do not begin with images.
+        Each is [channels, height, width], as the loader returns it. Raises `InvalidValue` for
+        batches whose first item is not images.
         """
         return self._evaluator.splits.pictures(set(images))
 
-    # ------------------------------------------------------------ what would be
+    # ------------------------------------------------------------ what-if
 
     @property
     def evidence(self) -> AtHand | None:
-        """The evidence that `foresee` answers from: when it was measured, and whether it is stale.
+        """The evidence used by `foresee`: when it was measured, and whether it is stale.
 
-        None before anything was measured.
+        None before the first measurement.
         """
         return self._preview.at_hand()
 
@@ -277,16 +329,33 @@ class Session:
         method: Any = None,
         target_macs: float | None = None,
     ) -> Foresight:
-        """What would happen, from the evidence at hand: no run of the network, no event, no lock.
+        """Predict from the existing evidence: no run of the network, no event, no lock.
 
-        With `drop` what dropping these units does; with `theta` or `method` what the session's
-        method with this theta, or that method, would propose now; with `target_macs` (as in `run`)
-        the widths that spread such a budget over the layers, a sketch of what `allocate` finds;
-        with nothing what the session's method would propose. Answers while a verb is at work.
+        It answers one question, also while a verb is running.
 
-        Raises `WrongState` where there is no evidence of the network as it is now (see `measure`)
-        or where the method has to run the network, `InvalidValue` for more than one question,
-        `BudgetUnreachable`, and what `adjust` raises for a `drop`.
+        Parameters
+        ----------
+        drop
+            Units of each group: the effect of dropping them.
+        theta
+            What the session's method would propose with this theta.
+        method
+            What this method would propose. Without any argument: the session's method.
+        target_macs
+            As in `run`: the widths that spread this budget over the layers, an approximation of
+            `allocate`.
+
+        Raises
+        ------
+        WrongState
+            Where the current network was not measured (see `measure`), or where the method has to
+            run the network.
+        InvalidValue
+            For more than one argument.
+        BudgetUnreachable
+            For a budget that no widths meet.
+        UnknownName, IllegalPlan
+            For a `drop`, as `adjust`.
         """
         asked = {"drop": drop, "theta": theta, "method": method, "target_macs": target_macs}
         given = [name for name, value in asked.items() if value is not None]
@@ -302,21 +371,21 @@ class Session:
     # ------------------------------------------------------------ verbs
 
     def propose(self, target_macs: float | None = None) -> Move | None:
-        """Let the method look for a move; None when it has nothing more.
+        """Search for the method's next move; None when there is none.
 
-        With `target_macs` (as in `run`) the move takes no more than the target needs. Raises
+        With `target_macs` (as in `run`) the move removes no more than the target needs. Raises
         `WrongState` while a proposal is pending (approve, adjust or reject it first),
         `SessionBusy`, `Stopped`, `BadData`, `NotFinite`.
         """
         return self._runner.run("propose", verbs.propose(self._parts, target_macs))
 
     def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
-        """`propose` as a generator that yields what the method sees, for a live view."""
+        """`propose` as a generator that yields the evidence of the search, for a live view."""
         with self._runner.hold("propose"):
             return (yield from self._runner.relay(verbs.propose(self._parts, target_macs)))
 
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        """Change the pending move: it now drops exactly these units, and no others.
+        """Change the pending move, so that it drops exactly these units.
 
         Raises `WrongState` when nothing is pending, `StaleEvidence` when the network has changed
         since, `IllegalPlan` or `UnknownName` for units that cannot be dropped; the proposal then
@@ -325,11 +394,11 @@ class Session:
         return self._runner.run("adjust", verbs.adjust(self._parts, drop))
 
     def approve(self, repair: bool = True) -> State:
-        """Carry out the pending move: cut, then repair as the session's `repair` says, or not.
+        """Apply the pending move: cut, and repair with the session's `repair` (or not).
 
-        It is carried out whatever it costs. Where the first metric loses more than 5 points of an
-        accuracy, 10% of the original's value, or rises by 20% where lower is better, the state's
-        line, screen, history and report say so and what to do; after a repair or tune as well.
+        It is applied whatever it costs. If the first metric falls by more than 5 points of an
+        accuracy or 10% of the original's value, or rises by 20% where lower is better, the state's
+        line, screen, history and report show an alarm with advice; a repair or tune does the same.
 
         Raises `WrongState` when nothing is pending, `StaleEvidence` when the network has changed
         since it was measured.
@@ -338,13 +407,13 @@ class Session:
         return self.state
 
     def reject(self, reason: str = "") -> State:
-        """Decline the pending move; raises `WrongState` when there is none."""
+        """Reject the pending move; raises `WrongState` when there is none."""
         with self._runner.hold("reject"):
             verbs.reject(self._parts, str(reason))
         return self.state
 
     def undo(self) -> State:
-        """Drop a pending proposal and take back the latest step.
+        """Discard a pending proposal and undo the latest step.
 
         A step is an approve (with the repair that came with it), a repair or a tune. Raises
         `WrongState` when there is neither.
@@ -353,10 +422,10 @@ class Session:
         return self.state
 
     def go(self, seq: int) -> State:
-        """Go to the point of the trajectory that event `seq` made, on whatever branch it lies.
+        """Go to the point of the trajectory created by event `seq`, on any branch.
 
-        A pending proposal is dropped; nothing is lost, and the next step opens a branch there.
-        Raises `InvalidValue` where no other network is.
+        A pending proposal is discarded; all points remain, and the next step starts a branch there.
+        Raises `InvalidValue` where event `seq` created no point, or is the current one.
         """
         self._runner.run("go", verbs.go(self._parts, seq))
         return self.state
@@ -364,50 +433,50 @@ class Session:
     def repair(self, kind: str = "lstsq") -> State:
         """Repair without training, front to back.
 
-        "lstsq" solves every layer that has lost inputs since the original, or the latest tune;
-        the last one of a residual branch makes good what its shortcut lost too (Channel Pruning);
-        "rescale" gives each of their inputs one factor (ThiNet's refit), "bn" measures BatchNorm
-        statistics anew.
+        "lstsq" solves every layer that has lost inputs since the original, or the latest tune, by
+        least squares; the last layer of a residual branch also compensates for its shortcut
+        (Channel Pruning). "rescale" fits one factor for each of their inputs (ThiNet's refit),
+        "bn" recalibrates BatchNorm statistics.
         """
         self._runner.run("repair", verbs.repair(self._parts, kind))
         return self.state
 
     def tune(self, steps: int = STEPS) -> State:
-        """Train the network for `steps` batches; committed when they are done, or nothing is.
+        """Train the network for `steps` batches, and commit it when they are done.
 
-        The session's `train` says how; `Training` imitates the original network by default. Where
-        that leaves the first metric worse on the validation images than it was, by more than a
-        step may noticeably cost (a point of an accuracy), it is not taken, and the ledger says so;
-        a trainer of your own is always taken.
-        Raises `NotFinite` when the loss is, naming the layer; `Stopped` on `stop()`. After
-        `stop(keep=True)` the steps done so far are committed, as a tune that no script repeats.
+        The session's `train` defines the loop; `Training` distils from the original network by
+        default. If it leaves the first metric on the validation images noticeably worse (by a
+        point of an accuracy), it is rejected, and the ledger records that; your own trainer is
+        never rejected. Raises `NotFinite`, naming the layer, for a loss that is not finite, and
+        `Stopped` on `stop()`. After `stop(keep=True)` the steps done so far are committed, as a
+        tune that no script can replay.
         """
         self._runner.run("tune", verbs.tune(self._parts, steps, self._runner.enough))
         return self.state
 
     def step_time(self, *, background: bool = False) -> float | None:
-        """Seconds that one step of `tune` takes here, tried on a copy: nothing is changed.
+        """Seconds of one step of `tune` on this machine, measured on a copy.
 
-        None where the session's trainer is your own. In the `background`, it raises `Stopped` as
-        soon as another verb wants the session.
+        None for your own trainer. In the `background`, it is preempted by a foreground verb: it
+        raises `Stopped`.
         """
         return self._runner.run("step_time", verbs.step_time(self._parts), background)
 
     def latency(self, network: nn.Module | None = None, *, background: bool = False) -> Latency:
-        """Measured seconds of one run as the session runs it: median and spread.
+        """Measured seconds of one run: median and spread.
 
-        One training input, or a batch where `forward` is your own. Of the network now, which
-        `latencies` remembers, or of another `network`. In the `background`, it raises `Stopped` as
-        soon as another verb wants the session.
+        It runs one training input, or a batch where `forward` is your own, through the current
+        network (which `latencies` then holds) or another `network`. In the `background`, it is
+        preempted by a foreground verb: it raises `Stopped`.
         """
         return self._runner.run("latency", verbs.latency(self._parts, network), background)
 
     @contextmanager
     def tuning(self, by: str) -> Iterator[nn.Module]:
-        """Hand over a copy of the plain small network to a trainer of your own, named `by`.
+        """A context manager for your own trainer, named `by`: it yields a copy of the network.
 
-        On exit it is validated and recorded; an exception on the way discards it. A replay
-        cannot be bitwise and says so.
+        On exit the copy is evaluated and committed; an exception discards it. The step cannot be
+        replayed bitwise, and is recorded as such.
         """
         with self._runner.hold("tune"):
             network = copy_of(self._history.network)
@@ -426,7 +495,7 @@ class Session:
     def evaluate(self, split: str = "test", network: nn.Module | None = None) -> dict[str, float]:
         """Metric to value on the test split (or "val", "train"); changes nothing.
 
-        Of the network now, or of another `network`.
+        For the current network, or another `network`.
         """
         if split not in ("train", "val", "test"):
             raise InvalidValue(f"split is 'train', 'val' or 'test', not {split!r}.")
@@ -444,66 +513,77 @@ class Session:
         moves: int | None = None,
         repair: bool = True,
     ) -> State:
-        """Propose and approve until the network has `target_macs`, or `moves` are made.
+        """Propose and approve until the network has `target_macs`, or `moves` moves are made.
 
-        That is a share of the original when at most 1, else a number. Where the method finds
-        nothing it is relaxed (AOFP doubles theta).
+        A method that finds no move is relaxed (AOFP doubles theta).
 
-        `min_accuracy` guards the first metric on the validation images: a move that would break
-        it, or make it NaN, is left pending; the run ends, and says so in the ledger. It is a value
-        of that metric, None for no floor, or "auto": of a network that classifies halfway from
-        chance, the share of the commonest validation label, to the original network's accuracy;
-        of another metric half of the original's value, or four times where lower is better. There
-        is no such floor where the original is no more than 5 points over chance, or its value not
-        positive.
+        Parameters
+        ----------
+        target_macs
+            A share of the original when at most 1, otherwise a number of MACs.
+        min_accuracy
+            The worst value allowed for the first metric on the validation images; None: no floor.
+            A move that would break it, or make the metric NaN, stays pending; the run ends, and
+            the ledger records why. "auto" is, for a classifier, halfway from chance (the share of
+            the commonest validation label) to the original's accuracy; for another metric half of
+            the original's value, or four times where lower is better. It sets no floor where the
+            original is at most 5 points above chance, or its value is not positive.
+        moves
+            The largest number of moves; None: no limit.
+        repair
+            Whether each move is repaired with the session's `repair`.
 
-        Raises `BudgetUnreachable`, with the best plan so far, when nothing is left to propose;
-        `InvalidValue` for a target, floor or number of moves that is none.
+        Raises
+        ------
+        BudgetUnreachable
+            When the method has no further moves; it holds the best plan so far.
+        InvalidValue
+            For an invalid target, floor or number of moves.
         """
         self._runner.run("run", run.run(self._parts, target_macs, min_accuracy, moves, repair))
         return self.state
 
     def note(self, text: str, kind: str = "note") -> State:
-        """Write a note, or with `kind="reason"` the reason for something, in the ledger.
+        """Write a note, or with `kind="reason"` a reason, in the ledger.
 
-        With `kind="run"` or "tune" a script that replays a session repeats why a run stopped, or a
-        tune was not taken.
+        With `kind="run"` or "tune" a replay script records again why a run stopped, or a tune was
+        rejected.
         """
         with self._runner.hold("note"):
             self._history.note(notes.note(text, kind))
         return self.state
 
     def predict(self, **guess: float) -> State:
-        """Lock a guess before it comes out: `predict(accuracy=0.91)`; changes nothing else.
+        """Record a prediction before the result is known: `predict(accuracy=0.91)`.
 
-        A metric on the validation images comes out with the next approve (and the repair that
-        comes with it), repair or tune. With the next proposal come `units`, how many it drops,
-        and `macs` and `params`, the shares of the original that it would leave. Until then a
-        second guess takes the place of the first; then it stays, beside its result, in
-        `state.predictions`. Declining or undoing the move withdraws what is still open.
+        The result of a metric on the validation images comes with the next approve (and its
+        repair), repair or tune. The results of `units`, the number dropped, and of `macs` and
+        `params`, the shares of the original that would be left, come with the next proposal. Until
+        then a new prediction replaces the old one; afterwards it stays, with its result, in
+        `state.predictions`. Rejecting or undoing the move withdraws open predictions.
 
-        Raises `UnknownName` for what cannot be predicted, `InvalidValue` for what is no number or
-        share, `WrongState` for what a pending move says already.
+        Raises `UnknownName` for a quantity that cannot be predicted, `InvalidValue` for a value
+        that is not a number or share, `WrongState` where a pending move already shows the result.
         """
         with self._runner.hold("predict"):
             self._history.note(notes.prediction(self.state, guess))
         return self.state
 
     def answer(self, exercise: str, value: Any) -> State:
-        """Hand in `value` as the answer to an exercise; the latest one counts.
+        """Record `value` as the answer to an exercise; the latest one counts.
 
-        A number, a text, True or False, or a list or dict of such; raises `InvalidValue` for
-        anything else.
+        It is a number, a text, True or False, or a list or dict of these; raises `InvalidValue`
+        for anything else.
         """
         with self._runner.hold("answer"):
             self._history.note(notes.answer(exercise, value))
         return self.state
 
     def measure(self, *, background: bool = False) -> AtHand:
-        """Measure what `foresee` answers from, unless it is at hand; changes nothing.
+        """Measure the evidence for `foresee`, unless it exists already; changes nothing.
 
-        Contributions, on as many training images as the method takes, and the time of every layer.
-        In the `background`, it raises `Stopped` as soon as another verb wants the session.
+        It measures contributions, on as many training images as the method uses, and the time of
+        every layer. In the `background`, it is preempted by a foreground verb: it raises `Stopped`.
         """
         self._runner.run("measure", verbs.measure(self._parts), background)
         measured = self.evidence
@@ -518,13 +598,27 @@ class Session:
         *,
         background: bool = False,
     ) -> PairedComparison:
-        """How the network without these units does on the first `images` validation images.
+        """Compare the network without these units with the current one, image by image.
 
-        Against the network now, image by image; `drop` defaults to the pending move's. With
-        `repair` as the session would repair it on approve, which takes longer. Nothing is changed.
-        In the `background`, it raises `Stopped` as soon as another verb wants the session. Raises
-        `WrongState` or `StaleEvidence` where nothing is pending that could be tried, what `adjust`
-        raises for a `drop`, `Stopped`.
+        Nothing is changed.
+
+        Parameters
+        ----------
+        drop
+            Units of each group; None: those of the pending move.
+        images
+            The number of validation images, from the first.
+        repair
+            Whether it is repaired as approve would repair it, which takes longer.
+        background
+            Whether a foreground verb preempts it; it then raises `Stopped`.
+
+        Raises
+        ------
+        WrongState, StaleEvidence
+            Without `drop`, where no move is pending, or it was measured on another network.
+        UnknownName, IllegalPlan
+            For a `drop`, as `adjust`.
         """
         return self._runner.run(
             "compare_move", comparing.try_move(self._parts, drop, images, repair), background
@@ -536,7 +630,7 @@ class Session:
         images: int = 1000,
         repair: bool = False,
     ) -> Generator[Any, None, PairedComparison]:
-        """`compare_move` as a generator that yields Progress after every batch."""
+        """`compare_move` as a generator that yields Progress after each batch."""
         with self._runner.hold("compare_move"):
             return (
                 yield from self._runner.relay(comparing.try_move(self._parts, drop, images, repair))
@@ -551,18 +645,30 @@ class Session:
         *,
         background: bool = False,
     ) -> PairedComparison:
-        """How the network at `b` does against that at `a` on the first validation images.
+        """Compare the network at `b` with that at `a`, image by image; changes nothing.
 
-        Each is a point of the trajectory, by the number of its event, or a plan: the original
-        network cut to it, and with `repair` repaired as the session repairs. Nothing is changed.
-        In the `background`, it raises `Stopped` as soon as another verb wants the session.
+        Parameters
+        ----------
+        a, b
+            Points of the trajectory, by event number, or plans: the original network cut to them.
+        images
+            The number of validation images, from the first.
+        repair
+            Whether the network of a plan is repaired with the session's `repair`.
+        background
+            Whether a foreground verb preempts it; it then raises `Stopped`.
+
+        Raises
+        ------
+        UnknownName
+            For an event that is not a point of the trajectory.
         """
         return self._runner.run(
             "compare", comparing.compare(self._parts, a, b, images, repair), background
         )
 
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
-        """The move that would drop these units: `foresee(drop).move`, measured first if need be."""
+        """The move that would drop these units: `foresee(drop).move`; measures first if needed."""
         return self._runner.run("what_if", verbs.imagine(self._parts, drop))
 
     def export(self, path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a session is told of a network's job: how it is run, judged, trained and repaired."""
+"""A session's settings: how its network is run, evaluated, trained and repaired."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ REPAIR_IMAGES = 1024  # at most; on resnet18 at 32 px 2,048 gain 0.1 points, 512
 class Settings:
     """The checked keywords of a `Session`.
 
-    `own_forward` says that `forward` is the user's, so that a batch is all that is known of its
-    input; `classifies` that forward, loss and metrics are the defaults, so that answers can be
-    compared image by image. `train` is a `Training` or the user's function (model, data, steps).
+    `own_forward`: `forward` is the user's, so its input is a whole batch. `classifies`: forward,
+    loss and metrics are the defaults, so answers can be compared image by image. `train` is a
+    `Training` or the user's function (model, data, steps).
     """
 
     forward: Callable[[nn.Module, Any], Any]
@@ -77,7 +77,7 @@ class Settings:
 
 
 def check_repair(kind: str) -> None:
-    """Raise `InvalidValue` where `kind` is no repair."""
+    """Raise `InvalidValue` for an unknown repair."""
     if kind not in REPAIRS:
         names = ", ".join(map(repr, REPAIRS))
         raise InvalidValue(f"repair is {names} or None, not {kind!r}.")

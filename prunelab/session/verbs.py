@@ -1,7 +1,7 @@
-"""What every verb of a session does, step by step.
+"""The verbs of a session, as generators.
 
-Verbs are generators that compute first and commit last, so whatever ends them on the way leaves
-ledger and network as they were.
+Each computes first and commits last, so a verb that is ended before its commit leaves ledger and
+network unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from prunelab.ledger.events import (
     Tuned,
     Undone,
 )
-from prunelab.loops.training import Training, imitating, training
+from prunelab.loops.training import Training, distillation_loss, training
 from prunelab.methods.base import found, parameters
 from prunelab.session.context import macs_of, measuring, search_context
 from prunelab.session.evaluator import Evaluator, Judgement
@@ -47,7 +47,7 @@ from prunelab.values import FrozenMap, Move, Progress, WidthPlan
 
 
 def begin(parts: Parts) -> Work[None]:
-    """Judge the original network and commit the first event."""
+    """Evaluate the original network and commit the first event."""
     evaluator, history = parts.evaluator, parts.history
     settings, graph, base = evaluator.settings, evaluator.graph, evaluator.base
     metrics, answers = yield from evaluator.judge(base)
@@ -79,14 +79,12 @@ def begin(parts: Parts) -> Work[None]:
 
 
 def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
-    """Search for one move, and commit what was seen and found."""
+    """Search for one move, and commit it with the evidence of the search."""
     history, method = parts.history, parts.method
     state = history.state
     goal = None if target is None else macs_of(state, target)
     if state.pending is not None and not state.stale:
-        raise WrongState(
-            f"{state.pending} is pending; approve, adjust or reject it before the next."
-        )
+        raise WrongState(f"{state.pending} is pending; approve, adjust or reject it first.")
     seen = []
     context = search_context(parts.evaluator, history, state, goal)
     search = privately(method.search(context), context.seed)
@@ -114,9 +112,9 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
 
 
 def imagine(parts: Parts, drop: Mapping[str, Iterable[int]]) -> Work[Move]:
-    """The move that would drop these units, measured if need be; no event."""
+    """The move that would drop these units; measures if needed, and commits nothing."""
     state = parts.history.state
-    asked = parts.preview.asked(state, drop)  # what is illegal is told before measuring
+    asked = parts.preview.asked(state, drop)  # illegal units raise before anything is measured
     evidence = yield from measuring(parts.evaluator, parts.history, wanted(parts.method))
     return parts.preview.move(state, parts.method, asked, evidence)
 
@@ -130,7 +128,7 @@ def adjust(parts: Parts, drop: Mapping[str, Iterable[int]]) -> Work[Move]:
 
 
 def reject(parts: Parts, reason: str) -> None:
-    """Decline the pending move."""
+    """Reject the pending move."""
     pending(parts, "reject")
     parts.history.commit(Rejected(**parts.history.header(), reason=reason))
 
@@ -145,14 +143,14 @@ def approve(
     run: float | None = None,
     allows: Callable[[Mapping[str, float]], bool] = lambda metrics: True,
 ) -> Work[bool]:
-    """Cut as the pending move says, and repair if the session does.
+    """Apply the pending move, and repair with the session's `repair`.
 
     Parameters
     ----------
     run
-        The target of the run that decides it; None: the person does.
+        The target of the run that approves it; None: a person approves it.
     allows
-        Whether a network with these metrics may be committed. Where not, nothing is.
+        Whether a network with these metrics may be committed; if not, nothing is committed.
 
     Returns
     -------
@@ -180,7 +178,7 @@ def approve(
 
 
 def undo(parts: Parts) -> Work[None]:
-    """Drop the pending move and take back the latest step."""
+    """Discard the pending move and undo the latest step."""
     history, state = parts.history, parts.history.state
     if not state.undoable:
         raise WrongState("There is nothing to undo: no move was approved, none is pending.")
@@ -195,7 +193,7 @@ def undo(parts: Parts) -> Work[None]:
 
 
 def go(parts: Parts, seq: int) -> Work[None]:
-    """Take up the network as it was after event `seq`."""
+    """Restore the network after event `seq`."""
     history, state = parts.history, parts.history.state
     known = [point.seq for point in state.points if point.seq != state.head]
     if seq not in known:
@@ -209,7 +207,7 @@ def go(parts: Parts, seq: int) -> Work[None]:
 
 
 def repair(parts: Parts, kind: str) -> Work[None]:
-    """Repair the network front to back, and commit that."""
+    """Repair the network front to back, and commit it."""
     evaluator, history = parts.evaluator, parts.history
     small, plan = copy_of(history.network), history.plan
     refits = yield from repair_towards(evaluator, (small, plan), kind, history.trained())
@@ -219,7 +217,7 @@ def repair(parts: Parts, kind: str) -> Work[None]:
 
 
 def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
-    """Train a copy of the network until it is `enough`, and commit that."""
+    """Train a copy of the network for `steps` batches or until `enough()`, and commit it."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidValue(f"steps must be a whole number of at least 1, not {steps!r}.")
     evaluator, history = parts.evaluator, parts.history
@@ -238,7 +236,7 @@ def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
 
 
 def adopt(parts: Parts, network: nn.Module, by: str) -> Work[None]:
-    """Commit `network`, which a trainer of the user's named `by` has trained."""
+    """Commit `network`, trained by the user's trainer `by`."""
     judged = yield from parts.evaluator.judge(network)
     extra = {"steps": 0, "by": by, "replayable": False}
     parts.history.commit_step(Tuned, network, parts.history.plan, extra, judged)
@@ -248,7 +246,7 @@ def adopt(parts: Parts, network: nn.Module, by: str) -> Work[None]:
 
 
 def measure(parts: Parts) -> Work[None]:
-    """Measure what `foresee` answers from, and what can be worked out of it beforehand."""
+    """Measure the evidence for `foresee`, and compute in advance what it will need."""
     evaluator, history = parts.evaluator, parts.history
     yield from measuring(evaluator, history, wanted(parts.method))
     evaluator.measurements.time_layers(history.network, history.plan)
@@ -258,7 +256,7 @@ def measure(parts: Parts) -> Work[None]:
 
 
 def latency(parts: Parts, network: nn.Module | None) -> Work[Latency]:
-    """Time `network`; that of the network now (None) is remembered."""
+    """Time `network`, or the current network (None), whose latency is cached."""
     history, measurements = parts.history, parts.evaluator.measurements
     if network is not None:
         return (yield from measurements.time_runs(network, None))
@@ -267,7 +265,7 @@ def latency(parts: Parts, network: nn.Module | None) -> Work[Latency]:
 
 
 def step_time(parts: Parts) -> Work[float | None]:
-    """Seconds that one step of tuning takes, tried on a copy; None of a trainer of the user's."""
+    """Seconds of one tuning step, measured on a copy; None for the user's own trainer."""
     evaluator = parts.evaluator
     if not isinstance(evaluator.settings.train, Training):
         return None
@@ -279,7 +277,7 @@ def step_time(parts: Parts) -> Work[float | None]:
     return min(after - before for before, after in itertools.pairwise(times))
 
 
-# ---------------------------------------------------------------- what several verbs need
+# ---------------------------------------------------------------- shared by several verbs
 
 
 def pending(parts: Parts, verb: str) -> Move:
@@ -301,17 +299,17 @@ def fresh(parts: Parts, verb: str) -> Move:
 def _trained(
     evaluator: Evaluator, network: nn.Module, steps: int, seed: int, enough: Callable[[], bool]
 ) -> Generator[Progress, None, tuple[int, str, bool]]:
-    """Train `network` in place until it is `enough`.
+    """Train `network` in place for `steps` batches or until `enough()`.
 
-    Gives the steps done, who did them, and whether that can be replayed: a training that was
-    ended early cannot, its learning rate was to fall on.
+    Returns the steps done, the trainer's name, and whether they can be replayed: training that
+    ended early cannot, because its learning rate had not reached zero.
     """
     settings, splits = evaluator.settings, evaluator.splits
     done, by, replayable = steps, "prunelab", True
     if isinstance(settings.train, Training):
         loss = settings.loss
-        if settings.classifies and settings.train.imitate:
-            loss = imitating(copy_of(evaluator.base).eval(), seed)
+        if settings.classifies and settings.train.distil:
+            loss = distillation_loss(copy_of(evaluator.base).eval(), seed)
         work = training(
             network, lambda epoch: splits.shuffled(seed + epoch), steps, loss, settings.train
         )
@@ -330,7 +328,7 @@ def _trained(
 
 
 def _note_unusable(parts: Parts) -> None:
-    """Write down which training images are left out, whenever more of them are known."""
+    """Note which training images are excluded, whenever more of them are known."""
     unusable, history = parts.evaluator.splits.unusable, parts.history
     known = [e.text for e in history.ledger if isinstance(e, Noted) and e.kind == "data"]
     if unusable and str(unusable) not in known:

@@ -110,7 +110,7 @@ def resnet50_v1() -> nn.Module:
 def resnet50_sampled() -> nn.Module:
     """ResNet-50 as first published; its branches pick the channels that they read."""
     model = resnet50_v1().eval()
-    return pl.sampled(model, pl.trace(model, X))
+    return pl.with_channel_selectors(model, pl.trace(model, X))
 
 
 # ---------------------------------------------------------------- counting

@@ -30,10 +30,10 @@ def press(page: Any, verb: str) -> None:
 
 
 def unfold(page: Any, name: str) -> None:
-    """Open a fold, and wait for its contents."""
-    if not page.evaluate(f"document.querySelector('details[data-fold={name}]').open"):
-        page.locator(f"details[data-fold={name}] > summary").click()
-    page.wait_for_selector(f"details[data-fold={name}] > .pl-inside > *")
+    """Open a section, and wait for its contents."""
+    if not page.evaluate(f"document.querySelector('details[data-section={name}]').open"):
+        page.locator(f"details[data-section={name}] > summary").click()
+    page.wait_for_selector(f"details[data-section={name}] > .pl-inside > *")
     settled(page)
 
 
@@ -214,7 +214,7 @@ def test_a_dragged_theta_is_answered_while_it_moves(page: Any) -> None:
     theta = page.get_by_label("theta", exact=True).first.input_value()
     press(page, "propose")
     assert question(page) == foreseen, "the search goes as it was foreseen"
-    assert f"theta {float(theta):g}" in page.locator("[data-fold=method] summary").inner_text()
+    assert f"theta {float(theta):g}" in page.locator("[data-section=method] summary").inner_text()
     press(page, "reject")
     type_into(page, "[data-do=parameter][data-arg=theta]", "0.01")
     assert page.get_by_text("0.010 = stop where a layer would lose more than 1.0%").is_visible()

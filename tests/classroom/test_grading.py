@@ -286,7 +286,7 @@ def test_a_guess_of_what_had_been_seen_earns_nothing(
     assert grade.problems == ()
     (found,) = [m for m in grade.marks if m.name == "predictions accuracy"]
     assert found.points == 0
-    assert "1 after it had been seen" in found.why
+    assert "1 after the result was shown" in found.why
 
 
 # ---------------------------------------------------------------- forged hand-ins
@@ -352,10 +352,10 @@ FORGERIES = {
     claim_prediction: "states a validation accuracy of 50.0%; recomputed",
     claim_macs: "MACs",
     claim_smaller: "keeps other units",
-    guess_afterwards: "says its units already",
+    guess_afterwards: "already shows its units",
     approve_nothing: "approved though no move was pending",
     lose_an_event: "event 3 of the ledger is missing",
-    undo_something_else: "undid what was not there",
+    undo_something_else: "undo without an undoable step",
     another_start: "did not begin with the network of the rubric",
 }
 
@@ -412,7 +412,7 @@ BAD = {
     "a missing weight": (change_weights(lambda s: s.pop("fc.bias")), "fc.bias"),
     "a weight too many": (
         change_weights(lambda s: s.update(spy=torch.zeros(2))),
-        "spy is in one of the two",
+        "spy is missing in one of them",
     ),
     "a wrong shape": (
         change_weights(lambda s: s.update({"fc.bias": torch.zeros(3)})),
@@ -437,16 +437,16 @@ BAD = {
     "an unknown kind": (set_part("ledger.jsonl", b'{"is": "os.system", "seq": 0}'), ""),
     "a value for an event": (
         set_part("ledger.jsonl", b'{"is":"Cost","macs":1,"params":1,"activation_bytes":1}'),
-        "line 1 of the ledger is no event",
+        "line 1 of the ledger is not an event",
     ),
     "a deep plan": (set_part("plan.json", b"[" * 200_000), ""),
     "another plan": (set_part("plan.json", b'{"kept": {"conv9": [0]}}'), "another network"),
     "an infinite unit": (set_part("plan.json", b'{"kept": {"stem": [1e999]}}'), ""),
     "no plan": (lambda parts: parts.pop("plan.json"), "it has no plan.json"),
-    "a path upwards": (set_part("../../evil.py", b"print()"), "no part of a hand-in"),
-    "an absolute path": (set_part("/evil.py", b"print()"), "no part of a hand-in"),
-    "a script": (set_part("network.py", b"print()"), "no part of a hand-in"),
-    "an odd step": (set_part("step-../1.safetensors", b""), "no part of a hand-in"),
+    "a path upwards": (set_part("../../evil.py", b"print()"), "not part of a hand-in"),
+    "an absolute path": (set_part("/evil.py", b"print()"), "not part of a hand-in"),
+    "a script": (set_part("network.py", b"print()"), "not part of a hand-in"),
+    "an odd step": (set_part("step-../1.safetensors", b""), "not part of a hand-in"),
 }
 
 
@@ -570,7 +570,7 @@ def test_one_broken_hand_in_never_stops_the_others(
     assert [row["points"] for row in rows] == ["12.11", "0.0", "4.0"]
     assert [row["of"] for row in rows] == ["13.0"] * 3
     assert rows[0]["problems"] == ""
-    assert "no zip" in rows[1]["problems"]
+    assert "not a zip file" in rows[1]["problems"]
     assert rows[1]["MACs"] == ""
     assert "states a validation accuracy" in rows[2]["problems"]
     assert float(rows[0]["MACs share"]) < 0.95

@@ -424,7 +424,7 @@ def test_events_are_told_in_plain_words() -> None:
     )
     assert told(step) == "approved  MACs 12 M, validation accuracy 91.5%"
     nothing = Proposed(seq=2, method="aofp", parameters=FrozenMap(), move=None)
-    assert told(nothing) == "nothing more to propose"
+    assert told(nothing) == "no further moves"
 
 
 def test_tables_are_aligned() -> None:

@@ -235,7 +235,7 @@ def test_a_repair_that_costs_something_is_set_against_the_others(
     assert event.metrics["accuracy"] == max(event.tried.values())
     assert event.refits == ()
     text = words.outcome(session.state, event)
-    assert "did worse on validation images" in text
+    assert "were worse on validation images" in text
     session.undo()
     assert session.state.moves == 0
 

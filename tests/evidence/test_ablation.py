@@ -199,7 +199,7 @@ def test_bad_batches_and_losses_are_told(trained: nn.Module) -> None:
     graph = pl.trace(trained, x)
     with pytest.raises(pl.BadData, match="no batches"):
         pl.ablate(trained, graph, [], [{}])
-    with pytest.raises(pl.BadData, match="does not take this batch"):
+    with pytest.raises(pl.BadData, match="cannot run on this batch"):
         pl.ablate(trained, graph, [(torch.randn(2, 3, 12, 12), y[:2])], [{}])
     with pytest.raises(pl.NotFinite, match="without"):
         pl.ablate(trained, graph, [(torch.full_like(x, torch.nan), y)], [{"conv1": (1,)}])

@@ -171,7 +171,7 @@ def test_bad_batches_are_told_what_to_do(trained: nn.Module) -> None:
     graph = pl.trace(trained, x)
     with pytest.raises(pl.BadData, match="no batches"):
         pl.measure(trained, graph, [])
-    with pytest.raises(pl.BadData, match="does not take this batch"):
+    with pytest.raises(pl.BadData, match="cannot run on this batch"):
         pl.measure(trained, graph, [torch.randn(2, 3, 12, 12)])
     with pytest.raises(pl.NotFinite, match="conv1"):
         pl.measure(trained, graph, [torch.full_like(x, torch.nan)])

@@ -58,7 +58,7 @@ def test_an_arc_joins_what_met_and_says_where(info: CouplingInfo) -> None:
     assert all(arc.a < arc.b for arc in info.arcs)
     assert arcs["conv1", "layer1.0.conv2"].kinds == ("add",)
     assert arcs["conv1", "layer1.0.conv2"].text == (
-        "layer1.0.conv2 meets conv1 at the add in layer1.0"
+        "the add in layer1.0 combines conv1 and layer1.0.conv2"
     )
 
 

@@ -33,7 +33,7 @@ from prunelab.figures.importance import draw_importance
 from prunelab.figures.ladder import draw_ladder
 from prunelab.figures.style import shorten, wrap
 from prunelab.figures.trajectory import draw_trajectory
-from prunelab.figures.widths import Row, WidthsInfo, draw_widths
+from prunelab.figures.widths import WidthRow, WidthsInfo, draw_widths
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -491,7 +491,7 @@ def test_tiles_say_what_they_take(
 
 
 def test_stale_evidence_is_pale_and_says_when_it_was_measured() -> None:
-    panel = draw_widths(WidthsInfo((Row("conv1", 16, 12, 12, ("conv1",)),)))
+    panel = draw_widths(WidthsInfo((WidthRow("conv1", 16, 12, 12, ("conv1",)),)))
     assert {trace.opacity for trace in faded(panel, "").traces} == {1}
     stale = faded(panel, "measured after move 3")
     assert max(trace.opacity for trace in stale.traces) < 0.5

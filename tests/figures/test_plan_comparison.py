@@ -1,4 +1,4 @@
-"""What differs between two networks: losses, costs by layer, and two plans beside each other."""
+"""The differences of two networks: recall of each class, costs of each layer, and two plans."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from toys import batches
 import prunelab as pl
 from prunelab.errors import InvalidValue, UnknownName
 from prunelab.figures import (
+    class_recall,
+    class_recall_info,
     compare,
     compare_info,
     costs,
     costs_info,
-    losses,
-    losses_info,
     plan_side,
     point_side,
     widths,
@@ -35,7 +35,7 @@ from prunelab.figures.class_recall import draw_confused, draw_recall
 from prunelab.figures.plan_comparison import draw_compare
 from prunelab.figures.png import data_uri
 from prunelab.figures.row_grouping import modules
-from prunelab.figures.widths import Row, WidthsInfo, draw_widths, gathered
+from prunelab.figures.widths import WidthRow, WidthsInfo, draw_widths, gathered
 from prunelab.values import Cost
 from prunelab.values.paired_comparison import Answers, by_batch, by_image
 
@@ -43,11 +43,11 @@ BEFORE = Answers((0, 0, 0, 1, 1, 2), (0, 0, 1, 1, 1, 0))
 AFTER = Answers((0, 0, 0, 1, 1, 2), (0, 1, 1, 1, 1, 2))
 
 
-# ---------------------------------------------------------------- losses
+# ---------------------------------------------------------------- class recall
 
 
 def test_recall_and_confusion_are_counted_class_by_class() -> None:
-    info = losses_info(BEFORE, AFTER, ["shoe", "bag"])
+    info = class_recall_info(BEFORE, AFTER, ["shoe", "bag"])
     assert info.classes == ("shoe", "bag", "2")
     assert info.before == pytest.approx((2 / 3, 1, 0))
     assert info.after == pytest.approx((1 / 3, 1, 1))
@@ -56,12 +56,12 @@ def test_recall_and_confusion_are_counted_class_by_class() -> None:
 
 
 def test_flips_are_named_lost_ones_first() -> None:
-    info = losses_info(BEFORE, AFTER, ["shoe", "bag", "hat"])
+    info = class_recall_info(BEFORE, AFTER, ["shoe", "bag", "hat"])
     assert [(f.image, f.label, f.before, f.after, f.kind) for f in info.flips] == [
         (1, "shoe", "shoe", "bag", "lost"),
         (5, "hat", "shoe", "hat", "gained"),
     ]
-    wrong = losses_info(Answers((0,), (1,)), Answers((0,), (2,)))
+    wrong = class_recall_info(Answers((0,), (1,)), Answers((0,), (2,)))
     assert [flip.kind for flip in wrong.flips] == ["other"]
 
 
@@ -70,7 +70,7 @@ def test_confusion_is_the_difference_of_two_matrices(data: st.DataObject) -> Non
     count = data.draw(st.integers(1, 30))
     digits = st.lists(st.integers(0, 4), min_size=count, max_size=count).map(tuple)
     labels, first, second = (data.draw(digits) for _ in range(3))
-    info = losses_info(Answers(labels, first), Answers(labels, second))
+    info = class_recall_info(Answers(labels, first), Answers(labels, second))
     for i in range(len(info.classes)):
         for j in range(len(info.classes)):
             was = sum(a == i and b == j for a, b in zip(labels, first, strict=True))
@@ -84,7 +84,7 @@ def test_confusion_is_the_difference_of_two_matrices(data: st.DataObject) -> Non
 def test_of_many_classes_those_that_change_most_are_shown() -> None:
     labels = tuple(range(100)) * 2
     after = tuple(label if label % 10 else 1 for label in labels)
-    info = losses_info(Answers(labels, labels), Answers(labels, after))
+    info = class_recall_info(Answers(labels, labels), Answers(labels, after))
     assert len(info.classes) == 20
     assert {str(10 * i) for i in range(10)} <= set(info.classes)
     assert info.left_out == 80
@@ -92,18 +92,18 @@ def test_of_many_classes_those_that_change_most_are_shown() -> None:
 
 
 def test_a_fall_is_hatched_and_shapes_tell_before_from_after() -> None:
-    drawn = {trace.name: trace for trace in draw_recall(losses_info(BEFORE, AFTER)).traces}
+    drawn = {trace.name: trace for trace in draw_recall(class_recall_info(BEFORE, AFTER)).traces}
     assert list(drawn["fell"].y) == [0]
     assert list(drawn["rose"].y) == [1, 2]
     assert drawn["fell"].marker.pattern.shape == "/"
     assert drawn["before"].marker.symbol != drawn["after"].marker.symbol
-    (cells,) = draw_confused(losses_info(BEFORE, AFTER)).traces
+    (cells,) = draw_confused(class_recall_info(BEFORE, AFTER)).traces
     assert list(cells.text) == ["-1", "+1", "-1", "+1"]
     assert list(cells.marker.symbol) == ["diamond", "diamond", "square", "square"]
 
 
 def test_a_class_without_images_does_not_break_the_picture() -> None:
-    info = losses_info(Answers((0, 2), (0, 2)), Answers((0, 2), (2, 2)))
+    info = class_recall_info(Answers((0, 2), (0, 2)), Answers((0, 2), (2, 2)))
     assert math.isnan(info.before[1])
     for trace in draw_recall(info).traces:
         assert all(math.isfinite(x) for x in trace.x)
@@ -111,16 +111,16 @@ def test_a_class_without_images_does_not_break_the_picture() -> None:
 
 def test_answers_to_other_images_are_refused() -> None:
     with pytest.raises(InvalidValue, match="same images"):
-        losses_info(BEFORE, Answers((1,), (1,)))
+        class_recall_info(BEFORE, Answers((1,), (1,)))
     with pytest.raises(InvalidValue, match="answers with answers"):
-        losses(BEFORE, (0.5,))
+        class_recall(BEFORE, (0.5,))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_losses_show_a_dozen_images_at_most(theme: Any) -> None:
     labels = (0,) * 40
     pictures = {i: np.full((1, 4, 4), float(i)) for i in range(0, 40, 2)}
-    made = losses(Answers(labels, labels), Answers(labels, (1,) * 40), ["a", "b"], pictures,
+    made = class_recall(Answers(labels, labels), Answers(labels, (1,) * 40), ["a", "b"], pictures,
                   theme=theme)  # fmt: skip
     assert len(made.layout.images) == 12
     assert sum("<b>lost</b>: a<br>a → b" in note.text for note in made.layout.annotations) == 12
@@ -129,7 +129,7 @@ def test_losses_show_a_dozen_images_at_most(theme: Any) -> None:
 
 def test_other_tasks_show_the_metric_of_every_batch() -> None:
     trial = by_batch("loss", (0.3, 0.5), (0.4, 0.2), (32, 32), False)
-    made = losses(*trial.batches, metric=trial.metric)
+    made = class_recall(*trial.batches, metric=trial.metric)
     drawn = {trace.name: trace for trace in made.data}
     assert list(drawn["before"].y) == [0.3, 0.5]
     assert list(drawn["after"].y) == [0.4, 0.2]
@@ -209,7 +209,9 @@ def test_widths_of_a_long_network_are_gathered_too(session: pl.Session) -> None:
 
 def test_a_module_has_the_mean_of_its_groups_and_opens_for_the_selected_one() -> None:
     rows = tuple(
-        Row(f"{block}.{i}.conv", 10 * (i + 1), 10 * (i + 1), 5 * (i + 1), (f"{block}.{i}.conv",))
+        WidthRow(
+            f"{block}.{i}.conv", 10 * (i + 1), 10 * (i + 1), 5 * (i + 1), (f"{block}.{i}.conv",)
+        )
         for block in ("one", "two")
         for i in range(3)
     )
@@ -295,5 +297,5 @@ def test_pictures_of_other_batches_are_refused(trained: nn.Module) -> None:
         pl.Data(train=batches(64, 1), val=flat),
         metrics={"none": lambda model, loader: 0.0},
     )
-    with pytest.raises(InvalidValue, match="hold something else"):
+    with pytest.raises(InvalidValue, match="are of another kind"):
         session.pictures([0])

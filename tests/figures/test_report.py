@@ -123,7 +123,7 @@ def test_a_step_says_what_happened(events: list[Event]) -> None:
     assert said[2] == f"Rejected ({HOSTILE}): nothing was changed."
     assert said[4].startswith("You propose to drop ")
     assert said[6].startswith("Approved and repaired: validation accuracy ")
-    assert said[7] == "Undone: the network is as it was at event 0."
+    assert said[7] == "Undone: the network is restored to event 0."
     assert said[8] == HOSTILE
     assert said[9].startswith("Tuned for 1 step: ")
 
@@ -214,7 +214,7 @@ def test_the_history_says_who_decided_and_why(text: str) -> None:
     cells = Page(text).inside("td")
     assert {"AOFP", "you"} <= set(cells)
     assert HOSTILE in cells, "the reason of the reject"
-    assert [cell for cell in cells if re.fullmatch(r"takes at most .*% .* \(theta 0.3\)", cell)]
+    assert [cell for cell in cells if re.fullmatch(r"removes at most .*% .* \(theta 0.3\)", cell)]
 
 
 def test_the_page_needs_no_other_file_and_is_small(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Which channels live and die together: counts that are known, and what must be frozen."""
+"""Which channels are coupled: counts that are known, and what must be frozen."""
 
 from __future__ import annotations
 
@@ -358,8 +358,9 @@ def test_what_only_training_reads_stays_when_training_does_not_run() -> None:
     assert graph.untrained == "ValueError: training takes targets"
     assert "did not run in training mode (ValueError: training takes targets)" in str(graph)
     assert {group.name for group in graph.groups if group.prunable} == {"one.a", "two.a"}
-    assert graph["stem"].why == graph["tail"].why == "code of the network for training may read it"
-    assert graph["early.0"].why == "training mode, where alone it ran, did not run to its end"
+    guarded = "it may be read by training-only code of the network"
+    assert graph["stem"].why == graph["tail"].why == guarded
+    assert graph["early.0"].why == "it runs only in training mode, which failed"
     plan = pl.WidthPlan.full(graph).drop({"one.a": range(7), "two.a": range(5)})
     pl.cut(model, graph, plan).train()(x, y).backward()
 
@@ -389,7 +390,7 @@ def test_what_an_idle_part_may_read_stays_when_training_does_not_run() -> None:
     graph = pl.trace(Apart(), torch.randn(1, 3, 6, 6))
     assert graph.untrained == "RuntimeError: say use"
     assert graph.unseen == ("inner.spare",)
-    assert graph["stem"].why == "inner.spare, which did not run, may read it in training"
+    assert graph["stem"].why == "it may be read in training by inner.spare, which did not run"
     assert graph["inner.neck.a"].prunable
 
 

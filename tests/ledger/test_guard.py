@@ -1,4 +1,4 @@
-"""A move that would ruin is not made in silence: alarms, the floor of a run, chance."""
+"""Alarms after a step that costs too much, the floor of a run, and networks at chance."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def replayed(session: pl.Session, model: nn.Module, data: pl.Data, folder: Path)
         ("mse", False, 1.0, 2.0, 2.4, None),
         ("mse", False, 1.0, 2.0, 2.5, "mse rose by 0.5 in the last step"),
         ("mse", False, 1.0, 2.0, 0.1, None),
-        ("mse", False, 1.0, 2.0, math.nan, "no finite mse since the last step"),
-        ("mse", False, 1.0, 2.0, math.inf, "no finite mse since the last step"),
-        ("accuracy", True, 0.9, 0.9, math.nan, "no finite accuracy since the last step"),
+        ("mse", False, 1.0, 2.0, math.nan, "mse is not finite after the last step"),
+        ("mse", False, 1.0, 2.0, math.inf, "mse is not finite after the last step"),
+        ("accuracy", True, 0.9, 0.9, math.nan, "accuracy is not finite after the last step"),
         ("accuracy", True, 0.9, math.nan, 0.2, None),
     ],
 )
@@ -123,8 +123,8 @@ def test_a_ruining_approve_is_carried_out_and_told_loudly(
     assert lost > 0.3
     assert f" · lost {100 * lost:.1f} points in the last step" in session.state.line()
     said = words.outcome(session.state, session.ledger[-1])
-    assert f". A loss of {100 * lost:.1f} points, more than the 5 that a step may cost." in said
-    advice = "Repair it, or undo it and take less (a smaller theta, fewer channels)."
+    assert f". A loss of {100 * lost:.1f} points, above the limit of 5 per step." in said
+    advice = "Repair it, or undo it and prune less (a smaller theta, fewer channels)."
     assert said.endswith(advice)
     assert f"<td>lost {100 * lost:.1f} points" in words.history(session.state, session.ledger)
     assert f"A loss of {100 * lost:.1f} points" in pl.figures.report(session.ledger)
@@ -148,7 +148,7 @@ def test_a_repair_or_a_tune_that_ruins_is_told_with_advice_of_its_own(
     session.repair("bn")
     assert session.state.alarm() is None, "it cost nothing more"
     alarm = guard.Alarm("accuracy", 0.9, 0.5, guard.POINTS)
-    assert alarm.sentence(session.ledger[-1]).endswith("may cost. Undo it, or tune.")
+    assert alarm.sentence(session.ledger[-1]).endswith("per step. Undo it, or tune.")
 
 
 def test_a_repair_that_comes_with_an_approve_is_held_against_the_network_before_both(
@@ -218,7 +218,7 @@ def test_a_run_leaves_the_ruining_move_pending_and_says_so(
     assert note.text.startswith(
         "The run stopped at 100% of the MACs: the next move would take validation accuracy from "
     )
-    assert f"below the floor of {floor:.1%}. Tune, take less, or run with another" in note.text
+    assert f"below the floor of {floor:.1%}. Tune, prune less, or run with another" in note.text
     assert words.sentence(state, note, session.graph["conv1"]) == note.text
     assert words.outcome(state, note) == note.text
     assert (words.by(note), words.told(note), told(note)) == ("a run", note.text, note.text)
@@ -296,7 +296,7 @@ def test_a_metric_that_is_no_number_breaks_every_floor_and_is_told(
     assert session.state.moves == 0
     assert "from 0.9 to nan, which breaks the floor of " in session.ledger[-1].text
     session.approve()
-    assert "no finite score since the last step" in session.state.line()
+    assert "score is not finite after the last step" in session.state.line()
 
 
 def test_a_network_that_has_learnt_nothing_is_not_guarded(data: pl.Data) -> None:
@@ -423,7 +423,7 @@ def test_a_tune_that_makes_the_network_worse_is_not_taken_and_says_so(
     trained: nn.Module, data: pl.Data
 ) -> None:
     wrong = pl.Data(train=[(x, (y + 1) % 4) for x, y in data.train], val=data.val)
-    session = pl.Session(trained, wrong, train=pl.Training(imitate=False))
+    session = pl.Session(trained, wrong, train=pl.Training(distil=False))
     session.propose()
     session.approve()
     before = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
@@ -432,7 +432,7 @@ def test_a_tune_that_makes_the_network_worse_is_not_taken_and_says_so(
     event = session.ledger[-1]
     assert isinstance(event, Noted)
     assert event.kind == "tune"
-    assert "Tuned for 20 steps and not taken: validation accuracy would go from" in event.text
+    assert "Tuned for 20 steps; rejected: validation accuracy would go from" in event.text
     assert words.outcome(session.state, event) == event.text
     assert session.state.head == head
     for name, tensor in session.model.state_dict().items():

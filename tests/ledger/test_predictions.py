@@ -126,7 +126,7 @@ def test_the_state_follows_from_the_events_alone(session: Session) -> None:
 @pytest.mark.parametrize(
     ("guess", "error", "says"),
     [
-        ({}, InvalidValue, "Predict something"),
+        ({}, InvalidValue, "Give at least one prediction"),
         ({"acuracy": 0.9}, UnknownName, "Did you mean 'accuracy'"),
         ({"accuracy": 91}, InvalidValue, "a share between 0 and 1"),
         ({"accuracy": "high"}, InvalidValue, "a share"),

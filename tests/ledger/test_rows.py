@@ -262,17 +262,17 @@ def listed(weights: object) -> tuple[str, tuple[object, ...]]:
 @pytest.mark.parametrize(
     ("statement", "values", "found"),
     [
-        ("UPDATE piece SET bytes = zeroblob(LENGTH(bytes))", (), "'0': conv is not what was"),
-        ("UPDATE piece SET bytes = X'00'", (), "'0': conv is not what was written"),
-        ("UPDATE piece SET bytes = 'text'", (), "'0': conv is not what was written"),
-        ("UPDATE piece SET place = -place", (), "'0': conv is not what was written"),
-        ("DELETE FROM piece WHERE place > 0", (), "'0': conv is not what was written"),
-        ("DELETE FROM piece", (), "'0': conv is not what was written"),
+        ("UPDATE piece SET bytes = zeroblob(LENGTH(bytes))", (), "'0': conv is corrupted"),
+        ("UPDATE piece SET bytes = X'00'", (), "'0': conv is corrupted"),
+        ("UPDATE piece SET bytes = 'text'", (), "'0': conv is corrupted"),
+        ("UPDATE piece SET place = -place", (), "'0': conv is corrupted"),
+        ("DELETE FROM piece WHERE place > 0", (), "'0': conv is corrupted"),
+        ("DELETE FROM piece", (), "'0': conv is corrupted"),
         ("UPDATE weights SET json = '{}'", (), "the weights '0' are not what was written"),
         ("DELETE FROM weights", (), "it holds no weights '0'"),
         ("DROP TABLE weights", (), "it holds no weights '0'"),
         ("DROP TABLE piece", (), "no such table"),
-        (*listed({"conv": ["00", "float32", [2]]}), "'0': conv is not what was written"),
+        (*listed({"conv": ["00", "float32", [2]]}), "'0': conv is corrupted"),
         (*listed({"conv": ["00", "float32"]}), "'0': not enough values"),
         (*listed([1, 2]), "'0': "),
         (*listed("none"), "'0': "),
@@ -305,11 +305,11 @@ def test_changed_weights_are_called_damaged(
 def test_bytes_that_are_no_such_tensor_are_called_damaged(
     tmp_path: Path, kind: str, shape: list[int], found: str
 ) -> None:
-    from prunelab.ledger.content import named
+    from prunelab.ledger.content import content_hash
 
     store = FileStore.create(tmp_path / "w")
     keep(store, conv=torch.tensor([1.0, 2.0]))
-    tensor = named(kind, shape, bytearray(bits(torch.tensor([1.0, 2.0]))))
+    tensor = content_hash(kind, shape, bytearray(bits(torch.tensor([1.0, 2.0]))))
     with sqlite3.connect(store.path) as other:
         other.execute("UPDATE piece SET tensor = ?", (tensor,))
         other.execute(*listed({"conv": [tensor, kind, shape]}))

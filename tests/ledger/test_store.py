@@ -316,8 +316,8 @@ def test_an_event_of_a_newer_prunelab_is_named(file: Path, text: str) -> None:
     ("statement", "found"),
     [
         ("DELETE FROM event WHERE seq = 2", "event 2 is missing"),
-        ("UPDATE event SET json = replace(json, '0.9', '0.8')", "event 0 is not what"),
-        ("UPDATE event SET json = CAST(X'FFFE00' AS TEXT)", "event 0 is not what"),
+        ("UPDATE event SET json = replace(json, '0.9', '0.8')", "event 0 is corrupted"),
+        ("UPDATE event SET json = CAST(X'FFFE00' AS TEXT)", "event 0 is corrupted"),
         ("DROP TABLE event", "no such table"),
     ],
 )
@@ -334,7 +334,7 @@ def test_json_that_is_no_event_is_called_damaged(file: Path) -> None:
     with sqlite3.connect(file) as other:
         other.execute("INSERT INTO event VALUES (5, ?, ?)", (text, zlib.crc32(text.encode())))
     other.close()
-    with pytest.raises(SessionFileError, match="row 5 is no event"):
+    with pytest.raises(SessionFileError, match="row 5 is not an event"):
         FileStore.open(file)
 
 

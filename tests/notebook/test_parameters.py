@@ -1,4 +1,4 @@
-"""The fold of the method: boxes for a dataclass's fields, and what a change of them does."""
+"""The section of the method: boxes for a dataclass's fields, and what a change of them does."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def screen(session: pl.Session) -> Iterator[Screen]:
 
 @pytest.fixture
 def page(screen: Screen) -> Page:
-    """The screen with the method's fold open."""
+    """The screen with the method's section open."""
     made = Page(screen)
     made.unfold("method")
     return made
@@ -155,7 +155,7 @@ def test_propose_uses_the_parameters_and_the_script_writes_them(
     script = session.export(tmp_path / "again.py").read_text()
     began, changed = script.index("theta=0.05"), script.index("theta=0.2")
     assert began < script.index("session.method = ") < changed < script.index("session.propose()")
-    assert len(session.ledger) == 2, "a change of parameters is no event"
+    assert len(session.ledger) == 2, "a change of parameters is not an event"
 
 
 def test_a_bad_value_is_a_red_line_and_changes_nothing(page: Page, session: pl.Session) -> None:
@@ -176,7 +176,7 @@ def test_trouble_in_ones_own_validation_is_a_red_line_too(page: Page, session: p
     page.put("parameter", "ratio", 2)
     assert "ValueError: ratio is a share" in page.said("error")
     page.put("parameter", "shares", "{")
-    assert "no value in Python" in page.said("error")
+    assert "not a value in Python" in page.said("error")
     assert session.method == Mine()
     with pytest.raises(InvalidValue):
         read("{", Any)

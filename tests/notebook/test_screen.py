@@ -595,7 +595,7 @@ def test_a_list_of_channels_is_taken_or_answered(screen: Screen) -> None:
     page.put("units", None, "3, 7, 10-12")
     assert screen.choice.drop[screen.choice.group] == (3, 7, 10, 11, 12)
     page.put("units", None, "3, x")
-    assert "'x' is no channel" in Page(screen).said("error")
+    assert "'x' is not a channel" in Page(screen).said("error")
     page.put("units", None, "9999")
     assert "does not have" in Page(screen).said("error")
     assert screen.choice.drop[screen.choice.group] == (3, 7, 10, 11, 12)
@@ -663,10 +663,10 @@ def test_the_history_has_every_event_newest_first(screen: Screen, session: FakeS
 
 
 def test_progress_tells_the_time_that_is_left() -> None:
-    assert text.remaining(3, 12, 0.5) == "3 of 12"
-    assert text.remaining(3, 12, 6.0) == "3 of 12, about 18 s left"
-    assert text.remaining(1, 101, 6.0) == "1 of 101, about 10 min left"
-    assert text.remaining(12, 12, 6.0) == "12 of 12"
+    assert text.time_left(3, 12, 0.5) == "3 of 12"
+    assert text.time_left(3, 12, 6.0) == "3 of 12, about 18 s left"
+    assert text.time_left(1, 101, 6.0) == "1 of 101, about 10 min left"
+    assert text.time_left(12, 12, 6.0) == "12 of 12"
 
 
 def test_progress_shows_only_while_a_verb_works(session: FakeSession, screen: Screen) -> None:
@@ -886,8 +886,8 @@ def test_training_images_that_break_in_mid_run_are_left_out_and_the_history_says
     assert session.state.now.cost.macs <= 0.6 * session.state.base.cost.macs
     notes = [e.text for e in session.ledger if isinstance(e, Noted)]
     assert notes == [
-        "Of 256 training images 32 hold NaN or infinity: they are left out of all that is "
-        "measured, solved and trained on."
+        "Of 256 training images 32 hold NaN or infinity: they are excluded from measuring, "
+        "solving and training."
     ]
 
 

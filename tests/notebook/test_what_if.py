@@ -23,11 +23,11 @@ from torch import nn
 import prunelab as pl
 from prunelab.errors import Stopped
 from prunelab.figures.png import address, grey, png, signed
-from prunelab.figures.widths import Row
+from prunelab.figures.widths import WidthRow
 from prunelab.ledger.events import Proposed, Rejected
 from prunelab.notebook import Screen, background, text
 from prunelab.notebook.channel_inspector import channel
-from prunelab.notebook.html_widget import Panel
+from prunelab.notebook.html_widget import HtmlWidget
 from prunelab.notebook.rows import layers
 from prunelab.notebook.worker import worker_of
 from prunelab.session import repairing
@@ -455,7 +455,7 @@ def test_a_page_that_is_loaded_anew_is_sent_every_part(
     session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(Panel, "send_state", lambda panel, key=None: sent.append((panel, key)))
+    monkeypatch.setattr(HtmlWidget, "send_state", lambda panel, key=None: sent.append((panel, key)))
     screen = Screen(session)
     screen._told("here", None, True, False)
     assert (screen.head, None) not in sent, "it came with everything"
@@ -469,9 +469,9 @@ def test_a_message_that_comes_twice_is_dealt_with_once_and_answered_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[Any] = []
-    panel = Panel(("form",), lambda *what: told.append(what))
+    panel = HtmlWidget(("form",), lambda *what: told.append(what))
     answers: list[Any] = []
-    monkeypatch.setattr(Panel, "send_state", lambda panel, key=None: answers.append(key))
+    monkeypatch.setattr(HtmlWidget, "send_state", lambda panel, key=None: answers.append(key))
     message = {"n": "1.1", "do": "press", "arg": "stop", "value": None, "live": False}
     for content in (message, message, {**message, "n": "1.2"}):
         panel._hear(panel, content, None)
@@ -482,7 +482,8 @@ def test_a_message_that_comes_twice_is_dealt_with_once_and_answered_twice(
 
 def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> None:
     rows = tuple(
-        Row(f"stage{i // 50}.block{i % 50}.conv", 64, 64, 60, (f"conv{i}",)) for i in range(200)
+        WidthRow(f"stage{i // 50}.block{i % 50}.conv", 64, 64, 60, (f"conv{i}",))
+        for i in range(200)
     )
     view = SimpleNamespace(
         info=SimpleNamespace(widths=SimpleNamespace(rows=rows)),

@@ -168,7 +168,7 @@ def test_run_doubles_theta_and_says_so_then_gives_up_with_the_best_plan(
     trained: nn.Module, data: pl.Data
 ) -> None:
     session = pl.Session(trained, data, method=pl.AOFP(theta=1e-6, max_theta=0.02, images=128))
-    with pytest.raises(pl.BudgetUnreachable, match="nothing more to propose") as caught:
+    with pytest.raises(pl.BudgetUnreachable, match="no further moves") as caught:
         session.run(target_macs=0.05)
     assert caught.value.plan == session.plan
     thetas = [
@@ -447,7 +447,7 @@ def test_data_that_cannot_be_used_is_told_what_to_do(trained: nn.Module, data: p
     with pytest.raises(pl.BadData, match=r"0 \.\. 3"):
         bad = [(x, y + 1) for x, y in good]
         pl.Session(trained, pl.Data(train=good, val=bad))
-    with pytest.raises(pl.BadData, match="does not take this batch"):
+    with pytest.raises(pl.BadData, match="cannot run on this batch"):
         wrong = [(torch.randn(4, 3, 12, 12), torch.zeros(4, dtype=torch.long))]
         pl.Session(trained, pl.Data(train=good, val=wrong))
     with pytest.raises(pl.BadModel, match=r"conv2\.weight holds NaN"):
@@ -660,7 +660,7 @@ def test_a_script_is_python_whatever_a_metric_is_called(
 
 def test_a_metric_is_called_by_a_text_and_gives_a_number(trained: nn.Module, data: pl.Data) -> None:
     for name, value, message in (
-        (3, 1.0, "called by a text, not 3"),
+        (3, 1.0, "names of metrics are strings, not 3"),
         ("q", None, "'q' gave None"),
         ("q", torch.zeros(2), "'q' gave tensor"),
     ):

@@ -33,7 +33,7 @@ class Layer:
     applied to one input (different for a transposed convolution). `norm` names the BatchNorm that
     follows the layer, if any. `in_axis` is the axis of the weight that reads channels. `computed`
     says that the weight in use is computed from its parameters (a weight norm, a mask). A channel
-    selector (`SampledConv2d`) is a layer too: it issues channels without multiplying, and its
+    selector (`SelectingConv2d`) is a layer too: it issues channels without multiplying, and its
     `in_units` are empty; `weight` is its buffer.
     """
 

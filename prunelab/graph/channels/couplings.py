@@ -45,7 +45,7 @@ class Coupling:
                 return f"{both} enter the same filters of {why}"
             if why.startswith(DEPTHWISE):
                 return f"{why} gives every channel of {a} its own filter"
-            return f"{why} makes groups of its channels from groups of {a}'s"
+            return f"{why} computes each of its channel groups from one group of {a}"
         if why.startswith(SHARED):
             layer = why.removeprefix(SHARED)
             return f"{layer} runs more than once: it reads {a} and {b} through the same weights"
@@ -58,8 +58,8 @@ class Coupling:
             return f"{self._place} splits {both} into equal parts"
         at = OPERATIONS.get(why.removeprefix("the "), why)
         if a == b:
-            return f"channels of {a} meet each other at {at} in {self._place}"
-        return f"{b} meets {a} at {at} in {self._place}"
+            return f"{at} in {self._place} combines channels of {a} with each other"
+        return f"{at} in {self._place} combines {a} and {b}"
 
     @property
     def _place(self) -> str:
@@ -84,8 +84,8 @@ class Coupling:
         why = self.why
         if why.startswith(DEPTHWISE):
             return (
-                "A depth-wise convolution makes each channel from one channel alone, so input and "
-                "output live and die together."
+                "A depth-wise convolution computes each channel from one channel alone, so input "
+                "and output channels are coupled."
             )
         if why.startswith(GROUPED):
             return (
@@ -110,8 +110,8 @@ class Coupling:
                 "squeeze-and-excitation): neither is of use without the other."
             )
         return (
-            "It works channel by channel: channel i of one has channel i of the other for a "
-            "partner, so both stay or both go."
+            "It works channel by channel: channel i of one is paired with channel i of the other, "
+            "so both stay or both go."
         )
 
 

@@ -83,7 +83,7 @@ def explain_pair(graph: ChannelGraph, a: str, b: str) -> Explanation:
     group = max(common, key=lambda group: len(group.units))
     facts = []
     if len(common) > 1:
-        facts.append(f"They share {len(common)} groups; this is the way through {group.name}.")
+        facts.append(f"They share {len(common)} groups; this is the chain in {group.name}.")
     if group.why:
         facts.append(f"The group is frozen: {group.why}.")
     if one == other:
@@ -91,7 +91,9 @@ def explain_pair(graph: ChannelGraph, a: str, b: str) -> Explanation:
     steps, led = _path(graph, group, one, other)
     if len(led) < len(group.units):
         spans = [f"{first}-{end - 1}" for first, end in ranges(led)]
-        facts.append(f"This is the way of the units {listed(spans, SHOWN)}; others met elsewhere.")
+        facts.append(
+            f"This chain holds for units {listed(spans, SHOWN)}; others are coupled elsewhere."
+        )
     return Explanation(
         f"{a} and {b} are coupled: they share {sum(len(group.units) for group in common)} units "
         f"of {_names(common)[0] if len(common) == 1 else 'several groups'}.",
@@ -119,13 +121,13 @@ def _apart(
         if reader in (reads_a if read == a else reads_b) and order.get(read, -1) < order[reader]:
             facts.append(
                 f"{reader} reads {read}: each of its outputs is a weighted sum of all inputs, so "
-                "an input can go and every output stays."
+                "an input can be removed without removing an output."
             )
     both = [layer.name for layer in graph.layers if layer.name in reads_a & reads_b]
     if both:
         facts.append(
             f"{listed(both, 3)} {'reads' if len(both) == 1 else 'read'} both, side by side: a "
-            "concatenation couples nothing, the channels behind a gap only move up."
+            "concatenation couples nothing; later channels only shift."
         )
     else:
         facts.append("No operation pairs a channel of one with a channel of the other.")

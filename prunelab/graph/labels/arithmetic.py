@@ -49,7 +49,7 @@ def elementwise(store: LabelStore, find: Finder, tensors: list[Tensor], out: Any
         else:
             shape = (1,) * (made.ndim - tensor.ndim) + tuple(tensor.shape)
             if any(shape[axis] > 1 for axis in varying_axes(result)):
-                store.freeze(result, f"it meets a tensor of fixed width at {why}")
+                store.freeze(result, f"it is combined with a tensor of fixed width by {why}")
     store.put(made, result)
 
 
@@ -81,7 +81,7 @@ def _with_parameters(
     shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
     for axis in varying_axes(labels):
         if shape[axis] > 1 and not any(index.shape[axis] > 1 for index in wide.values()):
-            store.freeze(labels, f"it meets a part of {origin.name} at {why}")
+            store.freeze(labels, f"it is combined with a part of {origin.name} by {why}")
             return
     store.index(Origin(origin.name, wide, origin.mixed, norms=origin.norms), labels, why)
 
@@ -101,7 +101,7 @@ def reduce(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
         if made.ndim == x.ndim or len(axes) < x.ndim:
             store.put(made, reduced(labels, axes, made.ndim))
         else:
-            store.freeze(labels, "it is summed up")
+            store.freeze(labels, "it is summed over all axes")
 
 
 def product(
@@ -111,7 +111,7 @@ def product(
     bias, a, b = args[:3] if packet in ("addmm", "baddbmm", "addmv") else (None, *args[:2])
     for tensor, inner in ((a, a.ndim - 1), (b, max(0, b.ndim - 2))):
         if store.labels(tensor).shape[inner] > 1:
-            why = "its channels are summed up in a product that is no layer"
+            why = "its channels are summed in a matrix product outside a layer"
             store.freeze(store.labels(tensor), why)
             store.put(tensor, torch.full((1,) * tensor.ndim, FROZEN))
     left, right = store.labels(a), store.labels(b)
@@ -135,7 +135,9 @@ def product(
         if origin is not None:
             _with_parameters(store, bias, origin, result, "a product of matrices")
         elif varying_axes(result):
-            store.freeze(result, "it meets a tensor of fixed width at a product of matrices")
+            store.freeze(
+                result, "it is combined with a tensor of fixed width by a product of matrices"
+            )
     store.put(out, result)
 
 
@@ -202,7 +204,7 @@ def normalise_groups(store: LabelStore, find: Finder, args: tuple[Any, ...], out
     x, weight, bias, groups = args[0], args[1], args[2], args[6]
     labels = store.labels(x)
     if any(axis != 1 for axis in varying_axes(labels)):
-        store.freeze(labels, "GroupNorm meets channels laid out in an unusual way")
+        store.freeze(labels, "GroupNorm reads channels from an unsupported axis layout")
         return
     wide = along(labels, 1, x.shape[1]).reshape(-1)
     if x.shape[1] > groups:

@@ -137,7 +137,7 @@ def _pick(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out:
     x, packet = args[0], func.overloadpacket
     labels = store.labels(x)
     for index in tensors_in(*args[1:], kwargs):
-        store.freeze(store.labels(index), "it says what is picked")
+        store.freeze(store.labels(index), "it holds indices for a selection")
     made = out[0] if isinstance(out, (tuple, list)) else out
     if packet is aten.index:
         axes = [place for place, index in enumerate(args[1]) if index is not None]
@@ -154,7 +154,7 @@ def _pick(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out:
         place = argument(func, args, kwargs, "dim", -1)
         axes = [place % x.ndim] if x.ndim else []
     if any(labels.shape[axis] > 1 for axis in axes):
-        store.freeze(labels, "its channels are picked by number")
+        store.freeze(labels, "its channels are selected by index")
     elif packet is aten.index and made.ndim != x.ndim:
         _place(store, labels, x, args[1], made)
     else:
@@ -170,7 +170,7 @@ def _place(
         places = [None if index is None else index.to(marks.device) for index in indices]
         result = aten.index(spread(marks, x.shape), places)
         if not result.numel():
-            store.freeze(labels, "its channels are picked by number")
+            store.freeze(labels, "its channels are selected by index")
             return
         store.put(made, compact(result))
 
@@ -236,7 +236,7 @@ def _pad(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: 
 def _roll(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
     labels, axes = store.labels(args[0]), argument(func, args, kwargs, "dims", ())
     if any(labels.shape[axis] > 1 for axis in (axes or range(labels.ndim))):
-        store.freeze(labels, "its channels are rolled by a fixed number")
+        store.freeze(labels, "its channels are shifted by a fixed offset")
     else:
         store.put(out, labels)
 
@@ -248,7 +248,7 @@ def _channels(store: LabelStore, x: Tensor, axis: int, why: str) -> Tensor | Non
     """The labels along `axis`; None, with everything frozen, where they vary along another axis."""
     labels = store.labels(x)
     if any(other != axis % x.ndim for other in varying_axes(labels)):
-        store.freeze(labels, f"{why} meets channels laid out in an unusual way")
+        store.freeze(labels, f"{why} reads channels from an unsupported axis layout")
         return None
     return along(labels, axis % x.ndim, x.shape[axis]).reshape(-1)
 
@@ -313,7 +313,7 @@ def _regions(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, o
     labels = _channels(store, args[0], 1, "pooling regions of interest")
     if labels is not None:
         _put_channels(store, made, 1, labels)
-    store.freeze(store.labels(args[1]), "it says where regions of interest are")
+    store.freeze(store.labels(args[1]), "it holds coordinates for regions of interest")
 
 
 RULES = {

@@ -43,7 +43,7 @@ from prunelab.graph.labels.op_tables import (
 from prunelab.graph.labels.provenance import Origin
 from prunelab.graph.labels.shape_run import NeedsValues, needs_values, shapes_only
 from prunelab.graph.labels.views import Views, index_put
-from prunelab.graph.modules.channel_selector import samplers
+from prunelab.graph.modules.channel_selector import selector_buffers
 from prunelab.graph.modules.module_attributes import is_bare_norm
 
 __all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
@@ -75,7 +75,7 @@ class LabelMode(Watch):
         self._inexact = inexact
         self._deadline = deadline
         self._views = Views(self.store)
-        self._samplers = set(samplers(model))
+        self._selectors = set(selector_buffers(model))
         self._from_layer = WeakTensorKeyDictionary()  # the output tensor of a layer -> its name
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -189,7 +189,7 @@ class LabelMode(Watch):
         """Label the outputs of any other operation."""
         packet, store = func.overloadpacket, self.store
         tensors = tensors_in(*args, kwargs)
-        if packet is aten.index_select and self._samples(args[0], self.origin(args[2]), out):
+        if packet is aten.index_select and self._selects(args[0], self.origin(args[2]), out):
             return
         if packet in VIEWS:
             for made in tree_leaves(out):
@@ -211,12 +211,12 @@ class LabelMode(Watch):
         elif isinstance(out, Tensor) and func._schema.is_mutable:
             self._views.written_fixed(out)
 
-    def _samples(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
+    def _selects(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
         """Whether a convolution selects channels here; it then issues channels of its own."""
-        if origin is None or origin.name not in self._samplers:
+        if origin is None or origin.name not in self._selectors:
             return False
         store, name, width = self.store, origin.name, out.shape[1]
-        store.freeze(store.labels(x), f"{name} picks from it by number")
+        store.freeze(store.labels(x), f"{name} selects from it by index")
         layer = store.trace.layers.get(name)
         if layer is None:
             layer = store.trace.layers[name] = LayerTrace(
@@ -253,7 +253,7 @@ class LabelMode(Watch):
         elif packet in RESIZES:
             name = packet.__name__.strip("_")
             if packet.__name__.startswith("grid_sampler"):
-                store.freeze(store.labels(args[1]), "it says where an image is sampled")
+                store.freeze(store.labels(args[1]), "it holds coordinates for resampling an image")
             arithmetic.resize(store, args[0], out, RESIZES[packet], name)
         elif packet in NORMALISES_BATCH:
             arithmetic.normalise_batch(store, self.origin, args, out)
@@ -301,8 +301,8 @@ class LabelMode(Watch):
         origin = self.origin(weight)
         for tensor, why in (
             (x, "a deformable convolution reads it"),
-            (offset, "it says where a deformable convolution reads"),
-            (mask, "it says how much a deformable convolution reads"),
+            (offset, "it holds offsets for a deformable convolution"),
+            (mask, "it holds weights for the positions of a deformable convolution"),
         ):
             self.store.freeze(self.store.labels(tensor), why)
         if origin is not None and origin.plain and args[11] == 1:
@@ -320,7 +320,7 @@ class LabelMode(Watch):
 
     def on_bare_norm(self, name: str, x: Tensor) -> None:
         """A normalisation module without parameters, but with a fixed width, reads `x`."""
-        with self.aside():
+        with self.suspended():
             labels = self.store.column(x, 1, name)
             if name in self.store.trace.bare:
                 self.store.unite(self.store.trace.bare[name], labels, f"the shared {name}")
@@ -328,7 +328,7 @@ class LabelMode(Watch):
 
     def _pass(self, given: Any) -> None:
         if self.store.guarded:
-            with self.aside():
+            with self.suspended():
                 self.store.guard(given)
 
     def _in_time(self, where: str) -> None:

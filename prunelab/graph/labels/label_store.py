@@ -198,7 +198,7 @@ class LabelStore:
             pairs = torch.unique(pairs)
         low, high = pairs // self.trace.count, pairs % self.trace.count
         fixed = low == FROZEN
-        self.freeze(high[fixed], f"it meets a tensor of fixed width at {why}")
+        self.freeze(high[fixed], f"it is combined with a tensor of fixed width by {why}")
         if (~fixed).any():
             self.trace.edges.append(Edge(low[~fixed], high[~fixed], why, self._stack.innermost))
 
@@ -250,7 +250,7 @@ class LabelStore:
                 starts = torch.ones(len(at), dtype=torch.bool)
                 starts[1:] = at[1:] != at[:-1]
                 if int(starts.sum()) != size:
-                    self.freeze(labels, f"it meets a part of {key[0]} at {why}")
+                    self.freeze(labels, f"it is combined with a part of {key[0]} by {why}")
                     continue
                 first = met[starts]
                 self.unite(met, first[torch.cumsum(starts, 0) - 1], why)

@@ -79,7 +79,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[str] = []
-        self._aside = False
+        self._suspended = False
         self._unfused = BaseTorchFunctionMode()  # under any such mode attention is not fused
         self._depth = 0  # it is entered again for operations that are made of others
         self.origins = WeakTensorKeyDictionary()
@@ -99,13 +99,13 @@ class Watch(TorchDispatchMode):
             self._unfused.__exit__(*given)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def suspended(self) -> Iterator[None]:
         """Ignore operations inside the `with` block, such as those of a hook."""
-        self._aside = True
+        self._suspended = True
         try:
             yield
         finally:
-            self._aside = False
+            self._suspended = False
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Called after each layer call, with its output."""
@@ -125,7 +125,7 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._aside:
+        if self._suspended:
             return func(*args, **kwargs)
         if _composite(func):  # inference mode does not decompose these
             with self:

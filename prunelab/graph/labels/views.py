@@ -64,15 +64,15 @@ def index_put(store: LabelStore, args: tuple[Any, ...], out: Tensor) -> None:
     """Writes at given indices: channels along an indexed axis are frozen."""
     target, indices, values = args[:3]
     for index in tensors_in(indices):
-        store.freeze(store.labels(index), "it says where something is written")
+        store.freeze(store.labels(index), "it holds indices for a write")
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     labels, have = store.labels(values), store.labels(target)
     labels = labels.reshape((1,) * max(0, target.ndim - labels.ndim) + tuple(labels.shape))
     if labels.ndim != target.ndim or any(
         found.shape[axis] > 1 for axis in axes for found in (labels, have)
     ):
-        store.freeze(labels, "it is written at places given by number")
-        store.freeze(have, "it is written at places given by number")
+        store.freeze(labels, "it is written at given indices")
+        store.freeze(have, "it is written at given indices")
         return
     if target in store:
         store.unite(have, labels, "a write into rows")

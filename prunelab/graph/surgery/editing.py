@@ -1,4 +1,4 @@
-"""Editing networks: `masked`, `cut`, `rebuild` and `sampled`.
+"""Editing networks: `masked`, `cut`, `rebuild` and `with_channel_selectors`.
 
 All of these return a new module and leave the given one unchanged.
 """
@@ -76,7 +76,7 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     return copy_with(model, masked_tensors(model, graph, ~graph.alive(plan)))
 
 
-def silence(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[int]]) -> None:
+def zero_columns(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[int]]) -> None:
     """Mask the units in `drop` in `model` itself, by zeroing the columns that read them."""
     state = dict(_tensors(model))
     with torch.no_grad():
@@ -122,7 +122,7 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     return cut(model, graph, plan)
 
 
-def sampled(
+def with_channel_selectors(
     model: nn.Module, graph: ChannelGraph, layers: Iterable[str] | None = None
 ) -> nn.Module:
     """A new module in which some convolutions select the channels they read; at first all of them.
@@ -135,7 +135,7 @@ def sampled(
         Names of plain `nn.Conv2d` layers. None takes those inside a branch that read the same
         channels as its shortcut or projection.
 
-    Each becomes a `SampledConv2d` with a group of its own, so that every method can prune the
+    Each becomes a `SelectingConv2d` with a group of its own, so that every method can prune the
     inputs of a branch while its shortcut keeps them. Trace the result again. The channels from
     which such a layer selects are then frozen, because it addresses them by index. This saves
     multiply-adds but copies the selected channels at every call (`cost` counts the bytes), so
@@ -163,13 +163,13 @@ def sampled(
     if not names:
         raise BadModel(
             "No convolution of this network reads a residual stream inside a branch, so there is "
-            "nothing to sample. Name the layers, or leave the samplers out."
+            "nothing to select. Name the layers, or leave the channel selectors out."
         )
     for name in names:
         conv = modules.get(name)
         if type(conv) is not nn.Conv2d or conv.groups > 1 or graph.layer(name).computed:
             raise InvalidValue(
-                f"{name} cannot pick its channels: only a plain nn.Conv2d with groups=1 can, and "
+                f"{name} cannot select its channels: only a plain nn.Conv2d with groups=1 can, and "
                 "with a weight of its own. Leave it out."
             )
         select_channels(conv)

@@ -44,9 +44,11 @@ def test_an_add_is_named_with_the_block_that_it_is_in(resnet20: pl.ChannelGraph)
     found = resnet20.explain("conv1", "layer1.0.conv2")
     assert found.answer == "conv1 and layer1.0.conv2 are coupled: they share 16 units of conv1."
     assert [str(step) for step in found.steps] == [
-        "layer1.0.conv2 meets conv1 at the add in layer1.0"
+        "the add in layer1.0 combines conv1 and layer1.0.conv2"
     ]
-    assert str(found).splitlines()[1] == "  1. layer1.0.conv2 meets conv1 at the add in layer1.0"
+    assert (
+        str(found).splitlines()[1] == "  1. the add in layer1.0 combines conv1 and layer1.0.conv2"
+    )
     assert found.reasons[0].startswith("It works channel by channel")
 
 
@@ -56,9 +58,9 @@ def test_the_way_is_the_shortest_and_runs_from_the_first_layer_to_the_second(
     way = said(resnet20, "layer1.2.conv2", "conv1")
     assert way == said(resnet20, "conv1", "layer1.2.conv2")[::-1]
     assert way == [
-        "layer1.2.conv2 meets layer1.1.conv2 at the add in layer1.2",
-        "layer1.1.conv2 meets layer1.0.conv2 at the add in layer1.1",
-        "layer1.0.conv2 meets conv1 at the add in layer1.0",
+        "the add in layer1.2 combines layer1.1.conv2 and layer1.2.conv2",
+        "the add in layer1.1 combines layer1.0.conv2 and layer1.1.conv2",
+        "the add in layer1.0 combines conv1 and layer1.0.conv2",
     ]
 
 
@@ -82,7 +84,7 @@ def test_a_depth_wise_convolution_ties_its_input_to_its_output(
         "the depth-wise convolution features.2.conv.1.0 gives every channel of "
         "features.2.conv.0.0 its own filter"
     ]
-    assert "live and die together" in found.reasons[0]
+    assert "are coupled" in found.reasons[0]
     assert found.steps[0].channels == 96
 
 
@@ -90,15 +92,17 @@ def test_a_gate_is_a_multiplication() -> None:
     graph = traced("efficientnet_b0")
     found = graph.explain("features.2.0.block.1.0", "features.2.0.block.2.fc2")
     assert [str(step) for step in found.steps] == [
-        "features.2.0.block.2.fc2 meets features.2.0.block.1.0 at the multiplication in "
-        "features.2.0.block.2"
+        "the multiplication in features.2.0.block.2 combines features.2.0.block.1.0 and "
+        "features.2.0.block.2.fc2"
     ]
     assert "squeeze-and-excitation" in found.reasons[0]
 
 
 def test_a_grouped_convolution_says_so() -> None:
     found = traced("resnext50_32x4d").explain("layer1.0.conv1", "layer1.0.conv2")
-    assert "the grouped convolution layer1.0.conv2 makes groups" in str(found)
+    assert "the grouped convolution layer1.0.conv2 computes each of its channel groups" in str(
+        found
+    )
     assert "several small convolutions" in found.reasons[0]
 
 
@@ -106,8 +110,8 @@ def test_a_pyramid_couples_its_levels_from_the_top_down() -> None:
     model = models.detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None).backbone
     graph = pl.trace(model.eval(), torch.randn(1, 3, 64, 64))
     assert said(graph, "fpn.inner_blocks.0.0", "fpn.inner_blocks.2.0") == [
-        "fpn.inner_blocks.0.0 meets fpn.inner_blocks.1.0 at the add in fpn",
-        "fpn.inner_blocks.1.0 meets fpn.inner_blocks.2.0 at the add in fpn",
+        "the add in fpn combines fpn.inner_blocks.1.0 and fpn.inner_blocks.0.0",
+        "the add in fpn combines fpn.inner_blocks.2.0 and fpn.inner_blocks.1.0",
     ]
 
 
@@ -135,7 +139,7 @@ def test_shared_modules_are_named_as_shared() -> None:
         "twice and other pass through the same batch normalisation, bn",
         "twice and other enter the same filters of the depth-wise convolution depthwise",
         "the depth-wise convolution depthwise gives every channel of twice its own filter",
-        "depthwise meets other at the multiplication in the network's own forward",
+        "the multiplication in the network's own forward combines other and depthwise",
     }
     assert said(graph, "stem", "depthwise")[0].startswith("twice runs more than once")
 
@@ -196,8 +200,8 @@ def test_a_layer_alone_tells_its_group_its_readers_and_its_meetings(
     )
     assert found.facts[0].startswith("read by layer1.0.conv1, layer1.1.conv1")
     assert [str(step) for step in found.steps] == [
-        "layer1.0.conv2 meets conv1 at the add in layer1.0",
-        "layer1.1.conv2 meets layer1.0.conv2 at the add in layer1.1",
+        "the add in layer1.0 combines conv1 and layer1.0.conv2",
+        "the add in layer1.1 combines layer1.0.conv2 and layer1.1.conv2",
     ]
     assert resnet20.explain("layer1.0.conv1").answer == (
         "layer1.0.conv1 is alone: 16 units, prunable."
@@ -274,7 +278,7 @@ def test_steps_of_different_units_make_no_way(resnet20: pl.ChannelGraph) -> None
     graph = replace(resnet20, couplings=ways)
     found = graph.explain("conv1", "layer1.1.conv2")
     assert found.steps == ways[2:]
-    assert found.facts == ("This is the way of the units 3-7, 11-15; others met elsewhere.",)
+    assert found.facts == ("This chain holds for units 3-7, 11-15; others are coupled elsewhere.",)
     after = graph.after(pl.WidthPlan.full(graph).drop({"conv1": [*range(3, 8), *range(11, 16)]}))
     found = after.explain("conv1", "layer1.1.conv2")
     assert (found.steps, found.facts) == (ways[:2], ())
@@ -321,7 +325,7 @@ class Caught(nn.Module):
 
 def test_a_module_that_fails_is_left_all_the_same() -> None:
     graph = pl.trace(Caught(), torch.randn(1, 3, 4, 4))
-    assert said(graph, "a", "b") == ["b meets a at the add in the network's own forward"]
+    assert said(graph, "a", "b") == ["the add in the network's own forward combines a and b"]
 
 
 class Scripted(nn.Module):
@@ -339,15 +343,15 @@ class Scripted(nn.Module):
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def test_a_scripted_part_is_traced_all_the_same() -> None:
     graph = pl.trace(Scripted(), torch.randn(1, 3, 4, 4))
-    assert said(graph, "a", "b") == ["b meets a at the add in the network's own forward"]
+    assert said(graph, "a", "b") == ["the add in the network's own forward combines a and b"]
 
 
 def test_markdown_holds_the_same_words(resnet20: pl.ChannelGraph) -> None:
     found = resnet20.explain("conv1", "layer1.1.conv2")
     assert found._repr_markdown_() == (
         "**conv1 and layer1.1.conv2 are coupled: they share 16 units of conv1.**\n\n"
-        "1. layer1.0.conv2 meets conv1 at the add in layer1.0\n"
-        "2. layer1.1.conv2 meets layer1.0.conv2 at the add in layer1.1\n\n"
+        "1. the add in layer1.0 combines conv1 and layer1.0.conv2\n"
+        "2. the add in layer1.1 combines layer1.0.conv2 and layer1.1.conv2\n\n"
         f"*{found.reasons[0]}*"
     )
 

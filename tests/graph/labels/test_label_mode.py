@@ -168,9 +168,11 @@ TOYS = {
     ),
     "one channel by number": Toy(**ab(lambda net, x: x * x[:, 7:8]), groups={"a": "broadcast"}),
     "channels by number": Toy(
-        **ab(lambda net, x: x[:, [0, 2, 1]], into=3), groups={"a": "by number"}
+        **ab(lambda net, x: x[:, [0, 2, 1]], into=3), groups={"a": "by index"}
     ),
-    "rolled channels": Toy(**ab(lambda net, x: x.roll(1, 1)), groups={"a": "rolled"}),
+    "rolled channels": Toy(
+        **ab(lambda net, x: x.roll(1, 1)), groups={"a": "shifted by a fixed offset"}
+    ),
     "a stored width": Toy(
         **ab(lambda net, x: x.reshape(x.shape[0], 8, -1).reshape(x.shape[0], 8, *x.shape[2:])),
         groups={"a": "hard-codes"},
@@ -279,7 +281,7 @@ TOYS = {
             into=1,
             c=lambda: conv(8, 8),
         ),
-        groups={"a": "summed up in a product", "c": "summed up in a product"},
+        groups={"a": "summed in a matrix product", "c": "summed in a matrix product"},
     ),
     "attention": Toy(
         lambda: {"a": conv(3, 8), "qkv": nn.Linear(8, 24), "b": nn.Linear(8, 5)},
@@ -296,7 +298,7 @@ TOYS = {
             lambda net, x: F.grid_sample(x, net.g(x).movedim(1, -1).tanh(), align_corners=False),
             g=lambda: conv(8, 2),
         ),
-        groups={"a": 8, "g": "sampled"},
+        groups={"a": 8, "g": "coordinates"},
     ),
     "shared convolution": Toy(
         **ab(lambda net, x: net.s(net.s(x).relu()), s=lambda: conv(8, 8)), groups={"a": 8, "s": 8}

@@ -1,4 +1,4 @@
-"""Index samplers: a branch reads fewer channels than its shortcut carries."""
+"""Channel selectors: a branch reads fewer channels than its shortcut carries."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from toys import Tiny, assert_exact, random_plan
 
 import prunelab as pl
-from prunelab.graph.modules.channel_selector import SampledConv2d
+from prunelab.graph.modules.channel_selector import SelectingConv2d
 from prunelab.methods import METHODS
 
 X = torch.randn(2, 1, 12, 12)
 
 
 def with_samplers(model: nn.Module) -> nn.Module:
-    return pl.sampled(model, pl.trace(model, X))
+    return pl.with_channel_selectors(model, pl.trace(model, X))
 
 
 @pytest.fixture
-def sampling(trained: nn.Module) -> nn.Module:
-    return pl.sampled(trained, pl.trace(trained, X), ["conv1"])
+def selecting(trained: nn.Module) -> nn.Module:
+    return pl.with_channel_selectors(trained, pl.trace(trained, X), ["conv1"])
 
 
 def test_with_all_channels_it_is_the_same_network(trained: nn.Module) -> None:
     made = with_samplers(trained)
-    assert isinstance(made.conv1, SampledConv2d)
+    assert isinstance(made.conv1, SelectingConv2d)
     assert type(trained.conv1) is nn.Conv2d
     with torch.no_grad():
         assert torch.equal(made(X), trained(X))
@@ -50,31 +50,31 @@ def test_a_sampler_has_a_group_of_its_own_and_cuts_are_exact(name: str) -> None:
         assert group.prunable
         assert group.consumers == (layer.name.removesuffix(".sampler"),)
         assert layer.macs == 0
-    picked = [group for group in graph.groups if "picks from it by number" in group.why]
+    picked = [group for group in graph.groups if "selects from it by index" in group.why]
     assert picked
     assert_exact(model, graph, X)
 
 
-def test_the_shortcut_keeps_what_the_branch_drops(sampling: nn.Module) -> None:
-    graph = pl.trace(sampling, X)
+def test_the_shortcut_keeps_what_the_branch_drops(selecting: nn.Module) -> None:
+    graph = pl.trace(selecting, X)
     plan = pl.WidthPlan.full(graph).drop({"conv1.sampler": [1, 2, 6]})
-    small = pl.cut(sampling, graph, plan)
+    small = pl.cut(selecting, graph, plan)
     assert small.conv1.sampler.tolist() == [0, 3, 4, 5, 7]
     assert (small.conv1.in_channels, small.stem.out_channels) == (5, 8)
     assert small.bn2.num_features == 8
-    with pytest.raises(pl.IllegalPlan, match=r"conv1\.sampler picks from it"):
+    with pytest.raises(pl.IllegalPlan, match=r"conv1\.sampler selects from it"):
         plan.drop({"stem": [0]})
 
 
-def test_its_cost_is_counted_with_and_without_cutting(sampling: nn.Module) -> None:
-    graph = pl.trace(sampling, X[:1])
+def test_its_cost_is_counted_with_and_without_cutting(selecting: nn.Module) -> None:
+    graph = pl.trace(selecting, X[:1])
     plain = pl.cost(Tiny(), X[:1])
-    whole = pl.cost(sampling, X[:1])
+    whole = pl.cost(selecting, X[:1])
     assert whole.macs == plain.macs
     assert whole.activation_bytes == plain.activation_bytes + 4 * 8 * 144  # the copy
     for seed in range(3):
         plan = random_plan(graph, seed)
-        found = pl.cost(pl.cut(sampling, graph, plan), X[:1])
+        found = pl.cost(pl.cut(selecting, graph, plan), X[:1])
         assert pl.cost(graph, plan) == found
         assert pl.cost(graph, plan, X[:1]) == found
 
@@ -102,23 +102,25 @@ def test_a_branch_beside_a_projection_samples_what_they_share() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_prunes_a_network_with_samplers(
-    sampling: nn.Module, data: pl.Data, name: str
+    selecting: nn.Module, data: pl.Data, name: str
 ) -> None:
     method = pl.make_method(name)
     if name == "group_fisher":
         method = replace(method, interval=1, units_per_step=4)
     if name == "aofp":
         method = replace(method, theta=0.1, images=64)
-    result = pl.prune(sampling, data, method, target_macs=0.6)
-    assert pl.cost(result.model, X[:1]).macs <= 0.6 * pl.cost(sampling, X[:1]).macs
+    result = pl.prune(selecting, data, method, target_macs=0.6)
+    assert pl.cost(result.model, X[:1]).macs <= 0.6 * pl.cost(selecting, X[:1]).macs
     without_weights = name in ("magnitude", "batchnorm_scale")  # a sampler has none to be ranked by
     assert (result.plan.widths["conv1.sampler"] == 8) >= without_weights
     assert result.plan.widths["stem"] == 8
 
 
-def test_channel_pruning_samples_and_the_repair_follows(sampling: nn.Module, data: pl.Data) -> None:
+def test_channel_pruning_selects_and_the_repair_follows(
+    selecting: nn.Module, data: pl.Data
+) -> None:
     method = pl.ChannelPruning(pruning_ratio={"conv1.sampler": 0.5}, images=128)
-    session = pl.Session(sampling, data, method)
+    session = pl.Session(selecting, data, method)
     move = session.propose()
     assert move is not None
     assert set(move.drop) == {"conv1.sampler"}
@@ -133,15 +135,15 @@ def test_channel_pruning_samples_and_the_repair_follows(sampling: nn.Module, dat
 
 
 def test_it_is_resumed_exported_and_loaded(
-    sampling: nn.Module, data: pl.Data, tmp_path: Path
+    selecting: nn.Module, data: pl.Data, tmp_path: Path
 ) -> None:
-    session = pl.Session(sampling, data, pl.ThiNet(images=64), path=tmp_path / "run.prunelab")
+    session = pl.Session(selecting, data, pl.ThiNet(images=64), path=tmp_path / "run.prunelab")
     session.run(target_macs=0.6)
     session.export(tmp_path / "small.safetensors")
 
     def factory() -> nn.Module:
         plain = Tiny()
-        return pl.sampled(plain, pl.trace(plain, X), ["conv1"])
+        return pl.with_channel_selectors(plain, pl.trace(plain, X), ["conv1"])
 
     again = pl.load_pruned(factory, tmp_path / "small.safetensors")
     resumed = pl.Session.open(tmp_path / "run.prunelab", model=factory().eval(), data=data)
@@ -164,19 +166,19 @@ def test_it_samples_what_a_network_is_given(data: pl.Data) -> None:
             return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
     model, x = Wide().double().eval(), torch.randn(2, 5, 6, 6, dtype=torch.float64)
-    made = pl.sampled(model, pl.trace(model, x), ["conv"])
+    made = pl.with_channel_selectors(model, pl.trace(model, x), ["conv"])
     graph = pl.trace(made, x)
     plan = pl.WidthPlan.full(graph).drop({"conv.sampler": [0, 4]})
     want = model(x * torch.tensor([0.0, 1, 1, 1, 0]).view(1, 5, 1, 1))
     torch.testing.assert_close(pl.cut(made, graph, plan)(x), want)
 
 
-def test_a_sampled_network_widens_and_shows_its_couplings(sampling: nn.Module) -> None:
-    graph = pl.trace(sampling.double(), X.double())
-    wide = pl.widened(sampling, graph, 1.5, noise=0)
+def test_a_network_with_selectors_widens_and_shows_its_couplings(selecting: nn.Module) -> None:
+    graph = pl.trace(selecting.double(), X.double())
+    wide = pl.widened(selecting, graph, 1.5, noise=0)
     assert len(wide.conv1.sampler) == 12
     with torch.no_grad():
-        torch.testing.assert_close(wide(X.double()), sampling(X.double()))
+        torch.testing.assert_close(wide(X.double()), selecting(X.double()))
     assert "read by conv1" in str(graph.explain("conv1.sampler"))
     assert "conv1.sampler" in str(graph)
     assert graph.show().data
@@ -185,13 +187,13 @@ def test_a_sampled_network_widens_and_shows_its_couplings(sampling: nn.Module) -
 def test_what_cannot_sample_is_told(trained: nn.Module) -> None:
     graph = pl.trace(trained, X)
     with pytest.raises(pl.InvalidValue, match="plain"):
-        pl.sampled(trained, graph, ["fc"])
+        pl.with_channel_selectors(trained, graph, ["fc"])
     with pytest.raises(pl.UnknownName):
-        pl.sampled(trained, graph, ["conv9"])
+        pl.with_channel_selectors(trained, graph, ["conv9"])
     vgg = pl.zoo.build("vgg8")
     with pytest.raises(pl.BadModel, match="residual stream"):
-        pl.sampled(vgg, pl.trace(vgg, X))
+        pl.with_channel_selectors(vgg, pl.trace(vgg, X))
     normed = Tiny()
     torch.nn.utils.parametrizations.weight_norm(normed.conv1)
     with pytest.raises(pl.InvalidValue, match=r"plain|its own"):
-        pl.sampled(normed, pl.trace(normed, X), ["conv1"])
+        pl.with_channel_selectors(normed, pl.trace(normed, X), ["conv1"])
