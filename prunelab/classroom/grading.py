@@ -52,7 +52,7 @@ class Grade:
 
     name: str
     marks: tuple[Mark, ...]
-    measured: FrozenMap
+    measured: FrozenMap[Any]
     claimed: float | None
     problems: tuple[str, ...]
 
@@ -76,7 +76,7 @@ class Grade:
 class Findings:
     """The findings about a hand-in; `state` is set only if nothing contradicts the ledger."""
 
-    measured: FrozenMap = field(default_factory=FrozenMap)
+    measured: FrozenMap[Any] = field(default_factory=FrozenMap)
     claimed: float | None = None
     events: Sequence[Event] = ()
     state: State | None = None
@@ -161,7 +161,7 @@ class Grader:
         check_finite(network, "the hand-in")
         return network.eval()
 
-    def _measured(self, network: nn.Module, plan: WidthPlan) -> FrozenMap:
+    def _measured(self, network: nn.Module, plan: WidthPlan) -> FrozenMap[Any]:
         found = cost(self._graph, plan)
         return FrozenMap(
             {

@@ -34,7 +34,9 @@ Given = Mapping[str, Any]
 Result = tuple[float, str]  # the share of the points, and why
 
 
-def mark(check: Check, measured: FrozenMap, state: State | None, events: Sequence[Event]) -> Mark:
+def mark(
+    check: Check, measured: FrozenMap[Any], state: State | None, events: Sequence[Event]
+) -> Mark:
     """The mark for one check.
 
     Parameters
@@ -65,8 +67,8 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
-def _saved(name: str) -> Callable[[Given, FrozenMap], Result]:
-    def judge(asked: Given, measured: FrozenMap) -> Result:
+def _saved(name: str) -> Callable[[Given, FrozenMap[Any]], Result]:
+    def judge(asked: Given, measured: FrozenMap[Any]) -> Result:
         value, most = measured[f"{name}_share"], asked["at_most"]
         share = _linear(value, most, asked.get("none_at", most))
         return share, f"{value:.1%} of the original; asked: at most {most:.1%}"
@@ -74,7 +76,7 @@ def _saved(name: str) -> Callable[[Given, FrozenMap], Result]:
     return judge
 
 
-def _accurate(asked: Given, measured: FrozenMap) -> Result:
+def _accurate(asked: Given, measured: FrozenMap[Any]) -> Result:
     value, least = measured["accuracy"], asked["at_least"]
     share = _linear(-value, -least, -asked.get("none_at", least))
     return share, f"{value:.2%}; asked: at least {least:.2%}"
@@ -147,7 +149,7 @@ def _same(given: Any, wanted: Any, within: float) -> bool:
     return math.isclose(given, wanted, rel_tol=1e-9) or abs(given - wanted) <= within
 
 
-MEASURED: dict[str, Callable[[Given, FrozenMap], Result]] = {
+MEASURED: dict[str, Callable[[Given, FrozenMap[Any]], Result]] = {
     "macs": _saved("macs"),
     "params": _saved("params"),
     "accuracy": _accurate,

@@ -29,7 +29,7 @@ class Check:
     name: str
     kind: str
     points: float
-    settings: FrozenMap
+    settings: FrozenMap[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import device_of
-from prunelab.values import FrozenMap, WidthPlan
+from prunelab.values import Cost, FrozenMap, WidthPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class LayerTimes:
     """
 
     plan: WidthPlan
-    costs: FrozenMap
-    layers: FrozenMap
+    costs: FrozenMap[Cost]
+    layers: FrozenMap[float]
     rest: float
     device: str
 
@@ -102,7 +102,7 @@ def layer_times(
     spent = sum(layers.values())
     if spent > total:  # the timers themselves take time
         layers = {name: seconds * total / spent for name, seconds in layers.items()}
-    costs = FrozenMap(layer_costs(graph, plan))
+    costs: FrozenMap[Cost] = FrozenMap(layer_costs(graph, plan))
     return LayerTimes(plan, costs, FrozenMap(layers), max(0.0, total - spent), str(device))
 
 

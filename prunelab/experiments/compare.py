@@ -95,7 +95,8 @@ def comparing(
         raise InvalidValue(f"tune counts batches: 0 for none, None for the default; not {tune!r}.")
     first = Session(model, data, CONTROL, repair=repair, **session)
     session = {**session, "graph": first.graph}
-    state, judged = first.state, FrozenMap(first.evaluate(split))
+    state = first.state
+    judged: FrozenMap[float] = FrozenMap(first.evaluate(split))
     base = Outcome(
         "original", 1.0, None, 0, cost=state.base.cost, metrics=judged, widths=state.began.widths
     )

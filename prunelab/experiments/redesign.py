@@ -42,7 +42,7 @@ class Redesign:
 
     model: nn.Module
     plan: WidthPlan
-    widths: FrozenMap
+    widths: FrozenMap[tuple[int, int, int]]
     comparison: Comparison
     session: Session
 

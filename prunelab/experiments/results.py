@@ -27,9 +27,9 @@ class Outcome:
     repair: str | None
     seed: int
     cost: Cost
-    metrics: FrozenMap = field(default_factory=FrozenMap)
+    metrics: FrozenMap[float] = field(default_factory=FrozenMap)
     seconds: float = 0.0
-    widths: FrozenMap = field(default_factory=FrozenMap)
+    widths: FrozenMap[int] = field(default_factory=FrozenMap)
     note: str = ""
 
 

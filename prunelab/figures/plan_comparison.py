@@ -36,9 +36,9 @@ class Side:
     """One of the two: its name, the units of every group, what is known of it."""
 
     name: str
-    widths: FrozenMap
+    widths: FrozenMap[int]
     cost: Cost | None = None
-    metrics: FrozenMap = field(default_factory=FrozenMap)
+    metrics: FrozenMap[float] = field(default_factory=FrozenMap)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from prunelab.figures.widths import draw_widths, gathered
 from prunelab.ledger.events import Approved, Event, Noted, Repaired
 from prunelab.ledger.state import State, fold
 from prunelab.ledger.words import history, sentence, share, told
-from prunelab.values import Cost, FrozenMap, as_text, si
+from prunelab.values import Cost, FrozenMap, Units, as_text, si
 
 START = "The network before the first move."
-LayerCosts = Callable[[FrozenMap | None], Mapping[str, Cost]]
+LayerCosts = Callable[[FrozenMap[Units] | None], Mapping[str, Cost]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _pictures(state: State, info: BoardInfo, group: str) -> tuple[str, ...]:
 
 def _by_layer(state: State, costs: LayerCosts) -> tuple[str, ...]:
     kept = state.now.kept
-    ahead = None
+    ahead: FrozenMap[Units] | None = None
     if state.pending is not None:
         full = {name: range(width) for name, width in state.began.widths.items()}
         left = full if kept is None else kept

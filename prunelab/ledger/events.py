@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from prunelab.values import Codec, Cost, FrozenMap, Move, thaw
+from prunelab.values import Codec, Cost, FrozenMap, Move, Units, thaw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +48,13 @@ class Began(Event):
     fingerprint: str
     seed: int
     method: str
-    parameters: FrozenMap
-    settings: FrozenMap
-    widths: FrozenMap
-    metrics: FrozenMap
+    parameters: FrozenMap[Any]
+    settings: FrozenMap[Any]
+    widths: FrozenMap[int]
+    metrics: FrozenMap[float]
     cost: Cost
     weights: str
-    versions: FrozenMap = field(default_factory=FrozenMap, compare=False)
+    versions: FrozenMap[str] = field(default_factory=FrozenMap, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Proposed(Event):
     """A method proposed `move` (None: it has no more moves); `seen` is the evidence it yielded."""
 
     method: str
-    parameters: FrozenMap
+    parameters: FrozenMap[Any]
     verb: ClassVar[str] = "propose"
 
     move: Move | None
@@ -106,12 +106,12 @@ class Step(Event):
 
     changes_network: ClassVar[bool] = True
 
-    kept: FrozenMap
-    metrics: FrozenMap
+    kept: FrozenMap[Units]
+    metrics: FrozenMap[float]
     cost: Cost
     fingerprint: str
     weights: str
-    compared: FrozenMap = field(default_factory=FrozenMap)
+    compared: FrozenMap[int] = field(default_factory=FrozenMap)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ class Refit:
     layer: str
     choice: str
     ridge: float
-    errors: FrozenMap
+    errors: FrozenMap[float]
     samples: int
     entries: int
 
@@ -164,7 +164,7 @@ class Repaired(Step):
 
     kind: str
     automatic: bool
-    tried: FrozenMap = field(default_factory=FrozenMap)
+    tried: FrozenMap[float] = field(default_factory=FrozenMap)
     refits: tuple[Refit, ...] = ()
 
     def script(self) -> tuple[str, ...]:

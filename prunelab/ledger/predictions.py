@@ -49,7 +49,9 @@ class Prediction:
 Predictions = tuple[Prediction, ...]
 
 
-def checked(given: Mapping[str, Any], metrics: Iterable[str], pending: Move | None) -> FrozenMap:
+def checked(
+    given: Mapping[str, Any], metrics: Iterable[str], pending: Move | None
+) -> FrozenMap[Any]:
     """The guesses in `given`, validated, as numbers.
 
     Parameters

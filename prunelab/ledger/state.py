@@ -21,7 +21,7 @@ from prunelab.ledger.events import (
 )
 from prunelab.ledger.guard import Alarm, alarm
 from prunelab.ledger.predictions import Prediction, locked, proposal, settled, withdrawn
-from prunelab.values import Cost, FrozenMap, Move, as_text, many, si
+from prunelab.values import Cost, FrozenMap, Move, Units, as_text, many, si
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class Point:
     seq: int
     parent: int | None
     event: Began | Step
-    kept: FrozenMap | None  # None: every unit
-    carry: FrozenMap = field(default_factory=FrozenMap)  # passed to the method's next search
+    kept: FrozenMap[Units] | None  # None: every unit
+    carry: FrozenMap[Any] = field(default_factory=FrozenMap)  # passed to the method's next search
 
     @property
-    def metrics(self) -> FrozenMap:
+    def metrics(self) -> FrozenMap[float]:
         """Metric to value, on the validation images."""
         return self.event.metrics
 
@@ -56,7 +56,7 @@ class State:
     exhausted: bool = False  # the method has no more moves
     events: int = 0
     predictions: tuple[Prediction, ...] = ()  # open ones, and others with their results
-    answers: FrozenMap = field(default_factory=FrozenMap)  # exercise to the latest answer
+    answers: FrozenMap[Any] = field(default_factory=FrozenMap)  # exercise to the latest answer
     revealed: frozenset[Any] = frozenset()  # networks and moves whose results were shown
 
     def point(self, seq: int) -> Point:

@@ -96,7 +96,7 @@ class Context:
     plan: WidthPlan
     fingerprint: str
     seed: int
-    carry: FrozenMap
+    carry: FrozenMap[Any]
     target_macs: int | None
     measure: Callable[..., Generator[Any, None, Evidence]]
     aimed: Callable[..., Generator[Any, None, Mapping[str, AimedGram]]]
@@ -197,7 +197,7 @@ def spares_residuals(method: Method) -> bool:
     return getattr(method, "groups", "all") == "internal"
 
 
-def parameters(method: Method) -> FrozenMap:
+def parameters(method: Method) -> FrozenMap[Any]:
     """A method's parameters, by name: the fields of its dataclass, none if it is not one.
 
     A value that is no plain data, such as a network, is there as the name of its type.

@@ -22,7 +22,7 @@ from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
 from prunelab.session.settings import Settings
-from prunelab.values import FrozenMap, Progress, WidthPlan
+from prunelab.values import FrozenMap, Progress, Units, WidthPlan
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
 
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
@@ -67,7 +67,7 @@ class Evaluator:
 
     # ------------------------------------------------------------ networks
 
-    def plan(self, kept: FrozenMap | None) -> WidthPlan:
+    def plan(self, kept: FrozenMap[Units] | None) -> WidthPlan:
         """The plan that keeps these units (None: all)."""
         return WidthPlan.full(self.graph) if kept is None else WidthPlan(kept, self.graph)
 

@@ -32,7 +32,7 @@ from prunelab.ledger.events import (
     Proposed,
 )
 from prunelab.loops.batch import device_of
-from prunelab.values import Cost, FrozenMap, WidthPlan, thaw
+from prunelab.values import Cost, FrozenMap, Units, WidthPlan, thaw
 
 if TYPE_CHECKING:
     from prunelab.session.session import Session
@@ -209,7 +209,7 @@ def _report(session: Session) -> str:
     graph = session.plan.graph
     full = WidthPlan.full(graph)
 
-    def costs(kept: FrozenMap | None) -> dict[str, Cost]:
+    def costs(kept: FrozenMap[Units] | None) -> dict[str, Cost]:
         return session.costs(full if kept is None else WidthPlan(kept, graph))
 
     return report(session.ledger, layers, costs)

@@ -69,11 +69,11 @@ class Foresight:
     before: Cost
     after: Cost
     seen: tuple[Any, ...]
-    best: FrozenMap
+    best: FrozenMap[Selection]
     seconds: tuple[float, float] | None
 
     @property
-    def damage(self) -> FrozenMap:
+    def damage(self) -> FrozenMap[float]:
         """The share of its consumers' signal that each group in the move would lose."""
         return self.move.damage if self.move else FrozenMap()
 

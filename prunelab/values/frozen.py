@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+V = TypeVar("V", covariant=True)
 
 
-class FrozenMap(Mapping[str, Any]):
+class FrozenMap(Mapping[str, V]):
     """An immutable, hashable mapping; nested lists become tuples, nested mappings FrozenMaps."""
 
     __slots__ = ("_items",)
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
-        self._items = {key: _freeze(value) for key, value in dict(items).items()}
+        self._items: dict[str, V] = {key: _freeze(value) for key, value in dict(items).items()}
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> V:
         return self._items[key]
 
     def __iter__(self) -> Iterator[str]:

@@ -64,7 +64,7 @@ class WidthPlan:
     Plans are equal when they keep the same units.
     """
 
-    kept: FrozenMap
+    kept: FrozenMap[Units]
     graph: Graph = field(compare=False, repr=False)
 
     @classmethod
@@ -78,7 +78,7 @@ class WidthPlan:
         return {name: len(units) for name, units in self.kept.items()}
 
     @property
-    def dropped(self) -> FrozenMap:
+    def dropped(self) -> FrozenMap[Units]:
         """Units removed so far, of the groups where any is."""
         gone = {
             g.name: units_of(set(range(g.width)) - set(self.kept[g.name]))

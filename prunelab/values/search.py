@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from prunelab.values.frozen import Codec, FrozenMap
 from prunelab.values.plan import Units
@@ -131,15 +131,15 @@ class Move:
     next search wants to know of this one.
     """
 
-    drop: FrozenMap
+    drop: FrozenMap[Units]
     method: str
-    parameters: FrozenMap
+    parameters: FrozenMap[Any]
     seed: int
-    damage: FrozenMap
+    damage: FrozenMap[float]
     before: Cost
     after: Cost
     fingerprint: str
-    carry: FrozenMap = field(default_factory=FrozenMap)
+    carry: FrozenMap[Any] = field(default_factory=FrozenMap)
 
     @property
     def units(self) -> int:
