@@ -140,7 +140,7 @@ def draw_widths(info: WidthsInfo) -> Panel:
             ),
         ),
         xaxis=axis(
-            "channels" + ", of a module the mean" * any(row.groups for row in rows),
+            "channels" + " (mean over the module)" * any(row.groups for row in rows),
             range=[0, 1.25 * widest],
             nticks=6,
         ),

@@ -1,7 +1,7 @@
-"""In a real JupyterLab: what a person clicks, drags and types on the screen, and what comes of it.
+"""The screen in a real JupyterLab: clicks, drags and typed text, and their effects.
 
 Run with `pytest -m browser`; needs Playwright and a chromium (`apt-get install chromium`).
-Every test leaves the session with nothing pending. Waits are for facts, never for a time.
+Every test leaves the session with nothing pending. Waits are for conditions, never for a time.
 """
 
 from __future__ import annotations

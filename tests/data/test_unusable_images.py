@@ -1,4 +1,4 @@
-"""Images that nothing can be learnt from, or unlike all others: told, and not fitted."""
+"""Unusable images (broken, blank, of one class): they are reported and not fitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the screen answers while a person drags and types, and what it does in the background."""
+"""The screen's live answers while a user drags and types, and its background jobs."""
 
 from __future__ import annotations
 

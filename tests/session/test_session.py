@@ -1,4 +1,4 @@
-"""The session: verbs, undo and branches, resume, targets, and that errors change nothing."""
+"""The session: verbs, undo and branches, resume, targets; errors change nothing."""
 
 from __future__ import annotations
 
