@@ -70,7 +70,7 @@ def group_choice(view: View) -> str:
 
 def warnings() -> str:
     """Messages that the page itself shows while it waits for the kernel or the figure."""
-    return say(text.SILENT, "silence", role="status") + say(text.LATE, "lateness", role="status")
+    return say(text.SILENT, "no-reply", role="status") + say(text.LATE, "lateness", role="status")
 
 
 def line(view: View) -> str:

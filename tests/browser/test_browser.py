@@ -303,7 +303,7 @@ def test_a_session_lives_on_after_the_kernel_was_restarted(page: Any) -> None:
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     ready(page)
     page.locator(".prunelab-screen [data-do=press][data-arg=reject]").click()
-    page.wait_for_selector(".pl-silent .pl-silence")
+    page.wait_for_selector(".pl-waiting .pl-no-reply")
     page.evaluate(
         """() => { const cell = jupyterapp.shell.currentWidget.content.widgets[0];
              cell.model.sharedModel.setSource(cell.model.sharedModel.getSource().replace(
@@ -311,7 +311,7 @@ def test_a_session_lives_on_after_the_kernel_was_restarted(page: Any) -> None:
                'session = pl.Session.open("run.prunelab", model=model, data=data)')); }"""
     )
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector(".prunelab-screen:not(.pl-silent) .pl-question")
+    page.wait_for_selector(".prunelab-screen:not(.pl-waiting) .pl-question")
     page.wait_for_selector(FIGURE)
     settled(page)
     assert question(page) == asked

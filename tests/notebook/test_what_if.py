@@ -394,7 +394,7 @@ def test_another_verb_ends_what_is_done_in_the_background(session: pl.Session) -
     assert session.busy is None
 
 
-# ---------------------------------------------------------------- a closer look
+# ---------------------------------------------------------------- inspecting a channel
 
 
 def test_a_channel_is_looked_at_without_a_trace(session: pl.Session) -> None:
