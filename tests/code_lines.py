@@ -1,4 +1,4 @@
-"""Code lines by room: what is left of the package without blanks, comments and docstrings.
+"""Code lines by room, without blanks, comments and docstrings.
 
     python -m tests.code_lines [FOLDER]
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, fixed seeds, a trained toy network, and which are quick."""
+"""Shared by all tests: one thread, fixed seeds, a trained toy network, the quick marker."""
 
 from __future__ import annotations
 

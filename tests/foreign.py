@@ -1,4 +1,4 @@
-"""Networks that nobody here designed, trained by one short recipe on the images that ship.
+"""Third-party networks, trained by one short recipe on the shipped images.
 
 Three channels of 32 x 32 pixels, each image repeated over the channels and enlarged. What a network
 is trained on, how long and with which seed is written here, so its weights can be made anywhere.

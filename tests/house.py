@@ -1,4 +1,4 @@
-"""The house from its imports: rooms, arrows between them, and circles.
+"""The package's rooms, the imports (arrows) between them, and circles.
 
     python -m tests.house [FOLDER]
 

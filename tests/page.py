@@ -1,4 +1,4 @@
-"""A page without a browser: finds what a screen's HTML offers, and does it as a browser would."""
+"""A page without a browser: finds the controls in a screen's HTML and operates them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Small networks from a recipe: a list of blocks, each known to couple channels in its own way.
+"""Small networks from a recipe: a list of blocks with known couplings.
 
-A recipe is plain data, so a failing one prints, shrinks and can be typed in again:
+A recipe is plain data, so a failing one can be printed, shrunk and typed in again:
 `Network(Recipe((Block("residual", 8), Block("shuffle", 4)), head="linear"))`.
 """
 

@@ -1,4 +1,4 @@
-"""The benchmarks as modules, for the tests that use what is in them."""
+"""The benchmarks as modules, for tests that import from them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The folders for Binder and a class hub: what they hold, and that their scripts do their job.
+"""The folders for Binder and a class hub: their contents, and that their scripts work.
 
-Both install with uv, which knows by itself where the CPU-only builds of torch are.
+Both install with uv, which finds the CPU-only builds of torch by itself.
 """
 
 from __future__ import annotations

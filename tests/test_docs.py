@@ -1,4 +1,4 @@
-"""What docstrings show really runs."""
+"""Examples in docstrings run as shown."""
 
 from __future__ import annotations
 

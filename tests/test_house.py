@@ -1,4 +1,4 @@
-"""The order of the house: who imports whom, what a notebook may hold, what a wheel carries."""
+"""The order of imports between rooms, the contents of notebooks, the contents of the wheel."""
 
 from __future__ import annotations
 

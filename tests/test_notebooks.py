@@ -1,4 +1,4 @@
-"""What a lesson has: its parts, outputs that any viewer shows, nothing of the machine it ran on."""
+"""Lessons: their parts, outputs that any viewer shows, no traces of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference: it builds without a warning, every reference resolves, and no name is missing."""
+"""The reference: it builds without warnings, all references resolve, no name is missing."""
 
 from __future__ import annotations
 

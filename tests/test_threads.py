@@ -1,4 +1,4 @@
-"""What work on one thread does to others: nothing."""
+"""Work on one thread does not affect other threads."""
 
 from __future__ import annotations
 

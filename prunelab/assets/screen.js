@@ -49,7 +49,7 @@ function render({ model, el }) {
     sheet.append(regions[name]);
   }
   el.append(sheet);
-  let root = null, ended = false, count = 0, flying = null, silence = 0;
+  let root = null, ended = false, count = 0, flying = null, timer = 0;
   const queue = [];
 
   // ---------------------------------------------------------------- to and from the kernel
@@ -71,16 +71,16 @@ function render({ model, el }) {
   // While a page loads anew, a message can get lost on either way: the kernel knows one that
   // comes twice by its number, and only answers it again.
   const send = (wait) => {
-    clearTimeout(silence);
+    clearTimeout(timer);
     if (ended) return;
-    silence = setTimeout(() => { root?.classList.add("pl-silent"); send(2 * wait); }, wait);
-    try { model.send(flying); } catch { /* a kernel that is gone: silence will tell */ }
+    timer = setTimeout(() => { root?.classList.add("pl-waiting"); send(2 * wait); }, wait);
+    try { model.send(flying); } catch { /* a kernel that is gone: the timer shows it */ }
   };
   const heard = () => {
     if (!flying || model.get("heard") !== flying.n) return;
     flying = null;
-    clearTimeout(silence);
-    root?.classList.remove("pl-silent");
+    clearTimeout(timer);
+    root?.classList.remove("pl-waiting");
     sheet.classList.toggle("pl-waits", queue.length > 0);
     next();
   };
@@ -207,7 +207,7 @@ function render({ model, el }) {
   return () => {
     ended = true;
     sized.disconnect(); figure.disconnect(); clearTimeout(later); clearTimeout(late);
-    clearTimeout(silence);
+    clearTimeout(timer);
     root?.removeEventListener("keydown", pressed, true);
   };
 }

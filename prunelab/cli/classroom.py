@@ -1,6 +1,6 @@
-"""The commands `submit` and `grade`: a session to a hand-in, many hand-ins to a table of points.
+"""The commands `submit` (session to hand-in) and `grade` (hand-ins to a table of points).
 
-Imports torch only once there is something to grade.
+Imports torch only when grading.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add both commands to the program's parser."""
-    submit = commands.add_parser("submit", help="make one small file of a session, to hand in")
+    submit = commands.add_parser("submit", help="write a session as one small file, to hand in")
     submit.add_argument("session", type=Path, help="the session's file, as run.prunelab")
     submit.add_argument("--out", type=Path, help="the hand-in; run.zip for run.prunelab")
     submit.set_defaults(run=_submit)
@@ -49,7 +49,7 @@ def _grade(options: argparse.Namespace) -> int:
     rubric = Rubric.read(options.rubric)
     paths = [path for given in options.handins for path in _paths(given)]
     if options.csv is not None and not options.csv.resolve().parent.is_dir():
-        raise InvalidValue(f"--csv {options.csv}: there is no folder for it. Make it.")
+        raise InvalidValue(f"--csv {options.csv}: its folder does not exist. Create it.")
 
     doctor.require_core()
 
@@ -72,7 +72,7 @@ def _grade(options: argparse.Namespace) -> int:
 
 
 def _paths(given: str) -> list[str]:
-    """What the shell left as it was typed, as it does where nothing matches and on Windows."""
+    """Expand a pattern that the shell did not, as on Windows; a name without matches stays."""
     found = sorted(glob.glob(given)) if not Path(given).exists() else [given]
     return found or [given]
 
@@ -95,7 +95,7 @@ def table(grades: Iterable[Grade], rubric: Rubric) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A text that a spreadsheet does not take for a formula: students choose some of them."""
+    """A text that a spreadsheet does not read as a formula; students choose some of these texts."""
     if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")):
         return f"'{value}"
     return round(value, 4) if isinstance(value, float) else value

@@ -1,6 +1,6 @@
-"""What this machine offers: versions, cores, memory, widgets, write access, data sets.
+"""A report on the environment: versions, cores, memory, widgets, write access, data sets.
 
-Finds packages without importing them: it must answer where torch is missing or broken.
+Finds packages without importing them, so that it works where torch is missing or broken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WIDGETS = ("jupyterlab", "ipywidgets", "anywidget", "plotly")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `advice` is what to do about it; `fatal` when pruning needs it."""
+    """One line of the report, with `advice` for a problem; `fatal` where pruning needs it."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Everything that is worth knowing before a session."""
+    """All findings."""
     return [
         Finding("python", f"{platform.python_version()} at {sys.executable}"),
         *(_package(name) for name in CORE),
@@ -55,14 +55,14 @@ def examine() -> list[Finding]:
 
 
 def report(findings: list[Finding]) -> str:
-    """The findings as text, and in the last line what they mean."""
+    """The findings as text, with a conclusion in the last line."""
     lines = [str(finding) for finding in findings]
     if needed := [finding.name for finding in findings if finding.fatal]:
         lines.append(f"Pruning will not work: {lack(needed)}.")
     elif any(finding.advice for finding in findings):
         lines.append("Pruning works in scripts and in the terminal; see what is marked !!.")
     else:
-        lines.append("Everything is there: prunelab lab")
+        lines.append("Everything is installed: prunelab lab")
     return "\n".join(lines)
 
 
@@ -81,7 +81,7 @@ def require_core() -> None:
 
 
 def lack(names: list[str]) -> str:
-    """That these packages are missing, in words."""
+    """A sentence that these packages are missing."""
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not installed"
 
 
@@ -107,9 +107,9 @@ def _package(name: str, optional: bool = False) -> Finding:
 
 
 def environment() -> str:
-    """What torch reports of this machine, for a bug report: drivers, processors, builds.
+    """Torch's environment report, for bug reports: drivers, processors, builds.
 
-    In a process of its own, so that this one never loads torch; empty where torch is missing.
+    It runs in a separate process, so that this one never loads torch; empty without torch.
     """
     if missing(["torch"]):
         return ""
@@ -135,7 +135,7 @@ def cores(system: Path = Path("/")) -> float:
 
 
 def memory(system: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process may use, or None where no file tells."""
+    """Bytes of memory that this process may use, or None where it is unknown."""
     sizes = []
     for line in _lines(system / "proc/meminfo"):
         if line.startswith("MemTotal:"):
@@ -157,7 +157,7 @@ def _groups(system: Path, controller: str) -> Iterator[Path]:
             top = mount / names if (mount / names).is_dir() else mount / controller
         else:
             continue
-        # Inside a container the path may be the host's; the folders that exist are ours.
+        # Inside a container the path may be the host's; only existing folders count.
         own = top / path.lstrip("/")
         yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(top))
 

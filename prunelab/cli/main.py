@@ -1,7 +1,7 @@
-"""The `prunelab` program: `lab` opens the tutorials, `prune` does the job, `doctor` examines.
+"""The `prunelab` program: `lab` opens the tutorials, `prune` prunes, `doctor` reports.
 
-`submit` and `grade` are classroom's. Imports torch only once there is something to prune, so that
-help and doctor answer at once.
+`submit` and `grade` are in `classroom`. Imports torch only when pruning, so that help and doctor
+are fast.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; 0: done, 2: wrong usage, 1: anything else, told on stderr.
+    """Run the program; returns 0: done, 2: wrong usage, 1: an error, shown on stderr.
 
-    That is a PruneLabError, and a network that was pruned and written but is at chance or, by the
-    floor that is kept unless another is asked for, short of the target.
+    An error is a PruneLabError, or a network that was pruned and written but is at chance or,
+    because of the default floor, short of the target.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--data", default="fashion", help="a named set, or module:function")
     prune.add_argument("--root", type=Path, help="where a named set lies")
     prune.add_argument("--method", default="aofp", help="how channels are chosen")
-    prune.add_argument("--theta", type=float, help="AOFP: the damage that a unit may do")
+    prune.add_argument("--theta", type=float, help="AOFP: the largest damage of a unit")
     prune.add_argument(
         "--target-macs", type=float, default=0.5, help="share of the MACs to keep, or a number"
     )
@@ -127,25 +127,25 @@ def _lab(options: argparse.Namespace) -> int:
         *(["--no-browser"] if options.no_browser else []),
     ]
     if getattr(os, "geteuid", lambda: 1)() == 0:
-        command.append("--allow-root")  # in a container there is often nobody else
+        command.append("--allow-root")  # in a container root is often the only user
         said.append("JupyterLab runs as root, as you do.")
     print("\n".join([*said, f"Tutorials are in {folder}; Ctrl-C ends."]), flush=True)
     return _become([*command, *options.jupyter], folder)
 
 
 def _become(command: list[str], folder: Path) -> int:
-    """Run `command` in this program's place, so that what ends the one ends the other."""
-    if os.name == "nt":  # has no such thing
+    """Replace this process by `command`, so that a signal reaches it."""
+    if os.name == "nt":  # no exec on Windows
         return subprocess.call(command, cwd=folder)
     os.chdir(folder)
     os.execv(command[0], command)
 
 
 def tutorials(folder: Path | None = None) -> tuple[Path, list[str]]:
-    """The folder with the tutorials, ready to be edited, and what there is to say about it.
+    """The folder with editable tutorials, and messages about it.
 
-    In a checkout they are opened in place. From an installed package they are copied; a copy
-    that is there already is never overwritten.
+    In a checkout they are opened in place. From an installed package they are copied; an existing
+    copy is never overwritten.
     """
     checkout = Path(__file__).resolve().parents[2]
     inside = resources.files("prunelab") / "assets" / "notebooks"
@@ -190,7 +190,7 @@ def _prune(options: argparse.Namespace) -> int:
     if out.suffix != ".safetensors":
         raise InvalidValue(f"--out {out}: the network is written as .safetensors; name it so.")
     if not out.resolve().parent.is_dir():
-        raise InvalidValue(f"--out {out}: there is no folder {out.resolve().parent}. Make it.")
+        raise InvalidValue(f"--out {out}: there is no folder {out.resolve().parent}. Create it.")
     if options.tune is not None and options.tune < 0:
         raise InvalidValue(f"--tune {options.tune}: give a number of batches, 0 for none.")
     if options.theta is not None and options.method != "aofp":
@@ -234,7 +234,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _least(given: str) -> float | str | None:
-    """What --min-accuracy says."""
+    """The value of --min-accuracy."""
     if given in ("auto", "none"):
         return "auto" if given == "auto" else None
     try:
@@ -248,7 +248,7 @@ def _least(given: str) -> float | str | None:
 def summary(
     session: Session, model: nn.Module, before: dict[str, float], after: dict[str, float]
 ) -> str:
-    """The table at the end: widths, then cost, latency and test metrics, before and after."""
+    """The final table: widths, then cost, latency and test metrics, before and after."""
     import prunelab as pl
 
     state = session.state
@@ -282,7 +282,7 @@ def _data(options: argparse.Namespace) -> Any:
     data = call(options.data, "--data", Path.cwd())
     if not isinstance(data, pl.Data):
         raise InvalidValue(
-            f"--data {options.data} gave {type(data).__name__}; it must give "
+            f"--data {options.data} returned {type(data).__name__}; it must return "
             "pl.Data(train=, val=, test=)."
         )
     return data
@@ -299,6 +299,6 @@ def _model(options: argparse.Namespace, data: Any) -> Any:
     model = call(options.model, "--model", Path.cwd())
     if not isinstance(model, nn.Module):
         raise InvalidValue(
-            f"--model {options.model} gave {type(model).__name__}; it must give an nn.Module."
+            f"--model {options.model} returned {type(model).__name__}; it must return an nn.Module."
         )
     return model

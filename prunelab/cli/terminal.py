@@ -1,4 +1,4 @@
-"""Progress as plain text: one line that is redrawn on a terminal, occasional lines elsewhere."""
+"""Progress as text: one line that is redrawn on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUIET = 20.0  # seconds between two lines elsewhere
 
 
 class Terminal:
-    """Listens to a session and writes to `stream` what it does; never the result itself."""
+    """A listener that writes a session's progress and events to `stream`."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -29,21 +29,21 @@ class Terminal:
         self._bar = ""
 
     def __call__(self, seen: object) -> None:
-        """A session's listener: progress moves the bar, events stay as lines."""
+        """Show an item: progress moves the bar, events are written as lines."""
         if isinstance(seen, Progress):
             self._progress(seen)
         elif isinstance(seen, Event):
             self.line(told(seen))
 
     def line(self, text: str) -> None:
-        """Write `text` on a line that stays."""
+        """Write `text` as a permanent line."""
         self.clear()
         if text:
             self._stream.write(text + "\n")
             self._stream.flush()
 
     def clear(self) -> None:
-        """Take the bar away."""
+        """Erase the bar."""
         if self._bar:
             self._stream.write("\r" + " " * len(self._bar) + "\r")
             self._stream.flush()
@@ -74,7 +74,7 @@ class Terminal:
 
 
 def told(event: Event) -> str:
-    """An event in one line of plain words; empty for what a terminal need not tell."""
+    """An event in one line of plain words; empty for events that a terminal does not show."""
     if isinstance(event, Proposed):
         return "no further moves" if event.move is None else f"proposed  {event.move}"
     if isinstance(event, Step):

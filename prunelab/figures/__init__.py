@@ -1,4 +1,4 @@
-"""State and evidence as plotly figures: pure functions that know no Jupyter and no torch.
+"""State and evidence as plotly figures: pure functions, independent of Jupyter and torch.
 
 Each panel has an `..._info` function, from a State to the numbers that are drawn, and a
 `draw_...` function, from those numbers to traces and axes. The coupling figure does the same for a

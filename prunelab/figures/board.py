@@ -69,7 +69,7 @@ LEGEND = " &emsp; ".join(
 
 @dataclass(frozen=True, slots=True)
 class BoardInfo:
-    """What the four panels draw; equal infos draw the same picture."""
+    """The contents of the four panels; equal infos draw equal figures."""
 
     importance: ImportanceInfo
     ladder: LadderInfo
@@ -128,9 +128,9 @@ def measured(state: State) -> str:
 
 
 def faded(panel: Panel, when: str) -> Panel:
-    """`panel` pale, with `when` its evidence was measured under its title; "" leaves it.
+    """A pale copy of `panel` with `when`, the time of its evidence, in the title; "": unchanged.
 
-    Pale, not grey: what was kept and what was dropped must still be told apart.
+    Pale, not grey: kept and dropped channels must stay distinguishable.
     """
     for trace in panel.traces:
         trace.opacity = PALE if when else 1
@@ -138,7 +138,7 @@ def faded(panel: Panel, when: str) -> Panel:
 
 
 def draw_search(ladder: LadderInfo, path: PathInfo) -> Panel:
-    """How the method decided: the LASSO path where there is one, else the binary search."""
+    """The panel of the method's search: the LASSO path if there is one, or the binary search."""
     drawn = draw_ladder(ladder), draw_path(path)
     shown = drawn[bool(path.penalties)]
     for panel in drawn:
@@ -169,7 +169,7 @@ def traces(drawn: Mapping[str, Panel]) -> list[go.Bar | go.Scatter]:
 
 
 def layout(drawn: Mapping[str, Panel], arrange: Arrange) -> dict[str, Any]:
-    """Axes, titles and notes: what changes with the state."""
+    """Axes, titles and notes: the parts of the layout that depend on the state."""
     made: dict[str, Any] = {"annotations": []}
     for number, name in enumerate(NAMES, start=1):
         panel, (across, up) = drawn[name], DOMAINS[arrange][name]

@@ -36,7 +36,7 @@ PICTURES = 12
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """An image, by its place in the split, that the two networks answer differently."""
+    """An image, by its index in the split, that the two networks classify differently."""
 
     image: int
     label: str
@@ -47,10 +47,10 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class ClassRecallInfo:
-    """What the figure draws, of the classes named, in their order.
+    """The contents of the figure, for the shown classes in order.
 
-    `before` and `after` are recalls, NaN for a class without images; `images` how many there are.
-    `confused[i][j]` is by how many images of class i more the second network answers j.
+    `before` and `after` are recalls, NaN for a class without images; `images` are their numbers.
+    `confused[i][j]` is the change in the number of images of class i that are classified as j.
     """
 
     classes: tuple[str, ...]
@@ -64,7 +64,7 @@ class ClassRecallInfo:
 
 @dataclass(frozen=True, slots=True)
 class BatchesInfo:
-    """What the figure draws where nothing is classified: a metric on each batch, two networks."""
+    """The contents of the figure without classification: two networks' metric on each batch."""
 
     metric: str
     before: tuple[float, ...]
@@ -121,7 +121,7 @@ def class_recall_info(
 def _flips(
     labels: np.ndarray, before: np.ndarray, after: np.ndarray, names: Sequence[str]
 ) -> tuple[Flip, ...]:
-    """All images whose answer flips: first those lost, then those gained."""
+    """All images whose answer changes: first those lost, then those gained."""
     kinds = np.where(before == labels, 0, np.where(after == labels, 1, 2))
     places = np.flatnonzero(before != after)
     order = places[np.argsort(kinds[places], kind="stable")]
@@ -184,7 +184,7 @@ def draw_recall(info: ClassRecallInfo) -> Panel:
 
 
 def draw_confused(info: ClassRecallInfo) -> Panel:
-    """A square for each pair of classes: by how many images more it is confused, or less."""
+    """A square for each pair of classes: the change in the number of confused images."""
     cells = [
         (row, column, value)
         for row, values in enumerate(info.confused)

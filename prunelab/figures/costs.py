@@ -38,7 +38,7 @@ KINDS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class CostRow:
-    """One layer, or `layers` of them in one module: what it costs."""
+    """The cost of one layer, or of `layers` layers in one module."""
 
     name: str
     original: float
@@ -49,7 +49,7 @@ class CostRow:
 
 @dataclass(frozen=True, slots=True)
 class CostsInfo:
-    """What the panel draws: a row per layer or module in network order, in the unit of `kind`."""
+    """The contents of the panel: a row per layer or module, in the unit of `kind`."""
 
     kind: Kind
     rows: tuple[CostRow, ...]

@@ -1,4 +1,4 @@
-"""What the coupling figure draws: the layers of a channel graph, and which of them met where."""
+"""The contents of the coupling figure: the layers of a channel graph and their couplings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunelab.values import listed
 if TYPE_CHECKING:
     from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup, Layer
 
-STAGES = 4  # names are cut to the least depth that tells as many stages apart
+STAGES = 4  # names are truncated to the smallest depth with this many stages
 WIDE = 60  # characters of a line that shows on hover
 
 
@@ -36,7 +36,7 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True)
 class Arc:
-    """The rows `a` < `b` are coupled, by what `kinds` name; `text` says it in sentences."""
+    """The rows `a` < `b` are coupled by the operations `kinds`; `text` describes them."""
 
     a: int
     b: int
@@ -47,7 +47,7 @@ class Arc:
 
 @dataclass(frozen=True, slots=True)
 class CouplingInfo:
-    """What the figure draws; `part` is the module that it keeps to, "" for all."""
+    """The contents of the figure; `part` is the module that it is limited to, "" for all."""
 
     rows: tuple[LayerRow, ...]
     arcs: tuple[Arc, ...]
@@ -83,11 +83,11 @@ def coupling_info(graph: ChannelGraph, part: str = "") -> CouplingInfo:
         Arc(
             a,
             b,
-            turns[meetings[0].group],
-            tuple(dict.fromkeys(meeting.kind for meeting in meetings)),
-            "<br>".join(dict.fromkeys(wrap(str(meeting), WIDE) for meeting in meetings)),
+            turns[couplings[0].group],
+            tuple(dict.fromkeys(coupling.kind for coupling in couplings)),
+            "<br>".join(dict.fromkeys(wrap(str(coupling), WIDE) for coupling in couplings)),
         )
-        for (a, b), meetings in met.items()
+        for (a, b), couplings in met.items()
     )
     unseen = tuple(name for name in graph.unseen if _inside(name, part))
     return CouplingInfo(tuple(rows), arcs, unseen, part)
@@ -98,7 +98,7 @@ def _inside(name: str, part: str) -> bool:
 
 
 def _stages(names: list[str]) -> dict[str, str]:
-    """Per layer the stage that it belongs to: its name cut to a depth that all share."""
+    """The stage of each layer: its name, truncated to a common depth."""
     deepest = max(name.count(".") for name in names) + 1
     for depth in range(1, deepest + 1):
         cut = {name: ".".join(name.split(".")[:depth]) for name in names}

@@ -1,4 +1,4 @@
-"""The importance panel: one group's scores, sorted, and what would be dropped."""
+"""The importance panel: the scores of one group, sorted, and the units to be dropped."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SLIVER = 0.03  # of the axis: a bar of nothing must still show whether it is hat
 
 @dataclass(frozen=True, slots=True)
 class ImportanceInfo:
-    """What the panel draws: `units`, `values` and `fates` aligned, smallest value first.
+    """The contents of the panel: `units`, `values` and `fates` aligned, smallest value first.
 
-    `threshold` is on the same scale as `values` (None: the method has none). `log` is whether
-    the values span so much that only a logarithmic axis shows them.
+    `threshold` is on the same scale as `values` (None: the method has none). `log` says that
+    the values need a logarithmic axis.
     """
 
     group: str

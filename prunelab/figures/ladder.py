@@ -31,7 +31,7 @@ SYMBOLS: dict[Verdict, str] = {"take": "star", "halve": "circle", "fail": "x"}
 
 @dataclass(frozen=True, slots=True)
 class LadderInfo:
-    """What the panel draws: a dot per halving of `group`, and the other groups' lines.
+    """The contents of the panel: a dot per halving of `group`, and the other groups' lines.
 
     `sizes` are channels under search, `taken` the candidates among them, `worst` the largest
     mean damage of a candidate (share of the signal); `others` holds (sizes, worst) per group.
@@ -96,7 +96,7 @@ def ladder_info(state: State, group: str, seen: Iterable[Any] | None = None) -> 
 
 
 def verdict_label(verdict: Verdict, taken: int) -> str:
-    """What is written at a dot."""
+    """The label of a dot."""
     return {"take": f"drop {taken}", "halve": "halve", "fail": "give up"}[verdict]
 
 

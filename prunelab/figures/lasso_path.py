@@ -27,10 +27,10 @@ LEAST = 1e-6  # the smallest penalty that a logarithmic axis shows
 
 @dataclass(frozen=True, slots=True)
 class PathInfo:
-    """What the panel draws: `penalties`, largest first, what is kept and what is unexplained.
+    """The contents of the panel: `penalties`, largest first, what is kept and what is unexplained.
 
-    `penalties` are shares of the one that keeps nothing; `wanted` is how many channels the
-    search was to keep, `found` the index of the first penalty that keeps as many.
+    `penalties` are shares of the one that keeps nothing; `wanted` is the number of channels that
+    the search should keep, `found` the index of the first penalty that keeps this number.
     """
 
     group: str

@@ -22,7 +22,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "penta
 class Line:
     """One method: `macs` in percent of the original, `values` and their `spreads` (None: one seed).
 
-    `control` says that it is what the others have to beat.
+    `control` marks the control, which the others should beat.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class MethodsInfo:
-    """What the figure draws; accuracies are in percent. `base` is the original network's value."""
+    """The contents of the figure; accuracies are in percent, `base` is that of the original."""
 
     title: str
     metric: str

@@ -33,7 +33,7 @@ from prunelab.values.paired_comparison import PairedComparison
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two: its name, the units of every group, what is known of it."""
+    """One side of the comparison: its name, widths, cost and metrics."""
 
     name: str
     widths: FrozenMap[int]
@@ -43,9 +43,9 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class CompareInfo:
-    """What the figure draws: (group, units here, units there), and the rows of the table.
+    """The contents of the figure: (group, units of a, units of b), and the rows of the table.
 
-    A row of the table is (what, here, there, difference).
+    A row of the table is (name, value of a, value of b, difference).
     """
 
     names: tuple[str, str]
@@ -150,7 +150,7 @@ def _tried(found: PairedComparison) -> list[tuple[str, str, str, str]]:
 
 
 def draw_compare(info: CompareInfo) -> Panel:
-    """A line per group from its width here (circle) to its width there (diamond)."""
+    """A line per group from its width in a (circle) to its width in b (diamond)."""
     lines = list(range(len(info.rows)))
     most = max((max(here, there) for _, here, there in info.rows), default=1)
     joined_x: list[int | None] = []

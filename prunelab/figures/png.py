@@ -1,4 +1,4 @@
-"""Values as the pixels of a picture, and pixels as a PNG that stands in a page itself."""
+"""Arrays as pictures, and pictures as PNG data URIs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunelab.figures.style import DROP, KEEP
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """`picture` as `grey` takes it, as an address that holds the picture itself."""
+    """`picture`, in the form that `grey` takes, as a data URI."""
     return address(grey(picture))
 
 
@@ -36,7 +36,7 @@ def grey(picture: np.ndarray) -> np.ndarray:
 
 
 def shown(image: np.ndarray) -> np.ndarray:
-    """An input [channels, height, width] as a picture; of 2 channels, or over 3, the first."""
+    """An input [channels, height, width] as a picture; of 2 or over 3 channels, the first."""
     return grey(image if len(image) == 3 else image[0])
 
 
@@ -49,7 +49,7 @@ def signed(values: np.ndarray, most: float) -> np.ndarray:
 
 
 def address(levels: np.ndarray) -> str:
-    """Bytes [height, width] or [height, width, 3] as an address that holds the picture itself."""
+    """Bytes [height, width] or [height, width, 3] as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png(levels)).decode()
 
 

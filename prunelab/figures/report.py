@@ -1,7 +1,7 @@
-"""The report: a whole session as one page that opens anywhere and steps through its moves.
+"""The report: a session as one page that opens anywhere and steps through its moves.
 
-A pure function of the events. Its pictures are SVG, drawn once each, so that the page loads nothing
-and stays small.
+A pure function of the events. Its pictures are SVG, stored once each, so that the page loads
+nothing and stays small.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LayerCosts = Callable[[FrozenMap[Units] | None], Mapping[str, Cost]]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the page shows at one step, after event `seq`.
+    """The contents of the page at one step, after event `seq`.
 
-    `costs` are rows of (what, in the original network, now, as proposed), `groups` of (channel
+    `costs` are rows of (name, original, now, proposed), `groups` of (channel
     group, original, now, as proposed, damage, search). `pictures` and `layers` are SVG elements:
     the evidence, widths and trajectory, and the costs by layer.
     """
@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A channel group as far as a ledger knows it."""
+    """The attributes of a channel group that a ledger knows."""
 
     name: str
     producers: Sequence[str]
@@ -140,7 +140,7 @@ def _chosen(state: State, group: str) -> str:
 
 
 def _pictures(state: State, info: BoardInfo, group: str) -> tuple[str, ...]:
-    """What there is to see of the evidence, then widths and trajectory."""
+    """The panels of the evidence, then widths and trajectory."""
     wide = gathered(info.widths)
     rows = len(wide.rows)
     found = [svg(draw_importance(info.importance))] if info.importance.units else []
@@ -173,7 +173,7 @@ def _by_layer(state: State, costs: LayerCosts) -> tuple[str, ...]:
 
 
 def _groups(state: State, info: BoardInfo) -> tuple[tuple[str, str, str, str, str, str], ...]:
-    """A row per channel group: its widths, what it would lose, how it was searched."""
+    """A row per channel group: its widths, predicted damage, and search."""
     pending = state.pending
     search = (
         searches(state.proposed.seen) if state.proposed and (pending or state.exhausted) else {}

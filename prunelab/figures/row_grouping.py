@@ -1,4 +1,4 @@
-"""Long networks in few rows: layers gathered by the module that they are in."""
+"""Long networks in few rows: layers grouped by their module."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ ROOM = 40  # rows that a figure shows before layers are gathered
 
 
 def modules(names: Sequence[str], most: int = ROOM, opened: str | None = None) -> dict[str, str]:
-    """For each layer the row that stands for it: itself, if there are at most `most` layers.
+    """The row that represents each layer.
 
-    Else its module, at the greatest depth that gives at most `most` of them. The modules that the
-    layer `opened` is in are taken apart.
+    It is the layer itself if there are at most `most` layers, otherwise its module, at the largest
+    depth with at most `most` modules. The modules that contain the layer `opened` are expanded.
     """
     if len(names) <= most:
         return {name: name for name in names}

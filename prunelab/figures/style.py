@@ -1,4 +1,4 @@
-"""Colours, type and the panel: what every figure has in common."""
+"""Colours, type sizes and the panel, shared by all figures."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ HATCH = {"shape": "/", "size": 7, "solidity": 0.3, "fillmode": "overlay", "fgcol
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel as plotly takes it; `note` stands in its middle where there is nothing to draw.
+    """A panel in plotly's terms; `note` is shown in its middle where there is nothing to draw.
 
-    The kinds and the number of `traces`, and the keys each sets, never depend on what is drawn:
-    so a panel on the screen is updated in place.
+    The types and the number of `traces`, and the keys that each sets, do not depend on the data,
+    so that a panel on the screen is updated in place.
     """
 
     title: str
@@ -70,7 +70,7 @@ def row_axis(title: str, count: int, ticks: Sequence[int], labels: Sequence[str]
 
 
 def row_bars(values: Sequence[float], name: str, marker: dict[str, Any], **more: Any) -> go.Bar:
-    """Horizontal bars, one for each row; without hover unless `more` says what shows."""
+    """Horizontal bars, one for each row; without hover unless `more` sets it."""
     more = {"hoverinfo": "skip", **more}
     lines = list(range(len(values)))
     return go.Bar(y=lines, x=values, orientation="h", name=name, marker=marker, **more)
@@ -93,22 +93,22 @@ def level(value: float | None, label: str, ends: tuple[float, float], name: str)
 
 
 def wrap(text: str, width: int = 38) -> str:
-    """`text` broken into lines of at most `width` characters, as plotly breaks them."""
+    """`text` in lines of at most `width` characters, separated by <br>."""
     return "<br>".join(textwrap.wrap(text, width))
 
 
 def shorten(name: str, width: int = 18) -> str:
-    """A layer's name cut to `width` characters; its end tells layers apart."""
+    """A layer's name truncated at its start to `width` characters."""
     return name if len(name) <= width else "…" + name[1 - width :]
 
 
 def row_height(rows: int) -> int:
-    """The height in px of a figure with so many labelled rows; it grows, and the page scrolls."""
+    """The height in px of a figure with this many labelled rows; long pages scroll."""
     return max(300, 110 + 17 * rows)
 
 
 def stride(count: int, room: int) -> int:
-    """Label every how many-th of `count` things so that at most `room` carry a label."""
+    """The step at which `count` items are labelled, so that at most `room` have a label."""
     return -(-count // room) if count else 1
 
 

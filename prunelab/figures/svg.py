@@ -1,7 +1,7 @@
-"""A panel as SVG: for pages that carry no plotly, such as the report and a committed notebook.
+"""A panel as SVG, for pages without plotly, such as the report and a committed notebook.
 
-It draws what the panels use of plotly, bars and scatters on linear and logarithmic axes, in the
-colour of the text around it, so that one picture fits light and dark pages.
+It supports the part of plotly that the panels use: bars and scatters, linear and logarithmic axes.
+It takes the colour of the surrounding text, so that one picture fits light and dark pages.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _Box:
 
 
 class _Axis:
-    """An axis as plotly takes it."""
+    """An axis, from its plotly layout."""
 
     def __init__(self, given: dict[str, Any], across: bool) -> None:
         self.given = given
@@ -101,7 +101,7 @@ class _Axis:
         return place
 
     def ticks(self, room: float) -> list[tuple[float, str]]:
-        """Where the axis is labelled, and how; about `room` labels fit."""
+        """The positions and texts of the axis labels; about `room` of them fit."""
         low, high = sorted((self.low, self.high))
         if self.given.get("tickmode") == "array":
             pairs = zip(self.given["tickvals"], self.given["ticktext"], strict=True)
@@ -158,7 +158,7 @@ def _grid(box: _Box, across: _Axis, up: _Axis, x: Scale, y: Scale) -> Iterator[s
 
 
 def _each(value: Any, count: int, default: Any = None) -> list[Any]:
-    """A property of `count` marks: given for all at once, or one by one."""
+    """A property of `count` marks, given as one value for all or one for each."""
     if isinstance(value, (list, tuple)):
         return [*value, *[default] * (count - len(value))]
     return [default if value is None else value] * count
@@ -240,7 +240,7 @@ def _real(value: float | None) -> bool:
 
 
 def _runs(whole: Sequence[bool]) -> Iterator[list[int]]:
-    """The stretches of a line that nothing interrupts."""
+    """The segments of a line between gaps."""
     run: list[int] = []
     for index, good in enumerate(whole):
         if good:

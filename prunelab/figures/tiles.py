@@ -105,5 +105,5 @@ def tiles(
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:
-    """From -1 .. 1 to one byte a value: a page carries each picture."""
+    """Map -1 .. 1 to one byte per value, which keeps the page small."""
     return np.round(127 * picture).astype(np.int8)

@@ -30,7 +30,7 @@ SYMBOLS = {Began: "square", Approved: "circle", Repaired: "diamond", Tuned: "tri
 
 
 class Timed(Protocol):
-    """What is asked of a latency; `prunelab.Latency` is one."""
+    """The attribute of a latency that is used; `prunelab.Latency` has it."""
 
     @property
     def median(self) -> float:
@@ -45,8 +45,8 @@ Latencies = Mapping[int, Timed]  # by the number of the event that made the netw
 class Dot:
     """The network after one step: `macs` in percent of the original, `value` of the metric.
 
-    `kind` is the event's name; `move` counts the approved moves so far. `seconds` is the latency
-    that was measured there; None where it was not.
+    `kind` is the event's name; `move` counts the approved moves so far. `seconds` is the measured
+    latency, if any.
     """
 
     seq: int
@@ -61,7 +61,7 @@ class Dot:
 class Guess:
     """A prediction of the metric where the network was, or would be, at `macs` percent.
 
-    `result` is what came out; None while it is open.
+    `result` is None while it is open.
     """
 
     macs: float
@@ -235,7 +235,7 @@ def _hover(dot: Dot, info: TrajectoryInfo) -> str:
 
 
 def _guessed(info: TrajectoryInfo) -> go.Scatter:
-    """A cross for each guess, with a line to what came out."""
+    """A cross for each prediction, with a line to its result."""
     sign = "%" * info.percent
     x: list[float | None] = []
     y: list[float | None] = []

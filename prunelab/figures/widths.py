@@ -1,4 +1,4 @@
-"""The widths panel: channels of every group at the start, now, and after the proposal."""
+"""The widths panel: channels of each group in the original network, now, and after the proposal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DIAMOND = "◆"
 
 @dataclass(frozen=True, slots=True)
 class WidthRow:
-    """One group: channels at the start, now, after the proposal; `layers` that share them.
+    """One group: channels in the original, now, after the proposal; `layers` that share them.
 
     Or a module: the means of its `groups`.
     """
@@ -50,13 +50,13 @@ class WidthRow:
 
     @property
     def coupled(self) -> bool:
-        """Whether several layers lose the same channels."""
+        """Whether several layers share its channels."""
         return len(self.layers) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class WidthsInfo:
-    """What the panel draws: a row per group in network order; `selected` is shown in bold.
+    """The contents of the panel: a row per group in network order; `selected` is shown in bold.
 
     At most `room` rows carry a label.
     """
@@ -140,7 +140,7 @@ def draw_widths(info: WidthsInfo) -> Panel:
             ),
         ),
         xaxis=axis(
-            "channels" + ", of a module the mean" * any(row.groups for row in rows),
+            "channels" + " (mean over the module)" * any(row.groups for row in rows),
             range=[0, 1.25 * widest],
             nticks=6,
         ),
@@ -195,9 +195,9 @@ def widths(
 
 
 def gathered(info: WidthsInfo, most: int = MOST) -> WidthsInfo:
-    """In about `most` rows at most: of more groups the means of their modules.
+    """`info` in about `most` rows at most; more groups are replaced by the means of their modules.
 
-    The modules that hold the selected group are taken apart.
+    The modules that contain the selected group are expanded.
     """
     names = modules([row.name for row in info.rows], most, info.selected)
     inside: dict[str, list[WidthRow]] = {}

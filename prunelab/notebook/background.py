@@ -1,4 +1,4 @@
-"""What a screen lets the worker do while nothing else is asked: measure, try, look closer."""
+"""Background jobs, run while the user is idle: measuring, trying a move, inspecting a channel."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from prunelab.notebook.worker import Worker
 from prunelab.session.session import Session
 from prunelab.values import Move
 
-CHANNEL, COMPARE = "channel", "compare"  # sections whose contents take work
-REST = 0.7  # seconds that a selection must rest before it is tried
+CHANNEL, COMPARE = "channel", "compare"  # sections whose contents need a run of the network
+REST = 0.7  # seconds without a change before a selection is tried
 
 
 class Background:
-    """One job at a time, begun once the person has rested; a verb, or another choice, ends it.
+    """Runs one job at a time, after a pause of the user; a verb or another choice ends it.
 
-    `changed` is called when a job begins and when it is over. A job that goes wrong is nobody's
-    trouble: the screen then shows nothing of it, and does not begin it again.
+    `changed` is called when a job begins and when it ends. A job that fails is not shown, and is
+    not started again.
     """
 
     def __init__(self, session: Session, worker: Worker, changed: Callable[[], None]) -> None:
@@ -32,11 +32,11 @@ class Background:
         self._changed = changed
         self._timer: threading.Timer | None = None
         self._turn = 0  # only the latest job counts
-        self._found: dict[str, tuple[Any, Any]] = {}  # of each kind of job: of what, and the result
-        self.at_work = ""  # the kind of job under way
+        self._found: dict[str, tuple[Any, Any]] = {}  # kind of job -> its subject and result
+        self.at_work = ""  # the kind of the running job
 
     def go_on(self, choice: Choice, opened: Collection[str]) -> None:
-        """Begin what is missing, after a rest; `opened` are the names of the unfolded sections."""
+        """Start the next missing job after a pause; `opened` are the names of the open sections."""
         self.cancel()
         for kind, of, job in self._wanted(choice, opened):
             if self._found.get(kind, (None, None))[0] != of:
@@ -74,7 +74,7 @@ class Background:
         return jobs
 
     def cancel(self) -> None:
-        """Do not begin what waits, and end what was begun."""
+        """Drop the waiting job and stop the running one."""
         self._turn += 1
         if self._timer is not None:
             self._timer.cancel()
@@ -87,7 +87,7 @@ class Background:
         self._changed()
         try:
             result = job()
-        except (Stopped, SessionBusy):  # it gave way: not done, and no failure
+        except (Stopped, SessionBusy):  # it was preempted: neither done nor failed
             turn = -1
         except Exception as error:
             result = error
@@ -98,20 +98,20 @@ class Background:
         self._changed()
 
     def tried(self, move: Move | None, repaired: bool = False) -> Tried | None:
-        """How `move` does as it is cut, or once `repaired`, if that was tried last."""
+        """The comparison of `move` as cut, or `repaired`, if it was the last one tried."""
         kind = "repaired" if repaired else "tried"
         return self._result(kind, move and (move.fingerprint, move.drop))
 
     def channel(self, group: str, unit: int | None) -> Channel | None:
-        """The look at a channel of the network as it is now."""
+        """The inspected channel of the current network."""
         return self._result("channel", (self._session.state.now.event.fingerprint, group, unit))
 
     def difference(self, ends: tuple[End, End]) -> Any:
-        """How the second of two points or plans does against the first."""
+        """The comparison of the second of two points or plans with the first."""
         return self._result("compared", ends)
 
     def step_time(self) -> float | None:
-        """Seconds that a step of tuning takes, of the network as it is now or as it was."""
+        """Seconds of a tuning step, of the current network or an earlier one."""
         result = self._found.get("step_time", (None, None))[1]
         return None if _failed(result) else result
 

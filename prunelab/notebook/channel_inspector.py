@@ -1,4 +1,4 @@
-"""A closer look, which runs the network: what a move changes, and one channel. For the worker."""
+"""Inspection of a move's effect and of one channel, by runs of the network. For the worker."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from prunelab.graph.trace import copy_of
 from prunelab.session.session import Session
 from prunelab.values.paired_comparison import PairedComparison
 
-MOST = 12  # images or kernels that are shown
-IMAGES = 4  # on which feature maps are shown
+MOST = 12  # images or kernels shown
+IMAGES = 4  # images whose feature maps are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Flipped:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A comparison, and the first images that it loses or gains."""
+    """A paired comparison, and the first images that are lost or gained."""
 
     compared: PairedComparison
     flipped: tuple[Flipped, ...] = ()
@@ -41,9 +41,9 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One channel: its kernels, the pictures it was shown, and its map on each of them.
+    """One channel: its kernels, some images, and its feature map on each.
 
-    `norm` is the length of its weights, `zeros` the share of its map that is zero or less.
+    `norm` is the L2 norm of its weights, `zeros` the share of its map that is zero or less.
     """
 
     group: str
@@ -57,14 +57,14 @@ class Channel:
 
 
 def tried(session: Session, drop: dict[str, Any], repair: bool = False) -> Tried:
-    """Try `drop` in the background, and fetch the images whose answer changes."""
+    """Compare the network without `drop`, in the background, and fetch the changed images."""
     compared = session.compare_move(drop, repair=repair, background=True)
     if compared.answers is None:
         return Tried(compared)
     places = [*compared.lost, *compared.gained][:MOST]
     try:
         pictures = session.pictures(places)
-    except InvalidValue:  # not images: the answers alone are shown
+    except InvalidValue:  # not images: only the answers are shown
         pictures = {}
     before, after = compared.answers
     return Tried(
@@ -81,7 +81,7 @@ def _picture(image: np.ndarray | None) -> np.ndarray | None:
 
 
 def channel(session: Session, group: ChannelGroup, unit: int) -> Channel:
-    """Look at `unit` of `group` in the network as it is now."""
+    """Inspect `unit` of `group` in the current network."""
     name = group.producers[0]
     network = copy_of(session.model).eval()
     layer = dict(network.named_modules()).get(name, nn.Identity())
@@ -89,7 +89,7 @@ def channel(session: Session, group: ChannelGroup, unit: int) -> Channel:
     kept = session.plan.kept[group.name]
     weight = getattr(layer, "weight", None)
     if unit not in kept or not isinstance(weight, Tensor) or len(weight) != len(kept):
-        return made  # a layer that several groups share, or none of its own
+        return made  # the layer's weights are shared by several groups, or missing
     place = kept.index(unit)
     own = weight[place].detach().float().cpu().numpy()
     inputs, maps = _maps(session, network, layer, place)
@@ -106,7 +106,7 @@ def channel(session: Session, group: ChannelGroup, unit: int) -> Channel:
 
 
 def _kernels(weight: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The heaviest kernels of a channel's `weight` [inputs, height, width], in their order."""
+    """The kernels with the largest L1 norms in a channel's `weight` [inputs, height, width]."""
     if weight.ndim != 3:
         return ()
     heavy = np.argsort(-np.abs(weight).sum(axis=(1, 2)))[:MOST]
@@ -117,7 +117,7 @@ def _kernels(weight: np.ndarray) -> tuple[np.ndarray, ...]:
 def _maps(
     session: Session, network: nn.Module, layer: nn.Module, place: int
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """The first validation images, and what the layer's channel at `place` gives on each."""
+    """The first validation images, and the feature map of the layer's channel on each."""
     batch = next(iter(session.data.val), None)
     images = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(images, Tensor) or images.ndim != 4:

@@ -1,4 +1,4 @@
-"""The figure's place on the screen: a picture, until a page has drawn the figure itself."""
+"""The figure's place on the screen: a static picture until the page has drawn the figure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from prunelab.notebook.static_figures import picture
 
 
 class FigureSlot:
-    """Shows the infos given to `show`; `told` hears what is clicked in the figure.
+    """Shows the infos given to `show`; `told` is called with clicks in the figure.
 
-    The figure is large and slow to make, so that is left to the page's first word; until it has
-    said that the figure is drawn, the picture in `panel` is kept up to date, too.
+    The figure is large and slow to make, so it is made after the page's first message; until the
+    page reports that it is drawn, the picture in `panel` is updated as well.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class FigureSlot:
     ) -> None:
         self.live: Any = None  # a Live, once there is a figure
         self._panel = panel
-        self._arrange: Arrange = arrange  # as asked for; a narrow page stacks
+        self._arrange: Arrange = arrange  # as requested; a narrow page stacks
         self.arrange: Arrange = arrange
         self._dark = dark
         self._told = told
@@ -32,17 +32,17 @@ class FigureSlot:
         """Show `info`."""
         if self.live is not None:
             self.live.draw(info)
-        if not self._drawn:  # a figure that is still on its way hears of no redraw
+        if not self._drawn:  # a figure that is not drawn yet misses redraws
             self._panel.show(picture=picture(info))
             self.settle()
 
     def appear(self, info: BoardInfo) -> None:
-        """A page shows the screen anew: it has no figure yet."""
+        """A page shows the screen again: it has no figure yet."""
         self._drawn = False
         self._panel.show(picture=picture(info))
 
     def drawn(self) -> None:
-        """A page has drawn the figure: the picture need not follow any more."""
+        """A page has drawn the figure: the picture is no longer updated."""
         self._drawn = True
 
     def make(self, info: BoardInfo) -> None:
@@ -55,7 +55,7 @@ class FigureSlot:
         self.live.on_click("trajectory", lambda seq: self._told("point", None, seq))
 
     def fit(self, narrow: bool) -> Arrange:
-        """Put the panels under each other on a narrow page, else as was asked for."""
+        """Stack the panels on a narrow page; otherwise use the requested arrangement."""
         self.arrange = "stack" if narrow else self._arrange
         if self.live is not None:
             self.live.rearrange(self.arrange)
@@ -63,12 +63,12 @@ class FigureSlot:
         return self.arrange
 
     def settle(self) -> None:
-        """Make a page that is loaded anew show what is shown now."""
+        """Make a reloaded page show the current contents."""
         if self.live is not None:
             self.live.settle()
 
     def leave(self) -> None:
-        """Give the figure away."""
+        """Release the figure for another screen."""
         if self.live is not None:
             self.live.leave()
             self.live = None

@@ -1,4 +1,4 @@
-"""The form at the top: where we are, the one question, the buttons, the two aims."""
+"""The form at the top: state, question, buttons, and the two aims."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def form(view: View) -> str:
 
 
 def reason(view: View) -> str:
-    """Why, and at what price, in a sentence."""
+    """The reason and the cost, in a sentence."""
     return text.reason(view.state, view.last, view.chosen, view.group)
 
 
 def otherwise(view: View) -> str:
-    """What the person's choice could be instead."""
+    """Alternatives to the current selection."""
     if view.chosen is None:
         return ""
     back = text.BACK if view.state.pending else text.CLEAR
@@ -48,7 +48,7 @@ def otherwise(view: View) -> str:
 
 
 def tried(view: View) -> str:
-    """How the move does on validation images, as cut and then repaired, as soon as it is known."""
+    """The result of the move on validation images, as cut and repaired, when it is known."""
     if view.tried is None:
         return say(text.TRYING, "trial pl-hint") if view.background == "tried" else ""
     told = say(text.trial(view.tried.compared), "trial", title=text.TRIAL_TIP, aria_live="polite")
@@ -61,7 +61,7 @@ def tried(view: View) -> str:
 
 
 def group_choice(view: View) -> str:
-    """Which layer the evidence is shown of."""
+    """The list in which the user picks the layer whose evidence is shown."""
     rows = view.info.widths.rows
     options = [(text.option(row.name, row.now, row.proposed), row.name) for row in rows]
     chosen = choose("group", text.GROUP, text.GROUP_TIP, options, view.group.name)
@@ -69,8 +69,8 @@ def group_choice(view: View) -> str:
 
 
 def warnings() -> str:
-    """What the page shows by itself when the kernel or the figure lets it wait."""
-    return say(text.SILENT, "silence", role="status") + say(text.LATE, "lateness", role="status")
+    """Messages that the page itself shows while it waits for the kernel or the figure."""
+    return say(text.SILENT, "no-reply", role="status") + say(text.LATE, "lateness", role="status")
 
 
 def line(view: View) -> str:
@@ -120,7 +120,7 @@ def _tile(head: str, shown: str, beside: str, tip: str) -> str:
 
 
 def buttons(view: View) -> str:
-    """The verbs; those that cannot be pressed now are off."""
+    """The verbs; those that are not valid now are disabled."""
     can = enabled(view.state, bool(view.at_work), view.chosen is not None)
     rows = []
     for verbs in GROUPS:
@@ -139,7 +139,7 @@ def _tip(verb: str, view: View) -> str:
 
 
 def progress(view: View) -> str:
-    """How far the verb under way is; a tune can be ended with what it has."""
+    """The progress of the running verb; a tune can be ended early and kept."""
     if view.busy is None:
         return ""
     bar = tag("progress", value=f"{view.busy.done:.3f}", max="1")
@@ -153,7 +153,7 @@ def progress(view: View) -> str:
 
 
 def aims(view: View) -> str:
-    """The two aims, and the settings that fold away."""
+    """The two aims, and the section of settings."""
     wanted, metric = view.aims, next(iter(view.state.base.metrics), None)
     parts = [
         box("aim", text.AIM, text.AIM_TIP, text.AIM_UNIT, data_arg="macs", data_live=True,

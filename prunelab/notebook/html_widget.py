@@ -1,4 +1,4 @@
-"""The parts of a screen that are HTML: one widget that shows them, and hears what is done there."""
+"""The widget that shows the HTML parts of a screen and receives the user's actions."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ import anywidget
 from traitlets import Bool, List, Unicode
 
 Told = Callable[[str, Any, Any, bool], None]
-"""Called with what is done, its argument, the value, and whether the value still moves."""
+"""Called with an action, its argument, the value, and whether the value is still changing."""
 
 ASSETS = files("prunelab") / "assets"
 
 
 class HtmlWidget(anywidget.AnyWidget):
-    """Parts under each other; `show` replaces the HTML of some, and only what differs is sent."""
+    """A column of parts; `show` replaces the HTML of some, and only differences are sent."""
 
     _esm = (ASSETS / "screen.js").read_text(encoding="utf-8")
     _css = (ASSETS / "screen.css").read_text(encoding="utf-8")
 
     _parts = List(Unicode(), help="the names of the parts, in order").tag(sync=True)
-    _first = Bool(help="whether this panel watches over the screen as a whole").tag(sync=True)
-    heard = Unicode(help="the number of the last message that was dealt with").tag(sync=True)
+    _first = Bool(help="whether this widget monitors the whole screen").tag(sync=True)
+    heard = Unicode(help="the number of the last message that was handled").tag(sync=True)
 
     def __init__(self, parts: Sequence[str], told: Told, first: bool = False) -> None:
         self._told = told
-        self._dealt_with: deque[str] = deque(maxlen=100)  # numbers of messages; some come twice
-        self._sending = threading.Lock()  # ipywidgets' hold_sync loses what another thread sets
+        self._dealt_with: deque[str] = deque(
+            maxlen=100
+        )  # numbers of handled messages; some arrive twice
+        self._sending = threading.Lock()  # ipywidgets' hold_sync loses values set by other threads
         self.add_traits(**{name: Unicode().tag(sync=True) for name in parts})
         super().__init__(_parts=list(parts), _first=first)
         self.on_msg(self._hear)
@@ -53,10 +55,10 @@ class HtmlWidget(anywidget.AnyWidget):
             with self._sending:
                 if self.heard != number:
                     self.heard = number
-                else:  # the page asks again: our answer was lost
+                else:  # the page repeats a message: the reply was lost
                     self.send_state("heard")
 
     def show_again(self) -> None:
-        """Send everything: a page that is loading anew misses what comes meanwhile."""
+        """Send everything: a page that reloads misses the updates in between."""
         with self._sending:
             self.send_state()

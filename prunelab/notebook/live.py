@@ -1,8 +1,8 @@
 """The one figure of a screen, redrawn in place. The only file that uses plotly's private names.
 
-A FigureWidget carries 5 MB of JavaScript, takes seconds to show and is never collected: so it
-travels packed, a screen makes one once its first picture is on the page, and a closed screen
-leaves its figure to the next.
+A FigureWidget holds 5 MB of JavaScript, takes seconds to show and is never garbage-collected. So
+it is sent compressed, a screen makes one after its first picture is on the page, and a closed
+screen passes its figure on to the next.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ def packed() -> bytes:
 
 
 class _Figure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
-    """A FigureWidget that travels packed, and does not let the browser tell it its data.
+    """A FigureWidget that is sent compressed, and ignores what the browser reports of its data.
 
-    plotly.js reports what it drew, and the widget takes what it did not know for a default and
-    forgets its own; with redraws that follow each other fast the report is about an older one,
-    and x and y of a trace are lost. Nothing here reads those defaults.
+    plotly.js reports what it drew, and the widget replaces its own data by it; after fast redraws
+    the report describes an older one, and x and y of a trace are lost. The reports are not needed.
     """
 
     _esm = (files("prunelab") / "assets" / "figure.js").read_text(encoding="utf-8")
@@ -58,7 +57,7 @@ class _Figure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
         self.open()
 
     def open(self) -> None:
-        """Tell the page, once there is all to tell: a page that asks meanwhile gets no half."""
+        """Open the widget only when it is complete, so that no page receives a part of it."""
         if self._whole:
             super().open()
 
@@ -75,7 +74,7 @@ _left: list[_Figure] = []  # figures of closed screens
 
 
 def changed(old: Any, new: Any) -> Any:
-    """What of `new` differs from `old`: plotly checks all it is given, which takes its time."""
+    """The differences of `new` from `old`: plotly validates all that it is given, which is slow."""
     if isinstance(new, dict):
         return {k: changed(old[k], v) if k in old else v for k, v in new.items() if old.get(k) != v}
     if isinstance(new, list) and new and all(isinstance(item, dict) for item in new):
@@ -100,7 +99,7 @@ class Live:
             for trace, new in zip(widget.data, traces(drawn), strict=True):
                 trace.update(new.to_plotly_json())
             made = frame(drawn, self.arrange, theme)
-            del made["height"]  # told one again, plotly.js never changes its width again
+            del made["height"]  # set again, it stops plotly.js from resizing the width
             widget.update_layout(made)
         return widget
 
@@ -110,7 +109,7 @@ class Live:
         return self._drawn
 
     def draw(self, info: BoardInfo) -> None:
-        """Show `info`; nothing is sent when it is what is shown already."""
+        """Show `info`; nothing is sent if it is already shown."""
         if info == self._drawn:
             return
         before, after = panels(self._drawn), panels(info)
@@ -127,8 +126,8 @@ class Live:
     def rearrange(self, arrange: Arrange) -> None:
         """Put the panels two by two, or under each other.
 
-        The height is left to the screen's style: plotly.js, told one, never changes its width
-        again.
+        The height is set by the screen's style: with an explicit height plotly.js does not resize
+        the width.
         """
         if arrange == self.arrange:
             return
@@ -137,15 +136,15 @@ class Live:
             self.widget.update_layout(layout(panels(self._drawn), arrange))
 
     def settle(self) -> None:
-        """Make a page that is loaded anew show what is shown now.
+        """Make a reloaded page show the current contents.
 
-        Redraws travel as messages; the traits that a new view starts from are refreshed only
-        when the figure's bundle is asked for.
+        Redraws are sent as messages; the traits from which a new view starts are refreshed only
+        when the figure's bundle is requested.
         """
         self.widget._repr_mimebundle_()
 
     def on_click(self, panel: str, told: Callable[[Any], None]) -> None:
-        """Call `told` with the customdata of what is clicked in `panel` (its last trace)."""
+        """Call `told` with the customdata of clicked points in `panel` (its last trace)."""
         drawn = panels(self._drawn)
         last = sum(len(drawn[name].traces) for name in NAMES[: NAMES.index(panel) + 1]) - 1
         trace = self.widget.data[last]
@@ -157,7 +156,7 @@ class Live:
         trace.on_click(clicked)
 
     def leave(self) -> None:
-        """Let another screen have the figure: it holds nothing of this one any more."""
+        """Release the figure for another screen, without callbacks of this one."""
         for trace in self.widget.data:
             trace.on_click(None)
         _left.append(self.widget)

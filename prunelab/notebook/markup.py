@@ -1,4 +1,4 @@
-"""Small pieces of HTML; the words come from text.py. No Jupyter."""
+"""HTML elements; the texts are in text.py. No Jupyter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def tag(name: str, *inside: str, **attributes: Any) -> str:
-    """An element around ready HTML; `data_do` becomes data-do, `kind` class; None is left out."""
+    """An element around HTML; `data_do` becomes data-do, `kind` class; None is left out."""
     pairs = []
     for key, value in attributes.items():
         key = {"kind": "class"}.get(key, key.rstrip("_").replace("_", "-"))
@@ -21,12 +21,12 @@ def tag(name: str, *inside: str, **attributes: Any) -> str:
 
 
 def say(words: str, kind: str, name: str = "p", **more: Any) -> str:
-    """`words` as an element of its own; nothing where there are none."""
+    """`words` as an element; empty where there are none."""
     return tag(name, escape(words), kind=f"pl-{kind}", **more) if words else ""
 
 
 def number(shown: str, tip: str) -> str:
-    """A number with its unit; `tip` says what it is, of what it was measured, which way is good."""
+    """A number with its unit; `tip` says what it is, its source, and which direction is good."""
     return tag("b", escape(shown), kind="pl-number", title=tip)
 
 
@@ -40,7 +40,7 @@ def button(verb: str, label: str, tip: str, *, on: bool = True, kind: str = "", 
 
 
 def box(do: str, label: str, tip: str, unit: str = "", **more: Any) -> str:
-    """A labelled input that tells the kernel `do`; `unit` stands behind it."""
+    """A labelled input that sends `do` to the kernel, followed by `unit`."""
     field = tag("input", data_do=do, **{"type": "number", **more})
     return tag("label", tag("span", escape(label)), field, escape(unit), kind="pl-box", title=tip)
 
@@ -72,7 +72,7 @@ def table(heads: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]], **mor
 
 
 def section(name: str, title: str, inside: str, tip: str = "") -> str:
-    """A part that unfolds; `inside` is made once it is open."""
+    """A section that can be opened; `inside` is made when it is open."""
     head = tag("summary", escape(title), title=tip or None)
     return tag(
         "details", head, tag("div", inside, kind="pl-inside"), data_section=name, data_key=name

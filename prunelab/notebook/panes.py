@@ -1,4 +1,4 @@
-"""What unfolds about a move: what it would change, one channel, costs, two points compared."""
+"""Contents of sections: effects of a move, one channel, costs, comparison, export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prunelab.notebook.view import End, View
 from prunelab.values import as_text, si
 from prunelab.values.paired_comparison import PairedComparison
 
-MOST = 6  # pairs of classes that are named
+MOST = 6  # pairs of classes listed
 
 # ---------------------------------------------------------------- what would change
 
@@ -62,7 +62,7 @@ def _recalls(compared: PairedComparison, classes: tuple[str, ...]) -> str:
 
 
 def _confused(compared: PairedComparison, classes: tuple[str, ...]) -> str:
-    """The pairs of classes that are confused more often than before, or less."""
+    """The pairs of classes that are confused more or less often than before."""
     assert compared.answers is not None
     info = class_recall_info(*compared.answers, classes)
     pairs = [
@@ -93,7 +93,7 @@ def _image(pixels: np.ndarray, told: str, px: int) -> str:
 
 
 def channel(view: View) -> str:
-    """The channel looked at: its kernels, its maps, what it is coupled to."""
+    """The inspected channel: its kernels, its maps, its couplings."""
     kept = view.state.now.kept
     units = range(view.group.width) if kept is None else kept[view.group.name]
     chosen = "" if view.unit is None else str(view.unit)
@@ -211,7 +211,7 @@ def _side(view: View, end: End) -> Side:
 
 
 def export_form(view: View) -> str:
-    """A button for every kind of file, a box for another name, and what was written last."""
+    """A button for each kind of file, a box for another name, and the file written last."""
     off = bool(view.at_work)
     buttons = "".join(
         tag(

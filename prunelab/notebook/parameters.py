@@ -19,13 +19,13 @@ from prunelab.notebook import text
 from prunelab.notebook.markup import box, choose, say, tag, tick
 from prunelab.notebook.view import View
 
-THETA = "theta"  # has a slider and words of its own
+THETA = "theta"  # has its own slider and texts
 DECADES = (-4.0, 0.0)  # of the slider: theta from 0.0001 to 1
 Kind = Literal["flag", "whole", "number", "text"]
 
 
 def parameters_form(view: View) -> str:
-    """A list of methods, and a box for every field of the one there is."""
+    """A list of methods, and a box for each field of the current one."""
     method, off = view.method, bool(view.at_work)
     head = choose(
         "method", text.METHOD_LABEL, text.METHOD_TIP,
@@ -82,7 +82,7 @@ def values_of(method: Any) -> dict[str, Any]:
 
 
 def with_parameter(method: Any, name: str, given: Any) -> Any:
-    """`method` with what was put into the box `name`; raises what its own validation raises."""
+    """`method` with the value in the box `name`; raises the errors of its own validation."""
     hint = hints_of(type(method)).get(name)
     kind = kind_of(hint, getattr(method, name))
     if isinstance(kind, tuple):
@@ -105,12 +105,12 @@ def _number(given: Any, kind: Any) -> float:
 
 
 def slid(place: Any) -> float:
-    """The theta at a place of the slider, with two digits."""
+    """The theta at a position of the slider, with two digits."""
     return float(f"{10 ** float(place):.2g}")
 
 
 def others(state: State, method: Any, but: str = "") -> bool:
-    """Whether the latest proposal was made with another method or parameter; `but` may differ."""
+    """Whether the latest proposal has another method or parameter, other than `but`."""
     latest = state.proposed
     if latest is None or latest.method != method.name:
         return True
@@ -119,7 +119,7 @@ def others(state: State, method: Any, but: str = "") -> bool:
 
 
 def retuned(state: State, method: Any) -> bool:
-    """Whether theta alone differs from the latest search, which was of the network as it is."""
+    """Whether only theta differs from the latest search, and that was of the current network."""
     latest = state.proposed
     if latest is None or not hasattr(method, THETA):
         return False
@@ -129,7 +129,7 @@ def retuned(state: State, method: Any) -> bool:
 
 
 def hints_of(kind: type) -> Mapping[str, Any]:
-    """The annotations of a dataclass; none where they name what only type checkers import."""
+    """The annotations of a dataclass; empty where they use names unknown at run time."""
     try:
         return get_type_hints(kind)
     except NameError:
@@ -137,7 +137,7 @@ def hints_of(kind: type) -> Mapping[str, Any]:
 
 
 def kind_of(hint: Any, value: Any) -> Kind | tuple[Any, ...]:
-    """How a field of type `hint` (None: unknown) is set: a kind of box, or the choices."""
+    """The input for a field of type `hint` (None: unknown): a kind of box, or the choices."""
     allowed = choices(hint)
     if value in allowed:
         return allowed
@@ -148,7 +148,7 @@ def kind_of(hint: Any, value: Any) -> Kind | tuple[Any, ...]:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """What a field may be whose type is a Literal, or a Literal or None."""
+    """The allowed values of a field whose type is a Literal, or a Literal or None."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
@@ -158,14 +158,14 @@ def choices(hint: Any) -> tuple[Any, ...]:
 
 
 def written(value: Any) -> str:
-    """`value` as it stands in a text box; nothing for None."""
+    """`value` as the contents of a text box; empty for None."""
     if value is None:
         return ""
     return value if isinstance(value, str) else repr(value)
 
 
 def read(typed: str, hint: Any) -> Any:
-    """What `typed` text stands for in a field of type `hint`; raises `InvalidValue`."""
+    """Parse `typed` as a value of type `hint`; raises `InvalidValue`."""
     kinds = get_args(hint) or (hint,)
     if not typed.strip() and (NoneType in kinds or hint is None):
         return None

@@ -1,4 +1,4 @@
-"""The list of layers: a row each, with a slider for its width; by module where there are many."""
+"""The list of layers: a row with a width slider for each; grouped by module if there are many."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from prunelab.notebook import text
 from prunelab.notebook.markup import box, number, say, tag
 from prunelab.notebook.view import View
 
-MANY = 30  # rows; above it they are gathered
-MODULES = 16  # into at most as many modules
+MANY = 30  # rows; more of them are grouped
+MODULES = 16  # the largest number of modules
 
 
 def layers(view: View) -> str:
-    """A box to find a layer, the rows, and the channels of the chosen one as a list."""
+    """A search box, the rows, and a box for the channels of the selected layer."""
     rows = view.info.widths.rows
     widest = max((row.original for row in rows), default=1)
     search = tag("input", type="search", placeholder=text.SEARCH, data_filter="layers",
@@ -50,7 +50,7 @@ def _module(view: View, name: str, rows: Sequence[WidthRow], widest: float) -> s
 
 
 def _row(view: View, row: WidthRow, widest: float, short: str = "") -> str:
-    """One layer, under its `short` name where the module's is said above."""
+    """One layer, by its `short` name where it is inside a module."""
     chosen = row.name == view.group.name
     mark = f" {DIAMOND}" if row.coupled else ""
     tip = text.COUPLED_TIP.format(", ".join(row.layers)) if row.coupled else row.name
@@ -76,7 +76,7 @@ def _row(view: View, row: WidthRow, widest: float, short: str = "") -> str:
 
 
 def bar(kept: float, now: float, original: float, widest: float) -> str:
-    """Channels kept, those that would go of the ones there are now, and those gone before."""
+    """A bar of the channels kept, those to be dropped, and those dropped before."""
 
     def part(kind: str, channels: float) -> str:
         return tag("i", kind=f"pl-{kind}", style=f"width:{100 * channels / widest:.2f}%")

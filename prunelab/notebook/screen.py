@@ -1,4 +1,4 @@
-"""The screen: shows a session's state and calls its verbs; it owns no truth but what is chosen."""
+"""The screen: shows a session's state and calls its verbs; its only own state is the selection."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
 Look = Literal["auto", "light", "dark"]
 SCREEN = "prunelab-screen"
 
-_open: list[Screen] = []  # what `show` made and nobody closed
+_open: list[Screen] = []  # made by `show` and not closed
 
 
 class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
-    """A session as Jupyter shows it. `press` is what its buttons do.
+    """A session as a Jupyter widget. `press` does what a button does.
 
-    Verbs called from code run at once in the caller; a click only queues its verb for the
-    session's worker thread, so a screen never makes the kernel wait. The parts are HTML, made
-    anew from the state and sent where they differ; the figure, which is large, is made when a
-    page says that it shows the rest.
+    Verbs called from code run synchronously in the caller; a click only queues its verb for the
+    session's worker thread, so a screen never blocks the kernel. The parts are HTML, computed
+    from the state and sent where they differ; the figure, which is large, is made after a page
+    reports that it shows the other parts.
     """
 
     def __init__(self, session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> None:
-        self._endings: list[Callable[[], object]] = []  # first: a widget half made is closed too
+        self._endings: list[
+            Callable[[], object]
+        ] = []  # set first: a partly built widget is closed too
         for name, given, known in (
             ("arrange", arrange, get_args(Arrange)),
             ("theme", theme, get_args(Look)),
@@ -52,10 +54,10 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.session = session
         self.look = arrange, theme
         self.choice = Choice(session)
-        self._ui = threading.RLock()  # verbs, clicks and the browser speak on several threads
+        self._ui = threading.RLock()  # verbs, clicks and browser messages come on several threads
         self._worker = worker_of(session)
         self._background = Background(session, self._worker, self._changed)
-        self._here = False  # whether a page shows the screen: only then is anything measured
+        self._here = False  # whether a page shows the screen; nothing is measured before
         self._at_work: list[str] = []
         self._busy: Busy | None = None
         self._error = ""
@@ -81,7 +83,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     # ------------------------------------------------------------ verbs
 
     def press(self, verb: str) -> None:
-        """Do what the button `verb` does, to the end; trouble shows as a red line."""
+        """Do what the button `verb` does, synchronously; an error is shown as a red line."""
         if verb not in text.VERBS:
             raise UnknownName("button", verb, text.VERBS)
         if verb == "stop":
@@ -91,13 +93,13 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._perform(verb)
 
     def _click(self, verb: str, arg: Any = None) -> None:
-        """What a real click does: queue the verb and return; Stop passes the queue."""
+        """What a click in the browser does: queue the verb and return; Stop skips the queue."""
         if verb == "stop":
             self._stop()
             return
         with self._ui:
             if self._at_work:
-                return  # a second click, on its way when the first had begun
+                return  # a second click, sent before the first took effect
             self._begin(verb)
         self._worker.submit(partial(self._perform, verb, arg))
 
@@ -131,12 +133,12 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 self._busy = Busy(self._busy.done, text.STOPPING)
                 self._refresh()
 
-    # ------------------------------------------------------------ what the session tells
+    # ------------------------------------------------------------ messages of the session
 
     def _receive(self, told: object) -> None:
-        """Show an Event, evidence or Progress; a screen that fails must not fail the verb."""
+        """Show an Event, evidence or Progress; an error of the screen must not fail the verb."""
         if isinstance(told, Progress) and self._background.at_work:
-            return  # who waits for the background to be preempted may hold the lock
+            return  # a verb that waits for preemption may hold the lock
         try:
             with self._ui:
                 match told:
@@ -163,11 +165,11 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.head.show(form=form(self._view()))
 
     def _outdated(self) -> bool:
-        """Whether work shows as under way that has ended, or another method than there is."""
+        """Whether the screen shows work that has ended, or an earlier method."""
         return bool(self.choice.seen or self._busy or self._method != self.session.method)
 
     def _rest(self) -> None:
-        """Show the state as it is: nothing is under way any more."""
+        """Show the current state after work has ended."""
         self.choice.seen.clear()
         self._busy = None
         self._refresh()
@@ -175,7 +177,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._go_on()
 
     def _go_on(self) -> None:
-        """Let the worker measure, try or look closer, once the person has rested."""
+        """Start the next background job after a pause of the user."""
         if self._here and not self._at_work and not self.session.busy:
             self._background.go_on(self.choice, self._opened)
 
@@ -186,10 +188,10 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             if not self._background.at_work:
                 self._go_on()
 
-    # ------------------------------------------------------------ what the page tells
+    # ------------------------------------------------------------ messages of the page
 
     def _told(self, do: str, arg: Any, value: Any, live: bool) -> None:
-        """Deal with what a person does on the page, or with what the page does."""
+        """Handle an action of the user on the page, or a message of the page itself."""
         match do:
             case "press" if arg in text.VERBS:
                 self._click(arg)
@@ -211,7 +213,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 self._choose(lambda: self.choice.change(do, arg, value, live))
 
     def _choose(self, change: Callable[[], None]) -> None:
-        """Change what is chosen; show what it would do, or why it cannot be."""
+        """Change the selection; show its effect, or why it is not valid."""
         with self._ui:
             self._error = ""
             try:
@@ -230,7 +232,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._go_on()
 
     def _shown(self) -> None:
-        """A page shows the screen: it wants a picture at once, and then the figure."""
+        """A page shows the screen: send a picture now, then the figure."""
         with self._ui:
             if self._here:
                 self.head.show_again()
@@ -241,7 +243,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 threading.Thread(target=self._animate, name="prunelab-figure", daemon=True).start()
 
     def _animate(self) -> None:
-        """Make the figure, or say why it cannot be."""
+        """Make the figure, or show why that failed."""
         with self._ui:
             if self.figure.live is None and self._endings:
                 try:
@@ -283,7 +285,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         )
 
     def _refresh(self) -> None:
-        """Make every part from the state; what does not change is not sent."""
+        """Compute every part from the state; only changes are sent."""
         view = self._view()
         self._method = view.method
         self.head.show(warnings=warnings(), form=form(view))
@@ -291,7 +293,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.figure.show(view.info)
 
     def close(self) -> None:
-        """Take the screen off the page and off the session."""
+        """Close the widgets and stop listening to the session."""
         for end in self._endings:
             end()
         self._endings.clear()
@@ -303,7 +305,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         return f"Screen({self.session.state.line()})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """The widget, and for pages that run none the same line and picture every time."""
+        """The widget and, for pages without widgets, a line and a picture that are reproducible."""
         bundle = dict(super()._repr_mimebundle_(**kwargs))
         view = self._view()
         bundle["text/plain"] = repr(self)

@@ -1,4 +1,4 @@
-"""The sections below the figure; the contents of one that is closed are not made."""
+"""The sections below the figure; contents of closed sections are not computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the person looks at and chooses, before Adjust and Approve make it so. No Jupyter."""
+"""The user's selection, before Adjust and Approve apply it. No Jupyter."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from prunelab.values import Importance, Move, PathPoint, Rung, Units, WidthPlan,
 
 
 class Choice:
-    """The layer and channel looked at, what is chosen, the aims; the session only predicts.
+    """The inspected layer and channel, the selected units and the aims; changes no session state.
 
-    `seen` is the evidence of a search under way; `made` is what was chosen, None where that is
-    the proposal itself.
+    `seen` is the evidence of a running search; `made` is the selection, None where it is the
+    proposal itself.
     """
 
     def __init__(self, session: Session) -> None:
@@ -36,13 +36,13 @@ class Choice:
         groups = [group for group in session.graph.groups if group.prunable]
         self.layers = {group.name: tuple(group.producers) for group in groups}
         self.group = next(iter(self.layers))
-        self.unit: int | None = None  # the channel looked at, of that group
-        self.compared: tuple[End, End] | None = None  # where others than first and now
-        self.plans: dict[str, WidthPlan] = {}  # read from files, to be compared, by path
-        self.written = ""  # the file exported last, in words
+        self.unit: int | None = None  # the inspected channel of that group
+        self.compared: tuple[End, End] | None = None  # None: the original and the current network
+        self.plans: dict[str, WidthPlan] = {}  # plans read for comparison, by path
+        self.written = ""  # a message about the last exported file
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
-        self._known: dict[str, Any] = {}  # the methods there were, with their parameters
+        self._known: dict[str, Any] = {}  # methods used so far, with their parameters
         self._start(session.state.pending)
 
     @property
@@ -52,24 +52,24 @@ class Choice:
 
     @property
     def move(self) -> Move | None:
-        """What is chosen, or else the proposal."""
+        """The selected move, or the proposal."""
         return self.made.move if self.made else self._session.state.pending
 
     @property
     def repairs(self) -> bool:
-        """Whether Approve would repair what is left."""
+        """Whether Approve would repair the network."""
         return self.aims.repair and self._session.state.began.settings.get("repair") is not None
 
     @property
     def ends(self) -> tuple[End, End]:
-        """The two that are compared: the original and now, unless others were chosen."""
+        """The two networks to compare; by default the original and the current one."""
         state = self._session.state
         return self.compared or (state.base.seq, state.head)
 
-    # ------------------------------------------------------------ what the session tells
+    # ------------------------------------------------------------ events of the session
 
     def follow(self, event: Event) -> None:
-        """Start over from what is proposed now."""
+        """Reset the selection to the current proposal."""
         self.last = event
         self._start(self._session.state.pending)
         if event.changes_network:
@@ -84,10 +84,10 @@ class Choice:
         if self._drop and self.group not in self._drop:  # at the group that loses most
             self.look(max(self._drop, key=lambda name: len(self._drop[name])))
 
-    # ------------------------------------------------------------ what the person does
+    # ------------------------------------------------------------ actions of the user
 
     def change(self, do: str, arg: Any, value: Any, live: bool) -> None:
-        """One change by the person; raises what is wrong with it, and then changes nothing."""
+        """Apply an action of the user; an invalid one raises and changes nothing."""
         state = self._session.state
         match do:
             case "group":
@@ -128,12 +128,12 @@ class Choice:
                 self.theta(slid(value), live)
 
     def look(self, group: str) -> None:
-        """Look at `group`."""
+        """Inspect `group`."""
         if group in self.layers and group != self.group:
             self.group, self.unit = group, None
 
     def choose(self, group: str, units: Iterable[int]) -> None:
-        """Drop just these units of `group`; on an illegal choice raises and changes nothing."""
+        """Select exactly these units of `group`; an illegal choice raises and changes nothing."""
         chosen = {**self._drop, group: units_of(units)}
         chosen = {name: gone for name, gone in chosen.items() if gone}
         self.made = self._imagined(chosen)
@@ -141,15 +141,15 @@ class Choice:
         self.look(group)
 
     def flip(self, group: str, unit: int) -> None:
-        """Keep `unit` where it would be dropped, drop it where it would be kept."""
+        """Toggle whether `unit` is dropped."""
         self.choose(group, set(self._drop.get(group, ())) ^ {unit})
 
     def keep(self, group: str, width: int) -> None:
-        """Keep `width` channels of `group`: the least important ones go."""
+        """Keep `width` channels of `group`: the least important ones are dropped."""
         alive = self._ranked(group)
         count = max(len(alive) - width, 0)
         drop = alive[:count]
-        if count and not self._scored(group):  # no scores: the best selection that is known
+        if count and not self._scored(group):  # no scores: use the best known selection
             drop = list(self._imagined({group: tuple(drop)}).best[group].units)
         self.choose(group, drop)
 
@@ -157,14 +157,14 @@ class Choice:
         return bool(importance_info(self._session.state, group, self.seen or None).units)
 
     def _ranked(self, group: str) -> list[int]:
-        """The units of `group` that are left, least important first where that is known."""
+        """The remaining units of `group`, least important first where scores exist."""
         shown = importance_info(self._session.state, group, self.seen or None)
         alive = set(self._session.plan.kept[group])
         ranked = [unit for unit in shown.units if unit in alive]
         return ranked + sorted(alive.difference(ranked))
 
     def _imagined(self, drop: dict[str, Units]) -> Chosen:
-        """What `drop` would do, by the evidence at hand, or measured if there is none."""
+        """The effect of `drop`, from existing evidence, or measured where there is none."""
         try:
             found = self._session.foresee(drop)
         except WrongState:
@@ -173,11 +173,11 @@ class Choice:
         return Chosen("person", found.move, (), found.best, found.seconds)
 
     def spread(self, target: float) -> None:
-        """Choose the widths that spread a budget over the layers."""
+        """Select the widths that spread a budget over the layers."""
         try:
             found = self._session.foresee(target_macs=target)
         except (WrongState, BudgetUnreachable):
-            return  # the box says what is aimed at; Run will say whether it can be met
+            return  # the box shows the aim; Run reports whether it can be met
         self._drop = dict(found.move.drop) if found.move else {}
         self.made = None
         if found.move is not None and found.move.drop:
@@ -185,7 +185,7 @@ class Choice:
         self._look_where_it_matters()
 
     def theta(self, theta: float, live: bool) -> None:
-        """Show what the method would propose with this theta; at rest it is the session's."""
+        """Show what the method would propose with this theta; set it if not `live`."""
         session = self._session
         if not live:
             session.method = with_theta(session.method, theta)
@@ -195,13 +195,13 @@ class Choice:
             self._start(session.state.pending)
             return
         if not live and session.state.pending is not None:
-            self._start(session.state.pending)  # the proposal is what it was made with
+            self._start(session.state.pending)  # the proposal keeps its own parameters
             return
         self.made = Chosen("theta", found.move, found.seen, found.best, found.seconds, theta)
         self._drop = dict(found.move.drop) if found.move else {}
 
     def _read(self, given: str) -> str:
-        """Read a plan that `export` wrote; gives the name that it has among `plans`."""
+        """Read a plan written by `export`; returns its key in `plans`."""
         path = Path(given.strip()).expanduser()
         try:
             words = path.read_text(encoding="utf-8")
@@ -213,7 +213,7 @@ class Choice:
     # ------------------------------------------------------------ verbs
 
     def call(self, verb: str, arg: Any = None) -> None:
-        """Say `verb` to the session with what is chosen and aimed at, or with `arg`."""
+        """Call `verb` of the session with the selection and aims, or with `arg`."""
         session, aims = self._session, self.aims
         match verb:
             case "adjust":
@@ -241,12 +241,12 @@ class Choice:
             case _:
                 getattr(session, verb)(*([] if arg is None else [arg]))
 
-    # ------------------------------------------------------------ what is shown
+    # ------------------------------------------------------------ contents of the screen
 
     def _retuned(self, state: State) -> Sequence[Any]:
-        """What the latest search would have shown with the theta that the method has now.
+        """The evidence of the latest search as judged with the method's current theta.
 
-        Nothing where that is what it did show, or where only a new search can tell.
+        Empty where theta is unchanged, or where a new search is needed.
         """
         if not retuned(state, self._session.method):
             return ()
@@ -256,7 +256,7 @@ class Choice:
             return ()
 
     def info(self, group: str | None = None) -> BoardInfo:
-        """What to draw of `group` (None: the one looked at), as if the choice were proposed."""
+        """What to draw of `group` (None: the inspected one), as if the selection were proposed."""
         state, made = self._session.state, self.made
         if made is not None:
             state = replace(state, pending=made.move)
@@ -267,7 +267,7 @@ class Choice:
         )  # fmt: skip
 
     def view(self, **more: Any) -> View:
-        """The moment as plain values; `more` is what the screen knows of it."""
+        """The current contents as plain values; `more` are the fields set by the screen."""
         session = self._session
         self._known[session.method.name] = session.method
         return View(
@@ -294,7 +294,7 @@ class Choice:
         )
 
     def _alone(self) -> float | None:
-        """The share of the signal that the channel looked at carries by itself, if it is known."""
+        """The share of the signal that the inspected channel carries by itself, if known."""
         if self.unit is None:
             return None
         try:

@@ -1,6 +1,6 @@
-"""The panels as an SVG: what a page shows before the figure has come, and where nothing runs.
+"""The panels as a static SVG, for pages whose figure has not arrived and pages without widgets.
 
-The same state gives the same text.
+The same state gives the same SVG.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def svg(info: BoardInfo, line: str, sentence: str) -> str:
 
 
 def picture(info: BoardInfo) -> str:
-    """The first two panels of `info` alone, without a ground of their own."""
+    """The first two panels of `info`, without a background."""
     return _sheet(info, ORDER[:2], f"Widths, and importance in {info.importance.group}")
 
 

@@ -1,4 +1,4 @@
-"""All that the screen says of itself; what it says of the session stands in words.py."""
+"""The texts of the screen; sentences about the session are in words.py."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from prunelab.values import Units, units_of
 
 VERBS: dict[str, str] = {
     "propose": "Ask the method what to drop next; nothing is changed yet (key p)",
-    "approve": "Carry out the proposal: the network gets smaller, then is repaired (key a)",
-    "adjust": "Make what you chose by hand the proposal (key e)",
+    "approve": "Apply the proposal: the network is cut, then repaired (key a)",
+    "adjust": "Make your selection the proposal (key e)",
     "reject": "Decline the proposal; nothing changes. A reason can be given under Settings (key r)",
-    "undo": "Take back the proposal and the latest step (key u)",
+    "undo": "Discard the proposal and undo the latest step (key u)",
     "repair": "Fit the remaining weights to the lost signal, without training",
-    "tune": "Train the network; how long is said under Settings",
-    "run": "Propose and approve by itself until the aim is met or the loss would be too large",
-    "stop": "Stop what is at work; what it did not finish changes nothing",
+    "tune": "Train the network; the number of steps is in Settings",
+    "run": "Propose and approve automatically until the aim is met or the loss would be too large",
+    "stop": "Stop the running verb; unfinished work changes nothing",
 }
 
 
@@ -50,27 +50,27 @@ AIM_TIP = (
 )
 LOSE = "I may lose"
 LOSE_TIP = (
-    "How far the validation metric may fall below the original network's. Run does not carry out "
-    "a move that would break it: it leaves that one for you to decide."
+    "How far the validation metric may fall below the original network's. Run does not apply "
+    "a move that would break it: it leaves the decision to you."
 )
 SETTINGS = "Settings: moves, tuning{}, repair"
 ESTIMATE = " ({} steps, about {})"
 MOVES = "Run at most"
 MOVES_UNIT = "moves"
-MOVES_TIP = "Run ends after as many moves, even if the aim is not met; empty: no limit"
+MOVES_TIP = "Run ends after this many moves, even if the aim is not met; empty: no limit"
 STEPS = "Tune for"
 STEPS_UNIT = "steps"
 STEPS_TIP = "Batches of training images that Tune trains on"
 TUNE_TIP = "Train the network: {} steps, about {} on this machine"
 REASON = "Reject because"
-REASON_TIP = "Why you decline; Reject writes it into the history"
+REASON_TIP = "The reason for a Reject, which is recorded in the history"
 REPAIR = "Repair after every Approve"
 REPAIR_TIP = (
     "Fit the weights that read the dropped channels to the original's signal, by least squares on "
     "training images. No training; seconds."
 )
 KEEP_TUNED = "Stop and keep"
-KEEP_TUNED_TIP = "End the training now; the network keeps what it has learnt so far"
+KEEP_TUNED_TIP = "End the training now and keep the steps done so far"
 LEAVE_TUNED = "Stop and discard"
 LEAVE_TUNED_TIP = "End the training now; the network stays as it was before Tune"
 STOPPING = "stopping ..."
@@ -100,7 +100,7 @@ PARAMS_TIP = "Weights of the network now, as a share of the original's. Low is g
 MEASURED = "Measured latency"
 MEASURED_TIP = (
     "One run of {} through the network on this machine: the median of {} runs on {}, half of "
-    "which took {} to {}. Every network is measured at its own time. Low is good."
+    "which took {} to {}. Latencies were measured at different times. Low is good."
 )
 LATENCY = "Estimated latency"
 LATENCY_TIP = (
@@ -117,8 +117,12 @@ def metric(name: str) -> str:
 
 
 def metric_tip(name: str, state: State) -> str:
-    """What the metric's number is."""
-    good = "High is good" if "accuracy" in name else "Whether high or low is good, the metric says"
+    """The explanation of the metric's number."""
+    good = (
+        "High is good"
+        if "accuracy" in name
+        else "Whether high or low is good depends on the metric"
+    )
     return (
         f"The {name} of the network after move {state.moves}, on all validation images, and how "
         f"far it is from the original network's. {good}. Test images are read by evaluate() only."
@@ -137,7 +141,7 @@ def measured_tip(found: Latency) -> str:
 
 
 def was(seconds: float) -> str:
-    """The original network's latency, beside that of the network now."""
+    """The original network's latency, shown beside the current one."""
     return f"was {ms(seconds)}"
 
 
@@ -149,7 +153,7 @@ def points(name: str, value: float) -> str:
 
 
 def lose_unit(name: str) -> str:
-    """The unit of what may be lost."""
+    """The unit of the allowed loss."""
     return f"points of {name}" if "accuracy" in name else f"of {name}"
 
 
@@ -157,7 +161,7 @@ def lose_unit(name: str) -> str:
 
 
 def question(state: State, group: words.GroupInfo, chosen: Chosen | None) -> str:
-    """The one sentence that the screen asks."""
+    """The question that the screen asks."""
     move = chosen.move if chosen else state.pending
     if move is None:
         if chosen is not None:
@@ -176,7 +180,7 @@ def question(state: State, group: words.GroupInfo, chosen: Chosen | None) -> str
 
 
 def reason(state: State, last: Event | None, chosen: Chosen | None, group: words.GroupInfo) -> str:
-    """Why, and at what price: of the person's choice, the proposal, or what happened last."""
+    """The reason and cost of the selection, the proposal, or the latest event."""
     if chosen is None or chosen.move is None:
         return words.sentence(state, last, group) or WELCOME
     who = {
@@ -194,7 +198,7 @@ def reason(state: State, last: Event | None, chosen: Chosen | None, group: words
 
 
 def better(chosen: Chosen | None, group: str) -> str:
-    """What the best selection of the same size would lose, where the chosen one is not it."""
+    """What the best selection of the same size would lose, where it beats the chosen one."""
     if chosen is None or chosen.move is None or group not in chosen.best:
         return ""
     best, lost = chosen.best[group], chosen.move.damage[group]
@@ -204,26 +208,26 @@ def better(chosen: Chosen | None, group: str) -> str:
 
 
 TAKE_BEST = "Take the best"
-BEST_TIP = "The best selection of this size that is known: greedy, as ThiNet chooses"
+BEST_TIP = "The best known selection of this size: greedy, as in ThiNet"
 BACK = "Back to the proposal"
-CLEAR = "Choose nothing"
-BACK_TIP = "Forget what was chosen here; nothing has been changed"
+CLEAR = "Clear selection"
+BACK_TIP = "Discard the selection; nothing has been changed"
 NOTHING = "Remove nothing"
 
 
 def trial(found: Any) -> str:
-    """How the move does on validation images before any repair (a `PairedComparison`)."""
+    """The result of the move on validation images before any repair (a `PairedComparison`)."""
     return f"{_images(found)}, as cut: {_typeset(found)}"
 
 
 def repaired(found: Any, alone: bool = False) -> str:
-    """How it does once repaired: below `trial`, or `alone`."""
+    """The result after repair: shown below `trial`, or `alone`."""
     how = f"{_images(found)}, repaired" if alone else "Repaired"
     return f"{how}: {_typeset(found)}"
 
 
 def difference(found: Any) -> str:
-    """How the second point does against the first on validation images."""
+    """The comparison of the second point with the first on validation images."""
     return f"{_images(found)}: {_typeset(found)}"
 
 
@@ -237,43 +241,43 @@ def _typeset(found: Any) -> str:
 
 COMPARED_TIP = (
     "The second network against the first, on the same validation images; that of a plan is the "
-    "original cut to it, and repaired as the session repairs. ± holds 95%: a difference smaller "
-    "than that may be chance. High is good."
+    "original cut to it, and repaired with the session's repair. ± is the 95% interval: a smaller "
+    "difference may be chance. High is good."
 )
 TRYING = "Trying it on validation images ..."
 REPAIRING = "Repairing a copy, to try that too ..."
 _PAIRED = (
-    "against the network as it is now, on the same validation images. ± holds 95%: a difference "
-    "smaller than that may be chance. High is good; lost and gained are images that only the one "
-    "or the other classifies right."
+    "against the current network, on the same validation images. ± is the 95% interval: a smaller "
+    "difference may be chance. High is good; lost and gained are images that only one of the two "
+    "classifies correctly."
 )
 TRIAL_TIP = f"The network without these channels, before any repair, {_PAIRED}"
 REPAIRED_TIP = (
-    "What Approve would leave: the network without these channels, its weights repaired on "
+    "The network after Approve: without these channels, its weights repaired on "
     f"training images, {_PAIRED}"
 )
 
 
 LOSS_TIP = (
     "The share of the next layer's input signal that the dropped channels carry, on training "
-    "images, in the network as it is now. 0% would change nothing; low is good."
+    "images, in the current network. 0% would change nothing; low is good."
 )
 
 # ---------------------------------------------------------------- the method's parameters
 
 METHOD_LABEL = "method"
-METHOD_TIP = "Which method proposes; what it is told stands beside and below"
-PARAMETER_TIP = "A parameter of the method, with its own name; help(type(session.method)) says more"
+METHOD_TIP = "The method that proposes; its parameters are beside and below"
+PARAMETER_TIP = "A parameter of the method; help(type(session.method)) explains it"
 THETA_LABEL = "theta"
 THETA_TIP = (
-    "The share of its signal that a layer may lose in one move, on training images, in the network "
-    "as it is now. Low is careful. Dragging shows what would follow; nothing is changed."
+    "The share of its signal that a layer may lose in one move, on training images, in the current "
+    "network. Low is careful. Dragging shows the effect; nothing is changed."
 )
 OUTDATED = "The proposal was made with other parameters: Reject it, then Propose, to use these."
 
 
 def parameter(name: str) -> str:
-    """A parameter's name as it stands beside its box."""
+    """A parameter's name beside its box."""
     return name.replace("_", " ")
 
 
@@ -291,7 +295,7 @@ def method_title(name: str, values: Mapping[str, Any]) -> str:
 
 
 def about(doc: str | None) -> str:
-    """What a class says of itself in its first line; nothing where a dataclass wrote it."""
+    """The first line of a class's docstring; empty where the dataclass generated it."""
     first = (doc or "").strip().split("\n")[0]
     return "" if re.match(r"\w+\(", first) else first
 
@@ -303,13 +307,13 @@ def theta(value: float) -> str:
 
 
 def two_digits(value: float) -> str:
-    """A number with at least two digits that count: 0.020, 0.125, 12."""
+    """A number with at least two significant digits: 0.020, 0.125, 12."""
     short = f"{value:#.2g}".rstrip(".")
     return short if float(short) == value and "e" not in short else f"{value:.6g}"
 
 
 def evidence(at_hand: Any) -> str:
-    """What evidence there is, and when it was measured."""
+    """The evidence, and when it was measured."""
     return f"What-if answers from evidence {at_hand}."
 
 
@@ -319,7 +323,9 @@ LAYERS = "Layers: choose widths by hand"
 LAYERS_TIP = "Every group of layers that lose the same channels, with a slider for its width"
 SEARCH = "Find a layer"
 COUNT = "Keep"
-COUNT_TIP = "How many channels to keep; the least important go first. Drag, or use the arrow keys"
+COUNT_TIP = (
+    "How many channels to keep; the least important are dropped first. Drag, or use the arrow keys"
+)
 UNITS = "Drop the channels"
 UNITS_TIP = "Which channels of this layer to drop, by number, for example 3, 7, 10-12"
 COUPLED_TIP = "These layers lose the same channels: {}"
@@ -335,54 +341,56 @@ HEADS = (
 
 CHANGES = "What would change"
 CHANGES_TIP = "Recall of every class, and validation images whose answer changes"
-UNTRIED = "Propose, or choose channels: after a moment it is tried on validation images."
+UNTRIED = "Propose, or select channels: after a moment the move is tried on validation images."
 RECALL_TIP = "Percentage points of recall, after minus before. High is good."
 RECALL_HEADS = (
     ("class", "The right answer of the images"),
     ("images", "Validation images of this class that were tried"),
     (
         "recall now",
-        "The share of them that the network classifies right as it is. High is good",
+        "The share of them that the current network classifies correctly. High is good",
     ),
-    ("after", "The same without the channels, as said above. High is good"),
+    ("after", "The same without these channels. High is good"),
     ("change", RECALL_TIP),
 )
 FLIPPED = "Images lost (dashed) and gained (solid):"
-FLIPPED_TIP = "The first validation images that only one of the two networks classifies right"
+FLIPPED_TIP = "The first validation images that only one of the two networks classifies correctly"
 
 
 def flip(label: str, before: str, after: str) -> str:
-    """What became of an image."""
+    """The change of an image's answer."""
     return f"{label}: {before} → {after}"
 
 
 # ---------------------------------------------------------------- one channel
 
 ONE = "One channel"
-ONE_TIP = "Its kernels, its feature maps on a few images, and what it is coupled to"
+ONE_TIP = "Its kernels, its feature maps on a few images, and its couplings"
 CHANNEL = "channel"
 CHANNEL_OF = "Channel of {}"
 CHANNEL_TIP = "A channel by its number in the original network; clicking a bar does the same"
-NO_CHANNEL = "Choose a channel, or click a bar of the importance."
+NO_CHANNEL = "Select a channel, or click a bar of the importance panel."
 LOOKING = "Looking ..."
 KERNELS = "Heaviest kernels"
 KERNELS_TIP = "Weights that read the layer's inputs: blue is positive, orange negative, white zero"
 INPUTS = "Validation images"
 INPUTS_TIP = "The first images of the validation set"
 MAPS = "Its map on each"
-MAPS_TIP = "What the channel gives, before normalisation: black is the least, white the most"
-NORM = "length of its weights"
-NORM_TIP = "The L2 norm of the channel's weights in the network as it is now, without a unit"
+MAPS_TIP = (
+    "The channel's output, before normalisation: black is the smallest value, white the largest"
+)
+NORM = "norm of its weights"
+NORM_TIP = "The L2 norm of the channel's weights in the current network, without a unit"
 ZEROS = "map at or below zero"
 ZEROS_TIP = "The share of its feature map's pixels that are not positive, on the images shown"
 ALONE = "alone it carries"
 
 
 def coupled(producers: Sequence[str], consumers: Sequence[str]) -> str:
-    """With which layers a channel goes, and who reads it."""
+    """The layers with which a channel is coupled, and those that read it."""
     text = f"Read by {words.listed(consumers) or 'no layer that is known'}."
     if len(producers) > 1:
-        text = f"It goes together with the same channel of {words.listed(producers[1:])}. {text}"
+        text = f"It is coupled with the same channel of {words.listed(producers[1:])}. {text}"
     return text
 
 
@@ -396,18 +404,18 @@ COSTS = (
         "Multiply-adds of one input; some papers count two FLOPs for each. Low is good",
         "macs",
     ),
-    ("Parameters", "Numbers that the network's file holds. Low is good", "params"),
+    ("Parameters", "Numbers in the network's file. Low is good", "params"),
     (
         "Activations, bytes",
-        "What all convolutions and linear layers give for one input. Low is good",
+        "The outputs of all convolutions and linear layers for one input. Low is good",
         "activation_bytes",
     ),
 )
 COST_HEADS = (
     ("", ""),
     ("original", "The network that the session began with"),
-    ("now", "The network as it is now"),
-    ("then", "If what is proposed or chosen is approved"),
+    ("now", "The current network"),
+    ("then", "If the proposal or selection is approved"),
 )
 COMPARE = "Compare"
 COMPARE_TIP = "Any two points of the trajectory, on any branch, or plans read from files"
@@ -420,13 +428,13 @@ COMPARE_HEADS = (
 ENDS = ("Compare", "with")
 PLAN = "or a plan file"
 PLAN_TIP = (
-    "The path of a plan that export wrote (.json), where the kernel runs; it becomes the second"
+    "The path, on the kernel's machine, of a plan written by export (.json); it becomes the second"
 )
 NO_PLAN = (
     "{!r} cannot be read: {}. Give the path of a plan, as session.export('plan.json') writes it."
 )
 GO = "Go to the second"
-GO_TIP = "Make the network again what it was there; nothing is lost, the next step opens a branch"
+GO_TIP = "Restore the network of that point; nothing is lost, and the next step starts a branch"
 
 
 def at(size: str) -> str:
@@ -443,13 +451,13 @@ def point(point: Point, state: State) -> str:
 # ---------------------------------------------------------------- the other sections
 
 CONFUSED_TIP = (
-    "Images of the first class that are taken for the second: how many more than now, or fewer. "
+    "Images of the first class that are classified as the second: how many more or fewer than now. "
     "Fewer is good"
 )
 
 
 def confused(pairs: Sequence[tuple[int, str, str]]) -> str:
-    """Which classes are taken for which, more often than before or less."""
+    """The pairs of classes that are confused more or less often than before."""
     if not pairs:
         return ""
     signed = [f"{more:+d}".replace("-", "\N{MINUS SIGN}") for more, _, _ in pairs]
@@ -476,9 +484,9 @@ def written(path: Path) -> str:
 
 MORE = "Show search and trajectory"
 LESS = "Hide search and trajectory"
-MORE_TIP = "Two more panels: how the method decided, and what every step cost"
+MORE_TIP = "Two more panels: how the method decided, and the cost of every step"
 HISTORY = "History"
-HISTORY_TIP = "Every event, newest first; what was undone is struck through"
+HISTORY_TIP = "Every event, newest first; undone steps are struck through"
 GROUP = "Look at"
 GROUP_TIP = "The layer whose evidence is shown; clicking its bar does the same"
 
@@ -489,7 +497,7 @@ def option(name: str, now: float, proposed: float) -> str:
 
 
 def time_left(done: int, total: int, elapsed: float) -> str:
-    """How far work is and, after a second, how long it may still take."""
+    """The progress of work and, after a second, an estimate of the time left."""
     text = f"{done:,} of {total:,}"
     if elapsed > 1 and 0 < done < total:
         text += f", about {duration(elapsed / done * (total - done))} left"
@@ -502,16 +510,16 @@ def duration(seconds: float) -> str:
 
 
 def trouble(error: Exception, ours: bool) -> str:
-    """An error in one line; one that is not ours says what kind it is."""
+    """An error in one line; one that is not prunelab's starts with its class."""
     message = " ".join(str(error).split())
     return message if ours else f"{type(error).__name__}: {message}"
 
 
-# ---------------------------------------------------------------- what is typed
+# ---------------------------------------------------------------- typed input
 
 
 def parse_units(text: str) -> Units:
-    """Channels from a list such as "3, 7, 10-12"; raises InvalidValue with the odd part."""
+    """Channels from a list such as "3, 7, 10-12"; raises InvalidValue with the invalid part."""
     units: set[int] = set()
     for part in re.split(r"[,\s]+", text.strip()):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
@@ -523,7 +531,7 @@ def parse_units(text: str) -> Units:
 
 
 def module(name: str, layers: int, now: float, proposed: float) -> str:
-    """A module that gathers layers, and their channels in all."""
+    """A module with its number of layers and their channels in total."""
     return f"{name}: {words.plural(layers, 'layer')}, {change(now, proposed)} channels"
 
 

@@ -1,4 +1,4 @@
-"""How often to redraw while a verb is at work, and how long the work has taken. No Jupyter."""
+"""Limits redraws while a verb is running, and measures how long it takes. No Jupyter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 from prunelab.values import Progress
 
-FRAME = 0.2  # seconds between two redraws: a page does not follow more
+FRAME = 0.2  # seconds between two redraws; a page cannot follow faster ones
 
 
 class Throttle:
@@ -18,7 +18,7 @@ class Throttle:
         self._since = 0.0
 
     def due(self) -> bool:
-        """Whether the last redraw is long enough ago; if so, this is the next one."""
+        """Whether to redraw now; if so, the time is recorded."""
         now = time.monotonic()
         if now - self._drawn < FRAME:
             return False
@@ -26,7 +26,7 @@ class Throttle:
         return True
 
     def elapsed(self, progress: Progress) -> float:
-        """Seconds since this piece of work began."""
+        """Seconds since this work began."""
         now = time.monotonic()
         if progress.what != self._what or progress.done <= 1:
             self._what, self._since = progress.what, now

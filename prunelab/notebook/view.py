@@ -1,4 +1,4 @@
-"""What a screen shows at one moment: plain values that form, sections and picture are made of."""
+"""The contents of a screen at one moment, as plain values from which its HTML is made."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from prunelab.notebook.channel_inspector import Channel, Tried
 from prunelab.session.preview import AtHand
 from prunelab.values import Move, Units, WidthPlan
 
-End = int | str  # what is compared: a point, by its event, or a plan file, by its path
+End = int | str  # a side of a comparison: an event number, or the path of a plan file
 
 
 @dataclass(frozen=True, slots=True)
 class Aims:
-    """What the person wants: MACs in % of the original's, and what the metric may lose.
+    """The user's aims: MACs in % of the original's, and the allowed loss of the metric.
 
-    `lose` counts in percentage points where the metric is an accuracy, else in its own unit;
-    None: no limit. `moves` limits Run, `steps` are Tune's, `reason` is Reject's, and `repair`
+    `lose` is in percentage points where the metric is an accuracy, otherwise in its own unit;
+    None: no limit. `moves` limits Run, `steps` is for Tune, `reason` for Reject, and `repair`
     says whether Approve repairs.
     """
 
@@ -38,7 +38,7 @@ class Aims:
     repair: bool = True
 
     def with_typed(self, name: str, value: Any) -> Aims:
-        """A copy with what was typed into the box `name`; raises `InvalidValue`."""
+        """A copy with the value typed into the box `name`; raises `InvalidValue`."""
         changed: dict[str, Any] = {}
         if name in ("reason", "repair"):
             changed[name] = value
@@ -57,7 +57,7 @@ class Aims:
         return replace(self, **changed)
 
     def floor(self, state: State, higher_is_better: bool) -> float | None:
-        """The worst value that the first metric may have."""
+        """The worst allowed value of the first metric."""
         name = next(iter(state.base.metrics), None)
         if name is None or self.lose is None:
             return None
@@ -68,11 +68,11 @@ class Aims:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What the person chose, or only looks at, instead of the proposal: it changes nothing.
+    """The user's selection in place of the proposal; it changes nothing yet.
 
-    `by` says how: channel by channel, as the spread of a budget, or by a theta that the method
-    has not searched with yet (then `seen` is what it would show). `best` holds, of each group,
-    the best selection of that size; `seconds` are before and after, where layers were timed.
+    `by` is its origin: channels selected by hand, a budget spread over layers, or another theta
+    (then `seen` is the evidence judged with it). `best` holds, for each group, the best known
+    selection of the same size; `seconds` are before and after, where layers were timed.
     """
 
     by: Literal["person", "budget", "theta"]
@@ -85,7 +85,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Work under way: how much of it is done (0 .. 1), and what it is in words."""
+    """Running work: the share that is done (0 .. 1), and its description."""
 
     done: float
     words: str
@@ -93,17 +93,17 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The moment. `chosen` is what the person chose, which is not yet the proposal.
+    """The contents of a screen.
 
-    `group` and `unit` are the group and the channel looked at, `layers` the producers of every
-    prunable group, `known` the names of the methods there are, `at_work` the verbs under way or
-    queued, `opened` the names of the unfolded sections. `at_hand` says what evidence there is,
-    `latencies` what was measured of which points, `tried` how the move does on validation images as
-    it is cut, `repaired` how it does once repaired, where Approve `repairs`; `background` the kind
-    of job that runs meanwhile. `channel` is a look at the channel, `alone` the share of the signal
-    that it carries by itself, `compared` two points, by the events that made them, or two of the
-    `plans` read from files, by their paths; `difference` is how the second does against the first,
-    `step_time` the seconds that a step of tuning takes, `written` the file exported last.
+    `chosen` is the user's selection, which is not the proposal yet; `group` and `unit` are the
+    inspected group and channel, `layers` the producers of each prunable group, `known` the names
+    of the methods, `at_work` the verbs that are running or queued, `opened` the names of the open
+    sections. `at_hand` describes the evidence, `latencies` are measured ones of points; `tried`
+    and `repaired` are results of the move on validation images, as cut and repaired (where Approve
+    `repairs`), `background` is the kind of the background job. `channel` is the inspected channel,
+    `alone` the share of the signal that it carries by itself. `compared` are two points, by event
+    number, or plans, by path in `plans`; `difference` compares the second with the first.
+    `step_time` is in seconds, `written` a message about the last exported file.
     """
 
     state: State
@@ -138,17 +138,19 @@ class View:
 
     @property
     def move(self) -> Move | None:
-        """What Approve, or Adjust and then Approve, would carry out."""
+        """The move that Approve, or Adjust and Approve, would apply."""
         return self.chosen.move if self.chosen else self.state.pending
 
 
 def enabled(state: State, busy: bool, chosen: bool = False) -> dict[str, bool]:
-    """Which buttons can be pressed; `chosen` is whether the person chose otherwise."""
+    """Which buttons are enabled; `chosen` is whether the selection differs from the proposal."""
     pending = state.pending is not None
     free = not pending or state.stale
     can = {
         "propose": free,
-        "approve": pending and not state.stale and not chosen,  # only what is shown is approved
+        "approve": pending
+        and not state.stale
+        and not chosen,  # only the shown proposal is approved
         "adjust": pending or chosen,
         "reject": pending,
         "undo": state.undoable,

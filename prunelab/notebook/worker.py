@@ -1,4 +1,4 @@
-"""One thread per session that runs what its screens' buttons ask for, in order."""
+"""One thread per session that runs the verbs of its screens' buttons, in order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import suppress
 from prunelab.session.session import Session
 
 Job = Callable[[bool], None]
-"""What a press asks for; called with whether Stop came since it was queued. Must not raise."""
+"""A queued action; called with whether Stop was pressed since. Must not raise."""
 
 
 class Worker:
     """A queue of jobs and the one thread that runs them.
 
-    A kernel that runs a cell answers no press, and which thread a press comes on differs from
-    one Jupyter to the next: so a press only queues, and what it asks for happens here.
+    A kernel that runs a cell handles no clicks, and the thread of a click's callback depends on
+    the Jupyter version. So a callback only queues the action, which runs here.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Worker:
         self._changed = threading.Condition()
         self._running = False
         self._closed = False
-        # a daemon: a kernel told to shut down must not wait for training to end
+        # a daemon, so that a kernel can shut down during training
         self.thread = threading.Thread(target=self._run, name="prunelab", daemon=True)
         self.thread.start()
 
@@ -38,19 +38,19 @@ class Worker:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Tell the jobs that have not begun to do nothing."""
+        """Make the jobs that have not begun do nothing."""
         with self._changed:
             self._stops += 1
 
     def wait(self, seconds: float) -> bool:
-        """Wait until nothing runs or waits; False when `seconds` were not enough."""
+        """Wait until no job runs or waits; False after a timeout of `seconds`."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: not self._running and not self._waiting, timeout=seconds
             )
 
     def close(self) -> None:
-        """Let the thread end after the job that runs."""
+        """End the thread after the running job."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -67,7 +67,7 @@ class Worker:
                 job, stops = self._waiting.popleft()
                 self._running = True
                 stopped = stops < self._stops
-            with suppress(Exception):  # nobody is here to be told, and the next job must run
+            with suppress(Exception):  # there is no caller to raise to, and the next job must run
                 job(stopped)
 
 
@@ -76,7 +76,7 @@ _lock = threading.Lock()
 
 
 def worker_of(session: Session) -> Worker:
-    """The worker of `session`; the same for all its screens, gone when the session is."""
+    """The worker of `session`, shared by its screens and deleted with the session."""
     with _lock:
         worker = _workers.get(session)
         if worker is None:

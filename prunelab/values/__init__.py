@@ -1,7 +1,7 @@
-"""The small immutable values that methods, ledger, figures and people exchange.
+"""Small immutable values: plans, moves, evidence, costs.
 
-Everything here prints on one line, compares by content, hashes, and goes to JSON and back.
-None needs torch: a value must be readable where no torch is.
+Each prints on one line, compares by content, is hashable, and converts to JSON and back. None needs
+torch, so that values can be read without it.
 """
 
 from prunelab.values.frozen import (

@@ -38,11 +38,11 @@ PLAIN = frozenset({int, float, str, bool, type(None)})
 
 def _freeze(value: Any) -> Any:
     if type(value) is tuple and PLAIN.issuperset(map(type, value)):
-        return value  # most often thousands of units, and asked for while a slider moves
+        return value  # often thousands of units, frozen at each move of a slider
     if isinstance(value, Mapping):
         return FrozenMap(value)
     if isinstance(value, (list, tuple)):
-        if PLAIN.issuperset(map(type, value)):  # the units of a wide group, say
+        if PLAIN.issuperset(map(type, value)):  # such as the units of a wide group
             return tuple(value)
         return tuple(_freeze(item) for item in value)
     return value
@@ -51,7 +51,7 @@ def _freeze(value: Any) -> Any:
 class Codec:
     """Turns registered frozen dataclasses into plain JSON data and back.
 
-    Fields that a class names in `retired` are those that older files have and it no longer has.
+    A class lists in `retired` fields of older files that it no longer has.
     """
 
     known: ClassVar[dict[str, type]] = {}
@@ -75,7 +75,7 @@ def thaw(value: Any) -> Any:
 
 
 def revive(data: Any) -> Any:
-    """What `thaw` made, as the value it was; raises KeyError or TypeError for anything else."""
+    """The inverse of `thaw`; raises KeyError or TypeError for other data."""
     if isinstance(data, dict):
         if "is" in data:
             kind = Codec.known[data["is"]]

@@ -1,4 +1,4 @@
-"""Two networks on the same images: how far apart they are, and whether that is more than noise."""
+"""Paired comparison of two networks on the same images, with a 95% interval."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ NORMAL = NormalDist().inv_cdf(0.975)  # intervals hold 95%
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a network answers, image by image: the right `labels` and the classes `given`."""
+    """A network's answers, image by image: the true `labels` and the predicted classes `given`."""
 
     labels: tuple[int, ...]
     given: tuple[int, ...]
 
     @property
     def right(self) -> np.ndarray:
-        """Which images are classified right [images]."""
+        """Whether each image is classified correctly [images]."""
         found: np.ndarray = np.asarray(self.labels) == np.asarray(self.given)
         return found
 
     @property
     def accuracy(self) -> float:
-        """The share of images classified right."""
+        """The share of images that are classified correctly."""
         return float(self.right.mean())
 
     def first(self, count: int) -> Answers:
-        """Those on the first `count` images."""
+        """The answers to the first `count` images."""
         return Answers(self.labels[:count], self.given[:count])
 
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """How another network does on the images on which this one does `before`.
+    """The metric of two networks on the same images, `before` and `after`.
 
     `margin` is half the width of the 95% interval of the difference, paired image by image
     (accuracy) or batch by batch (any other metric); NaN for a single batch. `lost` and `gained`
-    are the images, by their place in the split, that only the one or the other classifies right.
+    are the images, by index in the split, that only the first or only the second classifies right.
     `answers` are those of the two networks where they classify; `batches` the two networks' metric
     on each batch where they do not.
     """
@@ -66,7 +66,7 @@ class PairedComparison:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval of the difference holds zero; so it does where there is none."""
+        """Whether the interval of the difference contains zero; true where there is no interval."""
         return not abs(self.difference) > self.margin
 
     def __str__(self) -> str:
@@ -85,10 +85,10 @@ class PairedComparison:
 
 
 def by_image(before: Answers, after: Answers) -> PairedComparison:
-    """Two networks that classify the same images.
+    """The comparison of two classifiers image by image.
 
     The interval is Bonett and Price's for a difference of paired proportions (2012): Wald's, with
-    one more image on either side, which holds for small counts too.
+    one image added to each count, which is valid for small counts too.
     """
     was, is_ = before.right, after.right
     lost, gained = np.flatnonzero(was & ~is_), np.flatnonzero(~was & is_)
@@ -114,9 +114,20 @@ def by_batch(
     sizes: Sequence[int],
     higher_is_better: bool,
 ) -> PairedComparison:
-    """Two networks by a metric of each batch; `sizes` are images. Means are over images.
+    """The comparison of two networks by a metric on each batch; means are over images.
 
-    The interval is Student's for paired differences, batches weighted by their size.
+    The interval is Student's for paired differences, with batches weighted by their size.
+
+    Parameters
+    ----------
+    metric
+        The name of the metric.
+    before, after
+        Its values on each batch, of the two networks [batches].
+    sizes
+        Images in each batch [batches].
+    higher_is_better
+        The direction of the metric.
     """
     weights = np.asarray(sizes, dtype=float) / sum(sizes)
     differences = np.asarray(after) - np.asarray(before)

@@ -1,4 +1,4 @@
-"""A plan: which units every channel group keeps."""
+"""A plan: the kept units of each channel group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def units_of(given: Iterable[int]) -> Units:
 
 
 class Group(Protocol):
-    """What a `WidthPlan` asks of a channel group; `channels.ChannelGroup` is one."""
+    """The attributes of a channel group that a `WidthPlan` uses; `ChannelGroup` has them."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Group(Protocol):
 
 
 class Graph(Protocol):
-    """What a `WidthPlan` asks of a graph; `channels.ChannelGraph` is one."""
+    """The attributes of a graph that a `WidthPlan` uses; `ChannelGraph` has them."""
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -60,7 +60,7 @@ class Graph(Protocol):
 class WidthPlan:
     """The kept units of every channel group of `graph`, in original numbers.
 
-    Make one with `WidthPlan.full(graph)`; `drop` gives a new plan and leaves this one alone.
+    Create one with `WidthPlan.full(graph)`; `drop` returns a new plan.
     Plans are equal when they keep the same units.
     """
 
@@ -79,7 +79,7 @@ class WidthPlan:
 
     @property
     def dropped(self) -> FrozenMap[Units]:
-        """Units removed so far, of the groups where any is."""
+        """The units removed so far, by group; groups without any are left out."""
         gone = {
             g.name: units_of(set(range(g.width)) - set(self.kept[g.name]))
             for g in self.graph.groups
@@ -89,8 +89,8 @@ class WidthPlan:
     def drop(self, drop: Mapping[str, Iterable[int]]) -> WidthPlan:
         """A plan without these units; dropping nothing is legal.
 
-        Raises `UnknownName` for a group that is not there, `IllegalPlan` for a unit that is not
-        there, a frozen group, or a group left with nothing.
+        Raises `UnknownName` for an unknown group, `IllegalPlan` for a unit that is not in the
+        plan, a frozen group, or a group that would have no units left.
         """
         kept = dict(self.kept)
         for given, units in drop.items():
@@ -123,7 +123,7 @@ class WidthPlan:
     def from_json(cls, text: str, graph: Graph) -> WidthPlan:
         """The plan in `text`, checked against `graph`.
 
-        Raises `IllegalPlan` when the text is no plan or speaks of another network.
+        Raises `IllegalPlan` when the text is not a plan, or is of another network.
         """
         full = cls.full(graph)
         try:

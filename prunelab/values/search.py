@@ -1,4 +1,4 @@
-"""What a method shows while it searches, and the move that it proposes."""
+"""The evidence that a method yields while it searches, and the move that it proposes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunelab.values.wording import many, si
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one input costs: multiply-adds, parameters of the network, bytes of activations.
+    """The cost of one input: multiply-adds, the network's parameters, bytes of activations.
 
     `macs` counts convolutions and linear layers; a paper's "FLOPs" are often 2 x MACs.
     `activation_bytes` is the sum of their outputs; `at` is the size of the input, as 1x28x28.
@@ -47,7 +47,7 @@ Verdict = Literal["take", "halve", "fail"]
 
 
 def verdict_of(worst: float, candidates: int, theta: float) -> Verdict:
-    """What a halving whose worst mean damage is `worst` decides about its `candidates`."""
+    """The verdict of a halving with `candidates` units, the worst of which has damage `worst`."""
     return "take" if worst < theta else "halve" if candidates > 1 else "fail"
 
 
@@ -56,10 +56,10 @@ class Rung:
     """One halving of AOFP's binary search in one group (Ding et al., ICML 2019).
 
     `search` is the set under search, `damages` aligned with it: the mean share of the consumer's
-    signal lost while a random half that holds the unit is masked. `candidates` are the half with
+    signal lost while a random half that contains the unit is masked. `candidates` are the half with
     the smallest means, `worst` the largest mean among them. The verdict is "take" when
     `worst < theta`, else "halve" (search on in the candidates) or "fail" (nothing left to halve).
-    `batches` is 0 where the means are exact expectations.
+    `batches` is 0 for exact expectations.
     """
 
     group: str
@@ -90,7 +90,7 @@ class PathPoint:
 
     `penalty` is lambda as a share of the smallest that keeps nothing; `kept` counts the channels
     with a coefficient at it, `unexplained` is the share of the consumers' signal that their
-    weighted sum misses, before any refit. The search wants `wanted` channels.
+    weighted sum misses, before any refit. The search looks for `wanted` channels.
     """
 
     group: str
@@ -108,7 +108,7 @@ class PathPoint:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a piece of work has come: `done` of `total` steps, and what it is."""
+    """The progress of some work: `done` of `total` steps, and a description."""
 
     done: int
     total: int
@@ -117,7 +117,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A verb is over, done, stopped or failed, and the session is free for the next."""
+    """A verb has ended (done, stopped or failed), and the session is free again."""
 
     verb: str
 
@@ -127,8 +127,8 @@ class Move:
     """The units to drop of each group it touches, proposed by one method; it changes nothing.
 
     `damage` predicts, per group, the share of the consumers' signal that is lost (0 = none);
-    `fingerprint` names the very network that it was measured on. `carry` is what the method's
-    next search wants to know of this one.
+    `fingerprint` identifies the network on which it was measured. `carry` is data for the
+    method's next search.
     """
 
     drop: FrozenMap[Units]
@@ -143,7 +143,7 @@ class Move:
 
     @property
     def units(self) -> int:
-        """How many units it drops in all."""
+        """The total number of units that it drops."""
         return sum(len(units) for units in self.drop.values())
 
     def __str__(self) -> str:

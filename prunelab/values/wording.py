@@ -19,14 +19,14 @@ def many(count: int, thing: str) -> str:
 
 
 def listed(names: Iterable[str], most: int) -> str:
-    """The first `most` names, and how many more there are: a, b and 3 more."""
+    """The first `most` names, and the number of others: a, b and 3 more."""
     every = list(names)
     shown = ", ".join(every[:most])
     return shown if len(every) <= most else f"{shown} and {len(every) - most} more"
 
 
 def as_text(name: str, value: float) -> str:
-    """A metric's value as a person reads it: accuracies in percent."""
+    """A metric's value as text; accuracies are in percent."""
     return f"{value:.1%}" if "accuracy" in name else f"{value:.4g}"
 
 

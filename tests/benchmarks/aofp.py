@@ -1,4 +1,4 @@
-"""AOFP measured: the closed form's time, sampled scores against it, and the whole job.
+"""Benchmarks of AOFP: time of the closed form, convergence of sampled scores, a whole run.
 
     python tests/benchmarks/aofp.py [time] [convergence] [job]
 

@@ -1,12 +1,12 @@
-"""How much memory a class takes: kernels that have run a lesson, all alive at once.
+"""Memory of a class: several kernels that have run a lesson, alive at the same time.
 
     python tests/benchmarks/classroom.py                      # 1, 4 and 10 kernels, lesson 00
     python tests/benchmarks/classroom.py --kernels 1 --lesson 05-aofp
 
-PSS counts a page that n processes share as 1/n in each, so its sum is what the kernels take of
-the machine; `alone` is what ends with one kernel (its private pages). The peak is the largest sum
-of PSS that was seen, five times a second, while all ran the lesson together; `after` is when all
-were done. Linux only.
+PSS counts a page shared by n processes as 1/n in each, so its sum is the memory of all kernels;
+`alone` is the memory freed when one kernel ends (its private pages). The peak is the largest sum of
+PSS, sampled five times a second while all run the lesson; `after` is measured when all are done.
+Linux only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The default job on networks that nobody here designed: repairs, methods, few and odd images.
+"""The default job on third-party networks: repairs, methods, few images, unusual images.
 
     python tests/benchmarks/foreign.py [--network resnet18 ...] [--method aofp ...] [--seeds 3]
                                        [--images 16 128 4000] [--target 0.7 0.5] [--tune]

@@ -1,4 +1,4 @@
-"""Accuracy after the cut, side by side: our methods, random choice, and Torch-Pruning's criteria.
+"""Accuracy after the cut: our methods, random choice, and Torch-Pruning's criteria.
 
     python tests/benchmarks/methods.py [--part untrained tuned aofp] [--network resnet20 vgg8 ...]
                                        [--seeds 3] [--steps 400] [--official]

@@ -1,4 +1,4 @@
-"""Runs the lessons, each in a kernel of its own: how long, and how much memory at most.
+"""Time and peak memory of the lessons, each run in its own kernel.
 
     python tests/benchmarks/notebooks.py [NUMBER ...] [--write]
 

@@ -1,4 +1,4 @@
-"""The papers' own networks: widths, multiply-adds and parameters against what was published.
+"""The papers' networks: widths, multiply-adds and parameters against the published figures.
 
     python tests/benchmarks/papers.py [NAME ...] [--plans]
 

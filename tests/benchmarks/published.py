@@ -1,4 +1,4 @@
-"""The networks of the four papers: their widths and what they cost, as published.
+"""The networks of the four papers: published widths and costs.
 
 ThiNet's figures come from its repositories (Roll920/ThiNet and Roll920/ThiNet_Code), those of its
 ResNet-50 at 50 and 30% from tables of later papers. Channel Pruning's widths are those of

@@ -1,4 +1,4 @@
-"""AOFP's destructive re-design on a network of the zoo: other widths at the same MACs.
+"""AOFP's destructive re-design of a zoo network: other widths at the same MACs.
 
     python tests/benchmarks/redesign.py [NETWORK] [--widen 1.5] [--method aofp] [--steps 400]
         [--tune 400] [--scratch 800] [--seeds 3] [--full]

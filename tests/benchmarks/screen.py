@@ -1,4 +1,4 @@
-"""How fast the screen comes up and follows: first paint, bytes, slider to redraw, in a browser.
+"""Speed of the screen in a browser: first paint, bytes, time from slider to redraw.
 
 Run: python tests/benchmarks/screen.py [resnet20|resnet50|deep]; needs Chromium and Playwright.
 """

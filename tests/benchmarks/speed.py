@@ -1,4 +1,4 @@
-"""How fast the evidence is, beside the bars it was built for: one table in Markdown.
+"""Speed of the evidence against its targets, as a table in Markdown.
 
     python tests/benchmarks/speed.py [images | surgeon | choice NETWORK]
 

@@ -1,4 +1,4 @@
-"""A chromium without a window, and a JupyterLab with notebooks that show a screen."""
+"""Fixtures: a headless Chromium, and a JupyterLab with notebooks that show a screen."""
 
 from __future__ import annotations
 

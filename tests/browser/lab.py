@@ -1,4 +1,4 @@
-"""A real JupyterLab for browser tests and benchmarks, and what one does on its pages."""
+"""A real JupyterLab for browser tests and benchmarks, and actions on its pages."""
 
 from __future__ import annotations
 

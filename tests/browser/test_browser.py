@@ -1,7 +1,7 @@
-"""In a real JupyterLab: what a person clicks, drags and types on the screen, and what comes of it.
+"""The screen in a real JupyterLab: clicks, drags and typed text, and their effects.
 
 Run with `pytest -m browser`; needs Playwright and a chromium (`apt-get install chromium`).
-Every test leaves the session with nothing pending. Waits are for facts, never for a time.
+Every test leaves the session with nothing pending. Waits are for conditions, never for a time.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ def test_a_session_lives_on_after_the_kernel_was_restarted(page: Any) -> None:
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     ready(page)
     page.locator(".prunelab-screen [data-do=press][data-arg=reject]").click()
-    page.wait_for_selector(".pl-silent .pl-silence")
+    page.wait_for_selector(".pl-waiting .pl-no-reply")
     page.evaluate(
         """() => { const cell = jupyterapp.shell.currentWidget.content.widgets[0];
              cell.model.sharedModel.setSource(cell.model.sharedModel.getSource().replace(
@@ -311,7 +311,7 @@ def test_a_session_lives_on_after_the_kernel_was_restarted(page: Any) -> None:
                'session = pl.Session.open("run.prunelab", model=model, data=data)')); }"""
     )
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector(".prunelab-screen:not(.pl-silent) .pl-question")
+    page.wait_for_selector(".prunelab-screen:not(.pl-waiting) .pl-question")
     page.wait_for_selector(FIGURE)
     settled(page)
     assert question(page) == asked

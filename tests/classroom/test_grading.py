@@ -1,4 +1,4 @@
-"""Hand-ins: what an honest one earns, and that no broken, forged or malicious one gets further."""
+"""Hand-ins: points of a valid one, and rejection of broken, forged or malicious ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program: what it says, how it ends, and that it asks a session for everything else."""
+"""The program: its output, its exit status, and that a session does the work."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_network(here: Path) -> None:
         ("--data mine:images --model mine:network --method oafp", "no method 'oafp'"),
         ("--model nothere:network --data mine:images", "no module 'nothere'"),
         ("--model mine:net --data mine:images", "mine has no function 'net'"),
-        ("--model mine:number --data mine:images", "it must give an nn.Module"),
+        ("--model mine:number --data mine:images", "it must return an nn.Module"),
         ("--model :network --data mine:images", "module:function"),
         ("--data mine:number", "pl.Data"),
         ("--out small.pt", "name it so"),

@@ -1,4 +1,4 @@
-"""The program where torch or numpy is missing, and what it loads where they are not."""
+"""The program without torch or numpy, and the modules that it loads with them."""
 
 from __future__ import annotations
 

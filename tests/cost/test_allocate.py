@@ -1,4 +1,4 @@
-"""Budgets to widths: the account of costs, brute force on small networks, and what is legal."""
+"""Allocation: costs, brute force on small networks, and legal widths."""
 
 from __future__ import annotations
 

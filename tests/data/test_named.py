@@ -1,4 +1,4 @@
-"""Images: what ships is the official data, the order is fixed, and bad input is told so."""
+"""Data sets: the shipped images are official, their order is fixed, bad input raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers from private generators: the same as after `manual_seed`, and none global."""
+"""Private random numbers: equal to those after `manual_seed`, and none from global generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that nothing can be learnt from, or unlike all others: told, and not fitted."""
+"""Unusable images (broken, blank, of one class): they are reported and not fitted."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_broken_and_blank_images_are_left_out_and_told(trained: nn.Module, data:
     session.approve()
     (told,) = notes(session)
     assert told == (
-        f"Of {total:,} training images 4 hold NaN or infinity and 2 are blank: they are left out "
-        "of all that is measured, solved and trained on."
+        f"Of {total:,} training images 4 hold NaN or infinity and 2 are blank: they are excluded "
+        "from measuring, solving and training."
     )
     assert told in words.history(session.state, list(session.ledger))
     session.tune(steps=4)

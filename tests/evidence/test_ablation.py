@@ -1,4 +1,4 @@
-"""The loss oracle: cached against whole runs, conditional and greedy against all subsets."""
+"""The loss oracle: cached runs against full runs, conditional and greedy against all subsets."""
 
 from __future__ import annotations
 

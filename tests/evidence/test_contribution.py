@@ -1,4 +1,4 @@
-"""Contribution evidence: exact damage against brute force, and evidence that adds up."""
+"""Contribution evidence: exact damage against brute force, and merging by addition."""
 
 from __future__ import annotations
 

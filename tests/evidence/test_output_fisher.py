@@ -1,4 +1,4 @@
-"""Curvature of the loss at layers' outputs, against gradients taken one image at a time."""
+"""Fisher information at layers' outputs, against gradients of single images."""
 
 from __future__ import annotations
 

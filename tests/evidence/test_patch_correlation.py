@@ -1,4 +1,4 @@
-"""Fast contributions against their readable forms, and memory that no stream makes grow."""
+"""Fast contributions against plain implementations, and constant memory over long streams."""
 
 from __future__ import annotations
 

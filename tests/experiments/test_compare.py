@@ -1,4 +1,4 @@
-"""`compare`: the same data, targets and seeds for every method, and random choice beside them."""
+"""`compare`: equal data, targets and seeds for all methods, with random choice as control."""
 
 from __future__ import annotations
 

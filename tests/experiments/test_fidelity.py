@@ -1,4 +1,4 @@
-"""Fidelity: statistics against their definitions, regret against losses that are known."""
+"""Fidelity: statistics against their definitions, regret against known losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coupling figure: rows, arcs, colours and shapes follow from the graph."""
+"""The coupling figure: rows, arcs, colours and shapes for a graph."""
 
 from __future__ import annotations
 

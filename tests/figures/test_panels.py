@@ -1,4 +1,4 @@
-"""The panels: what is drawn follows from the state, number by number."""
+"""The panels: the numbers drawn are those of the state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: one page with every step of a session, which loads nothing and runs nothing alien."""
+"""The report: one page with every step of a session, without external resources or scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels as SVG: well formed, in place, in the colour of the page, and no larger than need be."""
+"""Panels as SVG: well formed, correctly placed, in the page's colour, and small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of torchvision: every one traces, is cut exactly, and then trains."""
+"""Networks of torchvision: each is traced, cut exactly, and can then be trained."""
 
 from __future__ import annotations
 

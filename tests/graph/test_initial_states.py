@@ -1,4 +1,4 @@
-"""States that a network's code starts with: zeros whose width is a number, or follows a layer."""
+"""Initial states in a network's code: zeros with a fixed width, or the width of a layer."""
 
 from __future__ import annotations
 

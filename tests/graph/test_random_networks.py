@@ -1,4 +1,4 @@
-"""Random networks and random legal plans: what is claimed of every network holds for these."""
+"""Random networks and random legal plans: masked and cut networks are equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which channels are coupled: counts that are known, and what must be frozen."""
+"""Coupled channels: known counts, and channels that must be frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guesses, reasons and answers: locked in the ledger before what they are about comes out."""
+"""Predictions, reasons and answers: recorded in the ledger before the results are known."""
 
 from __future__ import annotations
 

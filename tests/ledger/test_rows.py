@@ -1,4 +1,4 @@
-"""Weights in a store: each tensor once, by its content, and bitwise what was given."""
+"""Weights in a store: each distinct tensor is stored once and restored bitwise."""
 
 from __future__ import annotations
 

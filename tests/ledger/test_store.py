@@ -1,4 +1,4 @@
-"""The session file: durable, one file, and never mistaken about what it reads."""
+"""The session file: durable, a single file, and damage is always detected."""
 
 from __future__ import annotations
 

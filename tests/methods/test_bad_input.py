@@ -1,6 +1,6 @@
-"""Every method on networks, data and budgets that are hard: a clear result, or a clear error.
+"""Every method on difficult networks, data and budgets: a correct result or a clear error.
 
-Whatever ends in an error leaves the session as it was.
+An error leaves the session unchanged.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def test_a_network_of_one_channel_layers_has_nothing_to_prune() -> None:
             return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
 
     data = pl.Data(train=PLAIN, val=PLAIN)
-    with pytest.raises(pl.BadModel, match="one must stay"):
+    with pytest.raises(pl.BadModel, match="at least one must be kept"):
         pl.Session(Thin(), data)
 
 

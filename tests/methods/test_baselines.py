@@ -1,4 +1,4 @@
-"""One-shot methods: what they score, how many they drop, and a method of one's own."""
+"""One-shot methods: their scores, how many units they drop, and a user's own method."""
 
 from __future__ import annotations
 

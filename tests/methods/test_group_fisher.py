@@ -1,4 +1,4 @@
-"""Group Fisher: what a unit saves, what is dropped first, and training that approve adopts."""
+"""Group Fisher: savings of a unit, order of removal, and training that approve adopts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The papers' networks cost what was published, and Channel Pruning goes through many branches."""
+"""The papers' networks have the published costs; Channel Pruning handles many branches."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Planted channels: what each method must make of them, on one small network.
+"""Planted channels: each method's required decision on one small network.
 
-A channel that nothing reads, one that is dead, two that are the same, two that cancel, one that is
-scaled and read less, and channels in another order.
+They are: a channel that nothing reads, a dead one, two equal ones, two that cancel, one that is
+scaled up and read by smaller weights, and channels in another order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The surgeon: its prices against explicit least squares, its search against brute force."""
+"""Surgeon: predicted losses against explicit least squares, the search against brute force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The screen's colours can be read: every ink on every paper it stands on, light and dark."""
+"""The screen's colours have enough contrast on every background, light and dark."""
 
 from __future__ import annotations
 

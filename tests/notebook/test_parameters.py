@@ -1,4 +1,4 @@
-"""The section of the method: boxes for a dataclass's fields, and what a change of them does."""
+"""The method's section: boxes for a dataclass's fields, and effects of their changes."""
 
 from __future__ import annotations
 

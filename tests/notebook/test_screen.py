@@ -1,4 +1,4 @@
-"""The screen: buttons are a function of the state, presses become verbs, trouble is a line."""
+"""The screen: buttons follow the state, presses call verbs, errors are shown as a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the screen answers while a person drags and types, and what it does in the background."""
+"""The screen's live answers while a user drags and types, and its background jobs."""
 
 from __future__ import annotations
 
@@ -394,7 +394,7 @@ def test_another_verb_ends_what_is_done_in_the_background(session: pl.Session) -
     assert session.busy is None
 
 
-# ---------------------------------------------------------------- a closer look
+# ---------------------------------------------------------------- inspecting a channel
 
 
 def test_a_channel_is_looked_at_without_a_trace(session: pl.Session) -> None:

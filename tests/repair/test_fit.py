@@ -1,4 +1,4 @@
-"""One layer's least squares: the ridge, the three choices, and the images that judge them."""
+"""Least squares of one layer: the ridge, the three choices, and the held-out images."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The default job on networks that nobody here designed: repair never harms, and says what it did.
+"""The default job on third-party networks: repair never harms, and its record is correct.
 
-The same facts at full size: tests/benchmarks/foreign.py.
+The same at full size: tests/benchmarks/foreign.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Repair: least squares against numpy on raw samples, exact where it can be, and in portions."""
+"""Repair: least squares against numpy on raw samples, exact cases, and bounded memory."""
 
 from __future__ import annotations
 

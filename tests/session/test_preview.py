@@ -1,4 +1,4 @@
-"""Foresight: what the slider is told is what the verbs then do, and nothing is run for it."""
+"""Foresight: predictions equal the verbs' results, and no network is run for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs: one at a time, told step by step, and told once more when they are over."""
+"""Verbs: one at a time, with notifications for each step and at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The session: verbs, undo and branches, resume, targets, and that errors change nothing."""
+"""The session: verbs, undo and branches, resume, targets; errors change nothing."""
 
 from __future__ import annotations
 
@@ -640,7 +640,7 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     with pytest.raises(pl.InvalidValue, match="moves is a whole number"):
         session.run(moves=1.5)
     events = len(session.ledger)
-    with pytest.raises(pl.InvalidValue, match="from 0 up, not -1"):
+    with pytest.raises(pl.InvalidValue, match="0 or more, not -1"):
         session.run(target_macs=0.1, moves=-1)
     session.run(target_macs=0.1, moves=0)
     for target in (float("inf"), float("nan"), 0, True):
@@ -661,8 +661,8 @@ def test_a_script_is_python_whatever_a_metric_is_called(
 def test_a_metric_is_called_by_a_text_and_gives_a_number(trained: nn.Module, data: pl.Data) -> None:
     for name, value, message in (
         (3, 1.0, "names of metrics are strings, not 3"),
-        ("q", None, "'q' gave None"),
-        ("q", torch.zeros(2), "'q' gave tensor"),
+        ("q", None, "'q' returned None"),
+        ("q", torch.zeros(2), "'q' returned tensor"),
     ):
         with pytest.raises(pl.InvalidValue, match=message):
             pl.Session(trained, data, metrics={name: lambda *_, value=value: value})

@@ -1,4 +1,4 @@
-"""Trials: another network against the one now, on the same images, with a paired interval."""
+"""Paired comparisons of two networks on the same images, and their intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why channels are coupled: the operations on the way from one layer to the other, in words."""
+"""Explanations of couplings: the chain of operations between two layers, in words."""
 
 from __future__ import annotations
 

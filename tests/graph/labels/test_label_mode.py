@@ -1,4 +1,4 @@
-"""One small network for each mechanism: what is coupled, what is frozen and why, and exactness.
+"""One small network per mechanism: couplings, frozen channels with reasons, exact cuts.
 
 Every network is cut at several random plans and compared, in float64, with the masked one; then
 it runs in training mode.

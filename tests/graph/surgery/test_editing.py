@@ -1,4 +1,4 @@
-"""Cutting: plain modules that tell the truth about themselves, and plans that are legal."""
+"""Cutting: plain modules with correct attributes, and legal plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widening: more channels, the same outputs, and a network that trains as any other."""
+"""Widening: more channels, the same outputs, and a network that can be trained."""
 
 from __future__ import annotations
 
