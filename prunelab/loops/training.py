@@ -168,8 +168,23 @@ def training(
 ) -> Generator[Progress, None, None]:
     """Train `model` in place for `steps` batches; yields Progress after each.
 
-    `batches(epoch)` returns the batches of one epoch, in its own order. Raises `NotFinite` when the
-    loss is NaN or infinite, naming the first layer whose output is.
+    Parameters
+    ----------
+    model
+        The network.
+    batches
+        `batches(epoch)` returns the batches of one epoch, in its own order.
+    steps
+        The number of batches.
+    loss
+        `loss(model, batch)` returns a scalar.
+    settings
+        The optimiser's settings.
+
+    Raises
+    ------
+    NotFinite
+        When the loss is NaN or infinite; names the first layer whose output is.
     """
     if steps < 1:
         raise InvalidValue(f"steps must be at least 1, not {steps}.")
@@ -191,9 +206,23 @@ def descend(
     optimiser: torch.optim.Optimizer,
     watch: AbstractContextManager[Any] | None = None,
 ) -> float:
-    """One step of gradient descent; returns the loss. `watch` is entered for the forward pass.
+    """One step of gradient descent; returns the loss.
 
     Only parameters of `model` receive gradients, even if the loss runs other networks.
+
+    Parameters
+    ----------
+    model, batch, loss
+        The loss is `loss(model, batch)`.
+    optimiser
+        Holds the parameters of `model`.
+    watch
+        A context that is entered for the forward pass.
+
+    Raises
+    ------
+    NotFinite
+        When the loss is NaN or infinite; names the first layer whose output is.
     """
     with watch or nullcontext():
         value = checked(loss, model, batch)

@@ -630,7 +630,7 @@ class Session:
         images: int = 1000,
         repair: bool = False,
     ) -> Generator[Any, None, PairedComparison]:
-        """`compare_move` as a generator that yields Progress after each batch."""
+        """`compare_move`, with its parameters, as a generator of Progress after each batch."""
         with self._runner.hold("compare_move"):
             return (
                 yield from self._runner.relay(comparing.try_move(self._parts, drop, images, repair))
