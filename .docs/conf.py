@@ -25,7 +25,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|numpy|collections|typing|t|pathlib|plotly|go)\..*"),
     ("py:.*", r"(ipywidgets|widgets|traitlets)\..*"),
     ("py:.*", r"(Any|Callable|Generator|Iterable|Iterator|Mapping|NDArray|Path|Sequence|Tensor)"),
-    ("py:.*", r"prunelab\.values\.plan\.(Graph|Group)"),
+    ("py:.*", r"prunelab\.values\.(plan\.(Graph|Group|PlanGraph|PlanGroup)|frozen\.V)"),
     ("py:.*", r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Scope|Side|Sums|Theme|Timed)"),
 ]
 
