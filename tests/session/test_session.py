@@ -662,7 +662,7 @@ def test_a_metric_is_called_by_a_text_and_gives_a_number(trained: nn.Module, dat
     for name, value, message in (
         (3, 1.0, "names of metrics are strings, not 3"),
         ("q", None, "'q' returned None"),
-        ("q", torch.zeros(2), "'q' gave tensor"),
+        ("q", torch.zeros(2), "'q' returned tensor"),
     ):
         with pytest.raises(pl.InvalidValue, match=message):
             pl.Session(trained, data, metrics={name: lambda *_, value=value: value})
