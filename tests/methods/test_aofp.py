@@ -14,9 +14,9 @@ from toys import batches
 
 import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram
-from prunelab.methods.aofp import MOST
 from prunelab.methods.aofp_sampled import ScoringPath, _LayerSearch
 from prunelab.methods.aofp_search import expected_damages, iter_rungs, judge
+from prunelab.methods.aofp_target import MOST
 from prunelab.values import Rung
 
 
