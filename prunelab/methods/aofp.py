@@ -13,11 +13,11 @@ For every layer i, all in parallel:                                  `AOFP.searc
   4. If q < theta: remove P. Else if g > 1: S <- P, go to 2. Else:
      nothing is removed.                                             `aofp_search.iter_rungs`
   5. One move is what all layers remove.                             `AOFP._move_of`
-     With a MAC target, ours: what costs the loss least.             `aofp_target.searching`
+     With a MAC target, ours: without those that cost the loss most. `aofp_target.searching`
 Repeat until the multiply-adds are reached; fine-tune.               `Session.run`, `Session.tune`
 
 Released code: DingXiaoH/AOFP, `aofp_conv.py`. Ours: the closed form; with a MAC target, theta that
-doubles (`AOFP.relaxed`), and layers that are taken by what the loss makes of it (`aofp_target`).
+doubles (`AOFP.relaxed`), and layers that wait where they cost the loss most (`aofp_target`).
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ from prunelab.values import Move, Units
 class AOFP:
     """Binary search in every layer for channels whose loss hardly changes the next layer's output.
 
-    With a MAC target (`run`, `prune`) a move is ours, not the paper's, because a small share of the
-    signal may be one that the loss depends on. Exact: what passes in a layer, at most an eighth
-    of the signal that its consumers read, is masked alone on 128 training images. Layers are taken
-    in the order of the rise of the loss for each multiply-add saved, until a move saves 1/32 of
-    the original MACs. Theta is doubled, up to `max_theta`, while too little passes for that or the
-    move gets cheaper; the move says which theta it used. That takes a run of the network for each
-    layer that passes, and for each take that a larger theta changes, 2 to 4 for a layer in all.
+    With a MAC target (`run`, `prune`) a move is ours, not the paper's: a small share of the signal
+    may be one that the loss depends on. Exact: what passes in a layer, at most an eighth of the
+    signal that its consumers read, is masked alone on 128 training images. Layers are taken in the
+    order of the rise of the loss for each multiply-add saved, while they cost together at most
+    half of what all that pass cost; the dearest wait. Theta is doubled, up to `max_theta`, until
+    that saves 1/32 of the original MACs; the move says which theta it used. Where none does, the
+    dearest are taken too. A move takes one run of the network for each layer that passes, and one
+    more where a larger theta finds other units; without labels or `loss=` the share of the signal
+    stands for the loss.
 
     Parameters
     ----------

@@ -1,24 +1,24 @@
 """AOFP's move towards a MAC target (ours, not the paper's): the loss chooses among what passes.
 
 The isolated damage says how much of its consumers' signal a layer loses, not how much the loss
-depends on that signal. So towards a target the search proposes, and the loss decides:
+depends on that signal. So towards a target the search proposes, and the loss decides what waits:
 
 For theta, twice theta, and so on up to `max_theta`:
   1. u_i <- what the search finds in layer i, at most `MOST` of its
      consumers' signal.                                               `bearable`
   2. r_i <- the rise of the loss with u_i alone masked; s_i <- the
      multiply-adds that dropping u_i alone saves.                     `LossRises.measuring`
-  3. Choose layers in the order of r_i / s_i until they save a `STEP`;
-     their price is the sum of their r_i for what they save.          `_cheapest`
-  4. Stop where the price does not fall any more.                     `searching`
-The move is the last choice whose price fell.
+  3. Take layers in the order of r_i / s_i, as long as their rises
+     add up to at most half of the sum of all; the others wait.       `_cheaper_half`
+  4. Stop where what is taken saves a `STEP`.                         `searching`
+Where no theta does that, the smallest at which all layers together save a step: layers are taken
+in the same order until a step is saved.                              `_step_of`
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from prunelab.errors import BadData
@@ -40,24 +40,20 @@ Grams = Mapping[str, ContributionGram]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is chosen with one theta: the units, and the search that found them.
-
-    `price` is the rise of the loss for each multiply-add saved.
-    """
+    """What is taken with one theta: the units, and the search that found them."""
 
     method: AOFP
     rungs: list[list[Rung]]
     drop: Drop
-    price: float = inf
 
 
 def searching(method: AOFP, context: Context, grams: Grams) -> Generator[Any, None, Choice]:
     """Choose theta and layers; yields Progress while the network runs.
 
-    Where even with `max_theta` too little passes for a step, all of it is chosen.
+    Where even with `max_theta` too little passes for a step, all of it is taken.
     """
     rises, step = LossRises(context, grams), _step(context)
-    best: Choice | None = None
+    fallback: Choice | None = None
     relaxed: AOFP | None = method
     while relaxed is not None:
         method = relaxed
@@ -66,12 +62,41 @@ def searching(method: AOFP, context: Context, grams: Grams) -> Generator[Any, No
         drop = context.graph.rounded(context.plan, drop, orders(grams))
         if _saved(context, drop) >= step:
             rise = yield from rises.measuring(drop)
-            choice = Choice(method, rungs, *_cheapest(context, drop, rise, step))
-            if best is not None and choice.price >= best.price:
-                break
-            best = choice
+            order = _by_price(context, drop, rise)
+            choice = Choice(method, rungs, _cheaper_half(order, rise))
+            if _saved(context, choice.drop) >= step:
+                return choice
+            fallback = fallback or Choice(method, rungs, _step_of(context, order, step))
         relaxed = method.relaxed()
-    return best or Choice(method, rungs, drop)
+    return fallback or Choice(method, rungs, drop)
+
+
+def _by_price(context: Context, drop: Drop, rise: Mapping[str, float]) -> Drop:
+    """The layers of `drop`, that which costs least loss for what it saves first."""
+    price = {name: rise[name] / max(1, _saved(context, {name: drop[name]})) for name in drop}
+    return {name: drop[name] for name in sorted(drop, key=lambda name: price[name])}
+
+
+def _cheaper_half(order: Drop, rise: Mapping[str, float]) -> Drop:
+    """The first layers that cost together at most half of the loss that all cost."""
+    most, spent = sum(rise.values()) / 2, 0.0
+    chosen: Drop = {}
+    for name, units in order.items():
+        spent += rise[name]
+        if spent > most:
+            break
+        chosen[name] = units
+    return chosen
+
+
+def _step_of(context: Context, order: Drop, step: float) -> Drop:
+    """The first layers that save a step together."""
+    chosen: Drop = {}
+    for name, units in order.items():
+        chosen[name] = units
+        if _saved(context, chosen) >= step:
+            break
+    return chosen
 
 
 def taken(rungs: list[list[Rung]]) -> Drop:
@@ -132,19 +157,6 @@ class LossRises:
             rises = [self._grams[name].damage(units) for name, units in new]
         self._known |= zip(new, (max(0.0, rise) for rise in rises), strict=True)
         return {name: self._known[name, units] for name, units in drop.items()}
-
-
-def _cheapest(
-    context: Context, drop: Drop, rise: Mapping[str, float], step: float
-) -> tuple[Drop, float]:
-    """The layers of `drop` that cost least loss for what they save, up to a step; their price."""
-    price = {name: rise[name] / max(1, _saved(context, {name: drop[name]})) for name in drop}
-    chosen: Drop = {}
-    for name in sorted(drop, key=lambda name: price[name]):
-        if _saved(context, chosen) >= step:
-            break
-        chosen[name] = drop[name]
-    return chosen, sum(rise[name] for name in chosen) / _saved(context, chosen)
 
 
 def _saved(context: Context, drop: Drop) -> int:
