@@ -13,10 +13,11 @@ For every layer i, all in parallel:                                  `AOFP.searc
   4. If q < theta: remove P. Else if g > 1: S <- P, go to 2. Else:
      nothing is removed.                                             `aofp_search.iter_rungs`
   5. One move is what all layers remove.                             `AOFP._move_of`
+     With a MAC target, ours: without those that cost the loss most. `aofp_target.searching`
 Repeat until the multiply-adds are reached; fine-tune.               `Session.run`, `Session.tune`
 
 Released code: DingXiaoH/AOFP, `aofp_conv.py`. Ours: the closed form; with a MAC target, theta that
-doubles while too little passes (`AOFP.relaxed`), and a limit on what one move takes (`bearable`).
+doubles (`AOFP.relaxed`), and layers that wait where they cost the loss most (`aofp_target`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from itertools import chain
 from typing import ClassVar, Literal
 
 from prunelab.errors import InvalidValue
-from prunelab.evidence import ContributionGram
 from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.methods.aofp_sampled import search_sampled
 from prunelab.methods.aofp_search import iter_rungs
+from prunelab.methods.aofp_target import Choice, Grams, orders, searching, taken
 from prunelab.methods.base import Context, Search
 from prunelab.methods.settings import (
     check_choice,
@@ -38,17 +39,22 @@ from prunelab.methods.settings import (
     check_lr,
     selects,
 )
-from prunelab.values import Move, Rung, Units, WidthPlan, units_of
+from prunelab.values import Move, Units
 
 
 @dataclass(frozen=True, slots=True)
 class AOFP:
     """Binary search in every layer for channels whose loss hardly changes the next layer's output.
 
-    With a MAC target (`run`, `prune`) theta is doubled, up to `max_theta`, while no layer passes
-    or all that do would remove less than 1/32 of the original MACs; the move says which theta it
-    used. It then removes at most an eighth of the signal that a group's consumers read (ours: with
-    a theta of 0.64 half of every layer would go at once).
+    With a MAC target (`run`, `prune`) a move is ours, not the paper's: a small share of the signal
+    may be one that the loss depends on. Exact: what passes in a layer, at most an eighth of the
+    signal that its consumers read, is masked alone on 128 training images. Layers are taken in the
+    order of the rise of the loss for each multiply-add saved, while they cost together at most
+    half of what all that pass cost; the dearest wait. Theta is doubled, up to `max_theta`, until
+    that saves 1/32 of the original MACs; the move says which theta it used. Where none does, the
+    dearest are taken too. A move takes one run of the network for each layer that passes, and one
+    more where a larger theta finds other units; without labels or `loss=` the share of the signal
+    stands for the loss.
 
     Parameters
     ----------
@@ -132,62 +138,19 @@ class AOFP:
     def _search_exactly(self, context: Context) -> Search:
         """Steps 1 to 5 in closed form, from one measurement."""
         evidence = yield from context.measure(at=self.at or "conv", images=self.images)
-        grams = [evidence[group.name] for group in self.targets(context)]
-        relaxed: AOFP | None = self
-        move = None
-        while relaxed is not None:
-            method, rungs = relaxed, [list(iter_rungs(gram, relaxed.theta)) for gram in grams]
-            move = method._move_of(context, grams, rungs)
-            if context.target_macs is None or _worthwhile(context, move):
-                break
-            relaxed = method.relaxed()  # with a target: the smallest theta that is enough
-        yield from chain.from_iterable(rungs)
-        return move
+        grams = {group.name: evidence[group.name] for group in self.targets(context)}
+        if context.target_macs is None:
+            rungs = [list(iter_rungs(gram, self.theta)) for gram in grams.values()]
+            choice = Choice(self, rungs, taken(rungs))
+        else:
+            choice = yield from searching(self, context, grams)
+        yield from chain.from_iterable(choice.rungs)
+        return choice.method._move_of(context, grams, choice.drop)
 
-    def _move_of(
-        self, context: Context, grams: list[ContributionGram], rungs: list[list[Rung]]
-    ) -> Move | None:
-        """Step 5: what all layers remove, given the halvings of each."""
-        drop: dict[str, Units] = {}
-        order: dict[tuple[str, int], float] = {}
-        for gram, search in zip(grams, rungs, strict=True):
-            if search and search[-1].verdict == "take":
-                units = search[-1].candidates
-                drop[gram.group] = units if context.target_macs is None else bearable(gram, units)
-                alone = zip(gram.units, gram.alone().tolist(), strict=True)
-                order |= {(gram.group, unit): damage for unit, damage in alone}
-        drop = context.trimmed(drop, order)
+    def _move_of(self, context: Context, grams: Grams, drop: dict[str, Units]) -> Move | None:
+        """Step 5: what all layers remove."""
+        drop = context.trimmed(drop, orders(grams))
         if not drop:
             return None
-        damage = {gram.group: gram.damage(drop.get(gram.group, ())) for gram in grams}
+        damage = {name: gram.damage(drop.get(name, ())) for name, gram in grams.items()}
         return context.move(self, drop, damage)
-
-
-STEP = 1 / 32  # of the original MACs: what a move should remove when there is a target
-MOST = 1 / 8  # of its consumers' signal: what one move may take from a group
-
-
-def bearable(gram: ContributionGram, units: Units) -> Units:
-    """As many of `units`, the least damaging first, as take at most `MOST` of the signal, or one.
-
-    With a target theta may have been doubled until half of every layer passes. Smaller moves, each
-    repaired, do less damage.
-    """
-    if gram.damage(units) <= MOST:
-        return units
-    alone = dict(zip(gram.units, gram.alone().tolist(), strict=True))
-    ordered = sorted(units, key=lambda unit: (alone[unit], unit))
-    low, high = 1, len(ordered)
-    while low < high:  # the damage grows, nearly always, with every unit
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if gram.damage(ordered[:middle]) <= MOST else (low, middle - 1)
-    return units_of(ordered[:low])
-
-
-def _worthwhile(context: Context, move: Move | None) -> bool:
-    """Whether a move meets the target, or removes a `STEP` of the original MACs."""
-    if move is None or context.target_macs is None:
-        return move is not None
-    missing = move.before.macs - context.target_macs
-    whole = context.cost(WidthPlan.full(context.graph)).macs
-    return move.before.macs - move.after.macs >= min(missing, STEP * whole)

@@ -14,9 +14,9 @@ from toys import batches
 
 import prunelab as pl
 from prunelab.evidence import ConsumerGram, ContributionGram
-from prunelab.methods.aofp import MOST
 from prunelab.methods.aofp_sampled import ScoringPath, _LayerSearch
 from prunelab.methods.aofp_search import expected_damages, iter_rungs, judge
+from prunelab.methods.aofp_target import MOST, STEP
 from prunelab.values import Rung
 
 
@@ -333,3 +333,91 @@ def test_a_rung_judged_with_another_theta_is_as_if_it_had_been_searched_with_it(
     for rung in rungs:
         damages = np.array(rung.damages)
         assert rung.at(theta) == judge("conv1", rung.halving, rung.search, damages, theta)
+
+
+# ---------------------------------------------------------------- towards a target the loss decides
+
+
+class Faint(nn.Module):
+    """The label is a faint part of what `mid` reads, and all that `fc` does.
+
+    Units 0 to 3 of `stem` say which class it is, 4 to 7 are loud and of no use: the units of `mid`
+    that they go to, 4 to 15, are not read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(8, 8, 1, bias=False)
+        self.mid = nn.Conv2d(8, 16, 1, bias=False)
+        self.fc = nn.Linear(16, 4, bias=False)
+        with torch.no_grad():
+            self.stem.weight.copy_(torch.eye(8)[:, :, None, None])
+            self.mid.weight.zero_()
+            self.mid.weight[:4, :4, 0, 0] = 10 * torch.eye(4)
+            self.mid.weight[4:, 4:] = 1.0
+            self.fc.weight.copy_(5 * torch.eye(4, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.mid(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+def faint(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Two batches of 32 images [32, 8, 4, 4] for `Faint`, and their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(64) % 4
+    x = torch.randn(64, 8, 4, 4, generator=generator).abs()
+    x[:, :4] = 0.1 * torch.eye(4)[labels][:, :, None, None]
+    return list(zip(x.split(32), labels.split(32), strict=True))
+
+
+FAINT = pl.Data(train=faint(0), val=faint(1))
+
+
+def test_a_layer_that_is_cheap_by_its_signal_may_be_dear_by_the_loss() -> None:
+    model = Faint().eval()
+    session = pl.Session(model, FAINT, pl.AOFP(), repair=None)
+    move = session.propose()  # as published: whatever passes theta
+    assert set(move.drop["stem"]) < {0, 1, 2, 3}
+    assert set(move.drop["mid"]) < set(range(4, 16))
+    assert 0 < move.damage["stem"] < 0.01
+    sets = [{}, *({name: units} for name, units in move.drop.items())]
+    base, *losses = pl.ablate(model, session.graph, FAINT.train, sets)
+    rise = dict(zip(move.drop, losses - base, strict=True))
+    assert rise["stem"] > 0.5
+    assert rise["mid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_towards_a_target_the_dear_layer_is_spared() -> None:
+    session = pl.Session(Faint().eval(), FAINT, pl.AOFP(), repair=None)
+    assert set(session.propose(target_macs=0.6).drop) == {"mid"}
+    session.run(target_macs=0.6)
+    assert session.evaluate("val")["accuracy"] == 1.0
+    assert set(session.plan.kept["stem"]) >= {0, 1, 2, 3}
+    assert session.state.now.cost.macs <= 0.6 * session.state.base.cost.macs
+
+
+def test_a_dear_layer_is_taken_where_nothing_else_passes() -> None:
+    graph = pl.trace(Faint().eval(), FAINT.train[0][0], freeze=["mid"])
+    session = pl.Session(Faint().eval(), FAINT, pl.AOFP(), graph=graph, repair=None)
+    assert set(session.propose(target_macs=0.6).drop) == {"stem"}
+
+
+def test_a_move_towards_a_target_is_the_same_every_time(trained: nn.Module, data: pl.Data) -> None:
+    first, second = (pl.Session(trained, data, pl.AOFP(theta=0.01)) for _ in range(2))
+    move = first.propose(target_macs=0.5)
+    assert move == second.propose(target_macs=0.5)
+    assert move.before.macs - move.after.macs >= STEP * move.before.macs
+
+
+def test_images_without_labels_are_judged_by_the_signal_alone() -> None:
+    images = [x for x, _ in FAINT.train]
+
+    def spread(model: nn.Module, loader: object) -> float:
+        with torch.no_grad():
+            return float(model(images[0]).var())
+
+    data = pl.Data(train=images, val=images)
+    session = pl.Session(Faint().eval(), data, pl.AOFP(), metrics={"spread": spread})
+    move = session.propose(target_macs=0.6)
+    assert move.drop
+    assert move.after.macs < move.before.macs
