@@ -237,6 +237,7 @@ def choice(name: str, images: int = 256) -> None:
 
     from prunelab.repair import fit as fitting
     from prunelab.repair import layer_problem
+    from prunelab.repair.regression import regression
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -259,7 +260,7 @@ def choice(name: str, images: int = 256) -> None:
         found = fit(solved, held, old, **how)
         spent["fit"] += time.thread_time() - started
         started = time.thread_time()
-        fitting._problem(solved, old, how["constant"]).solution(1e-2)
+        regression(solved, old, how["constant"]).solution(1e-2)
         spent["needed"] += time.thread_time() - started
         return found
 
