@@ -147,16 +147,21 @@ class LossRises:
     def measuring(self, drop: Drop) -> Generator[Any, None, dict[str, float]]:
         """The rise without the units of each group alone; a fall counts as none."""
         new = [(name, units) for name, units in drop.items() if (name, units) not in self._known]
+        if new:
+            rises = yield from self._measuring(new)
+            self._known |= zip(new, (max(0.0, rise) for rise in rises), strict=True)
+        return {name: self._known[name, units] for name, units in drop.items()}
+
+    def _measuring(self, new: list[tuple[str, Units]]) -> Generator[Any, None, list[float]]:
         context, sets = self._context, [{}, *({name: units} for name, units in new)]
         try:
             losses = yield from ablating(
                 context.model, context.graph, context.images(IMAGES), sets, context.loss, IMAGES
             )
-            rises = (losses[1:] - losses[0]).tolist()
         except BadData:
-            rises = [self._grams[name].damage(units) for name, units in new]
-        self._known |= zip(new, (max(0.0, rise) for rise in rises), strict=True)
-        return {name: self._known[name, units] for name, units in drop.items()}
+            return [self._grams[name].damage(units) for name, units in new]
+        rises: list[float] = (losses[1:] - losses[0]).tolist()
+        return rises
 
 
 def _saved(context: Context, drop: Drop) -> int:
