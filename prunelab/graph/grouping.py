@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
 
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
-from prunelab.graph.channels.couplings import distinct, find_couplings
+from prunelab.graph.channels.couplings import GATE, distinct, find_couplings
 from prunelab.graph.labels.label_mode import FROZEN, LayerTrace, Trace, layer_name
 
 
@@ -24,7 +25,8 @@ def build_graph(
     layers = sorted(trace.layers.values(), key=lambda layer: layer.order)
     reasons = _reasons(trace, component)
     bent = set(np.unique(component[_joined(trace.inexact)]).tolist())
-    makers, maker, dense = _makers(component, layers)
+    makers, maker = _makers(component, layers)
+    summed = _summed(trace, layers)
     readers = _readers(component, maker, layers)
 
     number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit
@@ -52,11 +54,13 @@ def build_graph(
                 consumers=tuple(readers.get(made, ())),
                 why=why,
                 first=first,
-                residual=int(dense[roots[0]]) > 1,
+                residual=not summed.isdisjoint(roots.tolist()),
                 inexact=not bent.isdisjoint(roots.tolist()),
             )
         )
         first += len(roots)
+    inputs = _block_inputs(groups)
+    groups = [replace(group, residual=group.residual or group in inputs) for group in groups]
 
     unit = number[component]  # label -> graph-wide unit
     unit[FROZEN] = FIXED
@@ -99,15 +103,19 @@ def build_graph(
     )
 
 
-def _components(trace: Trace) -> np.ndarray:
-    """The component of each label [count], identified by its smallest label."""
+def _components(trace: Trace, without: str = "") -> np.ndarray:
+    """The component of each label [count], identified by its smallest label.
+
+    Couplings by the operation `without` do not join.
+    """
     from scipy.sparse import coo_array  # imported here because it is slow to import
     from scipy.sparse.csgraph import connected_components
 
-    if not trace.edges:
+    edges = [edge for edge in trace.edges if edge.why != without]
+    if not edges:
         return np.arange(trace.count)
-    a = np.concatenate([edge.a.numpy() for edge in trace.edges])
-    b = np.concatenate([edge.b.numpy() for edge in trace.edges])
+    a = np.concatenate([edge.a.numpy() for edge in edges])
+    b = np.concatenate([edge.b.numpy() for edge in edges])
     links = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(trace.count, trace.count))
     _, raw = connected_components(links, directed=False)
     smallest = np.full(raw.max() + 1, trace.count)
@@ -131,18 +139,68 @@ def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
 
 def _makers(
     component: np.ndarray, layers: Sequence[LayerTrace]
-) -> tuple[list[tuple[str, ...]], np.ndarray, np.ndarray]:
-    """The sets of producers; for each component [count], its set and its number of dense layers."""
+) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """The sets of producers, and for each component [count] its set."""
     sets: list[tuple[str, ...]] = [()]
     maker = np.zeros(len(component), dtype=np.int64)
-    dense = np.zeros(len(component), dtype=np.int64)
     for layer in layers:
-        roots = distinct(component[layer.out[layer.out != FROZEN].numpy()])
-        dense[roots] += layer.groups == 1
+        roots = _issued(layer, component)
         before, which = np.unique(maker[roots], return_inverse=True)
         maker[roots] = len(sets) + which
         sets += [(*sets[old], layer_name(layer.name)) for old in before.tolist()]
-    return sets, maker, dense
+    return sets, maker
+
+
+def _summed(trace: Trace, layers: Sequence[LayerTrace]) -> set[int]:
+    """The components in which several dense layers meet, other than as a gate and what it gates.
+
+    Squeeze-and-excitation multiplies: its gate is no second addend.
+    """
+    component, parts = _components(trace), _components(trace, without=GATE)
+    dense = np.zeros(trace.count, dtype=np.int64)
+    for layer in layers:
+        dense[_issued(layer, parts)] += layer.groups == 1
+    return set(component[dense > 1].tolist())
+
+
+def _issued(layer: LayerTrace, component: np.ndarray) -> np.ndarray:
+    return distinct(component[layer.out[layer.out != FROZEN].numpy()])
+
+
+def _block_inputs(groups: Sequence[ChannelGroup]) -> set[ChannelGroup]:
+    """The groups that a block adds to itself through a projection, as ResNet-50 does its stem's.
+
+    One layer that reads them issues the sum, and whatever else reads them leads to it.
+    """
+    made: dict[str, list[ChannelGroup]] = {}
+    for group in groups:
+        for producer in group.producers:
+            made.setdefault(producer, []).append(group)
+
+    def leads_there(readers: list[str], there: ChannelGroup, start: ChannelGroup) -> bool:
+        reached, met = False, {start}
+        while readers:
+            issued = made.get(readers.pop(), [])
+            if not issued:
+                return False
+            for group in issued:
+                if group is there:
+                    reached = True
+                elif group not in met:
+                    if not group.consumers:
+                        return False
+                    met.add(group)
+                    readers.extend(group.consumers)
+        return reached
+
+    return {
+        group
+        for group in groups
+        for projection in group.consumers
+        for stream in made.get(projection, [])
+        if stream.residual and stream is not group
+        if leads_there([r for r in group.consumers if r not in stream.producers], stream, group)
+    }
 
 
 def _readers(

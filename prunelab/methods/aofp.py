@@ -66,8 +66,8 @@ class AOFP:
         "sampled" draws masks on a scoring path while SGD trains a private copy of the network, as
         the released code does.
     groups
-        "internal" leaves residual streams whole (released code), "all" scores them by the sum
-        over their consumers (an extension).
+        "internal" leaves residual streams and what their first blocks read whole (released code),
+        "all" scores them by the sum over their consumers (an extension).
     max_theta
         What theta may grow to.
     at

@@ -54,5 +54,8 @@ def freeze_ratio(method: Any) -> None:
 
 
 def selects(groups: str, group: ChannelGroup) -> bool:
-    """Whether a layer reads the group and, for "internal", it is no residual stream."""
+    """Whether a layer reads the group and, for "internal", it is no residual stream.
+
+    A stream, or the input of a block that projects it, see `ChannelGroup`.
+    """
     return bool(group.consumers) and (groups == "all" or not group.residual)

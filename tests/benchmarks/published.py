@@ -299,7 +299,7 @@ PAPERS = (
             resnet50_v1,
             (flops(published, differs=why), unbiased(weights)),
             inside(percent),
-            thinet(inside(percent), resnet50_v1, side=64) if percent == 50 else None,
+            Search(resnet50_v1, lambda _: pl.ThiNet(0.5, images=2), 64) if percent == 50 else None,
         )
         for percent, published, why, weights in (
             (70, "4.88", "", "16.94"),

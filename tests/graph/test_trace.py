@@ -91,6 +91,78 @@ def test_residual_blocks_couple_the_stream_and_leave_the_inside_alone() -> None:
     assert "output" in graph["fc"].why
 
 
+class Squeezed(nn.Module):
+    """A block with squeeze-and-excitation, and a shortcut that is projected or added as it is."""
+
+    def __init__(self, projected: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.expand = nn.Conv2d(8, 12, 1)
+        self.depth = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.fc1, self.fc2 = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.project = nn.Conv2d(12, 8, 1)
+        self.shortcut = nn.Conv2d(8, 8, 1) if projected else nn.Identity()
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.depth(self.expand(x)).relu()
+        y = y * self.fc2(self.fc1(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(self.shortcut(x) + self.project(y))
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_what_a_gate_multiplies_is_no_stream_and_a_blocks_input_is(projected: bool) -> None:
+    graph = pl.trace(Squeezed(projected), torch.randn(1, 3, 8, 8))
+    assert graph["fc2"] is graph["expand"]  # coupled, but not summed
+    assert not graph["expand"].residual and not graph["fc1"].residual
+    assert graph["project"].residual
+    assert graph["stem"].residual, "the shortcut carries it past the block"
+    assert (graph["stem"] is graph["project"]) == (not projected)
+
+
+class Laterals(nn.Module):
+    """Two resolutions, each through a lateral convolution into one sum; the first is read again."""
+
+    def __init__(self, read_again: bool) -> None:
+        super().__init__()
+        self.read_again = read_again
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.lateral1, self.lateral2 = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1)
+        self.again, self.head = nn.Conv2d(8, 2, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        one = self.one(x)
+        y = self.head(self.lateral1(one) + self.lateral2(self.two(one)))
+        return (y, self.again(one)) if self.read_again else (y,)
+
+
+@pytest.mark.parametrize("read_again", [True, False])
+def test_a_blocks_input_leads_to_its_sum_alone(read_again: bool) -> None:
+    graph = pl.trace(Laterals(read_again), torch.randn(1, 3, 8, 8))
+    assert graph["lateral1"].residual
+    assert graph["one"].residual == (not read_again)
+    assert not graph["two"].residual
+
+
+SPARED = {  # residual streams and the inputs of their first blocks
+    "resnet50": "conv1 layer1.0.conv3 layer2.0.conv3 layer3.0.conv3 layer4.0.conv3",
+    "regnet_y_400mf": "stem.0 "
+    + " ".join(f"trunk_output.block{stage}.block{stage}-0.proj.0" for stage in (1, 2, 3, 4)),
+    "mobilenet_v3_small": "features.2.block.2.0 features.4.block.3.0 features.7.block.3.0 "
+    "features.9.block.3.0",
+    "vgg11_bn": "",
+    "densenet121": "",
+}
+
+
+@pytest.mark.parametrize("name", SPARED)
+def test_torchvision_networks_have_these_streams(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    graph = pl.trace(getattr(models, name)(weights=None).eval(), torch.randn(1, 3, 64, 64))
+    assert [group.name for group in graph.groups if group.residual] == SPARED[name].split()
+
+
 class Coupled(nn.Module):
     """A random small network: what it is made of follows from `recipe`."""
 

@@ -74,8 +74,9 @@ class ChannelGroup:
     `width` is the number of units in the original network; `units` are those kept now, in the
     original numbers 0 .. width-1 (the order of the first producer's channels). `first` is the
     graph-wide number of its first unit. Methods keep `min_width` units or more, and a multiple of
-    `step`. `inexact`: a LayerNorm spans the group, so that the cut network differs slightly from
-    the masked one.
+    `step`. `residual`: they are the sum of several dense layers' outputs, or the input of a block
+    that adds a projection of it to its branch. `inexact`: a LayerNorm spans the group, so that the
+    cut network differs slightly from the masked one.
     """
 
     name: str

@@ -11,6 +11,7 @@ from prunelab.graph.labels.data_movement import PARTS
 from prunelab.graph.labels.label_mode import Trace, layer_name
 
 OPERATIONS = {"add": "the add", "sub": "the subtraction", "mul": "the multiplication"}
+GATE = "the mul"
 DEPTHWISE = "the depth-wise convolution "
 GROUPED = "the grouped convolution "
 SHARED = "the shared layer "
@@ -104,7 +105,7 @@ class Coupling:
                 "The code will split into equal parts again, however few channels are left: the "
                 "i-th channels of all parts stay or go together."
             )
-        if why == "the mul":
+        if why == GATE:
             return (
                 "A multiplication scales channel i of one by channel i of the other (a gate, as in "
                 "squeeze-and-excitation): neither is of use without the other."

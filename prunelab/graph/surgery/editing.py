@@ -147,12 +147,7 @@ def with_channel_selectors(
     if layers is None:
         summed = {maker for group in graph.groups if group.residual for maker in group.producers}
         inside = {maker for group in graph.groups for maker in group.producers} - summed
-        stream = {
-            reader
-            for group in graph.groups
-            for reader in group.consumers
-            if group.residual or summed & set(group.consumers)  # a projection reads it, too
-        }
+        stream = {reader for group in graph.groups if group.residual for reader in group.consumers}
         names = [
             layer.name
             for layer in graph.layers
