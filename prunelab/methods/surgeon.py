@@ -175,7 +175,7 @@ class RefitState:
         """Which units of the graph may be removed: every group keeps its minimum width."""
         candidates = self.alive.copy()
         for group in self.groups:
-            if candidates[group.span].sum() <= _minimum(group):
+            if candidates[group.span].sum() <= group.narrowest:
                 candidates[group.span] = False
         return candidates
 
@@ -196,8 +196,3 @@ class RefitState:
         """Predict the rise of the loss for every remaining unit of a group."""
         numbers = (group.first + np.flatnonzero(self.alive[group.span])).tolist()
         self.rises[numbers] = sum(self.problems[name].costs(numbers) for name in group.consumers)
-
-
-def _minimum(group: ChannelGroup) -> int:
-    """The smallest width of a group that its rounding allows."""
-    return -(-group.min_width // group.step) * group.step

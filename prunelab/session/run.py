@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from numbers import Real
 
+from prunelab.cost.counting import cost
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.ledger import guard, words
 from prunelab.loops.training import Metric
-from prunelab.methods.base import relaxed
+from prunelab.methods.base import relaxed, spares_residuals
 from prunelab.session.context import macs_of
 from prunelab.session.parts import Parts
 from prunelab.session.runner import Work
@@ -47,6 +48,8 @@ def run(
         history.note({"text": text, "kind": "run"})
         return False
 
+    if moves is None and least in ("auto", None) and history.state.now.cost.macs > goal:
+        _check_within_reach(parts, goal)  # otherwise it may mean to go as far as these allow
     last = None if moves is None else history.state.moves + moves
     while history.state.now.cost.macs > goal and history.state.moves != last:
         if history.state.pending is None or history.state.stale:
@@ -56,6 +59,23 @@ def run(
                 continue
         if not (yield from approve(parts, repair=repair, run=target, allows=allows)):
             return
+
+
+def _check_within_reach(parts: Parts, goal: int) -> None:
+    """Raise `BudgetUnreachable` where all that the method may prune, at its narrowest, is over."""
+    spared = spares_residuals(parts.method)
+    groups = [g for g in parts.history.graph.groups if g.prunable and not (spared and g.residual)]
+    plan = parts.history.plan
+    narrowest = plan.drop({group.name: group.units[group.narrowest :] for group in groups})
+    least, base = cost(parts.evaluator.graph, narrowest).macs, parts.history.state.base.cost.macs
+    if least > goal:
+        more = "Its groups='internal' leaves residual streams whole; 'all' prunes them too. "
+        raise BudgetUnreachable(
+            f"{parts.method.name} cannot reach {goal / base:.1%} of the MACs: with all groups that "
+            f"it may prune at their smallest width, {least / base:.1%} are left. {more * spared}"
+            "Give a larger target, or freeze less.",
+            plan,
+        )
 
 
 def _relax(parts: Parts, goal: int) -> None:

@@ -169,12 +169,38 @@ def test_run_doubles_theta_and_says_so_then_gives_up_with_the_best_plan(
 ) -> None:
     session = pl.Session(trained, data, method=pl.AOFP(theta=1e-6, max_theta=0.02, images=128))
     with pytest.raises(pl.BudgetUnreachable, match="no further moves") as caught:
-        session.run(target_macs=0.05)
+        session.run(target_macs=0.2)
     assert caught.value.plan == session.plan
     thetas = [
         e.move.parameters["theta"] for e in session.ledger if isinstance(e, Proposed) and e.move
     ]
     assert thetas and all(1e-6 < theta <= 0.02 for theta in thetas)
+
+
+def test_run_refuses_a_target_that_the_methods_groups_cannot_reach_before_it_measures(
+    data: pl.Data,
+) -> None:
+    class Streams(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(1, 8, 3, padding=1)
+            self.inside, self.last = nn.Conv2d(8, 2, 3, padding=1), nn.Conv2d(2, 8, 3, padding=1)
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.fc((x + self.last(self.inside(x).relu())).mean((2, 3)))
+
+    net, x = Streams(), torch.randn(1, 1, 12, 12)
+    session = pl.Session(net, data, method=pl.AOFP(images=64))
+    narrowest = pl.WidthPlan.full(session.graph).drop({"inside": [1]})
+    left = pl.cost(pl.trace(net, x), narrowest).macs / session.state.base.cost.macs
+    with pytest.raises(pl.BudgetUnreachable, match=f"{left:.1%} are left.*'all'") as caught:
+        session.run(target_macs=left - 0.01)
+    assert caught.value.plan == session.plan == pl.WidthPlan.full(session.graph)
+    assert len(session.ledger) == 1
+    session.run(target_macs=left + 1e-6, min_accuracy=None)
+    assert session.plan == narrowest
 
 
 def test_the_guard_leaves_the_breaking_move_pending(trained: nn.Module, data: pl.Data) -> None:

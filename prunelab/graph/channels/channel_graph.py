@@ -101,6 +101,11 @@ class ChannelGroup:
         """Whether units may be dropped; if not, `why` gives the reason."""
         return not self.why
 
+    @property
+    def narrowest(self) -> int:
+        """The smallest width that methods may leave."""
+        return min(len(self.units), -(-self.min_width // self.step) * self.step)
+
     def __repr__(self) -> str:
         alive = f"{len(self.units)} of {self.width}" if len(self.units) < self.width else self.width
         frozen = f", frozen: {self.why}" if self.why else ""
