@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.channels.couplings import GATE, distinct, find_couplings
+from prunelab.graph.labels.data_movement import PARTS
 from prunelab.graph.labels.label_mode import FROZEN, LayerTrace, Trace, layer_name
 
 
@@ -26,11 +27,13 @@ def build_graph(
     reasons = _reasons(trace, component)
     bent = set(np.unique(component[_joined(trace.inexact)]).tolist())
     makers, maker = _makers(component, layers)
-    summed = _summed(trace, layers)
+    joined = _joining(trace, layers, {GATE})
+    summed = _joining(trace, layers, {GATE, PARTS})
     readers = _readers(component, maker, layers)
 
     number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit
     groups: list[ChannelGroup] = []
+    sums: set[ChannelGroup] = set()
     taken: dict[str, int] = {}
     first = 0
     # Roots are in the order of the layers and of their channels.
@@ -54,12 +57,14 @@ def build_graph(
                 consumers=tuple(readers.get(made, ())),
                 why=why,
                 first=first,
-                residual=not summed.isdisjoint(roots.tolist()),
+                residual=not joined.isdisjoint(roots.tolist()),
                 inexact=not bent.isdisjoint(roots.tolist()),
             )
         )
+        if not summed.isdisjoint(roots.tolist()):
+            sums.add(groups[-1])
         first += len(roots)
-    inputs = _block_inputs(groups)
+    inputs = _block_inputs(groups, sums)
     groups = [replace(group, residual=group.residual or group in inputs) for group in groups]
 
     unit = number[component]  # label -> graph-wide unit
@@ -103,15 +108,15 @@ def build_graph(
     )
 
 
-def _components(trace: Trace, without: str = "") -> np.ndarray:
+def _components(trace: Trace, without: Collection[str] = ()) -> np.ndarray:
     """The component of each label [count], identified by its smallest label.
 
-    Couplings by the operation `without` do not join.
+    Couplings by the operations `without` do not join.
     """
     from scipy.sparse import coo_array  # imported here because it is slow to import
     from scipy.sparse.csgraph import connected_components
 
-    edges = [edge for edge in trace.edges if edge.why != without]
+    edges = [edge for edge in trace.edges if edge.why not in without]
     if not edges:
         return np.arange(trace.count)
     a = np.concatenate([edge.a.numpy() for edge in edges])
@@ -151,12 +156,13 @@ def _makers(
     return sets, maker
 
 
-def _summed(trace: Trace, layers: Sequence[LayerTrace]) -> set[int]:
-    """The components in which several dense layers meet, other than as a gate and what it gates.
+def _joining(trace: Trace, layers: Sequence[LayerTrace], without: Collection[str]) -> set[int]:
+    """The components in which several dense layers meet, other than by the operations `without`.
 
-    Squeeze-and-excitation multiplies: its gate is no second addend.
+    Squeeze-and-excitation multiplies: its gate is no second addend. Nor does a split into equal
+    parts, as in a channel shuffle, add anything.
     """
-    component, parts = _components(trace), _components(trace, without=GATE)
+    component, parts = _components(trace), _components(trace, without)
     dense = np.zeros(trace.count, dtype=np.int64)
     for layer in layers:
         dense[_issued(layer, parts)] += layer.groups == 1
@@ -167,7 +173,9 @@ def _issued(layer: LayerTrace, component: np.ndarray) -> np.ndarray:
     return distinct(component[layer.out[layer.out != FROZEN].numpy()])
 
 
-def _block_inputs(groups: Sequence[ChannelGroup]) -> set[ChannelGroup]:
+def _block_inputs(
+    groups: Sequence[ChannelGroup], sums: Collection[ChannelGroup]
+) -> set[ChannelGroup]:
     """The groups that a block adds to itself through a projection, as ResNet-50 does its stem's.
 
     One layer that reads them issues the sum, and whatever else reads them leads to it.
@@ -198,7 +206,7 @@ def _block_inputs(groups: Sequence[ChannelGroup]) -> set[ChannelGroup]:
         for group in groups
         for projection in group.consumers
         for stream in made.get(projection, [])
-        if stream.residual and stream is not group
+        if stream in sums and stream is not group
         if leads_there([r for r in group.consumers if r not in stream.producers], stream, group)
     }
 

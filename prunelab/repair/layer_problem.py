@@ -30,6 +30,7 @@ ROWS = 2**26  # entries of all rows kept of a layer wider than WIDEST: 0.25 GB i
 HELD_ROWS = 2**26  # entries of all held-out rows of a layer
 POSITIONS = 32  # of each held-out image
 DETERMINED = 4  # samples for each entry
+IMAGES = 512  # at least; more only while a layer is not `determined`
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +88,10 @@ class LayerProblem:
     def determined(self) -> bool:
         """Whether there are enough samples to solve for every entry."""
         return self.solved is not None and len(self.solved) >= DETERMINED * self.entries
+
+    def satisfied(self, start: int) -> bool:
+        """Whether the images from number `start` on are not needed."""
+        return start >= IMAGES and self.determined
 
     def add(self, call: Call, y: Tensor, images: int, held: bool) -> None:
         """Add a call of the layer.

@@ -7,12 +7,13 @@ from second moments instead of samples. Labels are not needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.data.batches import HOLD, Part, apart, batch_size
 from prunelab.data.private_random import private_steps
@@ -26,15 +27,18 @@ from prunelab.evidence.reconstruction_target import (
 )
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.layer_calls import Call
+from prunelab.graph.labels.layout import tensors_in
+from prunelab.graph.labels.op_tables import aten
 from prunelab.graph.trace import state_preserved
 from prunelab.loops.batch import checked, guarded
+from prunelab.repair.dataflow import NotReplayable
 from prunelab.repair.fit import Fit
-from prunelab.repair.layer_problem import POSITIONS, LayerProblem
+from prunelab.repair.front_to_back import solving_in_order
+from prunelab.repair.layer_problem import IMAGES, POSITIONS, LayerProblem
 from prunelab.repair.recalibration import Traced
 from prunelab.values import Progress
 
 KEPT = 2**28  # entries of all moments and rows kept at once: 2 GB in float64
-IMAGES = 512  # at least; more only while a layer is not `determined`
 
 
 def repairing(
@@ -96,14 +100,26 @@ def repairing(
         for layer in _by_readiness((source or target).graph.layers)
         if len(small.graph.layer(layer.name).in_units) < len(layer.in_units)
     ]
-    tasks = (
-        LayerProblem.of(small, watched.graph.layer(name), target.graph.layer(name)) for name in lost
-    )
+
+    def problems() -> Iterator[LayerProblem]:
+        made = (
+            LayerProblem.of(small, watched.graph.layer(name), target.graph.layer(name))
+            for name in lost
+            if name not in found
+        )
+        return filter(None, made)
+
     found: dict[str, Fit] = {}
-    for portion in _iter_portions(filter(None, tasks), 0 if source is None else KEPT):
+    if source is None:
+        with suppress(NotReplayable):
+            yield from solving_in_order(
+                list(problems()), small.network, target.network, batches, forward, expected, found
+            )
+            return found
+    for portion in _iter_portions(problems(), 0 if source is None else KEPT):
         found |= yield from _solving(
             portion, small.network, watched.network, target.network, batches, forward, expected,
-            drifts=source is None,
+            drifts=set() if source else {task.layer.weight for task in problems()},
         )  # fmt: skip
     return found
 
@@ -157,20 +173,22 @@ class _AllCalled(BaseException):
 class _TaskWatch(OutputWatch):
     """Keeps the calls of wanted layers, and ends the forward pass once all are complete.
 
-    With `drifts` a call is complete when its output has entered a sum with a shortcut. If `handle`
-    is set, calls are passed to it at once and not kept.
+    With `drifts` a call is complete when its output has entered a sum with a shortcut; a shortcut
+    that depends on a layer yet to be solved is none. If `handle` is set, calls are passed to it at
+    once and not kept.
     """
 
     def __init__(
         self,
         model: nn.Module,
         tasks: Mapping[str, LayerProblem],
-        drifts: bool,
+        drifts: Collection[str],
         inputs: bool,
     ) -> None:
         super().__init__(model, tasks, inputs)
         self.left = sum(task.layer.calls for task in tasks.values())
-        self.drifts = drifts
+        self.drifts = drifts  # the layers that are yet to be solved
+        self._unsettled = WeakTensorKeyDictionary()  # what depends on them
         self.handle: Callable[[LayerOutput], None] | None = None
 
     def on_call(self, call: Call, out: Tensor) -> None:
@@ -179,18 +197,29 @@ class _TaskWatch(OutputWatch):
             super().on_call(call, out)
         elif call.name in self.found:
             self.handle(LayerOutput(call, unbiased(call, out), len(self.selections)))
+        if call.name in self.drifts or call.x in self._unsettled:
+            self._unsettled[out] = True
         self.left -= call.name in self.found
         self._end()
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Follow the outputs, until all are complete."""
         super().on_operation(func, args, kwargs, out)
+        if self.drifts and any(x in self._unsettled for x in tensors_in(*args, kwargs)):
+            self._unsettled |= dict.fromkeys(tensors_in(out, *tensors_in(out)), True)
         self._end()
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Follow a wanted layer's output into a sum, with `drifts`."""
-        if self.drifts:
-            super().follow(func, args, kwargs, out)
+        if not self.drifts:
+            return
+        if func.overloadpacket in (aten.add, aten.add_) and all(
+            x in self._unsettled for x in tensors_in(*args[:2])
+        ):
+            for x in tensors_in(*args[:2]):
+                self._followed.pop(x, None)
+            return
+        super().follow(func, args, kwargs, out)
 
     def _end(self) -> None:
         if not self.left and not (self.drifts and self._followed):
@@ -207,11 +236,12 @@ def _solving(
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
     expected: int,
-    drifts: bool,
+    drifts: Collection[str],
 ) -> Generator[Progress, None, dict[str, Fit]]:
     """Run `watched` and `target` over the batches, then solve the tasks in `small`.
 
-    The parameters are those of `repairing`; `drifts` is whether shortcuts count in the targets.
+    The parameters are those of `repairing`; `drifts` are the layers that are yet to be solved,
+    where the drift of shortcuts counts in the targets, and empty where it does not.
     """
     wanted = {task.layer.weight: task for task in tasks}
     what = tasks[0].layer.name if len(tasks) == 1 else f"{len(tasks)} layers"
@@ -220,7 +250,7 @@ def _solving(
         watched.eval()
         target.eval()
         for some in apart(guarded(batches())):
-            if some.start >= IMAGES and all(task.determined for task in tasks):
+            if all(task.satisfied(some.start) for task in tasks):
                 break
             there = _TaskWatch(target, wanted, drifts, inputs=False)
             here = _TaskWatch(watched, wanted, drifts, inputs=True)
@@ -234,7 +264,7 @@ def _solving(
                 aims: Mapping[str, Iterator[LayerOutput]] = aims,
             ) -> None:
                 aim, task = next(aims[given.call.name], None), wanted[given.call.name]
-                if some.start >= IMAGES and task.determined:
+                if task.satisfied(some.start):
                     return
                 if given.y.numel() and aim is not None and same_rows(there, aim, here, given):
                     y = reconstruction_target(aim, given, task.outputs.to(given.y.device))

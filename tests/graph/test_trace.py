@@ -151,6 +151,7 @@ SPARED = {  # residual streams and the inputs of their first blocks
     + " ".join(f"trunk_output.block{stage}.block{stage}-0.proj.0" for stage in (1, 2, 3, 4)),
     "mobilenet_v3_small": "features.2.block.2.0 features.4.block.3.0 features.7.block.3.0 "
     "features.9.block.3.0",
+    "shufflenet_v2_x0_5": "stage2.0.branch1.2 stage3.0.branch1.2 stage4.0.branch1.2",
     "vgg11_bn": "",
     "densenet121": "",
 }

@@ -16,7 +16,7 @@ from prunelab.evidence.reconstruction_target import LayerOutput, OutputWatch
 from prunelab.graph.labels import layer_calls as calls
 from prunelab.loops.batch import finish, run_batch
 from prunelab.repair import fit as fitting
-from prunelab.repair import layer_problem
+from prunelab.repair import front_to_back, layer_problem
 from prunelab.repair import least_squares as repair
 from prunelab.repair.layer_problem import LayerProblem
 from prunelab.repair.least_squares import repairing
@@ -304,7 +304,7 @@ def test_aiming_at_the_sum_makes_good_what_the_shortcut_lost(
 ) -> None:
     drop = {"a1": [0, 1, 2, 3], "b1": [4, 5]}
     summed = repaired(blocks, **drop)
-    monkeypatch.setattr(repair, "reconstruction_target", own_output)
+    monkeypatch.setattr(front_to_back, "reconstruction_target", own_output)
     plain = repaired(blocks, **drop)
     first = [error_of_sum(blocks, small, 0) for small in (plain, summed)]
     assert first[0] == pytest.approx(first[1])  # its shortcut lost nothing
@@ -316,7 +316,7 @@ def test_an_unpruned_shortcut_leaves_the_branch_its_own_output(
     blocks: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summed = repaired(blocks, b1=[1, 4])
-    monkeypatch.setattr(repair, "reconstruction_target", own_output)
+    monkeypatch.setattr(front_to_back, "reconstruction_target", own_output)
     plain = repaired(blocks, b1=[1, 4])
     assert not torch.equal(plain.b2.weight, blocks.b2.weight[:, [0, 2, 3, 5]])
     for name, tensor in plain.state_dict().items():

@@ -1,0 +1,375 @@
+"""A forward pass as a list of operations that run in any order which respects the flow of data.
+
+A network is recorded once, on tensors without data, for every shape of batch. A batch can then be
+advanced to any operation, wait there, and go on when the weights behind it have changed: so layers
+are repaired front to back in one pass instead of one pass each, whatever the network's code.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from prunelab.evidence.reconstruction_target import SELECTING, batch_norm_scale
+from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.graph.labels.layout import tensors_in
+from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
+
+PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device)
+
+
+class NotReplayable(Exception):
+    """What a network computes depends on more than the shapes of its batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of a tensor that an operation makes or reads."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One tensor as an operation reads it: its slot, and the operations that must run before."""
+
+    slot: int
+    after: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """One operation: its arguments with slots for tensors, what it reads, the slots it fills.
+
+    `after` are the operations that must run before it: those that make or last change what it
+    reads and, where it writes in place, those that read the value before.
+    """
+
+    func: Any
+    given: tuple[tuple[Any, ...], dict[str, Any]]
+    reads: tuple[Read, ...]
+    made: tuple[int | None, ...]
+    after: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCall:
+    """The operation `at` calls a layer; `x` is what it reads, `y` its output.
+
+    `norm` is the BatchNorm that reads the output alone; `shortcut` the other summand, where the
+    output, or the BatchNorm's, enters a sum.
+    """
+
+    call: Call
+    at: int
+    x: Read
+    y: Read
+    norm: int | None = None
+    shortcut: Read | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Recording:
+    """The operations of a network on one shape of batch; `layers` are the calls of each layer."""
+
+    inputs: tuple[int, ...]
+    operations: list[Operation] = field(default_factory=list)
+    layers: dict[str, list[LayerCall]] = field(default_factory=dict)
+    _layer_at: dict[int, str] = field(default_factory=dict)
+
+    def output(self, index: int) -> Read:
+        """The first tensor that an operation makes."""
+        slot = self.operations[index].made[0]
+        assert slot is not None
+        return Read(slot, frozenset({index}))
+
+    def upstream(self, read: Read) -> set[str]:
+        """The layers that a tensor depends on."""
+        if not self._layer_at:
+            self._layer_at |= {c.at: name for name, calls in self.layers.items() for c in calls}
+        return {self._layer_at[i] for i in self.closure(read.after) if i in self._layer_at}
+
+    def closure(self, operations: Iterable[int], done: Sequence[int] = ()) -> set[int]:
+        """These operations and all that must run before them, but for those done."""
+        found: set[int] = set()
+        waiting = list(operations)
+        while waiting:
+            index = waiting.pop()
+            if index not in found and not (done and done[index]):
+                found.add(index)
+                waiting.extend(self.operations[index].after)
+        return found
+
+
+def signature(batch: Any) -> Hashable:
+    """What a recording depends on: a batch's structure, its tensors' layout, its other values.
+
+    Raises `NotReplayable` for a batch that holds objects in which tensors may hide.
+    """
+    leaves, structure = tree_flatten(batch)
+    if not all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves):
+        raise NotReplayable("the batch holds other objects than tensors and plain values")
+    laid = [
+        (tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x
+        for x in leaves
+    ]
+    return structure, tuple(laid)
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors of a batch, in the order of a recording's inputs."""
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def record(network: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any]) -> Recording:
+    """Record `forward(network, batch)` in evaluation mode, without computing anything.
+
+    A copy runs that shares the network's tensors, so what the code stores in its modules is lost.
+    Raises `NotReplayable` where the code asks for a value, draws random numbers, or selects what
+    later layers see; or cannot run without data.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    shared = {id(t): t for t in [*network.parameters(), *network.buffers()]}
+    try:
+        copy = deepcopy(network, shared).eval()
+        given = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, batch)
+        recorder = _Recorder(copy, fake, tensors_of(given))
+        with recorder:
+            forward(copy, given)
+    except NotReplayable:
+        raise
+    except Exception as error:  # whatever the code does with a tensor that has no data
+        raise NotReplayable(f"{type(error).__name__}: {error}") from error
+    return recorder.recording
+
+
+class _Recorder(Watch):
+    """Runs operations on tensors without data and records them."""
+
+    def __init__(self, model: nn.Module, fake: FakeTensorMode, inputs: list[Tensor]) -> None:
+        super().__init__(model)
+        self.fake = fake
+        self.alive: list[Tensor] = list(inputs)  # so that neither ids nor storages are used again
+        self.slots = {id(tensor): slot for slot, tensor in enumerate(inputs)}
+        self.recording = Recording(tuple(range(len(inputs))))
+        self._made: dict[int, int] = {}  # slot -> the operation that made it
+        self._written: dict[int, int] = {}  # storage -> the last operation that wrote it
+        self._readers: dict[int, set[int]] = {}  # storage -> those that read it since
+        self._followed: dict[int, tuple[str, int]] = {}  # slot -> layer, and number of its call
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == "prim":  # asks for the device of a tensor
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operation and record it."""
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotReplayable(f"{func} draws random numbers")
+        if func.overloadpacket in SELECTING and any(
+            not x.is_floating_point() and self.origin(x) is None for x in tensors_in(*args[1:])
+        ):
+            raise NotReplayable(f"{func} selects by what was computed")
+        own = [_storage(x) for x in self.alive[: len(self.recording.inputs)]]
+        for x in _written_by(func, args, kwargs):
+            if not isinstance(x, FakeTensor):
+                raise NotReplayable(f"{func} changes the network")
+            if _storage(x) in own:
+                raise NotReplayable(f"{func} changes the batch")
+        with self.fake:
+            out = func(*args, **kwargs)
+        if not all(isinstance(leaf, (Tensor, type(None))) for leaf in tree_leaves(out)):
+            raise NotReplayable(f"{func} gives the code a value")
+        self._record(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        index = len(self.recording.operations)
+        after: set[int] = set()
+        written = {_storage(x) for x in _written_by(func, args, kwargs)}
+        reads = []
+
+        def placed(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            storage = _storage(x)
+            before = {self._written[storage]} if storage in self._written else set()
+            if isinstance(x, FakeTensor):
+                slot = self.slots.get(id(x))
+                if slot is None:
+                    raise NotReplayable(f"{func} reads a tensor of unknown origin")
+                if slot in self._made:
+                    before.add(self._made[slot])
+                reads.append(Read(slot, frozenset(before)))
+                x = Slot(slot)
+            after.update(before)
+            if storage in written:
+                after.update(self._readers.get(storage, ()))
+            self._readers.setdefault(storage, set()).add(index)
+            return x
+
+        given = tree_map(placed, (args, kwargs))
+        for storage in written:
+            self._written[storage], self._readers[storage] = index, set()
+        made: list[int | None] = []
+        for leaf in tree_leaves(out):
+            if leaf is None:
+                made.append(None)
+                continue
+            if id(leaf) not in self.slots:
+                self.slots[id(leaf)] = len(self.alive)
+                self._made[len(self.alive)] = index
+                self.alive.append(leaf)
+            made.append(self.slots[id(leaf)])
+        after.discard(index)
+        operation = Operation(func, given, tuple(reads), tuple(made), frozenset(after))
+        self.recording.operations.append(operation)
+
+    def on_call(self, call: Call, out: Tensor) -> None:
+        """Record a layer's call, and follow its output."""
+        at = len(self.recording.operations) - 1
+        x = next(
+            (r for r in self.recording.operations[at].reads if self.alive[r.slot] is call.x), None
+        )
+        if x is None:
+            raise NotReplayable(f"{call.name} does not read what it is given")
+        calls = self.recording.layers.setdefault(call.name, [])
+        self._followed[self.slots[id(out)]] = call.name, len(calls)
+        if isinstance(call.bias, FakeTensor):
+            raise NotReplayable(f"the bias of {call.name} is computed")
+        calls.append(LayerCall(call, at, x, self.recording.output(at)))
+
+    def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Follow a layer's output through its BatchNorm into the sum that it enters."""
+        operation = self.recording.operations[-1]
+        if func.overloadpacket in NORMALISES_BATCH:
+            if followed := self._followed.pop(self.slots.get(id(args[0]), -1), None):
+                self._change(followed, norm=len(self.recording.operations) - 1)
+                self._followed[self.slots[id(out[0])]] = followed
+        elif func.overloadpacket in (aten.add, aten.add_):
+            a, b = args[:2]
+            if not isinstance(b, Tensor) or a.shape != b.shape or kwargs.get("alpha", 1) != 1:
+                return
+            if len(operation.reads) == 2:
+                for one, other in (operation.reads, operation.reads[::-1]):
+                    if followed := self._followed.pop(one.slot, None):
+                        self._change(followed, shortcut=other)
+        elif args and isinstance(out, Tensor) and out is args[0]:
+            self._followed.pop(self.slots.get(id(out), -1), None)  # overwritten
+
+    def _change(self, followed: tuple[str, int], **fields: Any) -> None:
+        name, number = followed
+        calls = self.recording.layers[name]
+        calls[number] = replace(calls[number], **fields)
+
+
+def _storage(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
+
+
+def _written_by(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
+    """The tensors that an operation writes in place."""
+    found: list[Any] = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            found += tree_leaves(value)
+    return [x for x in found if isinstance(x, Tensor)]
+
+
+class Run:
+    """One batch on its way through a recording.
+
+    `wanted` are the tensors that will be taken, each as often as it is given; a tensor is let go
+    when nothing is left that reads it. `scales` keeps what each BatchNorm of `norms`, its outputs,
+    multiplied its input by.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        batch: Any,
+        wanted: Iterable[Read],
+        norms: Iterable[Read] = (),
+    ) -> None:
+        self.recording = recording
+        self.batch = batch
+        self.wanted = Counter(wanted)
+        self.norms = {index: norm for norm in norms for index in norm.after}
+        self.scales: dict[Read, Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Let everything go: what is asked for next is computed anew, with the weights then."""
+        self.values = dict(zip(self.recording.inputs, tensors_of(self.batch), strict=True))
+        self.done = bytearray(len(self.recording.operations))
+        self._count()
+
+    def _count(self) -> None:
+        """Count how often each tensor will yet be read, and let go those that will not."""
+        self._left: Counter[int] = Counter()
+        for read, times in self.wanted.items():
+            self._left[read.slot] += times
+        ahead = self.recording.closure((i for read in self.wanted for i in read.after), self.done)
+        for index in ahead:
+            self._left.update(read.slot for read in self.recording.operations[index].reads)
+        self.values = {slot: x for slot, x in self.values.items() if self._left[slot]}
+
+    def take(self, read: Read) -> Tensor:
+        """A wanted tensor, for which whatever is missing is computed."""
+        for index in sorted(self.recording.closure(read.after, self.done)):
+            self._run(index)
+        value = self.values[read.slot]
+        self.wanted -= Counter([read])
+        self._release(read.slot)
+        return value
+
+    def leave(self, reads: Iterable[Read]) -> None:
+        """Do without wanted tensors."""
+        self.wanted -= Counter(reads)
+        self._count()
+
+    def _run(self, index: int) -> None:
+        operation = self.recording.operations[index]
+        args, kwargs = tree_map(
+            lambda x: self.values[x.number] if isinstance(x, Slot) else x,
+            operation.given,
+            is_leaf=lambda x: isinstance(x, Slot),
+        )
+        try:
+            out = operation.func(*args, **kwargs)
+        except RuntimeError as error:
+            raise NotReplayable(f"{operation.func}: {error}") from error
+        self.done[index] = True
+        if index in self.norms:
+            self.scales[self.norms[index]] = batch_norm_scale(args, out)
+        for slot, value in zip(operation.made, tree_leaves(out), strict=True):
+            if slot is not None and self._left[slot]:
+                self.values[slot] = value
+        for read in operation.reads:
+            self._release(read.slot)
+
+    def _release(self, slot: int) -> None:
+        self._left[slot] -= 1
+        if not self._left[slot]:
+            self.values.pop(slot, None)
+
+    @property
+    def carried(self) -> int:
+        """The bytes of the tensors that are kept, but for the batch's own."""
+        own = {x.untyped_storage().data_ptr() for x in tensors_of(self.batch)}
+        kept = {
+            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for value in self.values.values()
+        }
+        return sum(size for place, size in kept.items() if place not in own)

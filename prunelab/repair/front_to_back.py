@@ -1,0 +1,300 @@
+"""Layers solved front to back while the images wait: two passes in all, not two for each layer.
+
+The images stand in both networks just before the layer to solve. Once it is solved they go on, and
+what they meet next has seen the repair. They carry what the rest of the networks will read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from math import isclose
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.data.batches import Part, apart, batch_size
+from prunelab.data.private_random import private_steps
+from prunelab.evidence.reconstruction_target import LayerOutput, reconstruction_target, unbiased
+from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.graph.trace import state_preserved
+from prunelab.loops.batch import checked, guarded
+from prunelab.repair.dataflow import (
+    LayerCall,
+    NotReplayable,
+    Read,
+    Recording,
+    Run,
+    record,
+    signature,
+    tensors_of,
+)
+from prunelab.repair.fit import Fit
+from prunelab.repair.layer_problem import LayerProblem
+from prunelab.values import Progress
+
+CARRIED = 2**31  # bytes that all images together may carry; others start anew for every layer
+ALIKE = 1e-3  # of the sums of a layer's outputs, between a recording and the network itself
+
+
+@private_steps
+@torch.no_grad()
+def solving_in_order(
+    tasks: Sequence[LayerProblem],
+    small: nn.Module,
+    target: nn.Module,
+    batches: Callable[[], Iterable[Any]],
+    forward: Callable[[nn.Module, Any], Any],
+    expected: int,
+    fits: dict[str, Fit],
+) -> Generator[Progress, None, None]:
+    """Solve the layers of `small`, each once its inputs are final, and put what is found in `fits`.
+
+    The parameters are those of `repairing`. Raises `NotReplayable` where a network cannot be
+    recorded, in most cases before anything is solved.
+    """
+    queue = _Queue(tasks, small, target, batches, forward)
+    for task in queue.order:
+        for some in queue.images_for(task):
+            for call, y in some.samples(task):
+                task.add(call, y, batch_size(some.part.batch), some.part.held)
+            count = some.part.stop
+            what = f"solving {task.layer.name} by least squares"
+            yield Progress(count, max(expected, count), what)
+        found = task.solve(small, target)
+        queue.go_on(task)
+        if found is not None:
+            fits[task.layer.name] = found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Taken:
+    """What is taken for one call of a layer from the runs of both networks.
+
+    `shortcuts` are the other summands where the layer corrects their drift, `norm` the target's
+    BatchNorm before that sum.
+    """
+
+    call: Call
+    x: Read
+    target: Call
+    y: Read
+    shortcuts: tuple[Read, Read] | None
+    norm: Read | None
+
+    @property
+    def here(self) -> list[Read]:
+        """From the small network."""
+        return [self.x, *(self.shortcuts or ())[:1]]
+
+    @property
+    def there(self) -> list[Read]:
+        """From the target network."""
+        norm = [self.norm] if self.norm is not None else []
+        return [self.y, *norm, *(self.shortcuts or ())[1:]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What is taken from the runs of one shape of batch, by layer.
+
+    `stale` are the layers whose inputs depend on an unsolved layer: on themselves, where they run
+    more than once. What has been computed with them is computed anew.
+    """
+
+    small: Recording
+    target: Recording
+    taken: dict[str, list[_Taken]]
+    stale: frozenset[str]
+
+
+class _Queue:
+    """The layers in order, and the images that wait before the next of them."""
+
+    def __init__(
+        self,
+        tasks: Sequence[LayerProblem],
+        small: nn.Module,
+        target: nn.Module,
+        batches: Callable[[], Iterable[Any]],
+        forward: Callable[[nn.Module, Any], Any],
+    ) -> None:
+        self.networks = small, target
+        self.batches, self.forward = batches, forward
+        self.plans: dict[Hashable, _Plan] = {}
+        self.waiting: list[_Waiting] = []
+        self.coming = apart(guarded(batches()))  # after those that wait
+        self.order: list[LayerProblem] = []
+        if (first := next(self.coming, None)) is not None:
+            self.coming = chain([first], self.coming)
+            small_run, target_run = (record(net, first.batch, forward) for net in self.networks)
+            self.order = _by_readiness(small_run, tasks)
+            self.left = [task.layer.weight for task in self.order]
+            self._check(target_run, first.batch)
+
+    def images_for(self, task: LayerProblem) -> Iterator[_Waiting]:
+        """The images to solve a layer on: those that wait and, where it needs more, others."""
+        for some in self.waiting:
+            if task.satisfied(some.part.start):
+                return
+            yield some
+        for part in self.coming:
+            if task.satisfied(part.start):
+                self.coming = chain([part], self.coming)
+                return
+            some = _Waiting(part, self._plan(part.batch), self.left)
+            yield some
+            self.waiting.append(some)
+            if self._carried() > CARRIED:
+                self.waiting.pop()
+                break
+        else:
+            return
+        for part in islice(apart(guarded(self.batches())), len(self.waiting) + 1, None):
+            if task.satisfied(part.start):
+                break
+            yield _Waiting(part, self._plan(part.batch), self.left)
+        self.coming = islice(apart(guarded(self.batches())), len(self.waiting), None)
+
+    def go_on(self, task: LayerProblem) -> None:
+        """Let the images pass a layer that is solved."""
+        name = task.layer.weight
+        self.left.remove(name)
+        over = self._carried() - CARRIED
+        for some in self.waiting:
+            some.skip(name)
+            if over > 0:
+                over -= some.size
+                some.restart()
+            elif name in some.plan.stale:
+                some.here.restart()
+
+    def _carried(self) -> int:
+        return sum(some.size for some in self.waiting)
+
+    def _plan(self, batch: Any) -> _Plan:
+        key = signature(batch)
+        if key not in self.plans:
+            small, target = (record(net, batch, self.forward) for net in self.networks)
+            taken: dict[str, list[_Taken]] = {}
+            stale = set()
+            for place, task in enumerate(self.order):
+                name, unsolved = task.layer.weight, {t.layer.weight for t in self.order[place:]}
+                calls = zip(small.layers.get(name, ()), target.layers.get(name, ()), strict=False)
+                taken[name] = [
+                    _taken(here, there, target, unsolved, small) for here, there in calls
+                ]
+                if any(small.upstream(call.x) & unsolved for call in small.layers.get(name, ())):
+                    stale.add(name)
+            self.plans[key] = _Plan(small, target, taken, frozenset(stale))
+        return self.plans[key]
+
+    def _check(self, recording: Recording, batch: Any) -> None:
+        """Raise `NotReplayable` unless the target's recording gives what the target gives."""
+        target = self.networks[1]
+        sums = _Sums(target, self.left)
+        with state_preserved(target), sums:
+            target.eval()
+            checked(self.forward, target, batch)
+        last = sorted(
+            (recording.layers[name][-1] for name in self.left if name in recording.layers),
+            key=lambda call: call.at,
+        )
+        run = Run(recording, batch, [call.y for call in last])
+        for call in last:
+            ran, replayed = sums.found.get(call.call.name, (0.0, 0.0)), _sums(run.take(call.y))
+            for a, b in zip(ran, replayed, strict=True):
+                if not isclose(a, b, rel_tol=ALIKE, abs_tol=1e-9):
+                    raise NotReplayable(f"{call.call.name} gives other outputs than it does")
+
+
+def _taken(
+    here: LayerCall, there: LayerCall, target: Recording, unsolved: set[str], small: Recording
+) -> _Taken:
+    """What is taken for a call in both networks; `unsolved` layers make a shortcut unfit."""
+    shortcuts = norm = None
+    if here.shortcut and there.shortcut and not small.upstream(here.shortcut) & unsolved:
+        shortcuts = here.shortcut, there.shortcut
+        norm = None if there.norm is None else target.output(there.norm)
+    return _Taken(here.call, here.x, there.call, there.y, shortcuts, norm)
+
+
+def _by_readiness(recording: Recording, tasks: Sequence[LayerProblem]) -> list[LayerProblem]:
+    """The layers that are called, in the order in which their inputs are final.
+
+    So a projection comes before the last layer of its branch, wherever it is called.
+    """
+    wanted = {task.layer.weight: task for task in tasks if task.layer.weight in recording.layers}
+    place = {name: recording.layers[name][-1].at for name in wanted}
+
+    def ready(name: str) -> tuple[int, int]:
+        above = {n for call in recording.layers[name] for n in recording.upstream(call.x)}
+        return max((place[n] for n in above & wanted.keys() - {name}), default=-1), place[name]
+
+    return [wanted[name] for name in sorted(wanted, key=ready)]
+
+
+class _Waiting:
+    """Some images on their way through both networks, to the layers that are `left`."""
+
+    def __init__(self, part: Part, plan: _Plan, left: Iterable[str]) -> None:
+        self.part, self.plan = part, plan
+        self.ahead = {name: plan.taken[name] for name in left}
+        taken = [one for some in self.ahead.values() for one in some]
+        norms = [one.norm for one in taken if one.norm is not None]
+        self.here = Run(plan.small, part.batch, [read for one in taken for read in one.here])
+        self.there = Run(
+            plan.target, part.batch, [read for one in taken for read in one.there], norms
+        )
+
+    def samples(self, task: LayerProblem) -> Iterator[tuple[Call, Tensor]]:
+        """The layer's calls in the small network, with their targets."""
+        for one in self.ahead.pop(task.layer.weight):
+            y = unbiased(one.target, self.there.take(one.y))
+            x = self.here.take(one.x)
+            aim, given = LayerOutput(one.target, y), LayerOutput(one.call, y)
+            if one.norm is not None:
+                self.there.take(one.norm)
+                aim.scale = self.there.scales.pop(one.norm)
+            if one.shortcuts is not None:
+                given.shortcut = self.here.take(one.shortcuts[0])
+                aim.shortcut = self.there.take(one.shortcuts[1])
+            if y.numel():
+                channels = task.outputs.to(y.device)
+                yield replace(one.call, x=x), reconstruction_target(aim, given, channels)
+
+    def skip(self, name: str) -> None:
+        """Do without what would be taken for a layer, if it was not."""
+        for one in self.ahead.pop(name, ()):
+            self.here.leave(one.here)
+            self.there.leave(one.there)
+
+    def restart(self) -> None:
+        """Start anew in both networks."""
+        self.here.restart()
+        self.there.restart()
+
+    @property
+    def size(self) -> int:
+        """The bytes of these images and of what they carry."""
+        own = sum(x.nbytes for x in tensors_of(self.part.batch))
+        return own + self.here.carried + self.there.carried
+
+
+class _Sums(Watch):
+    """Sums over the last output of each wanted layer."""
+
+    def __init__(self, model: nn.Module, wanted: Iterable[str]) -> None:
+        super().__init__(model)
+        self.found = dict.fromkeys(wanted, (0.0, 0.0))
+
+    def on_call(self, call: Call, out: Tensor) -> None:
+        """Sum a wanted layer's output."""
+        if call.name in self.found:
+            self.found[call.name] = _sums(out)
+
+
+def _sums(out: Tensor) -> tuple[float, float]:
+    return float(out.double().abs().sum()), float(out.double().square().sum())
