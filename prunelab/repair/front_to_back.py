@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunelab.data.batches import Part, apart, batch_size
 from prunelab.data.private_random import private_steps
+from prunelab.errors import BadData
 from prunelab.evidence.reconstruction_target import LayerOutput, reconstruction_target, unbiased
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.trace import state_preserved
@@ -53,7 +54,7 @@ def solving_in_order(
     """Solve the layers of `small`, each once its inputs are final, and put what is found in `fits`.
 
     The parameters are those of `repairing`. Raises `NotReplayable` where a network cannot be
-    recorded, in most cases before anything is solved.
+    recorded, in most cases before anything is solved, and `BadData` as `repairing` does.
     """
     queue = _Queue(tasks, small, target, batches, forward)
     for task in queue.order:
@@ -126,13 +127,14 @@ class _Queue:
         self.plans: dict[Hashable, _Plan] = {}
         self.waiting: list[_Waiting] = []
         self.coming = apart(guarded(batches()))  # after those that wait
-        self.order: list[LayerProblem] = []
-        if (first := next(self.coming, None)) is not None:
-            self.coming = chain([first], self.coming)
-            small_run, target_run = (record(net, first.batch, forward) for net in self.networks)
-            self.order = _by_readiness(small_run, tasks)
-            self.left = [task.layer.weight for task in self.order]
-            self._check(target_run, first.batch)
+        first = next(self.coming, None)
+        if first is None:
+            raise BadData("There are no batches to repair on; give at least one.")
+        self.coming = chain([first], self.coming)
+        small_run, target_run = (record(net, first.batch, forward) for net in self.networks)
+        self.order = _by_readiness(small_run, tasks)
+        self.left = [task.layer.weight for task in self.order]
+        self._check(target_run, first.batch)
 
     def images_for(self, task: LayerProblem) -> Iterator[_Waiting]:
         """The images to solve a layer on: those that wait and, where it needs more, others."""

@@ -17,7 +17,7 @@ from prunelab.graph.trace import copy_of
 from prunelab.ledger import guard
 from prunelab.ledger.events import Refit
 from prunelab.repair.fit import Fit
-from prunelab.repair.least_squares import chained, repairing
+from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import Traced, recalibrating
 from prunelab.repair.rescale import rescaling
 from prunelab.session.evaluator import Evaluator, Judgement
@@ -39,8 +39,8 @@ def repair_towards(
     kind
         "lstsq", "rescale" or "bn"; each also recalibrates BatchNorm statistics.
     source
-        The network from which `small` was just cut. One pass is then enough where no repaired
-        layer feeds another; without it, layers are solved front to back.
+        The network from which `small` was just cut; None: `target`. "rescale" takes the outputs
+        to rescale from it.
 
     Returns
     -------
@@ -64,19 +64,14 @@ def repair_towards(
         return Traced(network, evaluator.graph.after(plan))
 
     now, aim = traced(*small), traced(*target)
-    before = traced(*source) if source else None
+    before = traced(*source) if source else aim
     fits: dict[str, Fit] = {}
     settled: set[str | None] = set()
     if kind == "lstsq":
-        together = before if before and not chained(before.graph, now.graph) else None
-        fits = yield from repairing(now, aim, *images(settings.repair_images), together)
-        settled = {  # front to back each layer saw what it now reads
-            now.graph.layer(name).norm
-            for name, found in fits.items()
-            if together is None or found.choice == "kept"
-        }
+        fits = yield from repairing(now, aim, *images(settings.repair_images))
+        settled = {now.graph.layer(name).norm for name in fits}  # they saw what they now read
     elif kind == "rescale":
-        yield from rescaling(now, before or aim, aim, *images(FEW_IMAGES))
+        yield from rescaling(now, before, aim, *images(FEW_IMAGES))
     but = {norm for norm in settled if norm is not None}
     yield from recalibrating(now, aim, *images(FEW_IMAGES), but)
     check_finite(small[0], "the repair")

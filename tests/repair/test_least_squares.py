@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,6 @@ from prunelab.graph.labels import layer_calls as calls
 from prunelab.loops.batch import finish, run_batch
 from prunelab.repair import fit as fitting
 from prunelab.repair import front_to_back, layer_problem
-from prunelab.repair import least_squares as repair
 from prunelab.repair.layer_problem import LayerProblem
 from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import Traced, recalibrating
@@ -66,7 +63,7 @@ def test_a_layer_gets_the_weights_that_numpy_finds_on_raw_patches(
 ) -> None:
     monkeypatch.setattr(fitting, "RIDGES", (0.0,))
     before, after = cut_of(net, a=[1, 4])
-    finish(repairing(after, before, images, run_batch, source=before))
+    finish(repairing(after, before, images, run_batch))
 
     rows, aims = [], []
     for x in solved_on():
@@ -93,41 +90,15 @@ def test_a_channel_that_is_a_sum_of_others_is_made_good_exactly(net: nn.Module) 
 
     want = [net(x) for x in positive()]
     before, after = cut_of(net, a=[2])
-    finish(repairing(after, before, positive, run_batch, source=before))
+    finish(repairing(after, before, positive, run_batch))
     for x, y in zip(positive(), want, strict=True):
         assert torch.allclose(after.network(x), y, atol=1e-4)
-
-
-def test_layers_solved_in_portions_are_the_layers_solved_at_once(
-    net: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, after = cut_of(net, a=[1], b=[0, 3])
-    piecewise = Traced(copy.deepcopy(after.network), after.graph)
-    finish(repairing(after, before, images, run_batch, source=before))
-    monkeypatch.setattr(repair, "KEPT", 1)
-    finish(repairing(piecewise, before, images, run_batch, source=before))
-    for name, tensor in after.network.state_dict().items():
-        assert torch.equal(tensor, piecewise.network.state_dict()[name]), name
-
-
-def test_front_to_back_is_better_where_one_repair_builds_on_another(net: nn.Module) -> None:
-    before, after = cut_of(net, a=[1, 4], b=[0, 3])
-    assert repair.chained(before.graph, after.graph)
-    in_order = Traced(copy.deepcopy(after.network), after.graph)
-    finish(repairing(after, before, images, run_batch, source=before))
-    finish(repairing(in_order, before, images, run_batch))
-
-    @torch.no_grad()
-    def error(small: nn.Module) -> float:
-        return sum(float((small(x) - net(x)).square().sum()) for x in images())
-
-    assert error(in_order.network) < error(after.network)
 
 
 def test_layers_that_lost_nothing_and_the_network_before_stay_as_they_are(net: nn.Module) -> None:
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     before, after = cut_of(net, b=[2])
-    finish(repairing(after, before, images, run_batch, source=before))
+    finish(repairing(after, before, images, run_batch))
     assert torch.equal(after.network.a.weight, net.a.weight)
     assert torch.equal(after.network.b.weight, net.b.weight[[0, 1, 3, 4]])
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
