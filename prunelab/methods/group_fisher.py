@@ -34,13 +34,13 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
-from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
 from prunelab.loops.training import descend, forever
 from prunelab.methods.base import Context, Found, Search
 from prunelab.methods.one_shot import importances
-from prunelab.methods.settings import check_choice, check_counts, check_lr
+from prunelab.methods.settings import check_choice, check_counts, check_groups, check_lr
 from prunelab.values import Progress, Units, WidthPlan, units_of
 
 Array = np.ndarray
@@ -76,6 +76,9 @@ class GroupFisher:
         How many training images are measured without training.
     masks
         Where masks stand, see `MaskWatch`.
+    groups
+        "all" (published), or "internal" to leave residual streams whole: the paper's ablation
+        without coupled channels.
     """
 
     name: ClassVar[str] = "group_fisher"
@@ -88,10 +91,12 @@ class GroupFisher:
     lr: float = 0.004
     images: int = 512
     masks: Masks = "readers"
+    groups: Literal["all", "internal"] = "all"
 
     def __post_init__(self) -> None:
         check_choice(self, "normalise", "memory", "macs", None)
         check_choice(self, "masks", "readers", "consumers")
+        check_groups(self)
         check_counts(self, "interval", "units_per_step", "images")
         if not 0 <= self.share <= 1:
             raise InvalidValue(f"share is a share of the MACs, from 0 to 1; not {self.share!r}.")
@@ -103,9 +108,13 @@ class GroupFisher:
         per = {"memory": " per kB of activations saved", "macs": " per 1000 MACs saved"}
         return "mean squared mask gradient" + per.get(self.normalise or "", "")
 
+    def targets(self, context: Context) -> list[ChannelGroup]:
+        """The groups whose units are removed."""
+        return [g for g in context.prunable if self.groups == "all" or not g.residual]
+
     def search(self, context: Context) -> Search:
         """One move: removes units one after another until its share of the MACs is gone."""
-        if not context.prunable:
+        if not self.targets(context):
             return None
         removal = _Removal(self, context)
         if self.training:
@@ -180,6 +189,7 @@ class _Removal:
         self.drop: dict[str, Units] = {}
         self._method = method
         self._context = context
+        self._targets = method.targets(context)
         self._latest = np.zeros(context.graph.units)  # last score computed before removal
         now, whole = context.cost(context.plan).macs, context.cost(WidthPlan.full(context.graph))
         self._start = self._now = now
@@ -205,7 +215,7 @@ class _Removal:
             alive = self._alive()
             self._latest[alive] = scores[alive]
             unit = int(np.argmin(np.where(self._candidates(), scores, np.inf)))
-            group = next(g for g in context.prunable if g.first <= unit < g.span.stop)
+            group = next(g for g in self._targets if g.first <= unit < g.span.stop)
             self.drop[group.name] = units_of([*self.drop.get(group.name, ()), unit - group.first])
             self._now = context.cost(context.plan.drop(self.drop)).macs
             if self._now <= (context.target_macs or 0) or not self._candidates().any():
@@ -215,13 +225,13 @@ class _Removal:
         """Each unit's score: the last one computed, before its removal if it was removed."""
         return {
             group.name: self._latest[group.first + np.asarray(group.units)]
-            for group in self._context.prunable
+            for group in self._targets
         }
 
     def _alive(self) -> Array:
         """Which units of the graph are not masked [units]."""
         alive = np.zeros(self._context.graph.units, dtype=bool)
-        for group in self._context.prunable:
+        for group in self._targets:
             alive[group.first + np.asarray(group.units)] = True
             alive[group.first + np.asarray(self.drop.get(group.name, ()), dtype=np.int64)] = False
         return alive
@@ -229,7 +239,7 @@ class _Removal:
     def _candidates(self) -> Array:
         """Which units may be masked: every group keeps one [units]."""
         alive = self._alive()
-        for group in self._context.prunable:
+        for group in self._targets:
             if alive[group.span].sum() < 2:
                 alive[group.span] = False
         return alive

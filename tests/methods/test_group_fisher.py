@@ -124,6 +124,41 @@ def test_normalised_by_macs_units_are_asked_again_at_their_present_widths(
     assert dict(move.drop) == {name: tuple(sorted(units)) for name, units in drop.items()}
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_internal_removes_the_lowest_units_inside_blocks_and_leaves_streams_whole(
+    training: bool,
+) -> None:
+    shipped = pl.data.load("fashion", subset=True, batch_size=16)
+    few = pl.Data(train=list(shipped.train)[:2], val=list(shipped.val)[:2])
+    how = {"training": training, "images": 32, "interval": 1, "share": 0.005, "normalise": None}
+    model = pl.zoo.load("resnet20")
+    found = {}
+    for groups in ("all", "internal"):
+        session = pl.Session(model, few, pl.GroupFisher(groups=groups, **how))
+        move = session.propose()
+        assert move is not None
+        found[groups] = move.drop, shown(session)
+    graph = session.graph
+    drop, scores = found["internal"]
+    assert set(scores) == {group.name for group in graph.groups if group.prunable} - {
+        group.name for group in graph.groups if group.residual
+    }
+    assert drop and set(drop) <= set(scores)
+    if not training:  # the scores do not change during the move
+        streams = {name for name in found["all"][1] if graph[name].residual}
+        assert streams
+        lowest = {name: found["all"][1][name] for name in scores}
+        assert all(np.array_equal(lowest[name], scores[name]) for name in scores)
+        cut = [scores[name][unit] for name, units in drop.items() for unit in units]
+        kept = [
+            value
+            for name, values in scores.items()
+            for unit, value in enumerate(values)
+            if unit not in drop.get(name, ())
+        ]
+        assert max(cut) <= min(kept)
+
+
 def test_a_scaled_loss_and_the_size_of_batches_change_no_choice(
     trained: nn.Module, data: pl.Data
 ) -> None:
@@ -460,6 +495,7 @@ def test_tuning_with_a_teacher_leaves_no_gradients_in_it(trained: nn.Module, dat
         {"share": 1.5},
         {"lr": 0.0},
         {"masks": "all"},
+        {"groups": "residual"},
         {"images": 0},
     ],
 )
