@@ -124,17 +124,17 @@ class _Queue:
     ) -> None:
         self.networks = small, target
         self.batches, self.forward = batches, forward
-        self.plans: dict[Hashable, _Plan] = {}
         self.waiting: list[_Waiting] = []
         self.coming = apart(guarded(batches()))  # after those that wait
         first = next(self.coming, None)
         if first is None:
             raise BadData("There are no batches to repair on; give at least one.")
         self.coming = chain([first], self.coming)
-        small_run, target_run = (record(net, first.batch, forward) for net in self.networks)
-        self.order = _by_readiness(small_run, tasks)
+        recordings = self._recorded(first.batch)
+        self.order = _by_readiness(recordings[0], tasks)
         self.left = [task.layer.weight for task in self.order]
-        self._check(target_run, first.batch)
+        self._check(recordings[1], first.batch)
+        self.plans: dict[Hashable, _Plan] = {signature(first.batch): self._planned(*recordings)}
 
     def images_for(self, task: LayerProblem) -> Iterator[_Waiting]:
         """The images to solve a layer on: those that wait and, where it needs more, others."""
@@ -179,19 +179,23 @@ class _Queue:
     def _plan(self, batch: Any) -> _Plan:
         key = signature(batch)
         if key not in self.plans:
-            small, target = (record(net, batch, self.forward) for net in self.networks)
-            taken: dict[str, list[_Taken]] = {}
-            stale = set()
-            for place, task in enumerate(self.order):
-                name, unsolved = task.layer.weight, {t.layer.weight for t in self.order[place:]}
-                calls = zip(small.layers.get(name, ()), target.layers.get(name, ()), strict=False)
-                taken[name] = [
-                    _taken(here, there, target, unsolved, small) for here, there in calls
-                ]
-                if any(small.upstream(call.x) & unsolved for call in small.layers.get(name, ())):
-                    stale.add(name)
-            self.plans[key] = _Plan(small, target, taken, frozenset(stale))
+            self.plans[key] = self._planned(*self._recorded(batch))
         return self.plans[key]
+
+    def _recorded(self, batch: Any) -> tuple[Recording, Recording]:
+        small, target = (record(net, batch, self.forward) for net in self.networks)
+        return small, target
+
+    def _planned(self, small: Recording, target: Recording) -> _Plan:
+        taken: dict[str, list[_Taken]] = {}
+        stale = set()
+        for place, task in enumerate(self.order):
+            name, unsolved = task.layer.weight, {t.layer.weight for t in self.order[place:]}
+            calls = zip(small.layers.get(name, ()), target.layers.get(name, ()), strict=False)
+            taken[name] = [_taken(here, there, target, unsolved, small) for here, there in calls]
+            if any(small.upstream(call.x) & unsolved for call in small.layers.get(name, ())):
+                stale.add(name)
+        return _Plan(small, target, taken, frozenset(stale))
 
     def _check(self, recording: Recording, batch: Any) -> None:
         """Raise `NotReplayable` unless the target's recording gives what the target gives."""
