@@ -96,7 +96,8 @@ class OutputWatch(Watch):
             self._followed[out[0]] = made
         elif func.overloadpacket in (aten.add, aten.add_):
             a, b = args[:2]
-            if not isinstance(b, Tensor) or a.shape != b.shape or kwargs.get("alpha", 1) != 1:
+            same = isinstance(b, Tensor) and a.shape == b.shape
+            if not same or kwargs.get("alpha", 1) != 1 or "out" in kwargs:
                 return
             in_place = func.overloadpacket is aten.add_  # a is the sum by now
             ours, theirs = (self._followed.pop(x, None) for x in (a, b))

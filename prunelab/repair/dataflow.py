@@ -22,6 +22,7 @@ from prunelab.evidence.reconstruction_target import SELECTING, batch_norm_scale
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
+from prunelab.graph.trace import state_preserved
 
 PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device)
 
@@ -50,7 +51,8 @@ class Operation:
     """One operation: its arguments with slots for tensors, what it reads, the slots it fills.
 
     `after` are the operations that must run before it: those that make or last change what it
-    reads and, where it writes in place, those that read the value before.
+    reads and, where it writes in place, those that read the value before. `overwrites` are the
+    slots of all tensors that lie where it writes.
     """
 
     func: Any
@@ -58,6 +60,12 @@ class Operation:
     reads: tuple[Read, ...]
     made: tuple[int | None, ...]
     after: frozenset[int]
+    overwrites: frozenset[int]
+
+    @property
+    def leaves(self) -> list[Any]:
+        """The arguments, flat, with slots for tensors."""
+        return tree_leaves(self.given, is_leaf=lambda x: isinstance(x, Slot))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,11 +86,15 @@ class LayerCall:
 
 @dataclass(slots=True, eq=False)
 class Recording:
-    """The operations of a network on one shape of batch; `layers` are the calls of each layer."""
+    """The operations of a network on one shape of batch.
+
+    `layers` are the calls of each layer, `overwritten` the slots that an operation overwrites.
+    """
 
     inputs: tuple[int, ...]
     operations: list[Operation] = field(default_factory=list)
     layers: dict[str, list[LayerCall]] = field(default_factory=dict)
+    overwritten: set[int] = field(default_factory=set)
     _layer_at: dict[int, str] = field(default_factory=dict)
 
     def output(self, index: int) -> Read:
@@ -118,7 +130,7 @@ def signature(batch: Any) -> Hashable:
     if not all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves):
         raise NotReplayable("the batch holds other objects than tensors and plain values")
     laid = [
-        (tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x
+        (tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
         for x in leaves
     ]
     return structure, tuple(laid)
@@ -132,23 +144,71 @@ def tensors_of(batch: Any) -> list[Tensor]:
 def record(network: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any]) -> Recording:
     """Record `forward(network, batch)` in evaluation mode, without computing anything.
 
-    A copy runs that shares the network's tensors, so what the code stores in its modules is lost.
-    Raises `NotReplayable` where the code asks for a value, draws random numbers, or selects what
-    later layers see; or cannot run without data.
+    A copy runs whose tensors share the network's memory, so what the code stores in its modules is
+    lost. Code may keep what it made for a shape in places of its own: run the network itself on the
+    batch before, or tensors without data are kept there.
+
+    Raises `NotReplayable` where the code asks for a value, draws random numbers, changes the
+    network or the batch, selects by what it computed, computes something else the second time, or
+    cannot run without data.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    shared = {id(t): t for t in [*network.parameters(), *network.buffers()]}
     try:
-        copy = deepcopy(network, shared).eval()
-        given = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, batch)
-        recorder = _Recorder(copy, fake, tensors_of(given))
-        with recorder:
-            forward(copy, given)
+        with state_preserved(network):
+            copy = _sharing(network).eval()
+            recordings = []
+            for _ in range(2):
+                given = tree_map(
+                    lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, batch
+                )
+                recorder = _Recorder(copy, fake, tensors_of(given))
+                with recorder:
+                    forward(copy, given)
+                recordings.append(recorder.recording)
     except NotReplayable:
         raise
     except Exception as error:  # whatever the code does with a tensor that has no data
         raise NotReplayable(f"{type(error).__name__}: {error}") from error
-    return recorder.recording
+    if not _shares(copy, network):
+        raise NotReplayable("the code replaces a parameter or a buffer")
+    if not _same(*recordings):
+        raise NotReplayable("the code computes something else the second time")
+    return recordings[0]
+
+
+def _sharing(network: nn.Module) -> nn.Module:
+    """A copy of a network whose parameters and buffers are others that share their memory."""
+    shared: dict[int, Any] = {id(t): nn.Parameter(t.detach(), False) for t in network.parameters()}
+    shared |= {id(t): t.detach() for t in network.buffers()}
+    copy = deepcopy(network, shared)
+    if set(copy.modules()) & set(network.modules()) or not _shares(copy, network):
+        raise NotReplayable("the network has no copy that shares its tensors alone")
+    return copy
+
+
+def _shares(copy: nn.Module, network: nn.Module) -> bool:
+    """Whether the parameters and buffers of a copy are where those of the network are."""
+
+    def places(net: nn.Module) -> list[tuple[Any, ...]]:
+        tensors = [*net.named_parameters(), *net.named_buffers()]
+        return [(name, t.device, t.dtype, t.shape, t.data_ptr()) for name, t in tensors]
+
+    return places(copy) == places(network)
+
+
+def _same(one: Recording, other: Recording) -> bool:
+    """Whether two recordings are of the same operations on the same values."""
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a is b or (a.shape == b.shape and torch.equal(a, b))
+        return type(a) is type(b) and bool(a == b)
+
+    pairs = zip(one.operations, other.operations, strict=False)
+    return len(one.operations) == len(other.operations) and all(
+        a.func is b.func and a.made == b.made and all(map(equal, a.leaves, b.leaves))
+        for a, b in pairs
+    )
 
 
 class _Recorder(Watch):
@@ -164,6 +224,9 @@ class _Recorder(Watch):
         self._written: dict[int, int] = {}  # storage -> the last operation that wrote it
         self._readers: dict[int, set[int]] = {}  # storage -> those that read it since
         self._followed: dict[int, tuple[str, int]] = {}  # slot -> layer, and number of its call
+        self._own = {_storage(x) for x in inputs}  # storages of the batch
+        self._network: dict[int, Tensor] = {}  # storages that stand for the network's; kept alive
+        self._computed = set(self.recording.inputs)  # slots that depend on the batch
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -174,22 +237,28 @@ class _Recorder(Watch):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Run an operation and record it."""
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if _draws(func, args, kwargs):
             raise NotReplayable(f"{func} draws random numbers")
         if func.overloadpacket in SELECTING and any(
-            not x.is_floating_point() and self.origin(x) is None for x in tensors_in(*args[1:])
+            not x.is_floating_point() and self.slots.get(id(x)) in self._computed
+            for x in tensors_in(*args[1:], kwargs)
         ):
             raise NotReplayable(f"{func} selects by what was computed")
-        own = [_storage(x) for x in self.alive[: len(self.recording.inputs)]]
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and not isinstance(x, FakeTensor):
+                stands = self.fake.from_tensor(x)
+                self._network[_storage(stands)] = stands
         for x in _written_by(func, args, kwargs):
-            if not isinstance(x, FakeTensor):
+            if not isinstance(x, FakeTensor) or _storage(x) in self._network:
                 raise NotReplayable(f"{func} changes the network")
-            if _storage(x) in own:
+            if _storage(x) in self._own:
                 raise NotReplayable(f"{func} changes the batch")
         with self.fake:
             out = func(*args, **kwargs)
         if not all(isinstance(leaf, (Tensor, type(None))) for leaf in tree_leaves(out)):
             raise NotReplayable(f"{func} gives the code a value")
+        if func.overloadpacket is aten.lift_fresh:  # a tensor of the code's own, new at every call
+            func = aten.clone.default
         self._record(func, args, kwargs, out)
         return out
 
@@ -231,9 +300,15 @@ class _Recorder(Watch):
                 self._made[len(self.alive)] = index
                 self.alive.append(leaf)
             made.append(self.slots[id(leaf)])
+        if any(read.slot in self._computed for read in reads):
+            self._computed.update(slot for slot in made if slot is not None)
         after.discard(index)
-        operation = Operation(func, given, tuple(reads), tuple(made), frozenset(after))
+        lying = {slot for slot, x in enumerate(self.alive) if _storage(x) in written}
+        operation = Operation(
+            func, given, tuple(reads), tuple(made), frozenset(after), frozenset(lying)
+        )
         self.recording.operations.append(operation)
+        self.recording.overwritten |= lying
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Record a layer's call, and follow its output."""
@@ -277,6 +352,18 @@ def _storage(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
+def _draws(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+    """Whether an operation draws random numbers: dropout at a rate of 0 does not."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    given = {
+        argument.name: args[place] if place < len(args) else kwargs.get(argument.name, None)
+        for place, argument in enumerate(func._schema.arguments)
+    }
+    rate = given.get("dropout_p", given.get("p"))
+    return not (given.get("train") is False or rate == 0 or ("dropout_p" in given and rate is None))
+
+
 def _written_by(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
     """The tensors that an operation writes in place."""
     found: list[Any] = []
@@ -284,6 +371,8 @@ def _written_by(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[place] if place < len(args) else kwargs.get(argument.name)
             found += tree_leaves(value)
+    if func.overloadpacket in NORMALISES_BATCH and len(args) > 5 and args[5] is True:
+        found += [args[3], args[4]]  # running statistics, which the schema does not mention
     return [x for x in found if isinstance(x, Tensor)]
 
 
@@ -313,6 +402,7 @@ class Run:
         """Let everything go: what is asked for next is computed anew, with the weights then."""
         self.values = dict(zip(self.recording.inputs, tensors_of(self.batch), strict=True))
         self.done = bytearray(len(self.recording.operations))
+        self.saved: dict[Read, Tensor] = {}  # wanted, and overwritten since
         self._count()
 
     def _count(self) -> None:
@@ -329,18 +419,33 @@ class Run:
         """A wanted tensor, for which whatever is missing is computed."""
         for index in sorted(self.recording.closure(read.after, self.done)):
             self._run(index)
-        value = self.values[read.slot]
+        value = self.saved.get(read)
+        if value is None:
+            value = self.values[read.slot]
+            if read.slot in self.recording.overwritten:
+                value = value.clone()
         self.wanted -= Counter([read])
+        if read not in self.wanted:
+            self.saved.pop(read, None)
         self._release(read.slot)
         return value
 
     def leave(self, reads: Iterable[Read]) -> None:
         """Do without wanted tensors."""
         self.wanted -= Counter(reads)
+        self.saved = {read: x for read, x in self.saved.items() if read in self.wanted}
         self._count()
 
     def _run(self, index: int) -> None:
         operation = self.recording.operations[index]
+        if operation.overwrites:
+            self.saved |= {
+                read: self.values[read.slot].clone()
+                for read in self.wanted
+                if read.slot in operation.overwrites
+                and read not in self.saved
+                and all(self.done[before] for before in read.after)
+            }
         args, kwargs = tree_map(
             lambda x: self.values[x.number] if isinstance(x, Slot) else x,
             operation.given,
@@ -348,7 +453,7 @@ class Run:
         )
         try:
             out = operation.func(*args, **kwargs)
-        except RuntimeError as error:
+        except Exception as error:
             raise NotReplayable(f"{operation.func}: {error}") from error
         self.done[index] = True
         if index in self.norms:
@@ -370,6 +475,6 @@ class Run:
         own = {x.untyped_storage().data_ptr() for x in tensors_of(self.batch)}
         kept = {
             value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-            for value in self.values.values()
+            for value in [*self.values.values(), *self.saved.values()]
         }
         return sum(size for place, size in kept.items() if place not in own)

@@ -6,7 +6,7 @@ what they meet next has seen the repair. They carry what the rest of the network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import isclose
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from prunelab.data.batches import Part, apart, batch_size
 from prunelab.data.private_random import private_steps
@@ -37,6 +38,7 @@ from prunelab.repair.layer_problem import LayerProblem
 from prunelab.values import Progress
 
 CARRIED = 2**31  # bytes that all images together may carry; others start anew for every layer
+SHAPES = 32  # of batches, each recorded in both networks
 ALIKE = 1e-3  # of the sums of a layer's outputs, between a recording and the network itself
 
 
@@ -130,10 +132,10 @@ class _Queue:
         if first is None:
             raise BadData("There are no batches to repair on; give at least one.")
         self.coming = chain([first], self.coming)
+        self.left = [task.layer.weight for task in tasks]
         recordings = self._recorded(first.batch)
         self.order = _by_readiness(recordings[0], tasks)
         self.left = [task.layer.weight for task in self.order]
-        self._check(recordings[1], first.batch)
         self.plans: dict[Hashable, _Plan] = {signature(first.batch): self._planned(*recordings)}
 
     def images_for(self, task: LayerProblem) -> Iterator[_Waiting]:
@@ -179,11 +181,23 @@ class _Queue:
     def _plan(self, batch: Any) -> _Plan:
         key = signature(batch)
         if key not in self.plans:
+            if len(self.plans) == SHAPES:
+                raise NotReplayable("the batches have too many shapes")
             self.plans[key] = self._planned(*self._recorded(batch))
         return self.plans[key]
 
     def _recorded(self, batch: Any) -> tuple[Recording, Recording]:
-        small, target = (record(net, batch, self.forward) for net in self.networks)
+        """Both networks recorded, after both have run on the batch themselves.
+
+        Raises `NotReplayable` unless the target's layers give what they gave then.
+        """
+        ran = [_Sums(network, self.left) for network in self.networks]
+        for network, sums in zip(self.networks, ran, strict=True):
+            with state_preserved(network), sums:
+                network.eval()
+                checked(self.forward, network, batch)
+        small, target = (record(network, batch, self.forward) for network in self.networks)
+        self._check(target, batch, ran[1].found)
         return small, target
 
     def _planned(self, small: Recording, target: Recording) -> _Plan:
@@ -192,28 +206,32 @@ class _Queue:
         for place, task in enumerate(self.order):
             name, unsolved = task.layer.weight, {t.layer.weight for t in self.order[place:]}
             calls = zip(small.layers.get(name, ()), target.layers.get(name, ()), strict=False)
-            taken[name] = [_taken(here, there, target, unsolved, small) for here, there in calls]
+            taken[name] = [
+                _taken(here, there, target, unsolved, small)
+                for here, there in calls
+                if _rows(here.call.x) == _rows(there.call.x)
+            ]
             if any(small.upstream(call.x) & unsolved for call in small.layers.get(name, ())):
                 stale.add(name)
         return _Plan(small, target, taken, frozenset(stale))
 
-    def _check(self, recording: Recording, batch: Any) -> None:
-        """Raise `NotReplayable` unless the target's recording gives what the target gives."""
-        target = self.networks[1]
-        sums = _Sums(target, self.left)
-        with state_preserved(target), sums:
-            target.eval()
-            checked(self.forward, target, batch)
+    def _check(
+        self, recording: Recording, batch: Any, ran: Mapping[str, tuple[float, float]]
+    ) -> None:
         last = sorted(
             (recording.layers[name][-1] for name in self.left if name in recording.layers),
             key=lambda call: call.at,
         )
         run = Run(recording, batch, [call.y for call in last])
         for call in last:
-            ran, replayed = sums.found.get(call.call.name, (0.0, 0.0)), _sums(run.take(call.y))
-            for a, b in zip(ran, replayed, strict=True):
-                if not isclose(a, b, rel_tol=ALIKE, abs_tol=1e-9):
-                    raise NotReplayable(f"{call.call.name} gives other outputs than it does")
+            pairs = zip(ran[call.call.name], _sums(run.take(call.y)), strict=True)
+            if not all(isclose(a, b, rel_tol=ALIKE, abs_tol=1e-9) for a, b in pairs):
+                raise NotReplayable(f"{call.call.name} gives other outputs than it does")
+
+
+def _rows(x: Tensor) -> tuple[int, ...]:
+    """The samples and positions of a layer's input."""
+    return len(x), *x.shape[2:]
 
 
 def _taken(
@@ -303,4 +321,6 @@ class _Sums(Watch):
 
 
 def _sums(out: Tensor) -> tuple[float, float]:
+    if isinstance(out, FakeTensor):
+        raise NotReplayable("the network keeps tensors without data")
     return float(out.double().abs().sum()), float(out.double().square().sum())

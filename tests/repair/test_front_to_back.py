@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_every_operation_runs_once_on_every_image(monkeypatch: pytest.MonkeyPatc
     _, fits = repaired(before, after, batches)
     assert len(fits) == 4
     parts = 2 * len(images())  # solved on, held out
-    assert len(runs) == 1 + 2 * parts  # the check, then two networks
+    assert len(runs) == 2 + 2 * parts  # a check of both shapes, then two networks
     assert set(ran.values()) == {1}
     assert loaded == [0, 1, 2]
 
@@ -184,6 +185,28 @@ def test_batches_of_other_shapes_wait_beside_each_other() -> None:
     parts, _ = repaired(before, after, lambda: [whole[:4], whole[4:36], whole[36:]])
     for name, tensor in small.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=1e-9, atol=1e-9)
+
+
+def test_what_the_code_caches_for_a_shape_holds_data_afterwards() -> None:
+    @cache
+    def grid(size: int) -> Tensor:
+        return torch.linspace(0, 1, size, dtype=torch.float64)
+
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+            self.c = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.a(x)) + grid(x.shape[-1])
+            return self.c(torch.relu(self.b(x)))
+
+    before, after = pruned(Places)
+    grid.cache_clear()
+    _, fits = repaired(before, after)
+    assert len(fits) == 2
+    assert bool(before.network(images()[0]).isfinite().all())
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["waiting", "a pass a layer"])
