@@ -29,12 +29,12 @@ from prunelab.repair.dataflow import (
     Read,
     Recording,
     Run,
-    record,
     signature,
     tensors_of,
 )
 from prunelab.repair.fit import Fit
 from prunelab.repair.layer_problem import LayerProblem
+from prunelab.repair.recorder import record
 from prunelab.values import Progress
 
 CARRIED = 2**31  # bytes that all images together may carry; others start anew for every layer

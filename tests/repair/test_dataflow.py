@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from prunelab.evidence.reconstruction_target import OutputWatch
 from prunelab.loops.batch import run_batch
-from prunelab.repair.dataflow import NotReplayable, Run, record, signature
+from prunelab.repair.dataflow import NotReplayable, Run, signature
+from prunelab.repair.recorder import record
 
 
 class InPlace(nn.Module):
