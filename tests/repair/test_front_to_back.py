@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import prunelab as pl
 from prunelab.loops.batch import finish, run_batch
+from prunelab.repair import fit as fitting
 from prunelab.repair import front_to_back, layer_problem, least_squares
 from prunelab.repair.dataflow import NotReplayable, Run
 from prunelab.repair.fit import Fit
@@ -214,8 +215,6 @@ def test_a_projection_aims_at_its_own_output_and_the_branch_at_the_sum(
     refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Channel Pruning: the branch makes good what the shortcut lost, not the other way about."""
-    from prunelab.repair import fit as fitting
-
     monkeypatch.setattr(fitting, "RIDGES", (0.0,))
     if refused:
         monkeypatch.setattr(least_squares, "solving_in_order", refusing)
