@@ -24,6 +24,7 @@ from prunelab.graph.trace import copy_of
 from prunelab.ledger.words import said
 from prunelab.loops.training import STEPS, Training
 from prunelab.methods import Method, make_method
+from prunelab.methods.base import spares
 from prunelab.session.session import Session
 from prunelab.values import FrozenMap, Progress, WidthPlan, table
 
@@ -217,8 +218,8 @@ class _Trainer:
 
 def _groups_to_widen(session: Session) -> list[str]:
     """The groups that the session's method prunes."""
-    inner = getattr(session.method, "groups", "all") == "internal"
-    names = [g.name for g in session.graph.groups if g.prunable and not (inner and g.residual)]
+    prunable = (group for group in session.graph.groups if group.prunable)
+    names = [group.name for group in prunable if not spares(session.method, group)]
     if not names:
         raise BadModel(
             f"{session.method.name} prunes no group of this network, so there is nothing to widen. "

@@ -192,9 +192,9 @@ def measures(method: Method) -> tuple[str, int]:
     return "bn" if getattr(method, "at", None) == "bn" else "conv", getattr(method, "images", 512)
 
 
-def spares_residuals(method: Method) -> bool:
-    """Whether the method leaves residual streams alone."""
-    return getattr(method, "groups", "all") == "internal"
+def spares(method: Method, group: ChannelGroup) -> bool:
+    """Whether the method leaves the group alone because it is a residual stream."""
+    return group.residual and getattr(method, "groups", "all") == "internal"
 
 
 def parameters(method: Method) -> FrozenMap[Any]:

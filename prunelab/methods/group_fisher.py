@@ -38,7 +38,7 @@ from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
 from prunelab.loops.training import descend, forever
-from prunelab.methods.base import Context, Found, Search
+from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
 from prunelab.methods.settings import check_choice, check_counts, check_groups, check_lr
 from prunelab.values import Progress, Units, WidthPlan, units_of
@@ -110,7 +110,7 @@ class GroupFisher:
 
     def targets(self, context: Context) -> list[ChannelGroup]:
         """The groups whose units are removed."""
-        return [g for g in context.prunable if self.groups == "all" or not g.residual]
+        return [g for g in context.prunable if not spares(self, g)]
 
     def search(self, context: Context) -> Search:
         """One move: removes units one after another until its share of the MACs is gone."""

@@ -14,7 +14,7 @@ from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
 from prunelab.ledger.state import State
 from prunelab.methods import Method
-from prunelab.methods.base import found, measures, parameters, spares_residuals
+from prunelab.methods.base import found, measures, parameters, spares
 from prunelab.session.context import macs_of, search_context
 from prunelab.session.evaluator import Evaluator
 from prunelab.session.history import History
@@ -106,7 +106,7 @@ class Preview:
         self._evaluator = evaluator
         self._history = history
         self._budget = threading.Lock()  # held for milliseconds, while widths are allocated
-        self._problem: tuple[tuple[str, Evidence, bool], AllocationProblem] | None = (
+        self._problem: tuple[tuple[str, Evidence, list[str]], AllocationProblem] | None = (
             None  # the last one
         )
 
@@ -259,11 +259,9 @@ class Preview:
         """The units to drop so that the network has at most `limit` multiply-adds."""
         evidence = self._remembered(state, wanted(method))
         plan = self._evaluator.plan(state.now.kept)
-        internal = spares_residuals(method)
-        key = (evidence.fingerprint, evidence, internal)
+        names = [name for name in evidence.groups if not spares(method, evidence.graph[name])]
+        key = (evidence.fingerprint, evidence, names)
         if self._problem is None or self._problem[0] != key:
-            groups = (evidence.graph[name] for name in evidence.groups)
-            names = [g.name for g in groups if not (internal and g.residual)]
             curves = [damage_curve(evidence[name]) for name in names]
             graph = self._evaluator.graph
             self._problem = key, AllocationProblem(graph, plan, curves, "macs", 1, graph.round_to)

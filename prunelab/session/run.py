@@ -9,7 +9,7 @@ from prunelab.cost.counting import cost
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.ledger import guard, words
 from prunelab.loops.training import Metric
-from prunelab.methods.base import relaxed, spares_residuals
+from prunelab.methods.base import relaxed, spares
 from prunelab.session.context import macs_of
 from prunelab.session.parts import Parts
 from prunelab.session.runner import Work
@@ -63,16 +63,18 @@ def run(
 
 def _check_within_reach(parts: Parts, goal: int) -> None:
     """Raise `BudgetUnreachable` where all that the method may prune, at its narrowest, is over."""
-    spared = spares_residuals(parts.method)
-    groups = [g for g in parts.history.graph.groups if g.prunable and not (spared and g.residual)]
+    prunable = [group for group in parts.history.graph.groups if group.prunable]
+    groups = [group for group in prunable if not spares(parts.method, group)]
     plan = parts.history.plan
     narrowest = plan.drop({group.name: group.units[group.narrowest :] for group in groups})
     least, base = cost(parts.evaluator.graph, narrowest).macs, parts.history.state.base.cost.macs
     if least > goal:
-        more = "Its groups='internal' leaves residual streams whole; 'all' prunes them too. "
+        more = ""
+        if len(groups) < len(prunable):
+            more = "Its groups='internal' leaves residual streams whole; 'all' prunes them too. "
         raise BudgetUnreachable(
             f"{parts.method.name} cannot reach {goal / base:.1%} of the MACs: with all groups that "
-            f"it may prune at their smallest width, {least / base:.1%} are left. {more * spared}"
+            f"it may prune at their smallest width, {least / base:.1%} are left. {more}"
             "Give a larger target, or freeze less.",
             plan,
         )
