@@ -118,6 +118,8 @@ from .methods.baselines import (
     Taylor as Taylor,
 )
 from .methods.channel_pruning import ChannelPruning as ChannelPruning
+from .methods.factorisation import ChannelFactorisation as ChannelFactorisation
+from .methods.factorisation import SpatialFactorisation as SpatialFactorisation
 from .methods.elimination import Elimination as Elimination
 from .methods.group_fisher import GroupFisher as GroupFisher
 from .methods.one_shot import OneShot as OneShot

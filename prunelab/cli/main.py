@@ -252,7 +252,7 @@ def summary(
     import prunelab as pl
 
     state = session.state
-    full, now = state.began.widths, state.widths()
+    full, now = state.full_widths, state.widths()
     widths = [("layer", "before", "after"), *((g, str(full[g]), str(now[g])) for g in now)]
     inputs = _inputs(session.data)
     costs = [pl.cost(network, inputs) for network in (model, session.model)]

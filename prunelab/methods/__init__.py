@@ -15,6 +15,7 @@ from prunelab.methods.baselines import (
 )
 from prunelab.methods.channel_pruning import ChannelPruning
 from prunelab.methods.elimination import Elimination
+from prunelab.methods.factorisation import ChannelFactorisation, SpatialFactorisation
 from prunelab.methods.group_fisher import GroupFisher
 from prunelab.methods.one_shot import OneShot
 from prunelab.methods.oracle import Oracle
@@ -27,6 +28,8 @@ METHODS: dict[str, type] = {
         AOFP,
         ThiNet,
         ChannelPruning,
+        SpatialFactorisation,
+        ChannelFactorisation,
         GroupFisher,
         Elimination,
         Surgeon,
@@ -67,6 +70,7 @@ __all__ = [
     "AOFP",
     "METHODS",
     "BatchNormScale",
+    "ChannelFactorisation",
     "ChannelPruning",
     "Context",
     "Elimination",
@@ -80,6 +84,7 @@ __all__ = [
     "Oracle",
     "Random",
     "Search",
+    "SpatialFactorisation",
     "Surgeon",
     "Taylor",
     "ThiNet",

@@ -184,7 +184,8 @@ def comparison(view: View) -> str:
     timed = [_measured(view, end) for end in view.compared]
     if any(timed):
         rows.append([escape(text.MEASURED), *timed, ""])
-    full, widest = view.state.began.widths, max(view.state.began.widths.values())
+    full = view.state.full_widths
+    widest = max(full.values())
     for name in one.widths:
         a, b = one.widths[name], two.widths[name]
         if a != b:

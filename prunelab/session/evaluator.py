@@ -17,6 +17,7 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
+from prunelab.graph.surgery.factorisation import extended, factorised, factorised_graph
 from prunelab.graph.trace import copy_of, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
@@ -25,6 +26,7 @@ from prunelab.session.settings import Settings
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
 
+Planned = tuple[nn.Module, WidthPlan]  # a network and its plan
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 
@@ -62,20 +64,55 @@ class Evaluator:
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
-        self.measurements = Measurements(self.splits, settings, graph, self.run_inputs)
+        self._forms: dict[tuple[tuple[str, Any], ...], tuple[nn.Module, ChannelGraph]] = {
+            (): (self.base, graph)
+        }
+        self.measurements = Measurements(self.splits, settings, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
 
     # ------------------------------------------------------------ networks
 
-    def plan(self, kept: FrozenMap[Units] | None) -> WidthPlan:
-        """The plan that keeps these units (None: all)."""
-        return WidthPlan.full(self.graph) if kept is None else WidthPlan(kept, self.graph)
+    def form(self, factors: Mapping[str, Any]) -> tuple[nn.Module, ChannelGraph]:
+        """The original network with these layers factorised, at full rank, and its graph.
+
+        Raises `IllegalPlan` for a layer that cannot be factorised.
+        """
+        key = tuple(sorted(factors.items()))
+        if key not in self._forms:
+            self._forms[key] = factorised_graph(self.graph, self.base, factors, self.run_once)
+        return self._forms[key]
+
+    def plan(self, kept: FrozenMap[Units] | None, factors: Mapping[str, Any]) -> WidthPlan:
+        """The plan that keeps these units (None: all), with these layers factorised."""
+        graph = self.form(factors)[1]
+        return WidthPlan.full(graph) if kept is None else WidthPlan(kept, graph)
+
+    def graph_of(self, plan: WidthPlan) -> ChannelGraph:
+        """The graph of the uncut network of a plan."""
+        return self.form(plan.graph.factors)[1]
 
     def network(self, plan: WidthPlan, weights: Mapping[str, Tensor]) -> nn.Module:
         """The network of this plan with these weights."""
-        network = cut(self.base, self.graph, plan)
+        network = cut(*self.form(plan.graph.factors), plan)
         network.load_state_dict(weights)
         return network
+
+    def cut_to(self, plan: WidthPlan) -> nn.Module:
+        """The original network cut to this plan, ranks by energy."""
+        graph = self.graph_of(plan)
+        kinds: Mapping[str, Any] = graph.factors
+        network = factorised(self.base, kinds) if kinds else self.base
+        return cut(network, graph, plan)
+
+    def factorised(self, planned: Planned, factors: Mapping[str, Any]) -> Planned:
+        """A network and its plan with these layers factorised as well, at full rank."""
+        network, plan = planned
+        known = plan.graph.factors
+        more = {name: kind for name, kind in factors.items() if name not in known}
+        if not more:
+            return planned
+        graph = self.form({**known, **more})[1]
+        return factorised(network, more, ordered=False), extended(plan, graph)
 
     # ------------------------------------------------------------ inputs and outputs
 
@@ -94,9 +131,16 @@ class Evaluator:
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""
+        return self._run(network, self.splits.sample())
+
+    def run_once(self, network: nn.Module) -> Any:
+        """The outputs of `network` for the input of one run, in evaluation mode."""
+        return self._run(network, self.run_inputs())
+
+    def _run(self, network: nn.Module, inputs: Any) -> Any:
         with state_preserved(network), private_random(), torch.no_grad():
             network.eval()
-            return self.settings.forward(network, self.splits.sample())
+            return self.settings.forward(network, inputs)
 
     # ------------------------------------------------------------ judging
 

@@ -32,7 +32,7 @@ from prunelab.ledger.events import (
     Proposed,
 )
 from prunelab.loops.batch import device_of
-from prunelab.values import Cost, FrozenMap, Units, WidthPlan, thaw
+from prunelab.values import Cost, FrozenMap, Units, thaw
 
 if TYPE_CHECKING:
     from prunelab.session.session import Session
@@ -206,11 +206,9 @@ def _report(session: Session) -> str:
             f"A report needs plotly, and {error.name} is missing: pip install 'prunelab[lab]'."
         ) from error
     layers = {group.name: group.producers for group in session.graph.groups if group.prunable}
-    graph = session.plan.graph
-    full = WidthPlan.full(graph)
 
-    def costs(kept: FrozenMap[Units] | None) -> dict[str, Cost]:
-        return session.costs(full if kept is None else WidthPlan(kept, graph))
+    def costs(kept: FrozenMap[Units] | None, factors: FrozenMap[str]) -> dict[str, Cost]:
+        return session.costs(session._evaluator.plan(kept, factors))
 
     return report(session.ledger, layers, costs)
 

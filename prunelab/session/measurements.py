@@ -39,12 +39,9 @@ class Measurements:
     Readers on other threads see whole results only: cached values are replaced, never changed.
     """
 
-    def __init__(
-        self, splits: Splits, settings: Settings, graph: ChannelGraph, inputs: Callable[[], Any]
-    ) -> None:
+    def __init__(self, splits: Splits, settings: Settings, inputs: Callable[[], Any]) -> None:
         self._splits = splits
         self._settings = settings
-        self._graph = graph
         self._inputs = inputs  # what one run is given
         self._evidence: dict[tuple[str, ...], tuple[str, Request, Evidence]] = {}
         self.layer_times: LayerTimes | None = None  # of the network timed last
@@ -82,13 +79,14 @@ class Measurements:
         found = self._evidence.get(tuple(kinds))
         return None if found is None else found[2]
 
-    def time_layers(self, network: nn.Module, plan: WidthPlan) -> None:
-        """Time the layers of the network of this plan, unless they were timed last."""
+    def time_layers(self, network: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+        """Time the layers of the network of this plan, unless they were timed last.
+
+        `graph` is that of the uncut network.
+        """
         if self.layer_times is None or self.layer_times.plan != plan:
             inputs, forward = self._inputs(), self._settings.forward
-            self.layer_times = layer_times(
-                network, self._graph, plan, lambda: forward(network, inputs)
-            )
+            self.layer_times = layer_times(network, graph, plan, lambda: forward(network, inputs))
 
     def time_runs(self, network: nn.Module, mark: str | None) -> Generator[Progress, None, Latency]:
         """Measure seconds of one run; cached under the fingerprint `mark` (None: not cached)."""

@@ -61,8 +61,11 @@ def repair_towards(
         return lambda: splits.images(most), settings.forward, most
 
     def traced(network: nn.Module, plan: WidthPlan) -> Traced:
-        return Traced(network, evaluator.graph.after(plan))
+        return Traced(network, evaluator.graph_of(plan).after(plan))
 
+    factors = small[1].graph.factors
+    target = evaluator.factorised(target, factors)
+    source = None if source is None else evaluator.factorised(source, factors)
     now, aim = traced(*small), traced(*target)
     before = traced(*source) if source else aim
     fits: dict[str, Fit] = {}
@@ -82,8 +85,10 @@ def repair_cut(
     evaluator: Evaluator, history: History, small: Planned, kind: str
 ) -> Generator[Progress, None, tuple[Refit, ...]]:
     """Repair `small`, in place; it was just cut from the pending move's network."""
-    source = (history.source, history.plan)
-    target = source if history.brought is not None else history.trained()
+    source = (history.source, history.source_plan)
+    pending = history.state.pending
+    trained = history.brought is not None and not (pending and pending.factors)
+    target = source if trained else history.trained()
     return (yield from repair_towards(evaluator, small, kind, target, source))
 
 

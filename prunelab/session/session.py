@@ -293,7 +293,8 @@ class Session:
 
     def costs(self, plan: WidthPlan | None = None) -> dict[str, Cost]:
         """The cost of each convolution and linear layer with `plan` (None: the current one)."""
-        return layer_costs(self._evaluator.graph, self.plan if plan is None else plan)
+        plan = self.plan if plan is None else plan
+        return layer_costs(self._evaluator.graph_of(plan), plan)
 
     def seconds(self, plan: WidthPlan | None = None) -> dict[str, float] | None:
         """Seconds of each layer in one run with `plan` (None: the current one); "" is the rest.
@@ -301,7 +302,8 @@ class Session:
         Estimated from the times measured by `measure`, see `LayerTimes.scaled`; None before that.
         """
         times = self._evaluator.measurements.layer_times
-        return None if times is None else times.scaled(self._evaluator.graph, plan or self.plan)
+        plan = plan or self.plan
+        return None if times is None else times.scaled(self._evaluator.graph_of(plan), plan)
 
     def pictures(self, images: Iterable[int]) -> dict[int, np.ndarray]:
         """Validation images by their index in the split, such as those that a comparison lost.

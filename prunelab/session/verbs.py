@@ -157,8 +157,9 @@ def approve(
     Whether it was committed.
     """
     evaluator, history = parts.evaluator, parts.history
-    plan = history.plan.drop(fresh(parts, "approve").drop)
-    small = cut(history.source, history.graph, plan)
+    move, whole = fresh(parts, "approve"), history.source_plan
+    plan = whole.drop(move.drop)
+    small = cut(history.source, evaluator.graph_of(whole).after(whole), plan)
     as_cut = yield from evaluator.judge(small)
     steps: list[tuple[type[Any], dict[str, Any], nn.Module, Judgement]]
     steps = [(Approved, {"run": run}, small, as_cut)]
@@ -249,7 +250,8 @@ def measure(parts: Parts) -> Work[None]:
     """Measure the evidence for `foresee`, and compute in advance what it will need."""
     evaluator, history = parts.evaluator, parts.history
     yield from measuring(evaluator, history, wanted(parts.method))
-    evaluator.measurements.time_layers(history.network, history.plan)
+    plan = history.plan
+    evaluator.measurements.time_layers(history.network, evaluator.graph_of(plan), plan)
     with suppress(WrongState):
         parts.preview.foresee(parts.method, None, None)
         parts.preview.foresee(parts.method, None, history.state.now.cost.macs)
