@@ -21,6 +21,7 @@ from prunelab.methods.one_shot import OneShot
 from prunelab.methods.oracle import Oracle
 from prunelab.methods.surgeon import Surgeon
 from prunelab.methods.thinet import ThiNet
+from prunelab.methods.three_c import ThreeC
 
 METHODS: dict[str, type] = {
     method.name: method
@@ -30,6 +31,7 @@ METHODS: dict[str, type] = {
         ChannelPruning,
         SpatialFactorisation,
         ChannelFactorisation,
+        ThreeC,
         GroupFisher,
         Elimination,
         Surgeon,
@@ -88,5 +90,6 @@ __all__ = [
     "Surgeon",
     "Taylor",
     "ThiNet",
+    "ThreeC",
     "make_method",
 ]

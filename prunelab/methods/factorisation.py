@@ -158,7 +158,7 @@ class _Factorisation:
         asked = list(named) if isinstance(named, Mapping) else []
         for name in asked:
             reason = unfit(context.model, name, self.kind)
-            if name not in own and reason:
+            if reason and name not in context.graph.factors:
                 raise IllegalPlan(f"{name} cannot be factorised ({self.kind}): {reason}.")
         return [
             name

@@ -212,7 +212,7 @@ class _Recorder(Watch):
         calls.append(LayerCall(call, at, x, self.recording.output(at)))
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Follow a layer's output through its BatchNorm into the sum that it enters."""
+        """Follow a layer's output through its BatchNorm into the sum or ReLU that it enters."""
         operation = self.recording.operations[-1]
         if func.overloadpacket in NORMALISES_BATCH:
             if followed := self._followed.pop(self.slots.get(id(args[0]), -1), None):
@@ -226,6 +226,9 @@ class _Recorder(Watch):
                 for one, other in (operation.reads, operation.reads[::-1]):
                     if followed := self._followed.pop(one.slot, None):
                         self._change(followed, shortcut=other)
+        elif func.overloadpacket in (aten.relu, aten.relu_):
+            if followed := self._followed.pop(self.slots.get(id(args[0]), -1), None):
+                self._change(followed, rectified=True)
         elif args and isinstance(out, Tensor) and out is args[0]:
             self._followed.pop(self.slots.get(id(out), -1), None)  # overwritten
 

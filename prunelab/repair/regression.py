@@ -162,7 +162,7 @@ class _ByRows(Regression):
     def changes(self, ridge: float) -> Solution:
         products = self._products.clone()
         products.diagonal().add_(ridge * len(self._p))
-        solved, sizes = _solver(products), self._sizes.sqrt()[:, None]
+        solved, sizes = solver(products), self._sizes.sqrt()[:, None]
         return lambda some: (self._p.T @ solved(self._missing[:, some])) / sizes
 
 
@@ -188,11 +188,11 @@ class _ByMoments(Regression):
         self._missing = cross - second @ old
 
     def changes(self, ridge: float) -> Solution:
-        solved = _solver(with_ridge(self._second, ridge))
+        solved = solver(with_ridge(self._second, ridge))
         return lambda some: solved(self._missing[:, some])
 
 
-def _solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+def solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     """Solves for a positive definite matrix; gives NaN if rounding has made it indefinite."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info):

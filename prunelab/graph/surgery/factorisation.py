@@ -142,6 +142,9 @@ def unfit(model: nn.Module, name: str, kind: Kind) -> str:
         return "it has hooks or a forward of its own"
     if not name or list(dict(conv.named_parameters())) not in (["weight"], ["weight", "bias"]):
         return "its weight is no parameter of its own"
+    everywhere = model.named_parameters(remove_duplicate=False)
+    if sum(weight is conv.weight for _, weight in everywhere) > 1:
+        return "its weight has several names"
     if kind not in KINDS:
         return f"the kind is one of {', '.join(KINDS)}"
     if kind == "spatial" and min(conv.kernel_size) < 2:
