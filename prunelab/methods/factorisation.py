@@ -30,7 +30,7 @@ from torch import Tensor
 from prunelab.errors import IllegalPlan, InvalidValue
 from prunelab.evidence.output_moments import output_moments
 from prunelab.graph.channels.channel_graph import ChannelGraph, Layer
-from prunelab.graph.surgery.factorisation import Kind, extended, factorised, factors, unfit
+from prunelab.graph.surgery.factorisation import Factors, Kind, extended, factorised, factors, unfit
 from prunelab.methods.base import Context, Found, Search
 from prunelab.methods.settings import check_counts, freeze_ratio
 from prunelab.values import FrozenMap, Importance, Move, WidthPlan
@@ -226,7 +226,11 @@ class _Factorisation:
             factors=FrozenMap(kinds),
             adds=FrozenMap(adds),
         )
-        return Found(move, factorised(context.model, kinds, outputs))
+
+        def make(name: str, weight: Tensor) -> Factors:
+            return factors(weight, self.kind, outputs.get(name))
+
+        return Found(move, factorised(context.model, kinds, make))
 
 
 def _options(

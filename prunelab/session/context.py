@@ -44,7 +44,7 @@ def search_context(
         return measuring(evaluator, history, Request(tuple(kinds), at, images, masks))
 
     def aimed(layers: Iterable[str], images: int) -> Generator[Any, None, Mapping[str, AimedGram]]:
-        target, plan = evaluator.factorised(history.trained(), history.graph.factors)
+        target, plan = evaluator.factorised(history.trained(), (history.network, history.plan))
         return aiming(
             history.network, history.graph, target, evaluator.graph_of(plan).after(plan),
             splits.images(images), tuple(layers), forward=settings.forward, expected=images,

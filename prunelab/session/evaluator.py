@@ -17,7 +17,12 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.surgery.factorisation import extended, factorised, factorised_graph
+from prunelab.graph.surgery.factorisation import (
+    extended,
+    factorised,
+    factorised_graph,
+    factorised_like,
+)
 from prunelab.graph.trace import copy_of, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
@@ -104,15 +109,15 @@ class Evaluator:
         network = factorised(self.base, kinds) if kinds else self.base
         return cut(network, graph, plan)
 
-    def factorised(self, planned: Planned, factors: Mapping[str, Any]) -> Planned:
-        """A network and its plan with these layers factorised as well, at full rank."""
+    def factorised(self, planned: Planned, like: Planned) -> Planned:
+        """A network and its plan with the layers factorised that are in `like`, at full rank."""
         network, plan = planned
-        known = plan.graph.factors
-        more = {name: kind for name, kind in factors.items() if name not in known}
-        if not more:
+        if plan.graph.factors == like[1].graph.factors:
             return planned
-        graph = self.form({**known, **more})[1]
-        return factorised(network, more, ordered=False), extended(plan, graph)
+        graph = self.graph_of(like[1])
+        whole = extended(plan, graph)
+        made = factorised_like(network, graph.after(whole), like[0], graph.after(like[1]))
+        return made, whole
 
     # ------------------------------------------------------------ inputs and outputs
 

@@ -63,9 +63,7 @@ def repair_towards(
     def traced(network: nn.Module, plan: WidthPlan) -> Traced:
         return Traced(network, evaluator.graph_of(plan).after(plan))
 
-    factors = small[1].graph.factors
-    target = evaluator.factorised(target, factors)
-    source = None if source is None else evaluator.factorised(source, factors)
+    target = evaluator.factorised(target, source or small)
     now, aim = traced(*small), traced(*target)
     before = traced(*source) if source else aim
     fits: dict[str, Fit] = {}

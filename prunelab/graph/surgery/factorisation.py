@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,10 +41,8 @@ class Factors:
     energies: Tensor
 
 
-def factors(
-    weight: Tensor, kind: Kind, outputs: Tensor | None = None, *, ordered: bool = True
-) -> Factors:
-    """The kernel of a 2-d convolution as two, at full rank.
+def factors(weight: Tensor, kind: Kind, outputs: Tensor | None = None) -> Factors:
+    """The kernel of a 2-d convolution as two, at full rank, the channels between by energy.
 
     Parameters
     ----------
@@ -55,29 +53,73 @@ def factors(
     outputs
         For "channel", the second moment of the layer's outputs [out, out]: its eigenvectors are
         the channels between, so that a lower rank reconstructs responses, not weights.
-    ordered
-        Whether the channels between are ordered by energy. Any other exact pair costs nothing.
     """
-    out, into, height, width = weight.shape
-    both = weight.detach().cpu().double().permute(1, 2, 3, 0)
-    matrix = both.reshape(into * height * (1 if kind == "spatial" else width), -1)
-    if not ordered:
-        rows, columns = matrix.shape
-        one = torch.eye(min(rows, columns), dtype=matrix.dtype)
-        pair = (one, matrix) if rows <= columns else (matrix, one)
-        energies = torch.zeros(len(one))
-    elif outputs is None:
+    matrix, out = _matrix(weight, kind), len(weight)
+    if outputs is None:
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        pair, energies = (u * s.sqrt(), s.sqrt()[:, None] * v), s.square()
-    else:
-        moment, within = outputs.cpu().double(), torch.eye(out, dtype=matrix.dtype)
-        if len(matrix) < out:  # there are no more independent outputs than inputs
-            within = torch.linalg.svd(matrix, full_matrices=False).Vh
-        found, basis = torch.linalg.eigh(within @ moment @ within.T)
-        energies, basis = found.flip(0).clamp_min(0), within.T @ basis.flip(1)
-        pair = matrix @ basis, basis.T
-    first, second = pair
-    rank = len(second)
+        return _kernels(weight, u * s.sqrt(), s.sqrt()[:, None] * v, s.square())
+    moment, within = outputs.cpu().double(), torch.eye(out, dtype=matrix.dtype)
+    if len(matrix) < out:  # there are no more independent outputs than inputs
+        within = torch.linalg.svd(matrix, full_matrices=False).Vh
+    energies, basis = torch.linalg.eigh(within @ moment @ within.T)
+    basis = within.T @ basis.flip(1)
+    return _kernels(weight, matrix @ basis, basis.T, energies.flip(0).clamp_min(0))
+
+
+def plain_factors(weight: Tensor, kind: Kind) -> Factors:
+    """The kernel and an identity: two as good as any where only their shapes matter."""
+    matrix = _matrix(weight, kind)
+    rows, columns = matrix.shape
+    one = torch.eye(min(rows, columns), dtype=matrix.dtype)
+    pair = (one, matrix) if rows <= columns else (matrix, one)
+    return _kernels(weight, *pair, torch.zeros(len(one)))
+
+
+def factors_like(
+    weight: Tensor, kind: Kind, second: Tensor, outputs: Tensor, units: Tensor
+) -> Factors:
+    """The kernel as two, of which the channels `units` between mean what they do for `second`.
+
+    That is, they are the least-squares coefficients of the outputs: what a first convolution
+    should give to a second one that is there already.
+
+    Parameters
+    ----------
+    weight
+        The kernel [out, in, height, width].
+    kind
+        "spatial" or "channel".
+    second
+        The second kernel of a layer that has been pruned since [some outputs, units, *kernel].
+    outputs, units
+        The positions of its outputs among those of `weight`, and of its channels between.
+    """
+    matrix = _matrix(weight, kind)
+    rank = min(matrix.shape)
+    there = second.detach().cpu().double().permute(1, 3, 2, 0).flatten(1)  # [units, width out]
+    columns = matrix.reshape(len(matrix), -1, len(weight))[:, :, outputs].flatten(1)
+    meant = columns @ torch.linalg.pinv(there)
+    rest = torch.linalg.lstsq(meant, matrix, driver="gelsd").solution
+    u, s, v = torch.linalg.svd(matrix - meant @ rest, full_matrices=False)
+    first, others = matrix.new_zeros(len(matrix), rank), torch.ones(rank, dtype=torch.bool)
+    whole = matrix.new_zeros(rank, matrix.shape[1])
+    others[units] = False
+    left = int(others.sum())
+    first[:, units], whole[units] = meant, rest
+    first[:, others], whole[others] = (u * s)[:, :left], v[:left]
+    return _kernels(weight, first, whole, torch.zeros(rank))
+
+
+def _matrix(weight: Tensor, kind: Kind) -> Tensor:
+    """The kernel as a matrix, whose rows the first convolution reads and the second makes."""
+    _, into, height, width = weight.shape
+    both = weight.detach().cpu().double().permute(1, 2, 3, 0)
+    return both.reshape(into * height * (1 if kind == "spatial" else width), -1)
+
+
+def _kernels(weight: Tensor, first: Tensor, second: Tensor, energies: Tensor) -> Factors:
+    """Factors of `_matrix` as kernels."""
+    (out, into, height, _), rank = weight.shape, len(second)
     return Factors(
         first.T.reshape(rank, into, height, -1).to(weight),
         second.reshape(rank, -1, out).permute(2, 0, 1)[:, :, None].contiguous().to(weight),
@@ -85,12 +127,21 @@ def factors(
     )
 
 
+def composed(model: nn.Module, name: str, kinds: Mapping[str, str]) -> Tensor:
+    """The kernel that a layer, or what it has become, stands for [out, in, height, width]."""
+    if name not in kinds:
+        return dict(model.named_parameters())[f"{name}.weight"].detach()
+    first, second = (composed(model, f"{name}.{part}", kinds) for part in (0, 1))
+    if kinds[name] == "spatial":
+        return torch.einsum("rnh,orw->onhw", first[..., 0], second[:, :, 0])
+    return torch.einsum("rnhw,or->onhw", first, second[..., 0, 0])
+
+
 def factorised(
     model: nn.Module,
     layers: Mapping[str, Kind],
-    outputs: Mapping[str, Tensor] | None = None,
+    make: Callable[[str, Tensor], Factors] | None = None,
     *,
-    ordered: bool = True,
     share: bool = False,
 ) -> nn.Module:
     """A copy of `model` in which each of `layers` is two convolutions in an `nn.Sequential`.
@@ -102,8 +153,8 @@ def factorised(
     layers
         The kind of factorisation, by the name of an `nn.Conv2d`. The second of the two has
         the bias. The parts of "conv" are "conv.0" and "conv.1", and can be factorised again.
-    outputs, ordered
-        The second moments of the layers' outputs; whether ranks are ordered. See `factors`.
+    make
+        Gives the factors of a layer's kernel; None: `factors`.
     share
         Share the other tensors with `model`; the copy must then not be written to.
 
@@ -118,15 +169,46 @@ def factorised(
     """
     made = copy_with(model, {}, share=share)
     for name in sorted(layers, key=len):  # a layer before its parts
-        reason = unfit(made, name, layers[name])
+        kind = layers[name]
+        reason = unfit(made, name, kind)
         if reason:
-            raise IllegalPlan(f"{name} cannot be factorised ({layers[name]}): {reason}.")
+            raise IllegalPlan(f"{name} cannot be factorised ({kind}): {reason}.")
         conv = made.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
-        found = factors(conv.weight, layers[name], (outputs or {}).get(name), ordered=ordered)
+        found = factors(conv.weight, kind) if make is None else make(name, conv.weight)
         above, _, own = name.rpartition(".")
-        setattr(made.get_submodule(above), own, _pair(conv, layers[name], found))
+        setattr(made.get_submodule(above), own, _pair(conv, kind, found))
     return made
+
+
+def factorised_like(
+    model: nn.Module, graph: ChannelGraph, like: nn.Module, like_graph: ChannelGraph
+) -> nn.Module:
+    """A copy of `model` whose layers are factorised as in `like`, which was pruned from it.
+
+    What stands between two parts means the same in both networks, see `factors_like`.
+
+    Parameters
+    ----------
+    model
+        The network; it stays as it is.
+    graph
+        That of the result.
+    like, like_graph
+        A network with more factorised layers, and its graph.
+    """
+    kinds: Mapping[str, Any] = graph.factors
+    there = dict(model.named_modules())
+    more = {name: kind for name, kind in kinds.items() if f"{name}.0" not in there}
+
+    def make(name: str, weight: Tensor) -> Factors:
+        ours, theirs = (_inside(g, f"{name}.1")[-1].out_units for g in (graph, like_graph))
+        outputs = torch.from_numpy(np.flatnonzero(np.isin(ours, theirs)))
+        units = torch.tensor(like_graph[f"{name}.0"].units)
+        second = composed(like, f"{name}.1", like_graph.factors)
+        return factors_like(weight, more[name], second, outputs, units)
+
+    return factorised(model, more, make)
 
 
 def unfit(model: nn.Module, name: str, kind: Kind) -> str:
@@ -189,7 +271,7 @@ def factorised_graph(
     layers: Mapping[str, Kind],
     run: Callable[[nn.Module], object],
 ) -> tuple[nn.Module, ChannelGraph]:
-    """`factorised(model, layers)`, ranks in no order, and its graph, derived from that of `model`.
+    """`model` with `plain_factors` of these layers, and its graph, derived from that of `model`.
 
     Groups keep their names and unit numbers. Behind each factorised layer "conv" stands the new
     group "conv.0", whose width is the full rank.
@@ -208,7 +290,7 @@ def factorised_graph(
     IllegalPlan
         For a layer that cannot be factorised.
     """
-    made = factorised(model, layers, ordered=False, share=True)
+    made = factorised(model, layers, lambda name, w: plain_factors(w, layers[name]), share=True)
     order = sorted(layers, key=len)  # a layer before its parts
     names = [f"{name}.{part}" for name in order for part in (0, 1)]
     try:

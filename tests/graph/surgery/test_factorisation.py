@@ -15,6 +15,7 @@ from prunelab.graph.surgery.factorisation import (
     factorised,
     factorised_graph,
     factors,
+    factors_like,
 )
 
 NETWORKS: dict[str, dict[str, Kind]] = {
@@ -108,9 +109,27 @@ def test_more_outputs_than_inputs_stay_exact_whatever_the_images_showed() -> Non
     conv = nn.Conv2d(1, 32, 3, padding="same").double()
     net, x = nn.Sequential(conv), torch.randn(2, 1, 8, 8, dtype=torch.float64)
     y = nn.functional.conv2d(x * 0 + 1, conv.weight).movedim(1, 0).flatten(1)
-    made = factorised(net, {"0": "channel"}, {"0": y @ y.T})
+    made = factorised(net, {"0": "channel"}, lambda _, w: factors(w, "channel", y @ y.T))
     assert made.get_submodule("0.0").weight.shape[0] == 9
     assert torch.allclose(made(x), net(x))
+
+
+@pytest.mark.parametrize("kind", ["spatial", "channel"])
+def test_factors_like_give_a_pruned_second_kernel_what_it_is_best_given(kind: Kind) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(8, 5, 3, 3, dtype=torch.float64)
+    found = factors(weight, kind)
+    outputs, units = torch.tensor([0, 2, 3, 7]), torch.tensor([0, 1, 4])
+    second = found.second[outputs][:, units] + 0.1 * torch.randn(4, 3, 1, 1).double()
+    made = factors_like(weight, kind, second, outputs, units)
+    net = nn.Sequential(nn.Conv2d(5, 8, 3, bias=False)).double()
+    net[0].weight.data = weight
+    x = torch.randn(6, 5, 9, 9, dtype=torch.float64)
+    assert torch.allclose(factorised(net, {"0": kind}, lambda *_: made)(x), net(x))
+    want = weight.permute(1, 2, 3, 0)[..., outputs].reshape(15 if kind == "spatial" else 45, -1)
+    there = second.permute(1, 3, 2, 0).flatten(1)
+    best = torch.linalg.lstsq(there.T, want.T).solution  # of each input entry: what is between
+    assert torch.allclose(made.first[units].flatten(1), best, atol=1e-9)
 
 
 @pytest.mark.parametrize(
