@@ -5,7 +5,7 @@ It knows nothing of events: a session passes the networks and keeps the results.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sized
+from collections.abc import Generator, Sized
 from typing import Any
 
 import torch
@@ -17,7 +17,14 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of, state_preserved, trace
+from prunelab.graph.surgery.network_state import (
+    NetworkState,
+    checked_network,
+    entries,
+    not_finite,
+    restore,
+)
+from prunelab.graph.trace import copy_of, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
@@ -42,8 +49,7 @@ class Evaluator:
         device: Any,
         seed: int,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
+        checked_network(model, "Session(model, data)")
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -71,10 +77,10 @@ class Evaluator:
         """The plan that keeps these units (None: all)."""
         return WidthPlan.full(self.graph) if kept is None else WidthPlan(kept, self.graph)
 
-    def network(self, plan: WidthPlan, weights: Mapping[str, Tensor]) -> nn.Module:
-        """The network of this plan with these weights."""
+    def network(self, plan: WidthPlan, state: NetworkState) -> nn.Module:
+        """The network of this plan in this state."""
         network = cut(self.base, self.graph, plan)
-        network.load_state_dict(weights)
+        restore(network, state)
         return network
 
     # ------------------------------------------------------------ inputs and outputs
@@ -94,9 +100,8 @@ class Evaluator:
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""
-        with state_preserved(network), private_random(), torch.no_grad():
-            network.eval()
-            return self.settings.forward(network, self.splits.sample())
+        with private_random(), torch.no_grad():
+            return self.settings.forward(copy_of(network).eval(), self.splits.sample())
 
     # ------------------------------------------------------------ judging
 
@@ -112,7 +117,7 @@ class Evaluator:
         for name, metric in metrics.items():
             yield Progress(len(values), len(metrics), f"evaluating {name}")
             with private_random(seed):
-                values[name] = number(name, metric.function(network, loader))
+                values[name] = number(name, metric.function(copy_of(network), loader))
         return values, None
 
     def compare(
@@ -144,8 +149,8 @@ class Evaluator:
         for place, batch in enumerate(guarded(self.splits.validation(images))):
             with private_random(self.splits.seed):
                 if place == len(mine):
-                    mine.append(number(name, metric.function(now, [batch])))
-                theirs.append(number(name, metric.function(network, [batch])))
+                    mine.append(number(name, metric.function(copy_of(now), [batch])))
+                theirs.append(number(name, metric.function(copy_of(network), [batch])))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)
@@ -154,14 +159,13 @@ class Evaluator:
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
     """`model` on `device`; raises `BadModel` for weights that are not finite."""
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
+    if any(entry.tensor.is_meta for entry in entries(model)):
         return model  # tracing says what to do about it
     if device is not None:
         model = model.to(device)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BadModel(
-                f"{name} holds NaN or infinity, so no measurement of this network would be "
-                "meaningful. Load finite weights first."
-            )
+    if (name := not_finite(model)) is not None:
+        raise BadModel(
+            f"{name} holds NaN or infinity, so no measurement of this network would be "
+            "meaningful. Load finite weights first."
+        )
     return model
