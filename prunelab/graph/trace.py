@@ -18,7 +18,7 @@ from prunelab.graph.grouping import build_graph
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
-from prunelab.graph.surgery.network_state import checked_network, entries, state_preserved
+from prunelab.graph.surgery.network_state import checked_network, state_preserved, without_values
 from prunelab.graph.train_mode import idle, mode_dependent
 
 Run = Callable[[nn.Module], Any]
@@ -74,11 +74,10 @@ def trace(
             f"{min_width}."
         )
     checked_network(model, "trace(model, example_inputs)")
-    meta = [entry.name for entry in entries(model) if entry.tensor.is_meta]
-    if meta:
+    if (name := without_values(model)) is not None:
         raise BadModel(
-            f"The network is on the meta device ({meta[0]} has no values). Load its weights "
-            "first: model.to_empty(device='cpu') and load_state_dict."
+            f"{name} has no values: it is on the meta device, or lazy. Load the weights first "
+            "(model.to_empty(device='cpu') and load_state_dict), or run the network once."
         )
     run = runner(example_inputs, forward)
     tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]

@@ -20,9 +20,9 @@ from prunelab.graph.surgery.editing import cut
 from prunelab.graph.surgery.network_state import (
     NetworkState,
     checked_network,
-    entries,
     not_finite,
     restore,
+    without_values,
 )
 from prunelab.graph.trace import copy_of, trace
 from prunelab.loops.batch import device_of, guarded
@@ -159,7 +159,7 @@ class Evaluator:
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
     """`model` on `device`; raises `BadModel` for weights that are not finite."""
-    if any(entry.tensor.is_meta for entry in entries(model)):
+    if without_values(model) is not None:
         return model  # tracing says what to do about it
     if device is not None:
         model = model.to(device)

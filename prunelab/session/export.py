@@ -106,17 +106,21 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
         raise SessionFileError(
             f"{path} has format {metadata['prunelab']}, this prunelab reads {FORMAT}. Upgrade."
         )
+    try:
+        state = NetworkState(tensors, json.loads(metadata.get("state", "{}")))
+        norms = json.loads(metadata.get("norms", "{}"))
+    except ValueError as error:
+        raise SessionFileError(f"{path} is damaged: {error}. Export it again.") from None
     model = factory()
     checked_network(model, "load_pruned(factory, path)")
     try:
-        state = NetworkState(tensors, json.loads(metadata.get("state", "{}")))
         restore(model, state, resize=True)
     except BadModel as error:
         raise BadModel(
             f"The file holds another architecture than factory() builds: {error}"
         ) from None
     modules = {unwrapped(name): module for name, module in model.named_modules()}
-    for name, width in json.loads(metadata.get("norms", "{}")).items():
+    for name, width in norms.items():
         if unwrapped(name) in modules:
             set_width(modules[unwrapped(name)], int(width))
     return model.eval()

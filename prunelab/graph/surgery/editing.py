@@ -274,12 +274,15 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
 
 
 class _Detached(TorchFunctionMode):
-    """Lets `deepcopy` copy what a network computed and keeps, wherever it keeps it."""
+    """Lets `deepcopy` copy what a network computed and keeps, wherever it keeps it.
+
+    The copies are plain tensors, without autograd's graph and outside inference mode.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is Tensor.__deepcopy__ and (not args[0].is_leaf or args[0].is_inference()):
             tensor, memo = args
             memo[id(tensor)] = tensor.detach().clone()
             return memo[id(tensor)]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prunelab.errors import BadModel
 from prunelab.graph.modules.module_attributes import sync_attributes
@@ -69,6 +70,12 @@ def checked_network(model: Any, call: str) -> None:
     )
 
 
+def without_values(model: nn.Module) -> str | None:
+    """The name of a tensor of `model` that has no values yet: on the meta device, or lazy."""
+    odd = (e.name for e in entries(model) if is_lazy(e.tensor) or e.tensor.is_meta)
+    return next(odd, None)
+
+
 def not_finite(model: nn.Module) -> str | None:
     """The name of a tensor of `model` that is damaged: it holds NaN, or infinity by mistake.
 
@@ -92,9 +99,9 @@ class NetworkState:
     `tensors` holds every parameter and buffer once, by its first name. `about` is JSON: the first
     name of a tensor by each other name (`same`), the buffers that `state_dict()` leaves out
     (`unsaved`), parameters without gradients (`frozen`), the order of axes in memory where it is
-    unusual (`order`), sparse layouts (`sparse`), modules in training mode (`training`), and what
-    their `get_extra_state` returned (`extra`). A file of an earlier version has no `about`, and
-    the tensors of `state_dict()`.
+    unusual (`order`), what is sparse or complex (`layout`), modules in training mode (`training`),
+    and what their `get_extra_state` returned (`extra`). A file of an earlier version has no
+    `about`, and the tensors of `state_dict()`.
     """
 
     tensors: dict[str, Tensor]
@@ -130,7 +137,7 @@ def captured(model: nn.Module) -> NetworkState:
     """
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
-    same, order, sparse, extra = {}, {}, {}, {}
+    same, order, layout, extra = {}, {}, {}, {}
     unsaved, frozen = [], []
     for entry in entries(model):
         name, tensor = entry.name, entry.tensor
@@ -143,18 +150,23 @@ def captured(model: nn.Module) -> NetworkState:
             unsaved.append(name)
         if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
             frozen.append(name)
+        plain = tensor.detach()
         if tensor.layout != torch.strided:
-            sparse[name] = str(tensor.layout).removeprefix("torch.")
-        elif (axes := _order(tensor)) != sorted(axes):
+            layout[name] = str(tensor.layout).removeprefix("torch.")
+            plain = plain.to_dense()
+        elif tensor.is_complex():  # safetensors knows one complex type only
+            layout[name] = "complex"
+            plain = torch.view_as_real(plain.resolve_conj())
+        if (axes := _order(plain)) != sorted(axes):
             order[name] = axes
-        tensors[name] = tensor.detach() if name not in sparse else tensor.detach().to_dense()
+        tensors[name] = plain
     for name, module in model.named_modules():
         _check_held(name, module)
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             extra[name] = _encoded(module.get_extra_state(), name or type(module).__name__)
     training = [name for name, module in model.named_modules() if module.training]
     about = {
-        "same": same, "order": order, "sparse": sparse, "extra": extra, "unsaved": unsaved,
+        "same": same, "order": order, "layout": layout, "extra": extra, "unsaved": unsaved,
         "frozen": frozen, "training": training,
     }  # fmt: skip
     return NetworkState(tensors, about)
@@ -213,11 +225,10 @@ def _finish(model: nn.Module, state: NetworkState, given: Mapping[str, str]) -> 
             ):
                 tied.requires_grad_(not tied.requires_grad)
     device = next((tensor.device for tensor in made.values()), torch.device("cpu"))
-    for name in about["unsaved"]:
-        if name not in made:
-            path, _, key = name.rpartition(".")
-            new = _laid_out(state, name, torch.empty(0, device=device))
-            modules[path].register_buffer(key, new, persistent=False)
+    for name in (name for name in state.tensors if name not in made):
+        path, _, key = name.rpartition(".")
+        new = _laid_out(state, name, torch.empty(0, device=device))
+        modules[path].register_buffer(key, new, persistent=name not in about["unsaved"])
     for name, module in model.named_modules():
         module.training = name in about["training"]
         if name in about["extra"]:
@@ -312,14 +323,19 @@ def _laid_out(state: NetworkState, name: str, old: Tensor) -> Tensor:
     tensor, about = state.tensors[name], state.about
     usual = list(range(tensor.ndim)) if about or tensor.ndim != old.ndim else _order(old)
     made = _in_order(tensor, about.get("order", {}).get(name, usual), old.device)
-    layout = about.get("sparse", {}).get(name)
-    return made if layout is None else made.to_sparse(layout=getattr(torch, layout))
+    match about.get("layout", {}).get(name):
+        case None:
+            return made
+        case "complex":
+            return torch.view_as_complex(made)
+        case layout:
+            return made.to_sparse(layout=getattr(torch, layout))
 
 
 def _placed(tensor: Tensor) -> tuple[Any, ...]:
     """What two tensors have in common where one can be copied into the other."""
     strides = tensor.stride() if tensor.layout == torch.strided else None
-    return tensor.shape, tensor.dtype, tensor.layout, strides
+    return tensor.shape, tensor.dtype, tensor.layout, strides, tensor.is_inference()
 
 
 # ---------------------------------------------------------------- what is no tensor
@@ -420,10 +436,12 @@ def _matched(model: nn.Module, state: NetworkState) -> tuple[dict[str, str], str
         other = tied.setdefault(id(entry.tensor), source)
         if other != source and not torch.equal(state.tensors[other], state.tensors[source]):
             return {}, f"{entry.name} and {other} are one tensor in the given network, two there"
-    paths = dict(model.named_modules(remove_duplicate=False))
-    later = {name for name in state.about.get("unsaved", ()) if name.rpartition(".")[0] in paths}
-    odd = sorted(state.tensors.keys() - set(found.values()) - later)
-    odd += [e.name for e in held if id(e.tensor) not in tied and not e.unsaved]
-    if odd:
-        return {}, f"{odd[0]} is missing in one of them"
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in sorted(state.tensors.keys() - set(found.values())):
+        path, _, key = name.rpartition(".")
+        can = path in modules and key in modules[path]._buffers
+        if not can and not (path in modules and name in state.about.get("unsaved", ())):
+            return {}, f"the given network has no {name} (run it once if its code registers that)"
+    if odd := [e.name for e in held if id(e.tensor) not in tied and not e.unsaved]:
+        return {}, f"{odd[0]} of the given network is missing there"
     return {e.name: tied[id(e.tensor)] for e in held if id(e.tensor) in tied}, None

@@ -94,6 +94,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "a buffer of one row, expanded": buffer("row", lambda: torch.randn(1, 3).expand(5, 3)),
     "a sparse buffer": buffer("adjacency", lambda: torch.randn(3, 3).to_sparse()),
     "a complex buffer": buffer("waves", lambda: torch.randn(3, dtype=torch.complex64)),
+    "a complex buffer of two doubles": buffer("w", lambda: torch.randn(3, dtype=torch.complex128)),
     "a mask of infinity": infinite,
     "extra state": extra,
     "channels last": lambda net: net.to(memory_format=torch.channels_last),
@@ -166,6 +167,13 @@ def test_a_buffer_that_a_run_registered_comes_back() -> None:
     assert hasattr(net, "grid")
 
 
+def test_a_buffer_that_is_none_until_a_run_comes_back() -> None:
+    net, made = (Base(lambda net: net.register_buffer("grid", None)) for _ in range(2))
+    net.grid = torch.ones(3)
+    restore(made, captured(net))
+    assert equal(made, net)
+
+
 def test_a_tensor_of_the_same_form_is_written_in_place() -> None:
     net = Base()
     weight = net.a.weight
@@ -196,7 +204,7 @@ def test_another_architecture_is_told_before_anything_is_changed() -> None:
     before = fingerprint(made)
     for other, says in (
         (Base(tied), "again"),
-        (nn.Conv2d(3, 8, 3), "missing in one of them"),
+        (nn.Conv2d(3, 8, 3), "has no bias|is missing there"),
         (Base(lambda net: setattr(net, "a", nn.Conv2d(3, 8, 5))), r"a.weight is \(8, 3, 5, 5\)"),
     ):
         with pytest.raises(pl.BadModel, match=says):
@@ -311,6 +319,13 @@ def test_an_attribute_that_cannot_be_copied_is_named() -> None:
     net[1].stream = (number for number in range(3))
     with pytest.raises(pl.BadModel, match="stream of 1, a generator, has no copy"):
         copy_of(net)
+
+
+def test_a_network_without_values_is_told() -> None:
+    net = nn.Sequential(nn.LazyConv2d(4, 3))
+    for call in (lambda: pl.trace(net, X), lambda: pl.Session(net, pl.Data([(X, X)], [(X, X)]))):
+        with pytest.raises(pl.BadModel, match=r"0.weight has no values: .*run the network once"):
+            call()
 
 
 @pytest.mark.parametrize("given", ["model.pt", {"weight": torch.ones(1)}, None])
