@@ -248,8 +248,8 @@ def timing(
 ) -> Iterator[float]:
     """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
     run = runner(example_inputs, forward)
-    device = device_of(model)
     model = copy_of(model).eval()
+    device = device_of(model)
     for index in range(runs + 3):
         with private_random(), torch.inference_mode():
             started = time.perf_counter()

@@ -145,8 +145,8 @@ def measuring(
         if layer.dense and (layer.name in read if layers is None else layer.name in layers)
     }
     forward = forward or run_batch
-    mark = mark or fingerprint(model)
     model = copy_of(model).eval()
+    mark = mark or fingerprint(model)
     collector = GramCollector(model, targets, kinds, at, create)
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None

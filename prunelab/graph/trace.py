@@ -73,7 +73,7 @@ def trace(
             f"round_to and min_width count channels and units, 1 or more; not {round_to} and "
             f"{min_width}."
         )
-    checked_network(model, "trace(model, example_inputs)")
+    checked_network(model)
     if (name := without_values(model)) is not None:
         raise BadModel(
             f"{name} has no values: it is on the meta device, or lazy. Load the weights first "

@@ -19,7 +19,6 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
 from prunelab.graph.surgery.network_state import (
     NetworkState,
-    checked_network,
     not_finite,
     restore,
     without_values,
@@ -49,7 +48,6 @@ class Evaluator:
         device: Any,
         seed: int,
     ) -> None:
-        checked_network(model, "Session(model, data)")
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(

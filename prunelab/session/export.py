@@ -112,7 +112,7 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     except ValueError as error:
         raise SessionFileError(f"{path} is damaged: {error}. Export it again.") from None
     model = factory()
-    checked_network(model, "load_pruned(factory, path)")
+    checked_network(model, "What factory() gives")
     try:
         restore(model, state, resize=True)
     except BadModel as error:

@@ -22,7 +22,6 @@ from prunelab.errors import BadModel, InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.network_state import (
     NetworkState,
-    checked_network,
     entries,
     restore,
     wrapped,
@@ -176,7 +175,6 @@ class Session:
                 "which the file holds."
             )
         began = ledger.state.began
-        checked_network(model, "Session.open(path, model=, data=)")
         base = copy_of(model)
         try:
             restore(base, NetworkState.unpacked(ledger.weights(began.weights)))

@@ -277,5 +277,5 @@ def test_what_builds_no_network_is_told(given: Any, tmp_path: Path) -> None:
     with pytest.raises(pl.InvalidValue, match=r"load_pruned\(lambda: Net\(...\), path\)"):
         pl.load_pruned(given, tmp_path / "small.safetensors")
     path = pruned(small(), (3, 8, 8)).export(tmp_path / "small.safetensors")
-    with pytest.raises(pl.BadModel, match="not a int"):
+    with pytest.raises(pl.BadModel, match=r"factory\(\) gives is a int"):
         pl.load_pruned(lambda: 3, path)  # type: ignore[arg-type, return-value]

@@ -19,7 +19,7 @@ from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
 from prunelab.graph.modules.module_attributes import set_width
-from prunelab.graph.surgery.network_state import like, settle
+from prunelab.graph.surgery.network_state import checked_network, like, settle
 from prunelab.values import WidthPlan
 
 
@@ -246,8 +246,9 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
     share
         Share the other tensors with `model`; the copy must then not be written to.
 
-    Raises `BadModel` when the network cannot be copied.
+    Raises `BadModel` for what is no network, or cannot be copied.
     """
+    checked_network(model)
     memo: dict[int, object] = {}
     for name, old in _tensors(model):
         if name in tensors:
@@ -308,6 +309,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+    checked_network(model)
     state = dict(_tensors(model))
     for (name, axis), units in graph.slots.items():
         if name not in state or state[name].shape[axis] != len(units):

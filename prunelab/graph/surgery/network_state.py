@@ -59,14 +59,16 @@ def _paths(
             yield from _paths(child, f"{path}{key}.", (*above, module))
 
 
-def checked_network(model: Any, call: str) -> None:
-    """Raise `BadModel` where `model`, the first argument of `call`, is no network."""
-    if isinstance(model, nn.Module):
+def checked_network(given: Any, name: str = "model") -> None:
+    """Raise `BadModel` where `given`, the argument `name`, is no network."""
+    if isinstance(given, nn.Module):
         return
-    what = repr(model) if isinstance(model, (str, PathLike)) else f"a {type(model).__name__}"
+    what = f"a {type(given).__name__}"
+    if isinstance(given, (str, PathLike, type)):
+        what = repr(given) if isinstance(given, str) else str(given)
     raise BadModel(
-        f"{call} takes the network itself, an nn.Module, not {what}. Build it, and load its "
-        "weights: model.load_state_dict(torch.load(path))."
+        f"{name} is {what}; it must be the network itself, an nn.Module. Build it, and load its "
+        "weights: model = Net(...); model.load_state_dict(torch.load(path))."
     )
 
 
@@ -74,6 +76,11 @@ def without_values(model: nn.Module) -> str | None:
     """The name of a tensor of `model` that has no values yet: on the meta device, or lazy."""
     odd = (e.name for e in entries(model) if is_lazy(e.tensor) or e.tensor.is_meta)
     return next(odd, None)
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module by every name."""
+    return {path.removesuffix("."): module for path, module in _paths(model, "", ())}
 
 
 def not_finite(model: nn.Module) -> str | None:
@@ -214,7 +221,7 @@ def restore(model: nn.Module, state: NetworkState, *, resize: bool = False) -> N
 
 def _finish(model: nn.Module, state: NetworkState, given: Mapping[str, str]) -> None:
     """Restore what is no tensor, and buffers that the code registers while it runs."""
-    about, modules = state.about, dict(model.named_modules(remove_duplicate=False))
+    about, modules = state.about, _modules(model)
     made: dict[str, Tensor] = {}
     for name, module, key, tensor in list(entries(model)):
         if name in given:
@@ -229,8 +236,9 @@ def _finish(model: nn.Module, state: NetworkState, given: Mapping[str, str]) -> 
         path, _, key = name.rpartition(".")
         new = _laid_out(state, name, torch.empty(0, device=device))
         modules[path].register_buffer(key, new, persistent=name not in about["unsaved"])
+    training = set(about["training"])
     for name, module in model.named_modules():
-        module.training = name in about["training"]
+        module.training = name in training
         if name in about["extra"]:
             module.set_extra_state(_decoded(about["extra"][name]))
 
@@ -436,7 +444,7 @@ def _matched(model: nn.Module, state: NetworkState) -> tuple[dict[str, str], str
         other = tied.setdefault(id(entry.tensor), source)
         if other != source and not torch.equal(state.tensors[other], state.tensors[source]):
             return {}, f"{entry.name} and {other} are one tensor in the given network, two there"
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = _modules(model)
     for name in sorted(state.tensors.keys() - set(found.values())):
         path, _, key = name.rpartition(".")
         can = path in modules and key in modules[path]._buffers

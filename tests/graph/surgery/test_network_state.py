@@ -231,6 +231,9 @@ def test_a_module_inside_itself_is_read_once() -> None:
     net = Base()
     net.a.parent = net
     assert [entry.name for entry in entries(net)] == list(Base().state_dict())
+    made = Base()
+    restore(made, captured(net))
+    assert torch.equal(made.a.weight, net.a.weight)
 
 
 def test_what_only_pickle_could_write_is_told() -> None:
@@ -328,10 +331,22 @@ def test_a_network_without_values_is_told() -> None:
             call()
 
 
-@pytest.mark.parametrize("given", ["model.pt", {"weight": torch.ones(1)}, None])
-def test_what_is_no_network_is_told(given: Any) -> None:
-    says = "takes the network itself, an nn.Module, not "
-    says += "'model.pt'" if given == "model.pt" else f"a {type(given).__name__}"
-    for call in (lambda: pl.trace(given, X), lambda: pl.Session(given, None)):
-        with pytest.raises(pl.BadModel, match=says):
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [("model.pt", "'model.pt'"), ({}, "a dict"), (None, "a NoneType"), (Base, "<class .*Base'>")],
+)
+def test_what_is_no_network_is_told(given: Any, what: str) -> None:
+    graph = pl.trace(Base(), X)
+    plan = pl.WidthPlan.full(graph)
+    data = pl.Data([(X, X)], [(X, X)])
+    for call in (
+        lambda: pl.trace(given, X),
+        lambda: pl.Session(given, data),
+        lambda: pl.cost(given, X),
+        lambda: pl.latency(given, X),
+        lambda: pl.measure(given, graph, data.train),
+        lambda: pl.cut(given, graph, plan),
+        lambda: pl.masked(given, graph, plan),
+    ):
+        with pytest.raises(pl.BadModel, match=f"model is {what}; it must be the network itself"):
             call()
