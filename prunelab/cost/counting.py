@@ -19,7 +19,7 @@ from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.modules.channel_selector import selector_buffers
-from prunelab.graph.trace import runner, state_preserved
+from prunelab.graph.trace import copy_of, runner
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
@@ -184,9 +184,9 @@ def _counted(model: nn.Module, inputs: Any) -> _Counter:
     first = next((x for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
     if first is None:
         raise InvalidValue("cost(model, example_inputs) needs at least one input tensor.")
+    model = copy_of(model).eval()
     counter = _Counter(model, max(1, first.shape[0]))
-    with state_preserved(model), private_random(), torch.no_grad(), counter:
-        model.eval()
+    with private_random(), torch.no_grad(), counter:
         runner(inputs)(model)
     return counter
 
@@ -248,17 +248,16 @@ def timing(
 ) -> Iterator[float]:
     """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
     run = runner(example_inputs, forward)
+    model = copy_of(model).eval()
     device = device_of(model)
-    with state_preserved(model):
-        model.eval()
-        for index in range(runs + 3):
-            with private_random(), torch.inference_mode():
-                started = time.perf_counter()
-                run(model)
-                wait(device)
-                took = time.perf_counter() - started
-            if index >= 3:
-                yield took
+    for index in range(runs + 3):
+        with private_random(), torch.inference_mode():
+            started = time.perf_counter()
+            run(model)
+            wait(device)
+            took = time.perf_counter() - started
+        if index >= 3:
+            yield took
 
 
 def wait(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from prunelab.cost.counting import layer_costs, wait
 from prunelab.data.private_random import private_random
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, FrozenMap, WidthPlan, parts_of
 

@@ -12,7 +12,7 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_steps
 from prunelab.evidence.reconstruction_target import unbiased
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.values import Progress
 

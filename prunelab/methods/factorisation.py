@@ -163,9 +163,15 @@ class _Factorisation:
         return [
             name
             for name in asked or own
-            if not unfit(context.model, name, self.kind)
-            and context.graph.factors.get(name.rpartition(".")[0]) != self.kind
+            if not unfit(context.model, name, self.kind) and self._fits(context.graph, name)
         ]
+
+    def _fits(self, graph: ChannelGraph, name: str) -> bool:
+        """Whether a layer is no part of another, or one that goes on to be factorised: 1 x k."""
+        above, _, part = name.rpartition(".")
+        if above not in graph.factors:
+            return True
+        return part == "1" and (graph.factors[above], self.kind) == ("spatial", "channel")
 
     def _measuring(
         self, context: Context, layers: list[str]

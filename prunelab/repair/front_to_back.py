@@ -21,7 +21,7 @@ from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.evidence.reconstruction_target import LayerOutput, reconstruction_target, unbiased
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.repair.dataflow import (
     LayerCall,

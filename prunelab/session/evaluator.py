@@ -23,7 +23,13 @@ from prunelab.graph.surgery.factorisation import (
     factorised_graph,
     factorised_like,
 )
-from prunelab.graph.trace import copy_of, state_preserved, trace
+from prunelab.graph.surgery.network_state import (
+    NetworkState,
+    not_finite,
+    restore,
+    without_values,
+)
+from prunelab.graph.trace import copy_of, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
@@ -49,8 +55,6 @@ class Evaluator:
         device: Any,
         seed: int,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -96,10 +100,10 @@ class Evaluator:
         """The graph of the uncut network of a plan."""
         return self.form(plan.graph.factors)[1]
 
-    def network(self, plan: WidthPlan, weights: Mapping[str, Tensor]) -> nn.Module:
-        """The network of this plan with these weights."""
+    def network(self, plan: WidthPlan, state: NetworkState) -> nn.Module:
+        """The network of this plan in this state."""
         network = cut(*self.form(plan.graph.factors), plan)
-        network.load_state_dict(weights)
+        restore(network, state)
         return network
 
     def cut_to(self, plan: WidthPlan) -> nn.Module:
@@ -143,9 +147,8 @@ class Evaluator:
         return self._run(network, self.run_inputs())
 
     def _run(self, network: nn.Module, inputs: Any) -> Any:
-        with state_preserved(network), private_random(), torch.no_grad():
-            network.eval()
-            return self.settings.forward(network, inputs)
+        with private_random(), torch.no_grad():
+            return self.settings.forward(copy_of(network).eval(), inputs)
 
     # ------------------------------------------------------------ judging
 
@@ -161,7 +164,7 @@ class Evaluator:
         for name, metric in metrics.items():
             yield Progress(len(values), len(metrics), f"evaluating {name}")
             with private_random(seed):
-                values[name] = number(name, metric.function(network, loader))
+                values[name] = number(name, metric.function(copy_of(network), loader))
         return values, None
 
     def compare(
@@ -193,8 +196,8 @@ class Evaluator:
         for place, batch in enumerate(guarded(self.splits.validation(images))):
             with private_random(self.splits.seed):
                 if place == len(mine):
-                    mine.append(number(name, metric.function(now, [batch])))
-                theirs.append(number(name, metric.function(network, [batch])))
+                    mine.append(number(name, metric.function(copy_of(now), [batch])))
+                theirs.append(number(name, metric.function(copy_of(network), [batch])))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)
@@ -203,14 +206,13 @@ class Evaluator:
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
     """`model` on `device`; raises `BadModel` for weights that are not finite."""
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
+    if without_values(model) is not None:
         return model  # tracing says what to do about it
     if device is not None:
         model = model.to(device)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BadModel(
-                f"{name} holds NaN or infinity, so no measurement of this network would be "
-                "meaningful. Load finite weights first."
-            )
+    if (name := not_finite(model)) is not None:
+        raise BadModel(
+            f"{name} holds NaN or infinity, so no measurement of this network would be "
+            "meaningful. Load finite weights first."
+        )
     return model

@@ -12,6 +12,7 @@ from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.factorisation import extended
+from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
 from prunelab.ledger.events import Began, Event, Noted, Proposed, Step, Tuned
 from prunelab.ledger.ledger import Ledger
@@ -39,6 +40,7 @@ class History:
         self.graph = evaluator.graph
         self.brought: nn.Module | None = None
         self.answers: Answers | None = None
+        self._shown: tuple[nn.Module, nn.Module] | None = None
 
     def resume(self) -> None:
         """Restore the network after the ledger's last event."""
@@ -46,8 +48,7 @@ class History:
         self.network = self.network_at(state.now)
         self.graph = self._graph()
         if state.pending is not None and state.proposed is not None and state.proposed.weights:
-            weights = self.ledger.weights(state.proposed.weights)
-            self.brought = self._evaluator.network(self.source_plan, weights)
+            self.brought = self._stored(state.proposed.weights, self.source_plan)
         self.answers = finish(self._evaluator.judge(self.network))[1]
 
     # ------------------------------------------------------------ points
@@ -85,8 +86,25 @@ class History:
 
     def network_at(self, point: Point) -> nn.Module:
         """The network as it was at a point of the trajectory."""
-        weights = self.ledger.weights(point.event.weights)
-        return self._evaluator.network(self.plan_at(point), weights)
+        return self._stored(point.event.weights, self.plan_at(point))
+
+    def settled(self, network: nn.Module, plan: WidthPlan) -> nn.Module:
+        """`network` as a file will give it back: the original cut to `plan`, in its state.
+
+        So what the network has kept while it was trained or measured does not stay.
+        """
+        return self._evaluator.network(plan, captured(network))
+
+    def _stored(self, key: str, plan: WidthPlan) -> nn.Module:
+        state = NetworkState.unpacked(self.ledger.weights(key))
+        return self._evaluator.network(plan, state)
+
+    def shown(self) -> nn.Module:
+        """A copy of the network for the user, the same one until the network changes."""
+        network = self.network
+        if self._shown is None or self._shown[0] is not network:
+            self._shown = network, copy_of(network)
+        return self._shown[1]
 
     def trained(self) -> tuple[nn.Module, WidthPlan]:
         """The network that was trained last, which is the target of repairs.
@@ -129,7 +147,7 @@ class History:
         stored = {}
         if weights is not None:
             assert isinstance(event, (Began, Proposed, Step)) and event.weights is not None
-            stored[event.weights] = weights.state_dict()
+            stored[event.weights] = captured(weights).packed()
         with uninterrupted():
             self.ledger.append(event, stored)
             if network is not None:
@@ -152,14 +170,14 @@ class History:
         `kind` is the class of the event, `extra` are the fields that only this class has.
         """
         metrics, answers = judged
-        mark = fingerprint(network)
+        header, mark = self.header(), fingerprint(network)
         event = kind(
-            **self.header(),
+            **header,
             kept=plan.kept,
             metrics=FrozenMap(metrics),
             cost=cost(self._evaluator.graph_of(plan), plan),
             fingerprint=mark,
-            weights=mark,
+            weights=str(header["seq"]),
             compared=FrozenMap(_compared(self.answers, answers)),
             **extra,
         )

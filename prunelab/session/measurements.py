@@ -16,6 +16,7 @@ from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.trace import copy_of
 from prunelab.session.settings import Settings
 from prunelab.values import Progress, WidthPlan
 
@@ -86,6 +87,7 @@ class Measurements:
         """
         if self.layer_times is None or self.layer_times.plan != plan:
             inputs, forward = self._inputs(), self._settings.forward
+            network = copy_of(network)
             self.layer_times = layer_times(network, graph, plan, lambda: forward(network, inputs))
 
     def time_runs(self, network: nn.Module, mark: str | None) -> Generator[Progress, None, Latency]:

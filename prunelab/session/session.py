@@ -20,6 +20,12 @@ from torch import Tensor, nn
 from prunelab.cost.counting import Latency, layer_costs
 from prunelab.errors import BadModel, InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.surgery.network_state import (
+    NetworkState,
+    entries,
+    restore,
+    wrapped,
+)
 from prunelab.graph.trace import copy_of
 from prunelab.ledger import notes
 from prunelab.ledger.ledger import Ledger, Store
@@ -171,12 +177,11 @@ class Session:
         began = ledger.state.began
         base = copy_of(model)
         try:
-            base.load_state_dict(ledger.weights(began.weights))
-        except (RuntimeError, KeyError) as error:
+            restore(base, NetworkState.unpacked(ledger.weights(began.weights)))
+        except BadModel as error:
             raise SessionFileError(
                 f"{path} is a session of a {began.network} whose weights do not fit the given "
-                f"{type(model).__name__}: {str(error).splitlines()[0]} Give a network of the same "
-                "architecture."
+                f"{type(model).__name__}: {error} Give a network of the same architecture."
             ) from None
         settings = Settings.of(
             own.get("forward"), own.get("loss"), own.get("metrics"), own.get("train"),
@@ -186,8 +191,11 @@ class Session:
             base, data, settings, graph=own.get("graph"), seed=began.seed,
             example_inputs=own.get("example_inputs"), device=own.get("device"),
         )  # fmt: skip
-        if {group.name: group.width for group in evaluator.graph.groups} != dict(began.widths):
-            raise SessionFileError(f"{path} is a session of another network: its groups differ.")
+        if (widths := {g.name: g.width for g in evaluator.graph.groups}) != dict(began.widths):
+            raise SessionFileError(
+                f"{path} is a session of another network: its groups differ"
+                f"{wrapped(widths, began.widths)}."
+            )
         if method is None:
             last = ledger.state.proposed or began
             method = make_method(last.method, **dict(last.parameters))
@@ -213,8 +221,12 @@ class Session:
 
     @property
     def model(self) -> nn.Module:
-        """The current network: a plain module, smaller after each approved move."""
-        return self._history.network
+        """The current network: a plain module, smaller after each approved move.
+
+        It is a copy, the same one until the network changes: the session does not see what you do
+        with it. To train the network yourself, see `tuning`.
+        """
+        return self._history.shown()
 
     @property
     def plan(self) -> WidthPlan:
@@ -482,9 +494,9 @@ class Session:
         """
         with self._runner.hold("tune"):
             network = copy_of(self._history.network)
-            shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+            shapes = {entry.name: entry.tensor.shape for entry in entries(network)}
             yield network
-            found = {name: tensor.shape for name, tensor in network.state_dict().items()}
+            found = {entry.name: entry.tensor.shape for entry in entries(network)}
             if found != shapes:
                 odd = next(n for n in {**shapes, **found} if shapes.get(n) != found.get(n))
                 raise BadModel(
@@ -675,4 +687,4 @@ class Session:
 
     def export(self, path: str | Path) -> Path:
         """Write the network (.safetensors), the plan (.json), script (.py) or report (.html)."""
-        return export(self, Path(path))
+        return export(self, self._history.network, Path(path))

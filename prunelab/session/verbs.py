@@ -52,11 +52,11 @@ def begin(parts: Parts) -> Work[None]:
     settings, graph, base = evaluator.settings, evaluator.graph, evaluator.base
     metrics, answers = yield from evaluator.judge(base)
     chance = {} if answers is None else {"chance": guard.commonest(answers.labels)}
-    mark = fingerprint(base)
+    header = history.header()
     began = Began(
-        **history.header(),
+        **header,
         network=type(base).__name__,
-        fingerprint=mark,
+        fingerprint=fingerprint(base),
         seed=evaluator.splits.seed,
         method=parts.method.name,
         parameters=parameters(parts.method),
@@ -69,7 +69,7 @@ def begin(parts: Parts) -> Work[None]:
         widths=FrozenMap({group.name: group.width for group in graph.groups}),
         metrics=FrozenMap(metrics),
         cost=cost(graph, WidthPlan.full(graph)),
-        weights=mark,
+        weights=str(header["seq"]),
         versions=FrozenMap({"prunelab": prunelab.__version__, "torch": torch.__version__}),
     )  # fmt: skip
     history.commit(began, history.network, weights=base, answers=answers)
@@ -98,16 +98,19 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
             seen.append(item)
         yield item
     _note_unusable(parts)
+    trained, header = result.weights, history.header()
+    if trained is not None:
+        trained = history.settled(trained, history.plan_under(state, result.move))
     event = Proposed(
-        **history.header(),
+        **header,
         method=method.name,
         parameters=parameters(method),
         move=result.move,
         seen=tuple(seen),
         target=target,
-        weights=None if result.weights is None else fingerprint(result.weights),
+        weights=None if trained is None else str(header["seq"]),
     )
-    history.commit(event, weights=result.weights, brought=result.weights)
+    history.commit(event, weights=trained, brought=trained)
     return result.move
 
 
@@ -212,6 +215,7 @@ def repair(parts: Parts, kind: str) -> Work[None]:
     evaluator, history = parts.evaluator, parts.history
     small, plan = copy_of(history.network), history.plan
     refits = yield from repair_towards(evaluator, (small, plan), kind, history.trained())
+    small = history.settled(small, plan)
     judged = yield from evaluator.judge(small)
     extra = {"kind": kind, "automatic": False, "refits": refits}
     history.commit_step(Repaired, small, plan, extra, judged)
@@ -225,6 +229,7 @@ def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
     network = copy_of(history.network)
     seed = evaluator.splits.seed_of(len(history.ledger))
     done, by, replayable = yield from _trained(evaluator, network, steps, seed, enough)
+    network = history.settled(network, history.plan)
     judged = yield from evaluator.judge(network)
     state, after = history.state, judged[0]
     own = isinstance(evaluator.settings.train, Training)
@@ -238,9 +243,11 @@ def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
 
 def adopt(parts: Parts, network: nn.Module, by: str) -> Work[None]:
     """Commit `network`, trained by the user's trainer `by`."""
+    history = parts.history
+    network = history.settled(network, history.plan)
     judged = yield from parts.evaluator.judge(network)
     extra = {"steps": 0, "by": by, "replayable": False}
-    parts.history.commit_step(Tuned, network, parts.history.plan, extra, judged)
+    history.commit_step(Tuned, network, history.plan, extra, judged)
 
 
 # ---------------------------------------------------------------- measuring
