@@ -16,12 +16,13 @@ Told = Callable[[str, Any, Any, bool], None]
 """Called with an action, its argument, the value, and whether the value is still changing."""
 
 ASSETS = files("prunelab") / "assets"
+SCRIPTS = ("idiomorph", "screen")
 
 
 class HtmlWidget(anywidget.AnyWidget):
     """A column of parts; `show` replaces the HTML of some, and only differences are sent."""
 
-    _esm = (ASSETS / "screen.js").read_text(encoding="utf-8")
+    _esm = "".join((ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     _css = (ASSETS / "screen.css").read_text(encoding="utf-8")
 
     _parts = List(Unicode(), help="the names of the parts, in order").tag(sync=True)
