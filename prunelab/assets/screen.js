@@ -8,6 +8,7 @@
 
 const NARROW = 700;      // px; narrower screens stand in one column
 const PATIENCE = 2500;   // ms without an answer until the page says so, and asks again
+const CHECK = 1000;      // ms between two looks at whether text and figure agree
 const LATE = 20000;      // ms until the page says that the figure has not come
 
 let views = 0;
@@ -186,16 +187,25 @@ function render({ model, el }) {
     if (wait < 10000) later = setTimeout(fit, wait, 2 * wait);
   };
   const sized = new ResizeObserver(() => requestAnimationFrame(() => fit(300)));
-  let late = 0;
+  let late = 0, checking = 0, odd = "";
+  const number = () => root.querySelector(".js-plotly-plot")?.layout?.meta;
+  const drawn = () => tell({ do: "figure", arg: null, value: number() ?? 0, live: false });
   const figure = new MutationObserver(() => {
     if (!root.querySelector(".js-plotly-plot .main-svg")) return;
     figure.disconnect();
     clearTimeout(late);
     root.classList.remove("pl-late");
-    root.classList.add("pl-live");
     requestAnimationFrame(() => fit(300));
-    tell({ do: "figure", arg: null, value: true, live: false });
+    drawn();
+    checking = setInterval(check, CHECK);
   });
+  // The text says which figure belongs to it. A page that loads anew can miss a redraw, and a
+  // figure that stays another one says so, to be sent again.
+  const check = () => {
+    const pair = `${number()} ${model.get("drawing")}`;
+    if (number() !== undefined && number() !== model.get("drawing") && pair === odd && !flying) drawn();
+    odd = pair;
+  };
   const place = () => {
     if (ended) return;
     root = el.closest(".prunelab-screen");
@@ -218,7 +228,7 @@ function render({ model, el }) {
   return () => {
     ended = true;
     sized.disconnect(); figure.disconnect(); clearTimeout(later); clearTimeout(late);
-    clearTimeout(timer);
+    clearTimeout(timer); clearInterval(checking);
     root?.removeEventListener("keydown", pressed, true);
   };
 }

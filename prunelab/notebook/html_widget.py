@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import anywidget
-from traitlets import Bool, List, Unicode
+from traitlets import Bool, Int, List, Unicode
 
 Told = Callable[[str, Any, Any, bool], None]
 """Called with an action, its argument, the value, and whether the value is still changing."""
@@ -27,6 +27,7 @@ class HtmlWidget(anywidget.AnyWidget):
 
     _parts = List(Unicode(), help="the names of the parts, in order").tag(sync=True)
     _first = Bool(help="whether this widget monitors the whole screen").tag(sync=True)
+    drawing = Int(help="the number of the figure that belongs to the text").tag(sync=True)
     heard = Unicode(help="the number of the last message that was handled").tag(sync=True)
 
     def __init__(self, parts: Sequence[str], told: Told, first: bool = False) -> None:
@@ -39,8 +40,8 @@ class HtmlWidget(anywidget.AnyWidget):
         super().__init__(_parts=list(parts), _first=first)
         self.on_msg(self._hear)
 
-    def show(self, **parts: str) -> None:
-        """Set the HTML of these parts."""
+    def show(self, **parts: Any) -> None:
+        """Set the HTML of these parts, or `drawing`."""
         with self._sending, self.hold_sync():
             for name, html in parts.items():
                 setattr(self, name, html)

@@ -148,7 +148,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
                     case Importance() | Rung() | PathPoint():
                         self.choice.seen.append(told)
                         if self._throttle.due() and told.group in self.choice.layers:
-                            self.figure.show(self.choice.info(told.group))
+                            self._draw(self.choice.info(told.group))
                     case Progress():
                         self._progress(told)
                     case Ended() if self._outdated():
@@ -173,7 +173,6 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.choice.seen.clear()
         self._busy = None
         self._refresh()
-        self.figure.settle()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -203,8 +202,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 self._stop(keep=True)
             case "here":
                 self._shown()
-            case "figure":
-                self.figure.drawn()
+            case "figure" if not self.figure.drawn(value):
+                self._draw_again()
             case "narrow":
                 self._fit(bool(value))
             case "unfold":
@@ -258,6 +257,19 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.figure.make(self._info())
         self.children = (self.head, self.figure.live.widget, self.below)
 
+    def _draw(self, info: BoardInfo, **parts: str) -> None:
+        """Show `parts`, and the figure `info` that belongs to them."""
+        self.head.show(**parts, drawing=self.figure.numbered(info))
+        self.figure.show(info)
+
+    def _draw_again(self) -> None:
+        """Put the figure in its place anew, for a page that missed a redraw."""
+        with self._ui:
+            if self.figure.live is not None:
+                self.children = (self.head, self.below)
+                self.figure.settle()
+                self.children = (self.head, self.figure.live.widget, self.below)
+
     def _fit(self, narrow: bool) -> None:
         with self._ui:
             self.remove_class(f"prunelab-{self.figure.arrange}")
@@ -288,9 +300,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         """Compute every part from the state; only changes are sent."""
         view = self._view()
         self._method = view.method
-        self.head.show(warnings=warnings(), form=form(view))
         self.below.show(**sections(view, list(self.session.ledger)), state=line(view))
-        self.figure.show(view.info)
+        self._draw(view.info, warnings=warnings(), form=form(view))
 
     def close(self) -> None:
         """Close the widgets and stop listening to the session."""

@@ -739,21 +739,47 @@ def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(figured: Scree
     figured.press("propose")
     assert 1 <= len(sent) <= 4
     sent.clear()
-    figured.figure.live.draw(figured.figure.live.drawn)
+    figured.figure.live.draw(figured.figure.live.drawn, figured.figure.number)
     assert sent == []
 
 
 def test_a_page_loaded_anew_starts_from_what_is_shown(figured: Screen) -> None:
+    for live in (True, False):
+        figured.choice.group = "layer1.0.conv1" if live else "layer2.0.conv1"
+        figured.press("propose")
+        figured._told("theta", None, -1.0, live)
+        state = figured.figure.live.widget.get_state()
+        synced = {trace["name"]: trace for trace in state["_widget_data"]}
+        assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
+        assert synced["search"]["x"]
+        assert state["_widget_layout"]["meta"] == figured.head.drawing
+        figured.press("reject")
+
+
+def test_text_and_figure_carry_the_same_number(figured: Screen) -> None:
+    numbers = []
+    for verb in ("propose", "approve", "undo"):
+        figured.press(verb)
+        assert figured.figure.live.widget.layout.meta == figured.head.drawing
+        numbers.append(figured.head.drawing)
+    assert sorted(set(numbers)) == numbers, "every change counts"
+
+
+def test_a_page_that_drew_an_old_figure_is_sent_the_whole(figured: Screen) -> None:
     figured.press("propose")
-    synced = {trace["name"]: trace for trace in figured.figure.live.widget._widget_data}
-    assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
-    assert synced["search"]["x"]
+    sent: list[int] = []
+    figured.observe(lambda change: sent.append(len(change["new"])), "children")
+    figured._told("figure", None, figured.head.drawing, False)
+    assert sent == []
+    figured._told("figure", None, figured.head.drawing - 1, False)
+    assert sent == [2, 3], "the figure is put in its place anew"
 
 
 def test_plotlys_private_names_are_there(figured: Screen) -> None:
     """If this fails, plotly has moved: look at `live.py`."""
     assert figured.figure.live.widget._config["responsive"] is True
-    assert "widget-view" in next(iter(figured.figure.live.widget._repr_mimebundle_()))
+    assert len(figured.figure.live.widget._data) == len(figured.figure.live.widget.data)
+    assert figured.figure.live.widget._layout_obj._props["meta"] == figured.head.drawing
     for name in ("_handler_js2py_traceDeltas", "_handler_js2py_layoutDelta"):
         assert hasattr(go.FigureWidget, name)
 
