@@ -58,6 +58,7 @@ function render({ model, el }) {
   let root = null, ended = false, count = 0, flying = null, timer = 0;
   const view = `pl${++views}`, unsettled = new Set();  // parts in which a value was left
   const queue = [];
+  let revealed;  // how often the comparison was asked for, when the page was last told
 
   // ---------------------------------------------------------------- to and from the kernel
 
@@ -99,10 +100,18 @@ function render({ model, el }) {
     fresh.innerHTML = model.get(name);
     identify(fresh, view);
     const left = morph(regions[name], fresh);
+    for (const node of regions[name].querySelectorAll("details[data-reveal]")) reveal(node);
     unsettled[left ? "add" : "delete"](name);
     regions[name].querySelectorAll("[data-filter]").forEach(filter);
     const at = document.activeElement;  // a button that is switched off or gone drops the keyboard
     if (held && (at.disabled || !root.contains(at))) root.focus({ preventScroll: true });
+  };
+  const reveal = (node) => {
+    const earlier = revealed;
+    revealed = node.dataset.reveal;
+    if (earlier === undefined || earlier === revealed) return;
+    node.open = true;
+    node.scrollIntoView({ block: "nearest" });
   };
   const filter = (box) => {
     const wanted = box.value.trim().toLowerCase();
@@ -153,6 +162,7 @@ function render({ model, el }) {
   sheet.addEventListener("toggle", unfolded, true);
 
   for (const name of names) { show(name); model.on(`change:${name}`, () => show(name)); }
+  revealed ??= "";
   model.on("change:heard", heard);
 
   // ---------------------------------------------------------------- the screen as a whole

@@ -41,7 +41,7 @@ def parameters_form(view: View) -> str:
     boxes = (_box(n, hints.get(n), v, off) for n, v in values.items() if n != THETA)
     parts.append(tag("div", *boxes, kind="pl-line"))
     outdated = view.state.pending is not None and others(view.state, method)
-    return "".join(parts) + say(text.OUTDATED if outdated else "", "hint", role="status")
+    return "".join(parts) + say(text.OUTDATED if outdated else text.BLANK, "hint", role="status")
 
 
 def _theta(value: float, off: bool) -> str:

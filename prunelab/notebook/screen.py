@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
 
-from prunelab.errors import PruneLabError, Stopped, UnknownName
+from prunelab.errors import PruneLabError, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
-from prunelab.notebook.background import Background
+from prunelab.notebook.background import COMPARE, Background
 from prunelab.notebook.figure_slot import FigureSlot
 from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.html_widget import HtmlWidget
@@ -73,6 +73,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         )
         self._endings += [self._background.cancel, self.figure.leave]
         self._endings += [self.head.close, self.below.close]
+        self.children: tuple[Any, ...]
         super().__init__([self.head, self.below])
         self._endings += [part.layout.close for part in (self.head, self.below, self)]
         for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
@@ -115,8 +116,6 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         try:
             if not stopped:
                 self.choice.call(verb, arg)
-        except Stopped:
-            pass
         except Exception as error:
             trouble = text.trouble(error, isinstance(error, PruneLabError))
         finally:
@@ -137,8 +136,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _receive(self, told: object) -> None:
         """Show an Event, evidence or Progress; an error of the screen must not fail the verb."""
-        if isinstance(told, Progress) and self._background.at_work:
-            return  # a verb that waits for preemption may hold the lock
+        if isinstance(told, Progress) and self.session.aside:
+            return  # of a background job, of this screen or another one
         try:
             with self._ui:
                 match told:
@@ -158,6 +157,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.head.show(form=form(self._view()))
 
     def _progress(self, progress: Progress) -> None:
+        self.choice.progress = progress
         elapsed = self._throttle.elapsed(progress)
         if self._throttle.due():
             rest = text.time_left(progress.done, progress.total, elapsed)
@@ -183,9 +183,10 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _changed(self) -> None:
         """A background job has begun or ended."""
         with self._ui:
-            self._refresh()
             if not self._background.at_work:
-                self._go_on()
+                self._choose(self.choice.catch_up, self._error)
+            else:
+                self._refresh()
 
     # ------------------------------------------------------------ messages of the page
 
@@ -194,8 +195,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         match do:
             case "press" if arg in text.VERBS:
                 self._click(arg)
-            case "go":
-                self._click("go", int(arg))
+            case "go" | "instead":
+                self._click(do, arg and int(arg))
             case "export":
                 self._click("export", str(arg or value))
             case "keep":
@@ -209,12 +210,13 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             case "unfold":
                 self._unfold(str(arg), bool(value))
             case _:
+                self._opened |= {COMPARE} if do == "point" else set()
                 self._choose(lambda: self.choice.change(do, arg, value, live))
 
-    def _choose(self, change: Callable[[], None]) -> None:
+    def _choose(self, change: Callable[[], None], error: str = "") -> None:
         """Change the selection; show its effect, or why it is not valid."""
         with self._ui:
-            self._error = ""
+            self._error = error
             try:
                 change()
             except Exception as error:

@@ -33,7 +33,13 @@ def sections(view: View, events: Sequence[Event]) -> dict[str, str]:
         "export": (text.EXPORT, text.EXPORT_TIP, export_form),
     }
     return {"key": key(view)} | {
-        name: section(name, title, inside(view) if name in view.opened else "", tip)
+        name: section(
+            name,
+            title,
+            inside(view) if name in view.opened else "",
+            tip,
+            view.revealed if name == COMPARE else 0,
+        )
         for name, (title, tip, inside) in made.items()
     }
 
@@ -46,5 +52,5 @@ def key(view: View) -> str:
         title=text.MORE_TIP, data_do="unfold", data_arg=FIGURE, value="" if whole else "1",
         aria_expanded="true" if whole else "false",
     )  # fmt: skip
-    age = "" if view.at_hand is None else text.evidence(view.at_hand)
+    age = text.UNMEASURED if view.at_hand is None else text.evidence(view.at_hand)
     return tag("div", more, tag("span", LEGEND), kind="pl-key") + say(age, "line")

@@ -30,8 +30,14 @@ def svg(info: BoardInfo, line: str, sentence: str) -> str:
 
 
 def picture(info: BoardInfo) -> str:
-    """The first two panels of `info`, without a background."""
-    return _sheet(info, ORDER[:2], f"Widths, and importance in {info.importance.group}")
+    """The first two panels of `info`, beside each other or stacked as the page is wide."""
+    drawn = panels(info)
+    return "".join(
+        f'<svg viewBox="0 0 {WIDE} {TALL}" font-family="sans-serif" font-size="12" role="img">'
+        f"<title>{escape(drawn[name].title)}</title>{HATCHING}"
+        f"{panel_as_svg(drawn[name], WIDE, TALL, tips=False)}</svg>"
+        for name in ORDER[:2]
+    )
 
 
 def _sheet(

@@ -230,7 +230,7 @@ class FakeSession:
             search = half
         return rungs
 
-    def propose(self) -> Move | None:
+    def propose(self, target_macs: float | None = None) -> Move | None:
         self._enter("propose")
         if self.state.pending is not None:
             self._leave()
@@ -302,11 +302,11 @@ class FakeSession:
         self._pending()
         self._add(Rejected, reason=why)
 
-    def undo(self) -> None:
+    def undo(self, *, only_proposal: bool = False) -> None:
         self.calls.append(("undo",))
         if not self.state.undoable:
             raise WrongState("There is nothing to undo.")
-        step, head = self.state.undo_target()
+        step, head = (None, self.state.head) if only_proposal else self.state.undo_target()
         self._add(Undone, step=step, proposal=self.state.pending is not None)
         kept = self.state.point(head).kept
         full = WidthPlan.full(self.graph)
@@ -327,6 +327,13 @@ class FakeSession:
             self._step(Tuned, 0.004, steps=steps, by="prunelab", replayable=True)
         finally:
             self._leave()
+
+    @property
+    def aside(self) -> bool:
+        return False
+
+    def note(self, text: str, kind: str = "note") -> None:
+        self._add(Noted, text=text, kind=kind)
 
     def run(self, target_macs: float, min_accuracy: float | None, **more: Any) -> None:
         self.calls.append(("run", target_macs, min_accuracy, more))
@@ -486,7 +493,10 @@ def test_stop_passes_the_queue(screen: Screen, session: FakeSession) -> None:
     wait_until(lambda: session.busy == "tune")
     Page(screen).click("press", "stop")
     assert worker_of(session).wait(5)
-    assert len(session.ledger) == 1
+    told = session.ledger[-1]
+    assert isinstance(told, Noted)
+    assert told.text.startswith("Tuning was stopped after ")
+    assert told.text in Page(screen).said("reason")
     assert [call[0] for call in session.calls] == ["tune"]
     assert Page(screen).said("error") == ""
     assert on(screen) == {"propose", "tune", "run"}
@@ -901,7 +911,7 @@ def test_training_images_that_break_in_mid_run_are_left_out_and_the_history_says
     session = pl.Session(
         trained, pl.Data(train=sick, val=data.val), method=pl.AOFP(theta=0.05, images=256)
     )
-    screen = Screen(session)
+    screen, begun = Screen(session), session.state
     page = Page(screen)
     page.put("aim", "macs", 60)
     page.put("aim", "lose", "")
@@ -913,7 +923,8 @@ def test_training_images_that_break_in_mid_run_are_left_out_and_the_history_says
     notes = [e.text for e in session.ledger if isinstance(e, Noted)]
     assert notes == [
         "Of 256 training images 32 hold NaN or infinity: they are excluded from measuring, "
-        "solving and training."
+        "solving and training.",
+        text.ran(begun, session.state, screen.choice.aims, ""),
     ]
 
 
