@@ -90,7 +90,8 @@ def sentence(state: State, last: Event | None, group: GroupInfo) -> str:
     """The pending proposal, described by its effect on `group`; otherwise the latest event."""
     if state.pending is None or (last and said(last)):
         return outcome(state, last)
-    who = None if isinstance(last, Adjusted) else method(state.pending.method)
+    own = state.proposed is None or state.pending != state.proposed.move
+    who = None if own else method(state.pending.method)
     return proposal(state, state.pending, group, who)
 
 
@@ -110,9 +111,9 @@ def proposal(state: State, move: Move, group: GroupInfo, who: str | None) -> str
     more = len(move.drop) - 1
     if group.name in move.drop:
         text += loss(move, group, state)
-        text += f" ... and {plural(more, 'more group')}" if more else ""
+        text += f" ... and {plural(more, 'more layer')}" if more else ""
     else:
-        text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'group')}, "
+        text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'layer')}, "
         text += f"none in {group.name}"
     text += f". {macs(state, move)}"
     if state.proposed and (told := guessed(state, state.proposed.seq)):
@@ -392,8 +393,10 @@ def told(event: Event, state: State | None = None) -> str:
             return f"{event.network}, seed {event.seed}"
         case Proposed(move=None):
             return f"{method(event.method)}: no further moves"
-        case Proposed(move=Move() as move) | Adjusted(move=move):
+        case Proposed(move=Move() as move):
             return f"{method(move.method)}: {dropped(move.drop)}"
+        case Adjusted():
+            return f"by hand: {dropped(event.move.drop)}"
         case Rejected():
             return "the proposal"
         case Approved():

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
+from IPython.display import display
 
 from prunelab.errors import PruneLabError, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
@@ -19,7 +20,7 @@ from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.html_widget import HtmlWidget
 from prunelab.notebook.sections import FIGURE, NAMES, sections
 from prunelab.notebook.selection import Choice
-from prunelab.notebook.static_figures import svg
+from prunelab.notebook.static_figures import still, svg
 from prunelab.notebook.throttle import Throttle
 from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
@@ -316,6 +317,16 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def __repr__(self) -> str:
         return f"Screen({self.session.state.line()})"
+
+    def _ipython_display_(self, **_: Any) -> None:
+        """Show a picture, which hides while the screen lives, and the screen.
+
+        JupyterLab without a kernel shows no widget, and nothing else of a widget's bundle.
+        """
+        bundle = self._repr_mimebundle_()
+        picture, line = bundle.pop("image/svg+xml"), bundle["text/plain"]
+        display({"text/html": still(picture, line), "text/plain": line}, raw=True)
+        display(bundle, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The widget and, for pages without widgets, a line and a picture that are reproducible."""

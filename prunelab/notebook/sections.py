@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prunelab.figures.board import LEGEND
+from prunelab.figures.board import legend, signs
 from prunelab.ledger import words
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
@@ -53,4 +53,5 @@ def key(view: View) -> str:
         aria_expanded="true" if whole else "false",
     )  # fmt: skip
     age = text.UNMEASURED if view.at_hand is None else text.evidence(view.at_hand)
-    return tag("div", more, tag("span", LEGEND), kind="pl-key") + say(age, "line")
+    told = tag("span", legend(signs(view.info, whole)))
+    return tag("div", more, told, kind="pl-key") + say(age, "line")

@@ -5,6 +5,7 @@ The same state gives the same SVG.
 
 from __future__ import annotations
 
+import base64
 from html import escape
 from textwrap import wrap
 
@@ -27,6 +28,20 @@ def svg(info: BoardInfo, line: str, sentence: str) -> str:
         for i, (words, weight) in enumerate(told[:4])
     )
     return _sheet(info, ORDER, line, head, top=100)
+
+
+def still(picture: str, line: str) -> str:
+    """The SVG `picture` as HTML, for a notebook that is opened without its kernel.
+
+    The style hides JupyterLab's "model not found" beside it; the screen's own hides the picture
+    while the screen lives.
+    """
+    data = base64.b64encode(picture.encode()).decode()
+    return (
+        "<style>.jp-OutputArea:has(.prunelab-still):not(:has(.prunelab-screen)) .jupyter-widgets "
+        "{ display: none; }</style>"
+        f'<img class="prunelab-still" alt="{escape(line)}" src="data:image/svg+xml;base64,{data}">'
+    )
 
 
 def picture(info: BoardInfo) -> str:

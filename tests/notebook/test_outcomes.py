@@ -14,9 +14,11 @@ import torch
 from page import Page
 
 import prunelab as pl
+from prunelab.figures.board import SIGNS
 from prunelab.ledger import words
 from prunelab.ledger.events import Noted, Proposed, Rejected, Undone
 from prunelab.notebook import Screen, text
+from prunelab.notebook.parameters import tips_of, values_of
 from prunelab.notebook.view import Aims
 from prunelab.notebook.worker import worker_of
 from prunelab.session.export import to_script
@@ -283,6 +285,38 @@ def test_a_click_on_a_point_opens_its_comparison(page: Page, session: pl.Session
     assert page.screen.choice.ends == (session.state.head, 0)
     assert "move 1: " in page.screen.below.compare
     assert "the original: 100% of the MACs" in page.screen.below.compare
+
+
+# ---------------------------------------------------------------- words and signs
+
+
+def test_a_move_by_hand_is_told_as_such(page: Page, session: pl.Session) -> None:
+    session.propose()
+    session.adjust({"conv1": [0, 3]})
+    session.note("a note in between")
+    assert page.said("reason").startswith("You propose to drop 2 of 12 channels in conv1")
+    assert "by hand: conv1 -2" in page.screen.below.history
+
+
+def test_the_legend_lists_what_is_shown(page: Page) -> None:
+    def shown() -> set[str]:
+        return {name for name in SIGNS if f"</span> {name}</span>" in page.screen.below.key}
+
+    assert shown() == {"kept", "coupled layers"}
+    page.screen.press("propose")
+    assert shown() == {"kept", "coupled layers", "proposed to drop", "theta"}
+    page.screen._told("unfold", "figure", True, False)
+    assert "where the proposal leads" in shown()
+    page.screen.press("approve")
+    page.screen.press("undo")
+    assert "undone" in shown()
+
+
+def test_every_parameter_has_a_tooltip_of_its_own(page: Page) -> None:
+    tips = tips_of(pl.AOFP)
+    assert set(tips) == set(values_of(pl.AOFP()))
+    assert tips["images"] == "Exact: how many training images are measured."
+    assert f'title="{tips["max_theta"]}"' in unescape(page.screen.below.method)
 
 
 # ---------------------------------------------------------------- two screens of a session

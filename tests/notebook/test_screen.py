@@ -38,6 +38,7 @@ from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import State
 from prunelab.ledger.store import TemporaryStore
 from prunelab.notebook import Screen, show, text
+from prunelab.notebook import screen as screen_module
 from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
 from prunelab.session.preview import AtHand, Foresight, Selection
@@ -645,7 +646,7 @@ def test_a_proposal_is_told_in_plain_words(screen: Screen, session: FakeSession)
     words = page.said("reason")
     assert page.said("question").startswith(f"Remove {dropped} of 16 channels in layer1.0.conv1")
     assert f"drop {dropped} of 16 channels in layer1.0.conv1: removes " in words
-    assert "% of the signal entering layer1.0.conv2 ... and 8 more groups" in words
+    assert "% of the signal entering layer1.0.conv2 ... and 8 more layers" in words
     page.put("group", None, "conv1")
     assert "Coupled: 3 layers lose the same channels." in Page(screen).said("reason")
     page.put("group", None, "layer3.2.conv1")
@@ -843,6 +844,19 @@ def test_the_bundle_is_the_same_every_time(session: FakeSession) -> None:
         screen.close()
     assert bundles[0] == bundles[1]
     assert bundles[0][0] == f"Screen({session.state.line()})"
+
+
+def test_a_cell_shows_a_picture_for_pages_without_the_kernel_and_the_screen(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(screen_module, "display", lambda bundle, raw: shown.append(bundle))
+    screen._ipython_display_()
+    picture, live = shown
+    assert 'src="data:image/svg+xml;base64,' in picture["text/html"]
+    assert picture["text/plain"] == live["text/plain"] == repr(screen)
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert "image/svg+xml" not in live
 
 
 def test_the_static_picture_is_small_valid_xml_at_every_stage(screen: Screen) -> None:
