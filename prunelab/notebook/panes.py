@@ -160,7 +160,7 @@ def costs(view: View) -> str:
 def _measured(view: View, end: End) -> str:
     """The latency measured at a point, if it was."""
     found = view.latencies.get(end) if isinstance(end, int) else None
-    return "" if found is None else number(text.ms(found.median), text.measured_tip(found))
+    return "" if found is None else number(text.spread(found), text.measured_tip(found))
 
 
 def comparison(view: View) -> str:
@@ -225,4 +225,7 @@ def export_form(view: View) -> str:
         "export", text.OTHER_NAME, text.OTHER_NAME_TIP, type="text", value="", size="24",
         disabled=off,
     )  # fmt: skip
-    return tag("div", buttons + own, kind="pl-line") + say(view.written, "line", role="status")
+    told = say(view.failed, "error", role="alert") or say(
+        view.written or text.BLANK, "line", role="status"
+    )
+    return tag("div", buttons + own, kind="pl-line") + told

@@ -39,6 +39,7 @@ from prunelab.graph.surgery.network_state import (
 from prunelab.ledger.events import (
     Approved,
     Proposed,
+    Tuned,
 )
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, FrozenMap, Units, thaw
@@ -267,8 +268,13 @@ def to_script(session: Session) -> str:
     kept = [name for name in ("repair", "repair_images") if name in began.settings]
     settings = ", ".join(f"{name}={began.settings[name]!r}" for name in kept)
     line = session.state.line().replace("\\", "\\\\").replace('"', '\\"')
-    lines = [
-        f'"""Replays a prunelab session on a {began.network}: {line}."""',
+    lines = [f'"""Replays a prunelab session on a {began.network}: {line}.']
+    tunes = [event for event in session.ledger if isinstance(event, Tuned) and event.unlike()]
+    if tunes:
+        lines += ["", "Not bitwise, so that what follows may differ from the record:"]
+        lines += [f"- event {event.seq}: {event.unlike()}." for event in tunes]
+    lines[-1] += '\n"""' if tunes else '"""'
+    lines += [
         "",
         "import prunelab as pl",
         "",

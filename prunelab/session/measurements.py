@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,14 +91,31 @@ class Measurements:
             network = copy_of(network)
             self.layer_times = layer_times(network, graph, plan, lambda: forward(network, inputs))
 
-    def time_runs(self, network: nn.Module, mark: str | None) -> Generator[Progress, None, Latency]:
-        """Measure seconds of one run; cached under the fingerprint `mark` (None: not cached)."""
+    def time_runs(
+        self, networks: Mapping[str | None, nn.Module]
+    ) -> Generator[Progress, None, dict[str | None, Latency]]:
+        """Measure seconds of one run of each network, by its fingerprint (None: not cached).
+
+        Their runs alternate, so that other load on the machine meets all of them.
+        """
         inputs = self._inputs()
-        seconds: list[float] = []
-        for took in timing(network, inputs, RUNS, self._settings.forward):
-            seconds.append(took)
-            yield Progress(len(seconds), RUNS, "timing")
-        found = replace(summed_up(network, seconds), inputs=batch_size(inputs))
-        if mark is not None:
-            self.latencies = {**self.latencies, mark: found}
+        with ExitStack() as ends:
+            clocks = {
+                mark: ends.enter_context(closing(self._clock(network, inputs)))
+                for mark, network in networks.items()
+            }
+            seconds: dict[str | None, list[float]] = {mark: [] for mark in networks}
+            for run in range(RUNS):
+                for mark, clock in clocks.items():
+                    seconds[mark].append(next(clock))
+                yield Progress(run + 1, RUNS, "timing")
+        found = {
+            mark: replace(summed_up(networks[mark], took), inputs=batch_size(inputs))
+            for mark, took in seconds.items()
+        }
+        known = {mark: one for mark, one in found.items() if mark is not None}
+        self.latencies = {**self.latencies, **known}
         return found
+
+    def _clock(self, network: nn.Module, inputs: Any) -> Generator[float, None, None]:
+        yield from timing(network, inputs, RUNS, self._settings.forward)

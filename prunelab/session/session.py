@@ -84,6 +84,10 @@ class Session:
     path
         The file that stores the session; `Session.open` resumes it. None: a temporary file, which
         is deleted with the session.
+    resume
+        Resume the session in `path` where that file exists, as `Session.open` does, so that a
+        notebook can be run again: weights, events and the method that proposed last come from the
+        file.
 
     Raises
     ------
@@ -92,9 +96,10 @@ class Session:
     BadData
         For data without the three splits, or without batches.
     InvalidValue
-        For another keyword that is not valid.
+        For another keyword that is not valid, or to `resume` without a `path` or with another seed
+        or repair than the file's.
     SessionFileError
-        Where `path` exists already or cannot be created.
+        Where `path` exists already or cannot be created; with `resume`, as `Session.open`.
     """
 
     def __init__(
@@ -114,8 +119,19 @@ class Session:
         device: Any = None,
         seed: int = 0,
         path: str | Path | None = None,
+        resume: bool = False,
     ) -> None:
         settings = Settings.of(forward, loss, metrics, train, repair, repair_images)
+        if resume and path is None:
+            raise InvalidValue(
+                "resume=True needs the path of the session's file: path='run.prunelab'."
+            )
+        if resume and path is not None and Path(path).exists():
+            own = {"graph": graph, "forward": forward, "loss": loss, "metrics": metrics}
+            own |= {"train": train, "example_inputs": example_inputs, "device": device}
+            given = {"repair": repair, "repair_images": repair_images, "seed": seed}
+            self._resume(path, model, data, None, own, given)
+            return
         evaluator = Evaluator(
             model, data, settings, graph=graph, example_inputs=example_inputs, device=device,
             seed=seed,
@@ -165,16 +181,37 @@ class Session:
         InvalidValue
             For a keyword that the file holds.
         """
-        ledger = Ledger(FileStore.open(path))
-        if not len(ledger):
-            raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
         known = ("graph", "forward", "loss", "metrics", "train", "example_inputs", "device")
         if unknown := set(own) - set(known):
             raise InvalidValue(
                 f"Session.open takes {', '.join(known)}; not {', '.join(sorted(unknown))}, "
                 "which the file holds."
             )
+        session = cls.__new__(cls)
+        session._resume(path, model, data, method, own, {})
+        return session
+
+    def _resume(
+        self,
+        path: str | Path,
+        model: nn.Module,
+        data: Any,
+        method: Any,
+        own: Mapping[str, Any],
+        given: Mapping[str, Any],
+    ) -> None:
+        """Resume the session in `path`, which must have begun with the settings `given`."""
+        ledger = Ledger(FileStore.open(path))
+        if not len(ledger):
+            raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
         began = ledger.state.began
+        began_with = {"repair_images": REPAIR_IMAGES, **began.settings, "seed": began.seed}
+        for name, value in given.items():
+            if value != began_with[name]:
+                raise InvalidValue(
+                    f"The session in {path} began with {name}={began_with[name]!r}, not {value!r}. "
+                    "Give that, or another path for a new session."
+                )
         base = copy_of(model)
         try:
             restore(base, NetworkState.unpacked(ledger.weights(began.weights)))
@@ -199,10 +236,8 @@ class Session:
         if method is None:
             last = ledger.state.proposed or began
             method = make_method(last.method, **dict(last.parameters))
-        session = cls.__new__(cls)
-        session._assemble(evaluator, make_method(method), ledger)
-        session._history.resume()
-        return session
+        self._assemble(evaluator, make_method(method), ledger)
+        self._history.resume()
 
     def __repr__(self) -> str:
         return f"<Session of {self.state.began.network}: {self.state.line()}>"
@@ -268,6 +303,11 @@ class Session:
     def busy(self) -> str | None:
         """The verb that is running, if any."""
         return self._runner.busy
+
+    @property
+    def aside(self) -> bool:
+        """Whether that verb runs in the background, so that any other one preempts it."""
+        return self._runner.aside
 
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
         """Call `callback` with every Event, and with Progress and evidence while a verb runs.
@@ -426,13 +466,14 @@ class Session:
             verbs.reject(self._parts, str(reason))
         return self.state
 
-    def undo(self) -> State:
+    def undo(self, *, only_proposal: bool = False) -> State:
         """Discard a pending proposal and undo the latest step.
 
-        A step is an approve (with the repair that came with it), a repair or a tune. Raises
-        `WrongState` when there is neither.
+        A step is an approve (with the repair that came with it), a repair or a tune. With
+        `only_proposal` a pending proposal is discarded and no step undone, as the screen does it.
+        Raises `WrongState` when there is neither.
         """
-        self._runner.run("undo", verbs.undo(self._parts))
+        self._runner.run("undo", verbs.undo(self._parts, only_proposal))
         return self.state
 
     def go(self, seq: int) -> State:
@@ -480,7 +521,8 @@ class Session:
         """Measured seconds of one run: median and spread.
 
         It runs one training input, or a batch where `forward` is your own, through the current
-        network (which `latencies` then holds) or another `network`. In the `background`, it is
+        network or another `network`. The current one is timed in turn with the original, and
+        `latencies` then holds both. In the `background`, it is
         preempted by a foreground verb: it raises `Stopped`.
         """
         return self._runner.run("latency", verbs.latency(self._parts, network), background)
@@ -560,8 +602,7 @@ class Session:
     def note(self, text: str, kind: str = "note") -> State:
         """Write a note, or with `kind="reason"` a reason, in the ledger.
 
-        With `kind="run"` or "tune" a replay script records again why a run stopped, or a tune was
-        rejected.
+        With `kind="run"`, "tune" or "outcome" a replay script records again how a verb ended.
         """
         with self._runner.hold("note"):
             self._history.note(notes.note(text, kind))

@@ -181,9 +181,13 @@ def approve(
     return True
 
 
-def undo(parts: Parts) -> Work[None]:
-    """Discard the pending move and undo the latest step."""
+def undo(parts: Parts, only_proposal: bool = False) -> Work[None]:
+    """Discard the pending move and undo the latest step, or do the former only."""
     history, state = parts.history, parts.history.state
+    if only_proposal:
+        pending(parts, "undo")
+        history.commit(Undone(**history.header(), step=None, proposal=True))
+        return
     if not state.undoable:
         raise WrongState("There is nothing to undo: no move was approved, none is pending.")
     step, head = state.undo_target()
@@ -265,12 +269,13 @@ def measure(parts: Parts) -> Work[None]:
 
 
 def latency(parts: Parts, network: nn.Module | None) -> Work[Latency]:
-    """Time `network`, or the current network (None), whose latency is cached."""
+    """Time `network`, or the current network (None) in turn with the original, which are cached."""
     history, measurements = parts.history, parts.evaluator.measurements
     if network is not None:
-        return (yield from measurements.time_runs(network, None))
-    mark = history.state.now.event.fingerprint
-    return (yield from measurements.time_runs(history.network, mark))
+        return (yield from measurements.time_runs({None: network}))[None]
+    mark, first = (point.event.fingerprint for point in (history.state.now, history.state.base))
+    networks: dict[str | None, nn.Module] = {first: parts.evaluator.base, mark: history.network}
+    return (yield from measurements.time_runs(networks))[mark]
 
 
 def step_time(parts: Parts) -> Work[float | None]:
