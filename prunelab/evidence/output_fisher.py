@@ -20,6 +20,7 @@ from prunelab.evidence.backward import BackwardWatch
 from prunelab.graph.channels.channel_graph import Layer
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.loops.batch import Loss, run_batch
+from prunelab.loops.labels import logits_of
 
 
 class OutputFisherWatch(BackwardWatch):
@@ -85,7 +86,7 @@ def fisher_loss(generator: torch.Generator) -> Loss:
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        logits = run_batch(model, batch)
+        logits = logits_of(run_batch(model, batch))
         root = logits.detach().softmax(1).sqrt()
         drawn = root * torch.randn(root.shape, generator=generator).to(root)
         direction = drawn - root.square() * drawn.sum(1, keepdim=True)

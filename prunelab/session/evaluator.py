@@ -19,7 +19,9 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
 from prunelab.graph.trace import copy_of, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
-from prunelab.loops.training import answering, number
+from prunelab.loops.modes import frozen_modules
+from prunelab.loops.own import measured
+from prunelab.loops.training import answering
 from prunelab.session.measurements import Measurements
 from prunelab.session.settings import Settings
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan
@@ -51,6 +53,7 @@ class Evaluator:
                     "Datasets, or pl.data.load(...)."
                 )
         self.settings = settings
+        self.frozen = frozen_modules(model)
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
         if graph is None:
@@ -112,7 +115,7 @@ class Evaluator:
         for name, metric in metrics.items():
             yield Progress(len(values), len(metrics), f"evaluating {name}")
             with private_random(seed):
-                values[name] = number(name, metric.function(network, loader))
+                values[name] = measured(name, metric.function, network, loader)
         return values, None
 
     def compare(
@@ -144,8 +147,8 @@ class Evaluator:
         for place, batch in enumerate(guarded(self.splits.validation(images))):
             with private_random(self.splits.seed):
                 if place == len(mine):
-                    mine.append(number(name, metric.function(now, [batch])))
-                theirs.append(number(name, metric.function(network, [batch])))
+                    mine.append(measured(name, metric.function, now, [batch]))
+                theirs.append(measured(name, metric.function, network, [batch]))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from prunelab.cost.counting import Latency, layer_costs
-from prunelab.errors import BadModel, InvalidValue, SessionFileError
+from prunelab.errors import InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import copy_of
 from prunelab.ledger import notes
@@ -26,6 +26,7 @@ from prunelab.ledger.ledger import Ledger, Store
 from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.loops.batch import finish
+from prunelab.loops.own import only_values, tensors
 from prunelab.loops.training import STEPS, Metric
 from prunelab.methods import Method, make_method
 from prunelab.methods.base import with_theta
@@ -59,12 +60,20 @@ class Session:
     forward
         `forward(model, batch)` runs the network on a batch; None: on the batch's first item.
     loss
-        `loss(model, batch)` returns a scalar; None: cross entropy.
+        Returns a scalar. `loss(model, batch)`, or the usual loss of (outputs, targets) for
+        batches of (inputs, targets): a module such as `nn.BCEWithLogitsLoss()`, or a function
+        whose second parameter is called target, targets, label, labels, truth, gt, y or y_true, or
+        whose first is annotated as Tensor. None: cross entropy, for labels that are class indices
+        of any integer type, [N] or [N, 1], or class probabilities, one-hot ones included; a
+        network with a single logit [N, 1] tells two classes apart.
     metrics
         Name to function (model, loader) -> float, or to a pair of it and "lower" where lower is
         better. The first one guards `run`. None: accuracy and loss.
     train
-        A `Training`, or your own function (model, data, steps).
+        A `Training`, or your own function (model, data, steps), which trains the network in place
+        or returns a trained copy. Modules in evaluation mode inside a network given in training
+        mode, and BatchNorms whose parameters require no gradients, stay in evaluation mode in
+        prunelab's own training.
     example_inputs
         One input for the trace; None takes a training input.
     repair
@@ -99,7 +108,7 @@ class Session:
         *,
         graph: ChannelGraph | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
-        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        loss: Callable[..., Tensor] | None = None,
         metrics: Mapping[str, Any] | None = None,
         train: Any = None,
         example_inputs: Any = None,
@@ -480,14 +489,9 @@ class Session:
         """
         with self._runner.hold("tune"):
             network = copy_of(self._history.network)
-            shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+            before = tensors(network)
             yield network
-            found = {name: tensor.shape for name, tensor in network.state_dict().items()}
-            if found != shapes:
-                odd = next(n for n in {**shapes, **found} if shapes.get(n) != found.get(n))
-                raise BadModel(
-                    f"The trainer changed the network's shape at {odd}; only weights may change."
-                )
+            only_values(by, before, tensors(network))
             check_finite(network, "your trainer")
             network.eval()
             finish(self._runner.relay(verbs.adopt(self._parts, network, by)))

@@ -35,6 +35,7 @@ from prunelab.ledger.events import (
     Tuned,
     Undone,
 )
+from prunelab.loops.own import name_of, train_by
 from prunelab.loops.training import Training, distillation_loss, training
 from prunelab.methods.base import found, parameters
 from prunelab.session.context import macs_of, measuring, search_context
@@ -311,8 +312,9 @@ def _trained(
         if settings.classifies and settings.train.distil:
             loss = distillation_loss(copy_of(evaluator.base).eval(), seed)
         work = training(
-            network, lambda epoch: splits.shuffled(seed + epoch), steps, loss, settings.train
-        )
+            network, lambda epoch: splits.shuffled(seed + epoch), steps, loss, settings.train,
+            evaluator.frozen,
+        )  # fmt: skip
         for progress in privately(work, seed):
             yield progress
             if enough() and progress.done < steps:
@@ -320,8 +322,8 @@ def _trained(
                 break
     else:
         with private_random(seed):
-            settings.train(network, splits.data, steps)
-        by, replayable = getattr(settings.train, "__name__", "your trainer"), False
+            train_by(settings.train, network, splits.data, steps)
+        by, replayable = name_of(settings.train), False
     check_finite(network, by)
     network.eval()
     return done, by, replayable
