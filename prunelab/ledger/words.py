@@ -134,7 +134,8 @@ def outcome(state: State, last: Event | None) -> str:
         return why
     if state.exhausted:
         who = method(state.proposed.method) if state.proposed else "The method"
-        return f"{who} has no further moves."
+        why = state.proposed.why if state.proposed else ""
+        return f"{who} has no further moves{why and ': '}{why}."
     if isinstance(last, Rejected):
         why = f" ({last.reason})" if last.reason else ""
         return f"Rejected{why}: nothing was changed."
@@ -354,7 +355,7 @@ def told(event: Event) -> str:
         case Began():
             return f"{event.network}, seed {event.seed}"
         case Proposed(move=None):
-            return f"{method(event.method)}: no further moves"
+            return f"{method(event.method)}: no further moves{event.why and ', '}{event.why}"
         case Proposed(move=Move() as move) | Adjusted(move=move):
             return f"{method(move.method)}: {dropped(move.drop)}"
         case Rejected():

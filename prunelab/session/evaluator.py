@@ -5,19 +5,19 @@ It knows nothing of events: a session passes the networks and keeps the results.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sized
+from collections.abc import Generator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.data.batches import batch_size
+from prunelab.data.batches import agreed_size, batch_size
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of, state_preserved, trace
+from prunelab.graph.trace import copy_of, restricted, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
@@ -43,6 +43,8 @@ class Evaluator:
         example_inputs: Any,
         device: Any,
         seed: int,
+        freeze: Sequence[str] = (),
+        round_to: int = 1,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
@@ -57,10 +59,13 @@ class Evaluator:
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
         if graph is None:
-            if example_inputs is None:
-                example_inputs = self.run_inputs()
+            given = self.run_inputs() if example_inputs is None else example_inputs
             forward = settings.forward if settings.own_forward else None
-            graph = trace(self.base, example_inputs, forward=forward)
+            graph = trace(self.base, given, forward=forward)
+            size = agreed_size(given)
+            if graph.inputs is None and size is not None:
+                graph = trace(self.base, given, forward=forward, batch_size=size)
+        graph = restricted(graph, freeze, round_to)
         if not any(group.prunable for group in graph.groups):
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")

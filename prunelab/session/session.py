@@ -9,7 +9,7 @@ these parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +87,10 @@ class Session:
     path
         The file that stores the session; `Session.open` resumes it. None: a temporary file, which
         is deleted with the session.
+    freeze
+        Layers, or parts of the network ("layer1", "head"), whose channels must all stay.
+    round_to
+        Every method leaves a group as it is or at a multiple of this many channels.
 
     Raises
     ------
@@ -117,11 +121,13 @@ class Session:
         device: Any = None,
         seed: int = 0,
         path: str | Path | None = None,
+        freeze: Sequence[str] = (),
+        round_to: int = 1,
     ) -> None:
         settings = Settings.of(forward, loss, metrics, train, repair, repair_images)
         evaluator = Evaluator(
             model, data, settings, graph=graph, example_inputs=example_inputs, device=device,
-            seed=seed,
+            seed=seed, freeze=freeze, round_to=round_to,
         )  # fmt: skip
         made = make_method(method)
         store: Store = TemporaryStore() if path is None else FileStore.create(path)
@@ -194,6 +200,7 @@ class Session:
         evaluator = Evaluator(
             base, data, settings, graph=own.get("graph"), seed=began.seed,
             example_inputs=own.get("example_inputs"), device=own.get("device"),
+            freeze=began.settings.get("freeze", ()), round_to=began.settings.get("round_to", 1),
         )  # fmt: skip
         if {group.name: group.width for group in evaluator.graph.groups} != dict(began.widths):
             raise SessionFileError(f"{path} is a session of another network: its groups differ.")

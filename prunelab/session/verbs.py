@@ -21,7 +21,7 @@ from prunelab.data.private_random import private_random, privately
 from prunelab.errors import InvalidValue, StaleEvidence, WrongState
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of
+from prunelab.graph.trace import ASKED, copy_of
 from prunelab.ledger import guard, words
 from prunelab.ledger.events import (
     Adjusted,
@@ -38,6 +38,7 @@ from prunelab.ledger.events import (
 from prunelab.loops.own import name_of, train_by
 from prunelab.loops.training import Training, distillation_loss, training
 from prunelab.methods.base import found, parameters
+from prunelab.methods.reasons import why_none
 from prunelab.session.context import macs_of, measuring, search_context
 from prunelab.session.evaluator import Evaluator, Judgement
 from prunelab.session.parts import Parts
@@ -65,6 +66,8 @@ def begin(parts: Parts) -> Work[None]:
             "repair": settings.repair,
             "repair_images": settings.repair_images,
             "higher_is_better": settings.guard[1].higher_is_better,
+            "freeze": tuple(group.name for group in graph.groups if group.why == ASKED),
+            "round_to": graph.round_to,
             **chance,
         }),
         widths=FrozenMap({group.name: group.width for group in graph.groups}),
@@ -107,6 +110,7 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
         seen=tuple(seen),
         target=target,
         weights=None if result.weights is None else fingerprint(result.weights),
+        why="" if result.move is not None else why_none(method, context, seen),
     )
     history.commit(event, weights=result.weights, brought=result.weights)
     return result.move

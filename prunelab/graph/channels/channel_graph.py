@@ -122,7 +122,9 @@ class ChannelGraph:
     training mode, where its code differs there. `norms` are weight norms: a direction, its
     length, and the axis that has one length per entry; `bare` gives the unit of each channel that
     a normalisation module without parameters reads. Methods keep widths at multiples of
-    `round_to`. `graph[name]` finds a group by its name or by the name of any of its producers.
+    `round_to`. `inputs` is how many inputs were traced (None: unknown, counts are of the call),
+    `left_out` the work that is in no layer. `graph[name]` finds a group by its name or by the name
+    of any of its producers.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -138,6 +140,8 @@ class ChannelGraph:
     network: Callable[[], nn.Module | None] = lambda: None
     couplings: tuple[Coupling, ...] = ()
     untrained: str = ""
+    inputs: int | None = 1
+    left_out: str = ""
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
