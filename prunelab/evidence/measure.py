@@ -152,7 +152,7 @@ def measuring(
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
     losses = LossSums(model, graph, loss) if "ablation" in kinds else None
-    curvature = OutputFisherWatch(model, targets) if "curvature" in kinds else None
+    curvature = OutputFisherWatch(model, targets, seed) if "curvature" in kinds else None
     predicted = fisher_loss(torch.Generator().manual_seed(seed))
     images = 0
     mark = mark or fingerprint(model)
@@ -190,7 +190,7 @@ def measuring(
         losses.sums if losses is not None else None,
         masks,
         bn,
-        {names[key]: value.cpu().numpy() for key, value in curvature.sums.items()}
+        {names[key]: value for key, value in curvature.sums.items()}
         if curvature is not None
         else {},
     )
