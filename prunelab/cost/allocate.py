@@ -8,6 +8,7 @@ current widths of the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import lcm
 from typing import Any, Literal
 
 import numpy as np
@@ -68,11 +69,13 @@ def allocate(
     groups
         The groups that may shrink (None: all that were measured).
     min_width, round_to
-        Every group that shrinks keeps at least `min_width` units, and a multiple of `round_to`.
+        Every group that shrinks keeps at least `min_width` units, and a multiple of `round_to`;
+        and what the graph was traced with.
     """
     _check(budget, of, by, min_width, round_to)
     start = WidthPlan.full(graph) if plan is None else plan
     names = evidence.groups if groups is None else [graph[name].name for name in groups]
+    names = [name for name in names if groups is not None or graph[name].prunable]
     curves = [damage_curve(evidence[name]) for name in names]
     shares = {graph[n].name: s for n, s in by.items()} if isinstance(by, Mapping) else None
     problem = AllocationProblem(
@@ -123,7 +126,11 @@ class AllocationProblem:
     ) -> None:
         self.start = start
         self.curves = curves
-        self.removed = [_legal(len(curve.order), min_width, round_to) for curve in curves]
+        limits = [(graph[c.group].min_width, graph[c.group].step) for c in curves]
+        self.removed = [
+            _legal(len(curve.order), max(min_width, least), lcm(round_to, step))
+            for curve, (least, step) in zip(curves, limits, strict=True)
+        ]
         self.damages = [
             np.array([0.0, *curve.damages])[legal]
             for curve, legal in zip(curves, self.removed, strict=True)
@@ -322,6 +329,11 @@ class AllocationProblem:
 def _check(budget: Any, of: Any, by: Any, min_width: int, round_to: int) -> None:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
         raise InvalidValue(f"budget is a share of the cost or a number above 0, not {budget!r}.")
+    if 1 < budget <= 100 and of in KINDS:
+        raise InvalidValue(
+            f"budget={budget:g} would be {budget:g} {of}. A share is at most 1: {budget / 100:g} "
+            f"is {budget:g}%."
+        )
     if of not in KINDS and not callable(of):
         raise InvalidValue(f"of is {', '.join(KINDS)} or a function of a plan, not {of!r}.")
     if by not in WAYS and not isinstance(by, Mapping):

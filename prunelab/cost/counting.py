@@ -17,56 +17,75 @@ from torch.utils._pytree import tree_leaves
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
-from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.modules.channel_selector import selector_buffers
+from prunelab.graph.survey import Survey, checked_size, inputs_of, told, unknown
 from prunelab.graph.trace import copy_of, runner
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
 
 @overload
-def cost(subject: nn.Module, example_inputs: Any) -> Cost: ...
+def cost(subject: nn.Module, example_inputs: Any, *, batch_size: int | None = None) -> Cost: ...
 @overload
-def cost(subject: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -> Cost: ...
+def cost(
+    subject: ChannelGraph,
+    plan: WidthPlan,
+    example_inputs: Any = None,
+    *,
+    batch_size: int | None = None,
+) -> Cost: ...
 
 
 def cost(subject: Any, *given: Any, **named: Any) -> Cost:
     """The cost of one input: `cost(model, example_inputs)` or `cost(graph, plan)`.
 
     The cost of a plan is computed without cutting, for `example_inputs` or for the size that was
-    traced; `Cost.at` says which. Convolutions and linear layers are counted.
+    traced; `Cost.at` says which. Convolutions and linear layers are counted; `Cost.left_out` says
+    what else the network multiplies. `batch_size` is how many inputs `example_inputs` holds; None
+    takes what a run shows, see `inputs_of`, and raises `InvalidValue` where that cannot be known.
     """
     if isinstance(subject, ChannelGraph):
         return _of_plan(subject, *given, **named)
     return _of_model(subject, *given, **named)
 
 
-def _of_model(model: nn.Module, example_inputs: Any) -> Cost:
-    counter = _counted(model, example_inputs)
+def _of_model(model: nn.Module, example_inputs: Any, *, batch_size: int | None = None) -> Cost:
+    counter = _counted(model, example_inputs, batch_size)
     return Cost(
         macs=sum(counter.macs.values()),
         params=sum(parameter.numel() for parameter in model.parameters()),
         activation_bytes=counter.bytes,
-        at=_shape_text(example_inputs),
+        at=_shape_text(_shapes(example_inputs), counter.inputs),
+        left_out=counter.left_out,
     )
 
 
-def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -> Cost:
+def _of_plan(
+    graph: ChannelGraph,
+    plan: WidthPlan,
+    example_inputs: Any = None,
+    *,
+    batch_size: int | None = None,
+) -> Cost:
     if not isinstance(plan, WidthPlan):
         raise InvalidValue(f"cost(graph, plan) takes a WidthPlan, not {type(plan).__name__}.")
     alive = graph.alive(plan)
     positions = applied = None
-    at = "x".join(str(size) for size in graph.input_shapes[0][1:]) if graph.input_shapes else ""
-    if example_inputs is not None:
+    if example_inputs is None:
+        if graph.inputs is None:
+            raise unknown(graph.input_shapes, "trace(model, example_inputs, batch_size=...)")
+        at, left_out = _shape_text(graph.input_shapes, graph.inputs), graph.left_out
+    else:
         network = graph.network()
         if network is None:
             raise InvalidValue(
                 "The traced network is gone, so its cost cannot be computed for another input "
                 "size. Trace it again, or leave example_inputs out."
             )
-        counter = _counted(network, example_inputs)
+        counter = _counted(network, example_inputs, batch_size)
         positions, applied = counter.positions, counter.applied
-        at = _shape_text(example_inputs)
+        at, left_out = _shape_text(_shapes(example_inputs), counter.inputs), counter.left_out
     sizes = _kept_sizes(graph, alive)
     each = _layer_costs(graph, alive, sizes, positions, applied).values()
     return Cost(
@@ -74,6 +93,7 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
         sum(sizes.values()),
         sum(cost.activation_bytes for cost in each),
         at,
+        left_out,
     )
 
 
@@ -144,50 +164,64 @@ def savings(graph: ChannelGraph, plan: WidthPlan) -> tuple[np.ndarray, np.ndarra
     return macs, activations * graph.activation_itemsize
 
 
-def _shape_text(inputs: Any) -> str:
-    first = next((x for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
-    return "x".join(str(size) for size in first.shape[1:]) if first is not None else ""
+def _shapes(inputs: Any) -> list[tuple[int, ...]]:
+    return [tuple(x.shape) for x in tree_leaves(inputs) if isinstance(x, Tensor)]
 
 
-class _Counter(Watch):
-    """Counts the multiply-adds of every layer, per input."""
+def _shape_text(shapes: Sequence[tuple[int, ...]], count: int) -> str:
+    """The size of one input: of the first tensor with axes, without its axis of `count` inputs."""
+    first = next((shape for shape in shapes if shape), ())
+    return "x".join(str(size) for size in (first[1:] if first[:1] == (count,) else first))
 
-    def __init__(self, model: nn.Module, batch: int) -> None:
+
+class _Counter(Survey):
+    """Counts the multiply-adds of every layer; `divide` makes the counts those of one input."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.batch = batch
         self._selectors = set(selector_buffers(model))
+        self._calls: list[tuple[str, int, int, Tensor]] = []  # name, applied, kernel, output
+        self.inputs = 1
+        self.left_out = ""
         self.macs: dict[str, int] = {}
         self.positions: dict[str, int] = {}
         self.applied: dict[str, int] = {}
         self.bytes = 0
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        applied = call.applied(out) // self.batch
-        self.macs[call.name] = self.macs.get(call.name, 0) + applied * call.weight.numel()
-        self.applied[call.name] = self.applied.get(call.name, 0) + applied
-        seen = out.numel() // (out.shape[1] * self.batch)
-        self.positions[call.name] = self.positions.get(call.name, 0) + seen
-        self.bytes += out.numel() // self.batch * out.element_size()
+        super().on_call(call, out)
+        self._calls.append((call.name, call.applied(out), call.weight.numel(), out.to("meta")))
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Count a channel selector, which copies the channels that it selects."""
+        super().on_operation(func, args, kwargs, out)
         if func.overloadpacket is torch.ops.aten.index_select:
             origin = self.origin(args[2])
             if origin is not None and origin.name in self._selectors:
-                seen = out.numel() // (out.shape[1] * self.batch)
-                self.positions[origin.name] = self.positions.get(origin.name, 0) + seen
-                self.applied[origin.name] = 0
-                self.bytes += out.numel() // self.batch * out.element_size()
+                self._calls.append((origin.name, 0, 0, out.to("meta")))
+
+    def divide(self, count: int) -> None:
+        """Sum the calls, each that of one of `count` inputs."""
+        self.inputs, self.left_out = count, told(self.left, count)
+        for name, applied, kernel, out in self._calls:
+            self.macs[name] = self.macs.get(name, 0) + applied // count * kernel
+            self.applied[name] = self.applied.get(name, 0) + applied // count
+            seen = out.numel() // max(1, out.shape[1] * count)
+            self.positions[name] = self.positions.get(name, 0) + seen
+            self.bytes += out.numel() // count * out.element_size()
 
 
-def _counted(model: nn.Module, inputs: Any) -> _Counter:
-    first = next((x for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
-    if first is None:
+def _counted(model: nn.Module, inputs: Any, batch_size: int | None) -> _Counter:
+    if not _shapes(inputs):
         raise InvalidValue("cost(model, example_inputs) needs at least one input tensor.")
     model = copy_of(model).eval()
-    counter = _Counter(model, max(1, first.shape[0]))
+    count, counter = checked_size(batch_size), _Counter(model)
     with private_random(), torch.no_grad(), counter:
-        runner(inputs)(model)
+        outputs = runner(inputs)(model)
+    count = count or inputs_of(inputs, outputs, counter.first)
+    if count is None:
+        raise unknown(_shapes(inputs), "cost(..., batch_size=...)")
+    counter.divide(count)
     return counter
 
 

@@ -240,6 +240,15 @@ def batch_size(batch: Any) -> int:
     return lengths[0]
 
 
+def agreed_size(batch: Any) -> int | None:
+    """The number of samples in a batch of which two columns or more hold as many; else None."""
+    if _is_listed(batch):
+        return len(batch)
+    columns = _columns(batch) if divisible(batch) else []
+    lengths = [length for column in columns if (length := _length_of(column)) is not None]
+    return lengths[0] if len(lengths) > 1 and len(set(lengths)) == 1 else None
+
+
 def _length_of(column: Any) -> int | None:
     if isinstance(column, Tensor):
         return len(column) if column.ndim else None

@@ -25,6 +25,7 @@ from prunelab.graph.surgery.editing import masked_tensors
 from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import Loss, checked, cross_entropy, finish, guarded
+from prunelab.loops.own import loss_of
 from prunelab.values import Progress, Units, many
 
 Array = np.ndarray
@@ -74,7 +75,7 @@ class Ablator:
     ) -> None:
         self._network = copy_of(model).eval().requires_grad_(False)
         self._graph = graph
-        self._loss = loss
+        self._loss = loss_of(loss)
         self._cached = cached
 
     def measure(self, batch: Any, drops: Sequence[Drop]) -> Iterator[tuple[int, float]]:
@@ -133,7 +134,7 @@ def _replaced(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) ->
             parameters[name].copy_(value)
 
 
-class _PrefixMismatch(Exception):
+class _PrefixMismatch(BaseException):  # a user's loss, which it passes, may catch an Exception
     """The run differs from the one whose operations are cached."""
 
 

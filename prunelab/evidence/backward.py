@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.errors import BadModel, InvalidValue
+from prunelab.errors import BadModel
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.loops.batch import Loss, checked
 
@@ -71,10 +71,5 @@ class BackwardWatch(Watch):
             For a loss that is not one differentiable number.
         """
         with torch.enable_grad(), self:
-            value = checked(loss, model, batch)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise InvalidValue(
-                "loss(model, batch) must return one number that is differentiable, not "
-                f"{value if not isinstance(value, Tensor) else tuple(value.shape)!r}."
-            )
+            value: Tensor = checked(loss, model, batch)
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,8 @@ class Evidence:
     ablated
         The loss, summed over images, without each unit [units + 1]; last, with all of them.
     curvature
-        By layer: the sum of g g' [out, out], where g is the loss gradient of its outputs.
+        By layer: the sum of g g' [out, out], where g is the loss gradient of its outputs; of a
+        layer with more than 2048 outputs, its `Root`.
     """
 
     graph: ChannelGraph
@@ -58,7 +60,7 @@ class Evidence:
     ablated: np.ndarray | None = None
     masks: Masks = "readers"
     bn: BatchNorm = "running"
-    curvature: Mapping[str, np.ndarray] = field(default_factory=dict)
+    curvature: Mapping[str, Any] = field(default_factory=dict)
     _groups: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
     _totals: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 

@@ -29,6 +29,7 @@ from prunelab.loops.batch import (
     guarded,
     run_batch,
 )
+from prunelab.loops.own import loss_of
 from prunelab.values import Progress
 
 AT = ("conv", "bn")
@@ -77,7 +78,8 @@ def measure(
     forward
         `forward(model, batch)` runs the network (None: on the batch's first entry).
     loss
-        `loss(model, batch)`, a mean over the batch, for the last three kinds. With the default
+        `loss(model, batch)`, or of (outputs, targets) as for `Session`, a mean over the batch, for
+        the last three kinds. With the default
         loss "curvature" needs no labels: it uses the network's own predictions.
     masks
         Where the masks of "gradient" stand, see `MaskWatch`.
@@ -145,13 +147,14 @@ def measuring(
         if layer.dense and (layer.name in read if layers is None else layer.name in layers)
     }
     forward = forward or run_batch
+    loss = loss_of(loss, forward)
     model = copy_of(model).eval()
     mark = mark or fingerprint(model)
     collector = GramCollector(model, targets, kinds, at, create)
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
     losses = LossSums(model, graph, loss) if "ablation" in kinds else None
-    curvature = OutputFisherWatch(model, targets) if "curvature" in kinds else None
+    curvature = OutputFisherWatch(model, targets, seed) if "curvature" in kinds else None
     predicted = fisher_loss(torch.Generator().manual_seed(seed))
     images = 0
     for batch in guarded(batches):
@@ -186,7 +189,7 @@ def measuring(
         losses.sums if losses is not None else None,
         masks,
         bn,
-        {names[key]: value.cpu().numpy() for key, value in curvature.sums.items()}
+        {names[key]: value for key, value in curvature.sums.items()}
         if curvature is not None
         else {},
     )

@@ -19,10 +19,12 @@ from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
 from prunelab.graph.surgery.network_state import checked_network, state_preserved, without_values
+from prunelab.graph.survey import checked_size, surveyed, told
 from prunelab.graph.train_mode import idle, mode_dependent
 
 Run = Callable[[nn.Module], Any]
 OUTPUT = "it is an output of the network"
+ASKED = "you asked to freeze it"
 
 
 def trace(
@@ -36,6 +38,7 @@ def trace(
     min_width: int = 1,
     inexact: bool = False,
     time_limit: float | None = None,
+    batch_size: int | None = None,
 ) -> ChannelGraph:
     """Find the coupled channels of `model` by running it on labels.
 
@@ -61,6 +64,9 @@ def trace(
         True makes them prunable, marked `group.inexact`.
     time_limit
         Seconds that tracing may take (None: no limit).
+    batch_size
+        How many inputs `example_inputs` holds, for costs. None: what the run shows, see
+        `inputs_of`; where that cannot be known, costs ask for it.
 
     At the end a copy is cut and compared with the masked network; groups where the two differ
     are frozen, because forward code hard-codes their width. Layers that never ran are listed in
@@ -68,11 +74,7 @@ def trace(
     `time_limit`, `BadModel` for what is no network or is on the meta device, `InvalidValue` for
     widths below 1.
     """
-    if round_to < 1 or min_width < 1:
-        raise InvalidValue(
-            f"round_to and min_width count channels and units, 1 or more; not {round_to} and "
-            f"{min_width}."
-        )
+    _check_widths(round_to, min_width)
     checked_network(model)
     if (name := without_values(model)) is not None:
         raise BadModel(
@@ -81,13 +83,17 @@ def trace(
         )
     run = runner(example_inputs, forward)
     tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
-    batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+    count = checked_size(batch_size)
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
     with state_preserved(model):
         model.eval()
         try:
-            mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
+            with state_preserved(model), private_random():
+                stand_in = copy_with(model, {}, share=True)
+                found, left = surveyed(stand_in, run, example_inputs)
+            count = count or found
+            mode = _followed(model, run, lambda: LabelMode(model, count or 1, inexact, deadline))
         except PruneLabError:
             raise
         except Exception as error:
@@ -116,8 +122,8 @@ def trace(
                 train = None  # training mode fails on these inputs, so the probe cannot use it
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         graph = build_graph(model, mode.store.close(), shapes, itemsize)
-        graph = replace(graph, untrained=untrained)
-        graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
+        graph = replace(graph, untrained=untrained, inputs=count, left_out=told(left, count or 1))
+        graph = restricted(graph, freeze, round_to, min_width)
         return probed(model, graph, run, calls, train, deadline)
 
 
@@ -212,19 +218,36 @@ def _in_training(run: Run) -> Run:
     return train
 
 
-def _with_widths(graph: ChannelGraph, round_to: int, min_width: int) -> ChannelGraph:
-    """The graph with `min_width` and `step` set for every group."""
+def restricted(
+    graph: ChannelGraph, freeze: Sequence[str] = (), round_to: int = 1, min_width: int = 1
+) -> ChannelGraph:
+    """The graph with these layers frozen, and these widths for its groups; see `trace`.
+
+    Where `round_to` or `min_width` is 1, that of the graph stays. Raises `UnknownName` for a layer
+    that is not in the graph, `InvalidValue` for widths below 1.
+    """
+    _check_widths(round_to, min_width)
+    graph = graph.freeze(_asked(graph, [freeze] if isinstance(freeze, str) else freeze))
     groups = []
     for group in graph.groups:
         channels = -(-len(graph.layer(group.producers[0]).out_units) // group.width)
         groups.append(
             replace(
                 group,
-                min_width=min(min_width, group.width),
-                step=round_to // gcd(round_to, max(1, channels)),
+                min_width=group.min_width if min_width == 1 else min(min_width, group.width),
+                step=group.step if round_to == 1 else round_to // gcd(round_to, max(1, channels)),
             )
         )
+    round_to = graph.round_to if round_to == 1 else round_to
     return replace(graph, groups=tuple(groups), round_to=round_to)
+
+
+def _check_widths(*given: int) -> None:
+    if any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in given):
+        raise InvalidValue(
+            "round_to and min_width count channels and units, whole numbers from 1; not "
+            f"{' and '.join(map(repr, given))}."
+        )
 
 
 def runner(
@@ -249,7 +272,7 @@ def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:
             if any(p == name or p.startswith(f"{name}.") for p in group.producers)
         ]
         for found in inside or [graph[name].name]:
-            reasons[found] = "you asked to freeze it"
+            reasons[found] = ASKED
     return reasons
 
 

@@ -37,9 +37,10 @@ class Event:
 class Began(Event):
     """A session began, with this network, method, seed and settings.
 
-    `settings` are `repair`; `higher_is_better`, for the first metric; and, for a classifier,
-    `chance`, the accuracy of always predicting the most frequent validation label. The latter two
-    are missing in older files.
+    `settings` are `repair`; `freeze` and `round_to`, what the graph was given;
+    `higher_is_better`, for the first metric; and, for a classifier, `chance`, the accuracy of
+    always predicting the most frequent validation label. All but the first are missing in older
+    files.
     """
 
     verb: ClassVar[str] = "begin"
@@ -59,7 +60,7 @@ class Began(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposed(Event):
-    """A method proposed `move` (None: it has no more moves); `seen` is the evidence it yielded."""
+    """A method proposed `move` (None: it has no more, `why`); `seen` is the evidence it yielded."""
 
     method: str
     parameters: FrozenMap[Any]
@@ -69,6 +70,7 @@ class Proposed(Event):
     seen: tuple[Any, ...] = ()
     target: float | None = None
     weights: str | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

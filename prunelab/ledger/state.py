@@ -170,7 +170,8 @@ class State:
         base, now = self.base, self.now
         parts = [
             f"move {self.moves}",
-            f"MACs {si(now.cost.macs)} ({now.cost.macs / base.cost.macs:.0%} of the original)",
+            f"MACs {si(now.cost.macs)} ({now.cost.macs / base.cost.macs:.0%} of the original"
+            + (f"; without {base.cost.left_out})" if base.cost.left_out else ")"),
             f"parameters {si(now.cost.params)}",
         ]
         for name, value in [*now.metrics.items()][:1]:
@@ -185,7 +186,8 @@ class State:
                 + (", measured before the network changed: propose again" if self.stale else "")
             )
         elif self.exhausted:
-            parts.append("the method has no further moves")
+            why = self.proposed.why if self.proposed else ""
+            parts.append(f"the method has no further moves{why and ': '}{why}")
         else:
             parts.append("nothing proposed")
         return " · ".join(parts)

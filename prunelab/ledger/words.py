@@ -158,6 +158,8 @@ def nothing(proposed: Proposed | None) -> str:
         return "The method has no further moves."
     theta = proposed.parameters.get("theta")
     text = f"{method(proposed.method)} has no further moves"
+    if proposed.why:
+        return f"{text}: {proposed.why}."
     if isinstance(theta, float):
         text += f": in every layer, what it would drop carries more than {share(theta)} of the "
         return f"{text}signal. Raise theta, or choose widths by hand."
@@ -392,7 +394,7 @@ def told(event: Event, state: State | None = None) -> str:
         case Began():
             return f"{event.network}, seed {event.seed}"
         case Proposed(move=None):
-            return f"{method(event.method)}: no further moves"
+            return f"{method(event.method)}: no further moves{event.why and ', '}{event.why}"
         case Proposed(move=Move() as move):
             return f"{method(move.method)}: {dropped(move.drop)}"
         case Adjusted():

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import BadData, PruneLabError
+from prunelab.loops.labels import logits_of, targets_of
 
 Loss = Callable[[nn.Module, Any], Tensor]
+Forward = Callable[[nn.Module, Any], Any]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -52,10 +54,12 @@ def guarded(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
-def checked(forward: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
+def checked(forward: Forward, model: nn.Module, batch: Any) -> Any:
     """`forward(model, batch)`; raises `BadData` for a batch of the wrong shape or type."""
     try:
         return forward(model, batch)
+    except PruneLabError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         shapes = [tuple(x.shape) for x in tree_leaves(batch) if isinstance(x, Tensor)]
         raise BadData(
@@ -74,27 +78,6 @@ def finish(steps: Iterator[Any]) -> Any:
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    """The default loss, for batches of (images, class indices)."""
-    logits = run_batch(model, batch)
-    return F.cross_entropy(logits, labels_of(batch, logits))
-
-
-def labels_of(batch: Any, logits: Any) -> Tensor:
-    """The class indices of a batch, on the network's device; raises `BadData` for other batches."""
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-        raise BadData(
-            "The default loss and metric take batches of (images, labels); for other batches "
-            "give loss= and metrics=."
-        )
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise BadData(
-            "The default loss and metric take one output [N, classes]; for other networks give "
-            "loss= and metrics=."
-        )
-    labels, classes = batch[1].to(logits.device), logits.shape[1]
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise BadData(
-            f"Labels run from {int(labels.min())} to {int(labels.max())}, but the network has "
-            f"{classes} outputs; they must lie in 0 .. {classes - 1}."
-        )
-    return labels
+    """The default loss, for batches of (images, labels), see `targets_of`."""
+    logits = logits_of(run_batch(model, batch))
+    return F.cross_entropy(logits, targets_of(batch, logits))

@@ -7,7 +7,7 @@ function of (model, loader).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,9 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, InvalidValue, NotFinite
 from prunelab.graph.trace import copy_of
-from prunelab.loops.batch import (
-    Loss,
-    checked,
-    finish,
-    guarded,
-    labels_of,
-    run_batch,
-)
+from prunelab.loops.batch import Loss, checked, finish, guarded, run_batch
+from prunelab.loops.labels import logits_of, targets_of
+from prunelab.loops.modes import in_training
 from prunelab.values import Progress
 from prunelab.values.paired_comparison import Answers
 
@@ -96,8 +91,8 @@ def distillation_loss(teacher: nn.Module, seed: int) -> Loss:
             share = torch.rand(len(x), *(1,) * (x.ndim - 1), generator=generator) / 2
             x = torch.lerp(x, x[other.to(x.device)], share.to(x))
         with torch.no_grad():
-            aim = F.log_softmax(run_batch(teacher, x) / 2, dim=1)
-        given = F.log_softmax(run_batch(model, x) / 2, dim=1)
+            aim = F.log_softmax(logits_of(run_batch(teacher, x)) / 2, dim=1)
+        given = F.log_softmax(logits_of(run_batch(model, x)) / 2, dim=1)
         return 4 * F.kl_div(given, aim, reduction="batchmean", log_target=True)
 
     return loss
@@ -118,14 +113,14 @@ def answering(
     expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
     model = copy_of(model).eval()
     for done, batch in enumerate(guarded(loader)):
-        logits = checked(run_batch, model, batch)
-        wanted = labels_of(batch, logits)
+        logits = logits_of(checked(run_batch, model, batch))
+        wanted = targets_of(batch, logits)
         if torch.isnan(logits).any():
             raise NotFinite(
                 f"The network outputs NaN on batch {done} of the images that it is evaluated "
                 "on: the batch holds NaN, or weights have grown too large. Nothing was changed."
             )
-        labels += wanted.tolist()
+        labels += (wanted if wanted.ndim == 1 else wanted.argmax(1)).tolist()
         given += logits.argmax(1).tolist()
         total += float(F.cross_entropy(logits, wanted, reduction="sum"))
         yield Progress(done + 1, max(expected, done + 1), "evaluating")
@@ -163,6 +158,7 @@ def training(
     steps: int,
     loss: Loss,
     settings: Training,
+    frozen: Collection[str] = (),
 ) -> Generator[Progress, None, None]:
     """Train `model` in place for `steps` batches; yields Progress after each.
 
@@ -178,6 +174,8 @@ def training(
         `loss(model, batch)` returns a scalar.
     settings
         The optimiser's settings.
+    frozen
+        Modules that stay in evaluation mode, see `frozen_modules`.
 
     Raises
     ------
@@ -187,14 +185,13 @@ def training(
     if steps < 1:
         raise InvalidValue(f"steps must be at least 1, not {steps}.")
     optimiser = settings.optimiser(model)
-    model.train()
     stream = forever(batches)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        descend(model, next(stream), loss, optimiser)
-        yield Progress(step + 1, steps, "tuning")
-    model.eval()
+    with in_training(model, frozen):
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            descend(model, next(stream), loss, optimiser)
+            yield Progress(step + 1, steps, "tuning")
 
 
 def descend(
@@ -281,8 +278,11 @@ def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) ->
     if given is None:
         mean = Metric(average_loss(loss), higher_is_better=False)
         return {"accuracy": Metric(accuracy), "loss": mean} if classifies else {"loss": mean}
-    if not given:
-        raise InvalidValue("metrics must name at least one function of (model, loader).")
+    if not isinstance(given, Mapping) or not given:
+        raise InvalidValue(
+            "metrics is a mapping from names to functions of (model, loader), at least one: "
+            f"metrics={{'quality': function}}; not {given!r}."
+        )
     found = {}
     for name, value in given.items():
         if not isinstance(name, str):
@@ -299,14 +299,3 @@ def metrics_of(given: Mapping[str, Any] | None, loss: Loss, classifies: bool) ->
                 f"'higher' or 'lower', or a Metric; not {value!r}."
             )
     return found
-
-
-def number(name: str, value: Any) -> float:
-    """The value of the metric `name` as a float; raises `InvalidValue` where it is not a number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise InvalidValue(
-            f"The metric {name!r} returned {value!r}; a metric returns one number for a network "
-            "and a loader."
-        ) from None

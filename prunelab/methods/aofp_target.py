@@ -58,7 +58,9 @@ def searching(method: AOFP, context: Context, grams: Grams) -> Generator[Any, No
     while relaxed is not None:
         method = relaxed
         rungs = [list(iter_rungs(gram, method.theta)) for gram in grams.values()]
-        drop = {name: bearable(grams[name], units) for name, units in taken(rungs).items()}
+        steps = {name: context.graph[name].step for name in grams}
+        found = taken(rungs).items()
+        drop = {name: bearable(grams[name], units, steps[name]) for name, units in found}
         drop = context.graph.rounded(context.plan, drop, orders(grams))
         if _saved(context, drop) >= step:
             rise = yield from rises.measuring(drop)
@@ -114,8 +116,10 @@ def orders(grams: Grams) -> dict[tuple[str, int], float]:
     }
 
 
-def bearable(gram: ContributionGram, units: Units) -> Units:
-    """As many of `units`, the least damaging first, as take at most `MOST` of the signal, or one.
+def bearable(gram: ContributionGram, units: Units, step: int = 1) -> Units:
+    """As many of `units`, the least damaging first, as take at most `MOST` of the signal.
+
+    At least one or, where widths are rounded, one `step`.
 
     Theta may have been doubled until half of every layer passes. Smaller moves, each repaired, do
     less damage.
@@ -124,7 +128,7 @@ def bearable(gram: ContributionGram, units: Units) -> Units:
         return units
     alone = dict(zip(gram.units, gram.alone().tolist(), strict=True))
     ordered = sorted(units, key=lambda unit: (alone[unit], unit))
-    low, high = 1, len(ordered)
+    low, high = min(step, len(ordered)), len(ordered)
     while low < high:  # the damage grows, nearly always, with every unit
         middle = (low + high + 1) // 2
         low, high = (middle, high) if gram.damage(ordered[:middle]) <= MOST else (low, middle - 1)

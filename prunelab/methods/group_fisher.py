@@ -41,7 +41,7 @@ from prunelab.loops.training import descend, forever
 from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
 from prunelab.methods.settings import check_choice, check_counts, check_groups, check_lr
-from prunelab.values import Progress, Units, WidthPlan, units_of
+from prunelab.values import Progress, Units, WidthPlan
 
 Array = np.ndarray
 Normalise = Literal["memory", "macs"] | None
@@ -186,7 +186,9 @@ class _Removal:
     """The units removed so far in a move, and when it is done."""
 
     def __init__(self, method: GroupFisher, context: Context) -> None:
-        self.drop: dict[str, Units] = {}
+        self.drop: dict[str, Units] = {}  # of the units removed, as many as widths allow
+        self._removed: dict[str, list[int]] = {}
+        self._order: dict[tuple[str, int], float] = {}
         self._method = method
         self._context = context
         self._targets = method.targets(context)
@@ -197,7 +199,7 @@ class _Removal:
 
     @property
     def done(self) -> bool:
-        """Whether the move has removed its share, or every group is down to one unit."""
+        """Whether the move has removed its share, or every group is at its smallest width."""
         return (bool(self.drop) and self._now <= self._goal) or not self._candidates().any()
 
     @property
@@ -216,7 +218,9 @@ class _Removal:
             self._latest[alive] = scores[alive]
             unit = int(np.argmin(np.where(self._candidates(), scores, np.inf)))
             group = next(g for g in self._targets if g.first <= unit < g.span.stop)
-            self.drop[group.name] = units_of([*self.drop.get(group.name, ()), unit - group.first])
+            self._removed.setdefault(group.name, []).append(unit - group.first)
+            self._order[group.name, unit - group.first] = len(self._order)
+            self.drop = context.graph.rounded(context.plan, self._removed, self._order)
             self._now = context.cost(context.plan.drop(self.drop)).macs
             if self._now <= (context.target_macs or 0) or not self._candidates().any():
                 return
@@ -233,13 +237,14 @@ class _Removal:
         alive = np.zeros(self._context.graph.units, dtype=bool)
         for group in self._targets:
             alive[group.first + np.asarray(group.units)] = True
-            alive[group.first + np.asarray(self.drop.get(group.name, ()), dtype=np.int64)] = False
+            gone = np.asarray(self._removed.get(group.name, ()), dtype=np.int64)
+            alive[group.first + gone] = False
         return alive
 
     def _candidates(self) -> Array:
-        """Which units may be masked: every group keeps one [units]."""
+        """Which units may be masked: every group keeps its smallest width [units]."""
         alive = self._alive()
         for group in self._targets:
-            if alive[group.span].sum() < 2:
+            if alive[group.span].sum() <= group.narrowest:
                 alive[group.span] = False
         return alive

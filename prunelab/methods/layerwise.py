@@ -108,13 +108,12 @@ def _goals(
     scale, shares, most = _scaled_shares(method, context, groups)
 
     def widths(scale: float) -> dict[str, int]:
-        removed = shares(scale)
-        return {
-            group.name: min(
-                len(group.units), max(1, floor(group.width * (1 - removed[group.name]) + 1e-9))
-            )
-            for group in groups
-        }
+        removed, kept = shares(scale), {}
+        for group in groups:
+            asked = floor(group.width * (1 - removed[group.name]) + 1e-9)
+            steps = max(group.narrowest, -(-asked // group.step) * group.step)
+            kept[group.name] = min(len(group.units), steps)
+        return kept
 
     goal = context.target_macs
     if goal is None:

@@ -169,14 +169,14 @@ def shares(method: OneShot, context: Context, scored: Iterable[str]) -> dict[str
 
 
 def quota(method: OneShot, context: Context, scored: Iterable[str]) -> Quota:
-    """Step 3: how many units the pruning ratio allows; with a MAC target, all but one a group.
+    """Step 3: how many units the pruning ratio allows; with a MAC target, down to the narrowest.
 
     The parameters are those of `shares`.
     """
     share = shares(method, context, scored)
     groups = [context.graph[name] for name in share]
     if context.target_macs is not None:
-        each = {group.name: len(group.units) - 1 for group in groups}
+        each = {group.name: len(group.units) - group.narrowest for group in groups}
         return Quota(each, sum(each.values()))
 
     def whole(units: float) -> int:
@@ -184,13 +184,14 @@ def quota(method: OneShot, context: Context, scored: Iterable[str]) -> Quota:
 
     if method.scope == "uniform" or isinstance(method.pruning_ratio, Mapping):
         aim = {g.name: g.width - whole(share[g.name] * g.width) for g in groups}
-        each = {g.name: max(0, len(g.units) - max(1, aim[g.name])) for g in groups}
+        each = {g.name: max(0, len(g.units) - max(g.narrowest, aim[g.name])) for g in groups}
         return Quota(each, sum(each.values()))
     used_up = [g for g in context.graph.groups if g.prunable and len(g.units) == 1]
     every = [*groups, *used_up]
     total = whole(method.pruning_ratio * sum(group.width for group in every))
     gone = sum(group.width - len(group.units) for group in every)
-    return Quota({group.name: len(group.units) - 1 for group in groups}, max(0, total - gone))
+    each = {group.name: len(group.units) - group.narrowest for group in groups}
+    return Quota(each, max(0, total - gone))
 
 
 def lowest(method: OneShot, context: Context, scores: Scores) -> dict[str, Units]:
@@ -215,7 +216,8 @@ def lowest(method: OneShot, context: Context, scores: Scores) -> dict[str, Units
             order[name, group.units[index]] = portion if method.scope == "uniform" else score
     if context.target_macs is not None:
         return context.trimmed(_by_group(order), order)
-    return _by_group(sorted(order, key=lambda unit: order[unit])[: allowed.total])
+    drop = _by_group(sorted(order, key=lambda unit: order[unit])[: allowed.total])
+    return context.graph.rounded(context.plan, drop, order)
 
 
 def _by_group(units: Iterable[tuple[str, int]]) -> dict[str, Units]:

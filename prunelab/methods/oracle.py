@@ -78,6 +78,7 @@ class Oracle(OneShot):
         """One unit after another, each the one with the lowest conditional oracle."""
         allowed = quota(self, context, [group.name for group in context.prunable])
         drop: dict[str, Units] = {}
+        order: dict[tuple[str, int], float] = {}
         scores = {g.name: np.full(len(g.units), np.nan) for g in context.prunable}
         for _ in range(allowed.total):
             left = [
@@ -87,13 +88,16 @@ class Oracle(OneShot):
                 for unit in context.graph[name].units
                 if unit not in drop.get(name, ())
             ]
-            if not left or _reached(context, drop):
+            rounded = context.graph.rounded(context.plan, drop, order)
+            if not left or _reached(context, rounded):
                 break
             rises = yield from self._measuring_without(context, drop, left)
             for (name, unit), value in zip(left, rises, strict=True):
                 scores[name][context.graph[name].units.index(unit)] = value
             name, unit = left[int(np.argmin(rises))]
+            order[name, unit] = len(order)
             drop[name] = units_of([*drop.get(name, ()), unit])
+        drop = context.graph.rounded(context.plan, drop, order)
         found = {name: values for name, values in scores.items() if not np.isnan(values).any()}
         yield from importances(context, found, f"{self.meaning}, last value before its removal")
         return context.move(self, drop) if drop else None

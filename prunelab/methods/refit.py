@@ -21,6 +21,7 @@ from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence import Evidence, PatchMoments
 from prunelab.evidence.gram_collector import distinct_units
 from prunelab.evidence.measure import measuring
+from prunelab.evidence.output_fisher import Root
 from prunelab.evidence.patch_moments import WIDEST
 from prunelab.graph.channels.channel_graph import Layer
 from prunelab.methods.base import Context
@@ -28,6 +29,7 @@ from prunelab.repair.fit import ridge_without
 from prunelab.repair.regression import with_ridge
 
 Array = np.ndarray
+Metric = Array | Root | None
 
 
 class RefitProblem:
@@ -46,7 +48,8 @@ class RefitProblem:
     energy
         The squared norm of the outputs.
     metric
-        An output error e costs e' `metric` e, summed over the patches [out, out]; None: e' e.
+        An output error e costs e' `metric` e, summed over the patches [out, out], or its root;
+        None: e' e.
     """
 
     def __init__(
@@ -56,15 +59,16 @@ class RefitProblem:
         entries: dict[int, Array],
         outputs: Array,
         energy: float,
-        metric: Array | None = None,
+        metric: Metric = None,
     ) -> None:
         self.inverse = inverse
         self.entries = entries
         self.outputs = outputs
         self.energy = energy
-        self._metric = np.eye(len(kernel)) if metric is None else metric
+        self._metric = metric
         self._kernel = kernel.T.copy()  # [n, out]
-        self._weighted = self._kernel @ self._metric  # kept up to date with _kernel
+        every = np.ones(len(kernel), dtype=bool)
+        self._weighted = _times(self._kernel, metric, every, every)  # kept up to date with _kernel
 
     @property
     def kernel(self) -> Array:
@@ -95,11 +99,25 @@ class RefitProblem:
     def remove_outputs(self, unit: int) -> None:
         """Drop a unit's outputs from the objective."""
         keep, gone = self.outputs != unit, self.outputs == unit
-        share = self._kernel[:, gone] @ self._metric[np.ix_(gone, keep)]
+        share = _times(self._kernel[:, gone], self._metric, gone, keep)
         self._weighted = self._weighted[:, keep] - share
         self._kernel = self._kernel[:, keep]
-        self._metric = self._metric[np.ix_(keep, keep)]
+        if isinstance(self._metric, Root):
+            self._metric = Root(self._metric.rows[:, keep])
+        elif self._metric is not None:
+            self._metric = self._metric[np.ix_(keep, keep)]
         self.outputs = self.outputs[keep]
+
+
+def _times(left: Array, metric: Metric, rows: Array, columns: Array) -> Array:
+    """`left` [n, rows] times the block of `metric` that two masks [out] choose [n, columns]."""
+    if isinstance(metric, Root):
+        return (left @ metric.rows[:, rows].T) @ metric.rows[:, columns]
+    if metric is None:
+        found = np.zeros((len(left), len(rows)))
+        found[:, rows] = left
+        return found[:, columns]
+    return left @ metric[np.ix_(rows, columns)]
 
 
 def refittable(layer: Layer) -> bool:
@@ -157,7 +175,7 @@ def refit_problem(
     layer: Layer,
     solved: Evidence,
     held: Evidence | None,
-    metric: Array | None = None,
+    metric: Metric = None,
 ) -> RefitProblem:
     """The least squares of a layer, with an intercept where it has a bias or a BatchNorm.
 

@@ -23,7 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import ceil, floor
+from operator import add
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -31,6 +33,7 @@ import numpy as np
 from prunelab.cost.counting import savings
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
+from prunelab.evidence.output_fisher import Root
 from prunelab.graph.channels.channel_graph import ChannelGroup, Layer
 from prunelab.methods.base import Context, Search
 from prunelab.methods.refit import RefitProblem, measuring_apart, refit_problem, refittable
@@ -139,11 +142,10 @@ class RefitState:
         for done, layer in enumerate(layers):
             yield Progress(done, len(layers), f"solving the least squares of {layer.name}")
             rows = sum(one.moments[layer.name].rows for one in parts if layer.name in one.moments)
-            curvature = np.zeros((len(layer.out_units),) * 2)
-            for one in parts:
-                curvature += one.curvature.get(layer.name, 0.0)
-            curvature /= 2 * max(1, rows) * images
-            problem = refit_problem(self.context.model, layer, solved, held, curvature)
+            found = [one.curvature[layer.name] for one in parts if layer.name in one.curvature]
+            scale = 1 / (2 * max(1, rows) * images)
+            metric = _mean(found, scale) if found else np.zeros((len(layer.out_units),) * 2)
+            problem = refit_problem(self.context.model, layer, solved, held, metric)
             self.problems[layer.name] = problem
         for group in self.groups:
             self._update_rises(group)
@@ -196,3 +198,9 @@ class RefitState:
         """Predict the rise of the loss for every remaining unit of a group."""
         numbers = (group.first + np.flatnonzero(self.alive[group.span])).tolist()
         self.rises[numbers] = sum(self.problems[name].costs(numbers) for name in group.consumers)
+
+
+def _mean(parts: Sequence[Array | Root], scale: float) -> Array | Root:
+    """The sum of curvatures, times `scale`."""
+    whole = reduce(add, parts)
+    return Root(whole.rows * scale**0.5) if isinstance(whole, Root) else whole * scale

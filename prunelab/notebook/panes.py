@@ -154,7 +154,7 @@ def costs(view: View) -> str:
             tag("span", text.LATENCY, title=text.LATENCY_TIP), "", *map(text.ms, seconds)
         ])  # fmt: skip
     heads = text.COST_HEADS[: 1 + len(columns)]
-    return table(heads, rows) + say(text.at(state.base.cost.at), "hint")
+    return table(heads, rows) + say(text.at(state.base.cost), "hint")
 
 
 def _measured(view: View, end: End) -> str:

@@ -13,7 +13,7 @@ from prunelab.ledger import guard, words
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import Point, State
 from prunelab.notebook.view import Aims, Chosen
-from prunelab.values import Progress, Units, as_text, units_of
+from prunelab.values import Cost, Progress, Units, as_text, units_of
 
 VERBS: dict[str, str] = {
     "propose": "Ask the method what to drop next; nothing is changed yet (key p)",
@@ -464,9 +464,10 @@ GO = "Go to the second"
 GO_TIP = "Restore the network of that point; nothing is lost, and the next step starts a branch"
 
 
-def at(size: str) -> str:
-    """At which input costs are counted."""
-    return f"For one input of {size}." if size else ""
+def at(cost: Cost) -> str:
+    """At which input costs are counted, and what they leave out."""
+    text = f"For one input of {cost.at}." if cost.at else ""
+    return f"{text} Without {cost.left_out}." if cost.left_out else text
 
 
 def point(point: Point, state: State) -> str:

@@ -16,6 +16,7 @@ from prunelab.errors import BadData
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import checked, guarded
+from prunelab.loops.modes import by_batch
 from prunelab.values import Progress
 
 LEAST_RATIO = 1e-3  # of variances, so that a nearly dead channel is not amplified
@@ -141,7 +142,7 @@ def _measuring(
     count = 0
     with state_preserved(model):
         model.eval()
-        hooks = [norm.register_forward_pre_hook(_by_batch) for norm in norms.values()]
+        hooks = [norm.register_forward_pre_hook(by_batch) for norm in norms.values()]
         try:
             for norm in norms.values():
                 norm.reset_running_stats()
@@ -163,9 +164,3 @@ def _measuring(
     if not count:
         raise BadData("There are no batches to measure BatchNorm on; give at least one.")
     return found
-
-
-def _by_batch(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-    """Normalise by the batch if it has more than one value for each channel."""
-    x = given[0]
-    norm.train(x.numel() > x.shape[1])

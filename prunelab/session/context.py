@@ -25,6 +25,11 @@ def macs_of(state: State, target: float) -> int:
             "target_macs is a share of the original between 0 and 1, or a number of MACs; "
             f"not {target!r}."
         )
+    if 1 < target <= 100:
+        raise InvalidValue(
+            f"target_macs={target:g} would be {target:g} multiply-adds. A share is at most 1: "
+            f"{target / 100:g} is {target:g}%."
+        )
     return int(target * state.base.cost.macs) if target <= 1 else int(target)
 
 

@@ -5,13 +5,13 @@ It knows nothing of events: a session passes the networks and keeps the results.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sized
+from collections.abc import Generator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.data.batches import batch_size
+from prunelab.data.batches import agreed_size, batch_size
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
@@ -29,9 +29,11 @@ from prunelab.graph.surgery.network_state import (
     restore,
     without_values,
 )
-from prunelab.graph.trace import copy_of, trace
+from prunelab.graph.trace import copy_of, restricted, trace
 from prunelab.loops.batch import device_of, guarded
-from prunelab.loops.training import answering, number
+from prunelab.loops.modes import frozen_modules
+from prunelab.loops.own import measured
+from prunelab.loops.training import answering
 from prunelab.session.measurements import Measurements
 from prunelab.session.settings import Settings
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan
@@ -54,6 +56,8 @@ class Evaluator:
         example_inputs: Any,
         device: Any,
         seed: int,
+        freeze: Sequence[str] = (),
+        round_to: int = 1,
     ) -> None:
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
@@ -62,13 +66,17 @@ class Evaluator:
                     "Datasets, or pl.data.load(...)."
                 )
         self.settings = settings
+        self.frozen = frozen_modules(model)
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
         if graph is None:
-            if example_inputs is None:
-                example_inputs = self.run_inputs()
+            given = self.run_inputs() if example_inputs is None else example_inputs
             forward = settings.forward if settings.own_forward else None
-            graph = trace(self.base, example_inputs, forward=forward)
+            graph = trace(self.base, given, forward=forward)
+            size = agreed_size(given)
+            if graph.inputs is None and size is not None:
+                graph = trace(self.base, given, forward=forward, batch_size=size)
+        graph = restricted(graph, freeze, round_to)
         if not any(group.prunable for group in graph.groups):
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
@@ -164,7 +172,7 @@ class Evaluator:
         for name, metric in metrics.items():
             yield Progress(len(values), len(metrics), f"evaluating {name}")
             with private_random(seed):
-                values[name] = number(name, metric.function(copy_of(network), loader))
+                values[name] = measured(name, metric.function, copy_of(network), loader)
         return values, None
 
     def compare(
@@ -196,8 +204,8 @@ class Evaluator:
         for place, batch in enumerate(guarded(self.splits.validation(images))):
             with private_random(self.splits.seed):
                 if place == len(mine):
-                    mine.append(number(name, metric.function(copy_of(now), [batch])))
-                theirs.append(number(name, metric.function(copy_of(network), [batch])))
+                    mine.append(measured(name, metric.function, copy_of(now), [batch]))
+                theirs.append(measured(name, metric.function, copy_of(network), [batch]))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)

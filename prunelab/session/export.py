@@ -266,6 +266,8 @@ def to_script(session: Session) -> str:
     began = session.state.began
     current = _method_text(began.method, dict(began.parameters))
     kept = [name for name in ("repair", "repair_images") if name in began.settings]
+    kept += ["freeze"] * bool(began.settings.get("freeze"))
+    kept += ["round_to"] * (began.settings.get("round_to", 1) > 1)
     settings = ", ".join(f"{name}={began.settings[name]!r}" for name in kept)
     line = session.state.line().replace("\\", "\\\\").replace('"', '\\"')
     lines = [f'"""Replays a prunelab session on a {began.network}: {line}.']

@@ -274,7 +274,7 @@ class Preview:
         if self._problem is None or self._problem[0] != key:
             curves = [damage_curve(evidence[name]) for name in names]
             graph = self._evaluator.graph_of(plan)
-            self._problem = key, AllocationProblem(graph, plan, curves, "macs", 1, graph.round_to)
+            self._problem = key, AllocationProblem(graph, plan, curves, "macs", 1, 1)
         problem = self._problem[1]
         with self._budget:  # the problem caches the widths of its last answer
             choice = problem.sketched(limit, NEAR)

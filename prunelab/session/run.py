@@ -90,10 +90,14 @@ def _relax(parts: Parts, goal: int) -> None:
     method, state = relaxed(parts.method), parts.history.state
     if method is None:
         base, now = state.base.cost.macs, state.now.cost.macs
+        why = f" ({state.proposed.why})" if state.proposed and state.proposed.why else ""
+        advice = ["Allow more damage (max_theta)."] * hasattr(parts.method, "max_theta")
+        advice += ["groups='all' prunes residual streams too."] * any(
+            spares(parts.method, group) for group in parts.history.graph.groups
+        )
         raise BudgetUnreachable(
-            f"{parts.method.name} has no further moves at {now / base:.0%} of the "
-            f"MACs; the target is {goal / base:.0%}. Allow more damage (max_theta), more "
-            "groups, or a larger target.",
+            f"{parts.method.name} has no further moves at {now / base:.0%} of the MACs{why}; the "
+            f"target is {goal / base:.0%}. {' '.join([*advice, 'Give a larger target.'])}",
             parts.history.plan,
         )
     parts.method = method

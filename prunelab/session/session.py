@@ -9,7 +9,7 @@ these parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,6 @@ from prunelab.errors import BadModel, InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.network_state import (
     NetworkState,
-    entries,
     restore,
     wrapped,
 )
@@ -32,6 +31,7 @@ from prunelab.ledger.ledger import Ledger, Store
 from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.loops.batch import finish
+from prunelab.loops.own import only_values, tensors
 from prunelab.loops.training import STEPS, Metric
 from prunelab.methods import Method, make_method
 from prunelab.methods.base import with_theta
@@ -65,12 +65,20 @@ class Session:
     forward
         `forward(model, batch)` runs the network on a batch; None: on the batch's first item.
     loss
-        `loss(model, batch)` returns a scalar; None: cross entropy.
+        Returns a scalar. `loss(model, batch)`, or the usual loss of (outputs, targets) for
+        batches of (inputs, targets): a module such as `nn.BCEWithLogitsLoss()`, or a function
+        whose second parameter is called target, targets, label, labels, truth, gt, y or y_true, or
+        whose first is annotated as Tensor. None: cross entropy, for labels that are class indices
+        of any integer type, [N] or [N, 1], or class probabilities, one-hot ones included; a
+        network with a single logit [N, 1] tells two classes apart.
     metrics
         Name to function (model, loader) -> float, or to a pair of it and "lower" where lower is
         better. The first one guards `run`. None: accuracy and loss.
     train
-        A `Training`, or your own function (model, data, steps).
+        A `Training`, or your own function (model, data, steps), which trains the network in place
+        or returns a trained copy. Modules in evaluation mode inside a network given in training
+        mode, and BatchNorms whose parameters require no gradients, stay in evaluation mode in
+        prunelab's own training.
     example_inputs
         One input for the trace; None takes a training input.
     repair
@@ -88,6 +96,10 @@ class Session:
         Resume the session in `path` where that file exists, as `Session.open` does, so that a
         notebook can be run again: weights, events and the method that proposed last come from the
         file.
+    freeze
+        Layers, or parts of the network ("layer1", "head"), whose channels must all stay.
+    round_to
+        Every method leaves a group as it is or at a multiple of this many channels.
 
     Raises
     ------
@@ -110,7 +122,7 @@ class Session:
         *,
         graph: ChannelGraph | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
-        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        loss: Callable[..., Tensor] | None = None,
         metrics: Mapping[str, Any] | None = None,
         train: Any = None,
         example_inputs: Any = None,
@@ -120,6 +132,8 @@ class Session:
         seed: int = 0,
         path: str | Path | None = None,
         resume: bool = False,
+        freeze: Sequence[str] = (),
+        round_to: int = 1,
     ) -> None:
         settings = Settings.of(forward, loss, metrics, train, repair, repair_images)
         if resume and path is None:
@@ -134,7 +148,7 @@ class Session:
             return
         evaluator = Evaluator(
             model, data, settings, graph=graph, example_inputs=example_inputs, device=device,
-            seed=seed,
+            seed=seed, freeze=freeze, round_to=round_to,
         )  # fmt: skip
         made = make_method(method)
         store: Store = TemporaryStore() if path is None else FileStore.create(path)
@@ -227,6 +241,7 @@ class Session:
         evaluator = Evaluator(
             base, data, settings, graph=own.get("graph"), seed=began.seed,
             example_inputs=own.get("example_inputs"), device=own.get("device"),
+            freeze=began.settings.get("freeze", ()), round_to=began.settings.get("round_to", 1),
         )  # fmt: skip
         if (widths := {g.name: g.width for g in evaluator.graph.groups}) != dict(began.widths):
             raise SessionFileError(
@@ -536,14 +551,9 @@ class Session:
         """
         with self._runner.hold("tune"):
             network = copy_of(self._history.network)
-            shapes = {entry.name: entry.tensor.shape for entry in entries(network)}
+            before = tensors(network)
             yield network
-            found = {entry.name: entry.tensor.shape for entry in entries(network)}
-            if found != shapes:
-                odd = next(n for n in {**shapes, **found} if shapes.get(n) != found.get(n))
-                raise BadModel(
-                    f"The trainer changed the network's shape at {odd}; only weights may change."
-                )
+            only_values(by, before, tensors(network))
             check_finite(network, "your trainer")
             network.eval()
             finish(self._runner.relay(verbs.adopt(self._parts, network, by)))

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunelab.errors import InvalidValue
-from prunelab.loops.batch import cross_entropy, run_batch
+from prunelab.loops.batch import Loss, cross_entropy, run_batch
+from prunelab.loops.own import loss_of
 from prunelab.loops.training import Metric, Training, metrics_of
 
 REPAIRS = ("lstsq", "rescale", "bn")
@@ -26,7 +27,7 @@ class Settings:
     """
 
     forward: Callable[[nn.Module, Any], Any]
-    loss: Callable[[nn.Module, Any], Tensor]
+    loss: Loss
     metrics: dict[str, Metric]
     train: Any
     repair: str | None
@@ -38,7 +39,7 @@ class Settings:
     def of(
         cls,
         forward: Callable[[nn.Module, Any], Any] | None,
-        loss: Callable[[nn.Module, Any], Tensor] | None,
+        loss: Callable[..., Tensor] | None,
         metrics: Mapping[str, Any] | None,
         train: Any,
         repair: str | None,
@@ -57,16 +58,18 @@ class Settings:
                 f"train is a pl.Training or a function (model, data, steps), not "
                 f"{type(train).__name__}."
             )
+        own_forward = forward is not None
         classifies = metrics is None and loss is None and forward is None
-        loss = loss or cross_entropy
+        forward = forward or run_batch
+        loss = loss_of(cross_entropy if loss is None else loss, forward)
         return cls(
-            forward=forward or run_batch,
+            forward=forward,
             loss=loss,
             metrics=metrics_of(metrics, loss, classifies),
             train=train,
             repair=repair,
             repair_images=repair_images,
-            own_forward=forward is not None,
+            own_forward=own_forward,
             classifies=classifies,
         )
 

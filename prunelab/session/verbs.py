@@ -21,7 +21,7 @@ from prunelab.data.private_random import private_random, privately
 from prunelab.errors import InvalidValue, StaleEvidence, WrongState
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of
+from prunelab.graph.trace import ASKED, copy_of
 from prunelab.ledger import guard, words
 from prunelab.ledger.events import (
     Adjusted,
@@ -35,8 +35,10 @@ from prunelab.ledger.events import (
     Tuned,
     Undone,
 )
+from prunelab.loops.own import name_of, train_by
 from prunelab.loops.training import Training, distillation_loss, training
 from prunelab.methods.base import found, parameters
+from prunelab.methods.reasons import why_none
 from prunelab.session.context import macs_of, measuring, search_context
 from prunelab.session.evaluator import Evaluator, Judgement
 from prunelab.session.parts import Parts
@@ -64,6 +66,8 @@ def begin(parts: Parts) -> Work[None]:
             "repair": settings.repair,
             "repair_images": settings.repair_images,
             "higher_is_better": settings.guard[1].higher_is_better,
+            "freeze": tuple(group.name for group in graph.groups if group.why == ASKED),
+            "round_to": graph.round_to,
             **chance,
         }),
         widths=FrozenMap({group.name: group.width for group in graph.groups}),
@@ -109,6 +113,7 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
         seen=tuple(seen),
         target=target,
         weights=None if trained is None else str(header["seq"]),
+        why="" if result.move is not None else why_none(method, context, seen),
     )
     history.commit(event, weights=trained, brought=trained)
     return result.move
@@ -325,8 +330,9 @@ def _trained(
         if settings.classifies and settings.train.distil:
             loss = distillation_loss(copy_of(evaluator.base).eval(), seed)
         work = training(
-            network, lambda epoch: splits.shuffled(seed + epoch), steps, loss, settings.train
-        )
+            network, lambda epoch: splits.shuffled(seed + epoch), steps, loss, settings.train,
+            evaluator.frozen,
+        )  # fmt: skip
         for progress in privately(work, seed):
             yield progress
             if enough() and progress.done < steps:
@@ -334,8 +340,8 @@ def _trained(
                 break
     else:
         with private_random(seed):
-            settings.train(network, splits.data, steps)
-        by, replayable = getattr(settings.train, "__name__", "your trainer"), False
+            train_by(settings.train, network, splits.data, steps)
+        by, replayable = name_of(settings.train), False
     check_finite(network, by)
     network.eval()
     return done, by, replayable

@@ -16,15 +16,18 @@ class Cost:
 
     `macs` counts convolutions and linear layers; a paper's "FLOPs" are often 2 x MACs.
     `activation_bytes` is the sum of their outputs; `at` is the size of the input, as 1x28x28.
+    `left_out` says which work of the original network, such as attention, is in no layer.
     """
 
     macs: int
     params: int
     activation_bytes: int
     at: str = field(default="", compare=False)
+    left_out: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{si(self.macs)} MACs, {si(self.params)} parameters"
+        without = f" (without {self.left_out})" if self.left_out else ""
+        return f"{si(self.macs)} MACs{without}, {si(self.params)} parameters"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
+from prunelab.evidence import output_fisher
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.evidence.output_fisher import fisher_loss
 
@@ -115,3 +116,30 @@ def test_a_loss_that_is_not_differentiable_is_refused(
         measured(net, seen, loss=lambda model, batch: model(batch[0]).detach().sum())
     with pytest.raises(pl.NotFinite, match="gradients at"):
         measured(net, seen, loss=lambda model, batch: model(batch[0]).sum() * float("nan"))
+
+
+def test_of_a_wide_layer_a_root_is_kept(
+    net: Tiny, seen: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured(net, seen).curvature
+    monkeypatch.setattr(output_fisher, "WIDE", 3)
+    parts = [measured(net, [one]) for one in seen]
+    root = measured(net, seen).curvature["fc"]
+    assert root.rows.shape == (18, 4)
+    np.testing.assert_allclose(root.rows.T @ root.rows, whole["fc"], rtol=1e-10)
+    both = (parts[0] + parts[1]).curvature["fc"].rows
+    assert both.shape == (18, 4)
+
+
+def test_the_sketch_of_more_gradients_than_a_root_holds_is_right_on_average(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output_fisher, "RANK", 16)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 6)) * np.arange(1, 7)
+    want, found = rows.T @ rows, np.zeros((6, 6))
+    for seed in range(200):
+        root = np.zeros((16, 6))
+        assert output_fisher._fill(root, 0, rows, np.random.default_rng(seed)) == 16
+        found += root.T @ root / 200
+    np.testing.assert_allclose(found, want, atol=0.05 * want.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from toys import Tiny
 
 import prunelab as pl
+from prunelab.evidence import output_fisher
 from prunelab.ledger.events import Approved
 from prunelab.methods.refit import RefitProblem
 
@@ -185,3 +187,32 @@ def test_a_person_sees_how_far_it_is_and_can_stop_it_between_two_units(
     assert session.state.proposed is None
     assert "solving the least squares of conv2" in told
     assert told[-4:] == ["0 units out", "1 unit out", "2 units out", "3 units out"]
+
+
+def test_a_root_of_the_curvature_makes_the_same_choice(
+    trained: nn.Module, data: pl.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = pl.Surgeon(step=1.0, images=64)
+    whole = pl.Session(trained, data, method, repair=None).propose(0.6)
+    monkeypatch.setattr(output_fisher, "WIDE", 3)
+    monkeypatch.setattr(output_fisher, "RANK", 10**5)
+    same = pl.Session(trained, data, method, repair=None).propose(0.6)
+    assert whole is not None
+    assert same is not None
+    assert same.drop == whole.drop
+
+
+def test_memory_grows_with_the_classes_and_not_with_their_square() -> None:
+    classes = 20_000  # a matrix of their squares takes 3.2 GB
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(16, classes),
+    ).eval()  # fmt: skip
+    some = [(torch.randn(8, 3, 8, 8), torch.arange(8))] * 2
+    session = pl.Session(net, pl.Data(some, some), pl.Surgeon(images=16), repair=None)
+    tracemalloc.start()
+    try:
+        assert session.propose(0.8) is not None
+        assert tracemalloc.get_traced_memory()[1] < 1e9
+    finally:
+        tracemalloc.stop()

@@ -123,7 +123,9 @@ class ChannelGraph:
     length, and the axis that has one length per entry; `bare` gives the unit of each channel that
     a normalisation module without parameters reads. Methods keep widths at multiples of
     `round_to`. `factors` are the layers that have become two, with the kind of factorisation.
-    `graph[name]` finds a group by its name or by the name of any of its producers.
+    `inputs` is how many inputs were traced (None: unknown, counts are of the call), `left_out` the
+    work that is in no layer. `graph[name]` finds a group by its name or by the name of any of its
+    producers.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -140,6 +142,8 @@ class ChannelGraph:
     couplings: tuple[Coupling, ...] = ()
     untrained: str = ""
     factors: Mapping[str, str] = field(default_factory=dict)
+    inputs: int | None = 1
+    left_out: str = ""
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
