@@ -181,7 +181,7 @@ class State:
         if self.pending is not None:
             share = self.pending.after.macs / base.cost.macs
             parts.append(
-                f"proposed: drop {many(self.pending.units, 'unit')} in "
+                f"proposed: {self.pending.splits}drop {many(self.pending.units, 'unit')} in "
                 f"{many(len(self.pending.drop), 'group')} (to {share:.0%} of the MACs)"
                 + (", measured before the network changed: propose again" if self.stale else "")
             )

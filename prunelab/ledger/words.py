@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from prunelab.ledger.events import (
     Undone,
 )
 from prunelab.ledger.state import Point, State
-from prunelab.values import Move, Units, as_text, si
+from prunelab.values import Move, as_text, si
 
 METHODS = {
     "aofp": "AOFP",
@@ -97,8 +97,11 @@ def sentence(state: State, last: Event | None, group: GroupInfo) -> str:
 
 def loss(move: Move, group: GroupInfo, state: State) -> str:
     """What `move` drops in one group, and the share of the signal that this removes."""
-    alive = plural(state.widths()[group.name], "channel")
-    text = f"drop {len(move.drop.get(group.name, ()))} of {alive} in {group.name}"
+    gone, alive = len(move.drop.get(group.name, ())), state.widths()[group.name]
+    text = f"drop {gone} of {plural(alive, 'channel')} in {group.name}"
+    if group.name in move.adds:
+        layer = group.name.removesuffix(".0")
+        text = f"make two layers of {layer}, of rank {alive - gone} instead of {alive}"
     if group.name in move.damage:
         readers = listed(group.consumers) or "the layers that read it"
         text += f": removes {share(move.damage[group.name])} of the signal entering {readers}"
@@ -113,14 +116,21 @@ def proposal(state: State, move: Move, group: GroupInfo, who: str | None) -> str
         text += loss(move, group, state)
         text += f" ... and {plural(more, 'more layer')}" if more else ""
     else:
-        text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'layer')}, "
-        text += f"none in {group.name}"
+        text += elsewhere(move, group)
     text += f". {macs(state, move)}"
     if state.proposed and (told := guessed(state, state.proposed.seq)):
         text += told.removeprefix(".") + "."
     if len(group.producers) > 1 and group.name in move.drop:
         text += f" Coupled: {len(group.producers)} layers lose the same channels."
     return text
+
+
+def elsewhere(move: Move, group: GroupInfo) -> str:
+    """What a move does that leaves `group` alone."""
+    if move.factors:
+        return f"make two layers of each of {plural(len(move.factors), 'layer')}"
+    layers = plural(len(move.drop), "layer")
+    return f"drop {plural(move.units, 'channel')} in {layers}, none in {group.name}"
 
 
 def macs(state: State, move: Move) -> str:
@@ -396,9 +406,9 @@ def told(event: Event, state: State | None = None) -> str:
         case Proposed(move=None):
             return f"{method(event.method)}: no further moves{event.why and ', '}{event.why}"
         case Proposed(move=Move() as move):
-            return f"{method(move.method)}: {dropped(move.drop)}"
+            return f"{method(move.method)}: {dropped(move)}"
         case Adjusted():
-            return f"by hand: {dropped(event.move.drop)}"
+            return f"by hand: {dropped(event.move)}"
         case Rejected():
             return "the proposal"
         case Approved():
@@ -425,7 +435,12 @@ def told(event: Event, state: State | None = None) -> str:
             return ""
 
 
-def dropped(drop: Mapping[str, Units]) -> str:
-    """What a move drops, group by group."""
-    names = [f"{name} -{len(units)}" for name, units in drop.items()]
+def dropped(move: Move) -> str:
+    """What a move drops, group by group; the rank that is left, where it factorises."""
+    names = [
+        f"{name.removesuffix('.0')} in two, rank {move.adds[name] - len(units)}"
+        if name in move.adds
+        else f"{name} -{len(units)}"
+        for name, units in move.drop.items()
+    ]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -56,7 +56,7 @@ class Background:
         if at_hand is None or at_hand.stale:
             jobs.append(("measured", mark, partial(session.measure, background=True)))
         if CHANNEL in opened and choice.unit is not None:
-            group = session.graph[choice.group]
+            group = session.proposal_graph[choice.group]
             look = partial(channel, session, group, choice.unit)
             jobs.append(("channel", (mark, group.name, choice.unit), look))
         if move is not None and move.drop and move.fingerprint == mark:

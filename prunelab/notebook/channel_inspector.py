@@ -86,7 +86,7 @@ def channel(session: Session, group: ChannelGroup, unit: int) -> Channel:
     network = copy_of(session.model).eval()
     layer = dict(network.named_modules()).get(name, nn.Identity())
     made = Channel(group.name, unit, name)
-    kept = session.plan.kept[group.name]
+    kept = group.units
     weight = getattr(layer, "weight", None)
     if unit not in kept or not isinstance(weight, Tensor) or len(weight) != len(kept):
         return made  # the layer's weights are shared by several groups, or missing

@@ -94,8 +94,7 @@ def _image(pixels: np.ndarray, told: str, px: int) -> str:
 
 def channel(view: View) -> str:
     """The inspected channel: its kernels, its maps, its couplings."""
-    kept = view.state.now.kept
-    units = range(view.group.width) if kept is None else kept[view.group.name]
+    units = view.group.units
     chosen = "" if view.unit is None else str(view.unit)
     options = [("", ""), *((f"{text.CHANNEL} {unit}", str(unit)) for unit in units)]
     head = choose(

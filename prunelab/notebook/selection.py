@@ -43,8 +43,6 @@ class Choice:
         self.aims = Aims.of(session.state)
         self.seen: list[Importance | Rung | PathPoint] = []
         self.last: Event | None = next(reversed(list(session.ledger)), None)
-        groups = [group for group in session.graph.groups if group.prunable]
-        self.layers = {group.name: tuple(group.producers) for group in groups}
         self.group = next(iter(self.layers))
         self.unit: int | None = None  # the inspected channel of that group
         self.compared: tuple[End, End] | None = None  # None: the original and the current network
@@ -59,6 +57,12 @@ class Choice:
         self.made: Chosen | None = None
         self._known: dict[str, Any] = {}  # methods used so far, with their parameters
         self._start(session.state.pending)
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """The prunable groups with their layers, those of a proposed factorisation among them."""
+        groups = self._session.proposal_graph.groups
+        return {group.name: tuple(group.producers) for group in groups if group.prunable}
 
     @property
     def drop(self) -> dict[str, Units]:
@@ -96,6 +100,8 @@ class Choice:
         self._look_where_it_matters()
 
     def _look_where_it_matters(self) -> None:
+        if self.group not in self.layers:
+            self.group, self.unit = next(iter(self.layers)), None
         if self._drop and self.group not in self._drop:  # at the group that loses most
             self.look(max(self._drop, key=lambda name: len(self._drop[name])))
 
@@ -180,7 +186,7 @@ class Choice:
     def _ranked(self, group: str) -> list[int]:
         """The remaining units of `group`, least important first where scores exist."""
         shown = importance_info(self._session.state, group, self.seen or None)
-        alive = set(self._session.plan.kept[group])
+        alive = set(self._session.proposal_graph[group].units)
         ranked = [unit for unit in shown.units if unit in alive]
         return ranked + sorted(alive.difference(ranked))
 
@@ -382,7 +388,7 @@ class Choice:
         self._known[session.method.name] = session.method
         return View(
             state=session.state,
-            group=session.graph[self.group],
+            group=session.proposal_graph[self.group],
             unit=self.unit,
             layers=self.layers,
             info=self.info(),

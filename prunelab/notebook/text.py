@@ -212,8 +212,7 @@ def reason(state: State, last: Event | None, chosen: Chosen | None, group: words
     if group.name in move.drop:
         what = words.loss(move, group, state)
     else:
-        layers = words.plural(len(move.drop), "layer")
-        what = f"drop {words.plural(move.units, 'channel')} in {layers}, none in {group.name}"
+        what = words.elsewhere(move, group)
     return f"{who}{what}. {words.macs(state, move)}"
 
 

@@ -36,9 +36,8 @@ def try_move(
     evaluator, history = parts.evaluator, parts.history
     if drop is None:
         drop = fresh(parts, "try").drop
-    whole = history.source_plan
-    plan = whole.drop(drop)
-    small = cut(history.source, evaluator.graph_of(whole).after(whole), plan)
+    plan = history.source_plan.drop(drop)
+    small = cut(history.source, history.source_graph, plan)
     kind = evaluator.settings.repair
     if repair and kind is not None:
         small = (yield from best_repair(evaluator, history, (small, plan), kind))[0]

@@ -72,6 +72,15 @@ class History:
         """The plan of `source`: the current one, with layers that a move factorises whole."""
         return self.plan_under(self.state, self.state.pending)
 
+    @property
+    def source_graph(self) -> ChannelGraph:
+        """The graph of `source`."""
+        move = self.state.pending
+        if move is None or not move.factors:
+            return self.graph
+        plan = self.source_plan
+        return self._evaluator.graph_of(plan).after(plan)
+
     def plan_under(self, state: State, move: Move | None) -> WidthPlan:
         """The plan that a move drops units from: that of `state`, factorised as the move is."""
         plan = self.plan_at(state.now)

@@ -86,7 +86,8 @@ class Foresight:
         if self.move is None:
             return "Foresight(nothing to drop)"
         text = (
-            f"drop {many(self.move.units, 'unit')} in {many(len(self.move.drop), 'group')}, "
+            f"{self.move.splits}drop {many(self.move.units, 'unit')} in "
+            f"{many(len(self.move.drop), 'group')}, "
             f"MACs {si(self.before.macs)} -> {si(self.after.macs)}"
         )
         if self.seconds is not None:

@@ -289,6 +289,14 @@ class Session:
         return self._history.graph
 
     @property
+    def proposal_graph(self) -> ChannelGraph:
+        """The graph that the pending move drops units from.
+
+        It is `graph`, but that layers which the move factorises are two, at full rank.
+        """
+        return self._history.source_graph
+
+    @property
     def data(self) -> Any:
         """The data that the session was given."""
         return self._evaluator.splits.data

@@ -167,7 +167,7 @@ def approve(
     evaluator, history = parts.evaluator, parts.history
     move, whole = fresh(parts, "approve"), history.source_plan
     plan = whole.drop(move.drop)
-    small = cut(history.source, evaluator.graph_of(whole).after(whole), plan)
+    small = cut(history.source, history.source_graph, plan)
     as_cut = yield from evaluator.judge(small)
     steps: list[tuple[type[Any], dict[str, Any], nn.Module, Judgement]]
     steps = [(Approved, {"run": run}, small, as_cut)]

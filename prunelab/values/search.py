@@ -152,10 +152,14 @@ class Move:
         """The total number of units that it drops."""
         return sum(len(units) for units in self.drop.values())
 
+    @property
+    def splits(self) -> str:
+        """How many layers it factorises, in words; empty for none."""
+        return f"factorise {many(len(self.factors), 'layer')}, " if self.factors else ""
+
     def __str__(self) -> str:
-        split = f"factorise {many(len(self.factors), 'layer')}, " if self.factors else ""
         return (
-            f"Move({self.method}: {split}drop {many(self.units, 'unit')} in "
+            f"Move({self.method}: {self.splits}drop {many(self.units, 'unit')} in "
             f"{many(len(self.drop), 'group')}, MACs {si(self.before.macs)} -> "
             f"{si(self.after.macs)})"
         )
