@@ -186,7 +186,8 @@ class Choice:
     def _ranked(self, group: str) -> list[int]:
         """The remaining units of `group`, least important first where scores exist."""
         shown = importance_info(self._session.state, group, self.seen or None)
-        alive = set(self._session.proposal_graph[group].units)
+        kept = self._session.plan.kept
+        alive = set(kept[group] if group in kept else self._session.proposal_graph[group].units)
         ranked = [unit for unit in shown.units if unit in alive]
         return ranked + sorted(alive.difference(ranked))
 

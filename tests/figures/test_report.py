@@ -175,7 +175,8 @@ def test_costs_by_layer_are_shown_where_they_are_known(session: pl.Session) -> N
     events = list(session.ledger)
     asked = []
 
-    def costs(kept: FrozenMap | None) -> dict[str, pl.Cost]:
+    def costs(kept: FrozenMap | None, factors: FrozenMap) -> dict[str, pl.Cost]:
+        assert not factors
         asked.append(kept)
         plan = full if kept is None else pl.WidthPlan(kept, full.graph)
         return session.costs(plan)
@@ -269,7 +270,7 @@ def test_a_session_and_its_file_give_the_same_report(
     layers = {group.name: group.producers for group in session.graph.groups if group.prunable}
     full = pl.WidthPlan.full(session.plan.graph)
 
-    def costs(kept: FrozenMap | None) -> dict[str, pl.Cost]:
+    def costs(kept: FrozenMap | None, factors: FrozenMap) -> dict[str, pl.Cost]:
         return session.costs(full if kept is None else pl.WidthPlan(kept, full.graph))
 
     events = Ledger(FileStore.open(path))

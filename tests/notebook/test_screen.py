@@ -80,7 +80,7 @@ class FakeSession:
     """Folds real events; knows no network: damages come from a formula."""
 
     def __init__(self) -> None:
-        self.graph = Graph()
+        self.graph = self.proposal_graph = Graph()
         self.plan = WidthPlan.full(self.graph)
         self.ledger = Ledger(TemporaryStore())
         self.busy: str | None = None
@@ -949,7 +949,7 @@ def test_training_images_that_break_in_mid_run_are_left_out_and_the_history_says
         ("val", "NaN", "NaN on batch"),
         ("val", "error", "the disk is gone"),
         ("loss", "NaN", "NaN"),
-        ("loss", "error", "ArithmeticError: the loss is gone"),
+        ("loss", "error", "(loss) raised ArithmeticError"),
     ],
 )
 def test_what_goes_wrong_in_mid_run_is_a_red_line_and_the_session_is_intact(
@@ -1013,3 +1013,21 @@ def test_a_verb_that_leaves_no_event_leaves_no_progress_bar(
     assert all(shown[:-1])
     assert shown[-1] == ""
     screen.close()
+
+
+def test_layers_that_a_proposal_factorises_are_shown_and_adjusted_before_it_is_approved(
+    data: pl.Data,
+) -> None:
+    session = pl.Session(pl.zoo.load("vgg8"), data, pl.SpatialFactorisation())
+    screen = pl.show(session)
+    screen.press("propose")
+    wait_until(lambda: screen.choice.group == "conv7.0", 60)
+    shown = screen.choice.info()
+    row = next(row for row in shown.widths.rows if row.name == "conv7.0")
+    assert row.proposed < row.now == 384
+    assert len(shown.importance.units) == 384
+    screen.choice.keep("conv7.0", 50)
+    assert len(screen.choice.drop["conv7.0"]) == 334
+    screen.press("reject")
+    wait_until(lambda: "conv7.0" not in screen.choice.layers)
+    assert screen.choice.group in screen.choice.layers
