@@ -17,6 +17,7 @@ from prunelab.ledger.events import (
     Repaired,
     Returned,
     Step,
+    Tuned,
     Undone,
 )
 from prunelab.ledger.guard import Alarm, alarm
@@ -33,6 +34,8 @@ class Point:
     event: Began | Step
     kept: FrozenMap[Units] | None  # None: every unit
     carry: FrozenMap[Any] = field(default_factory=FrozenMap)  # passed to the method's next search
+    # the stored momentum of the latest search, and the units of the network that it belongs to
+    momentum: tuple[str, FrozenMap[Units] | None] | None = None
 
     @property
     def metrics(self) -> FrozenMap[float]:
@@ -213,8 +216,7 @@ def _next(state: State, event: Event) -> State:
             return replace(state, pending=None, predictions=withdrawn(state.predictions))
         case Step():
             approved = state.pending if isinstance(event, Approved) else None
-            carry = state.now.carry if approved is None else approved.carry
-            point = Point(event.seq, state.head, event, event.kept, carry)
+            point = _after(state, event)
             came_with = isinstance(event, Repaired) and event.automatic
             instead = state.head if came_with else -1
             return replace(
@@ -245,6 +247,17 @@ def _next(state: State, event: Event) -> State:
             return replace(state, answers=FrozenMap({**state.answers, event.about: event.value}))
         case _:
             return state
+
+
+def _after(state: State, event: Step) -> Point:
+    """The point that a step leads to. A tune trains with an optimiser of its own."""
+    now = state.now
+    point = replace(now, seq=event.seq, parent=state.head, event=event, kept=event.kept)
+    if isinstance(event, Approved) and state.pending is not None and state.proposed is not None:
+        key = state.proposed.momentum
+        momentum = None if key is None else (key, now.kept)
+        return replace(point, carry=state.pending.carry, momentum=momentum)
+    return replace(point, momentum=None) if isinstance(event, Tuned) else point
 
 
 def _revealed(

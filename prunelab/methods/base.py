@@ -22,10 +22,14 @@ from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, thaw
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """A move, and the trained network that it is to be cut from (None: the network as it is)."""
+    """A move, and the trained network that it is to be cut from (None: the network as it is).
+
+    `momentum`, see `loops.training.momentum_of`, is handed back to the next search.
+    """
 
     move: Move | None
     weights: nn.Module | None = None
+    momentum: nn.Module | None = None
 
 
 Search = Generator[Any, None, Move | Found | None]
@@ -84,7 +88,8 @@ class Context:
 
     `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
     only. `seed` follows from the session's seed and the event's number; all randomness of a
-    search must come from it. `carry` is what the approved move before this one left.
+    search must come from it. `carry` is what the approved move before this one left, and
+    `momentum()` what its `Found` brought, cut as the network was (None: nothing, or it was tuned).
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
     batches that hold n of them; `aimed(layers, images)` measures layers against the network last
     trained, an `AimedGram` for each. `forward(model, batch)` runs a network on a batch,
@@ -106,6 +111,7 @@ class Context:
     forward: Callable[[nn.Module, Any], Any]
     cost: Callable[[WidthPlan], Cost]
     train: Training
+    momentum: Callable[[], nn.Module | None] = lambda: None
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -66,6 +66,7 @@ def search_context(
         forward=settings.forward,
         cost=lambda plan: cost(evaluator.graph, plan),
         train=settings.train if isinstance(settings.train, Training) else Training(),
+        momentum=history.momentum,
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
+from prunelab.graph.surgery.editing import cut
 from prunelab.graph.trace import copy_of
 from prunelab.ledger.events import Began, Event, Noted, Proposed, Step, Tuned
 from prunelab.ledger.ledger import Ledger
@@ -78,6 +79,16 @@ class History:
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
         return self.network_at(point), self._evaluator.plan(point.kept)
 
+    def momentum(self) -> nn.Module | None:
+        """The momentum that the latest approved search left, cut to the current plan."""
+        found = self.state.now.momentum
+        if found is None:
+            return None
+        key, kept = found
+        plan = self._evaluator.plan(kept)
+        moving = self._evaluator.network(plan, self.ledger.weights(key))
+        return cut(moving, self._evaluator.graph.after(plan), self.plan)
+
     # ------------------------------------------------------------ commits
 
     def header(self) -> dict[str, Any]:
@@ -90,6 +101,7 @@ class History:
         network: nn.Module | None = None,
         *,
         weights: nn.Module | None = None,
+        momentum: nn.Module | None = None,
         brought: nn.Module | None = None,
         answers: Answers | None = None,
     ) -> None:
@@ -101,6 +113,8 @@ class History:
             The new current network, with its `answers` on the validation images; None: unchanged.
         weights
             The network whose weights are stored, under the name in the event.
+        momentum
+            The momentum that is stored with a proposed move.
         brought
             The trained network that comes with a proposed move.
         """
@@ -108,6 +122,9 @@ class History:
         if weights is not None:
             assert isinstance(event, (Began, Proposed, Step)) and event.weights is not None
             stored[event.weights] = weights.state_dict()
+        if momentum is not None:
+            assert isinstance(event, Proposed) and event.momentum is not None
+            stored[event.momentum] = momentum.state_dict()
         with uninterrupted():
             self.ledger.append(event, stored)
             if network is not None:

@@ -106,8 +106,9 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
         seen=tuple(seen),
         target=target,
         weights=None if result.weights is None else fingerprint(result.weights),
+        momentum=None if result.momentum is None else fingerprint(result.momentum),
     )
-    history.commit(event, weights=result.weights, brought=result.weights)
+    history.commit(event, weights=result.weights, momentum=result.momentum, brought=result.weights)
     return result.move
 
 

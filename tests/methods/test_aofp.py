@@ -241,7 +241,7 @@ def test_of_every_half_each_mask_counts_for_the_units_it_held(n: int, batches_a_
     group = pl.ChannelGroup(
         "g", n, tuple(range(n)), ("g",), ("next",), why="", first=0, residual=False
     )
-    search, rng = _LayerSearch(group, 0, group.units), np.random.default_rng(0)
+    search, rng = _LayerSearch(group, 1, 0, group.units, group.units), np.random.default_rng(0)
     while True:
         held = dict.fromkeys(search.search, 0)
         sums = dict.fromkeys(search.search, 0.0)
@@ -255,7 +255,7 @@ def test_of_every_half_each_mask_counts_for_the_units_it_held(n: int, batches_a_
                 sums[unit] += 1.0 + index
         assert sum(search.counts.values()) == len(search.search) // 2 * batches_a_half
         assert search.counts == {unit: count for unit, count in held.items() if count}
-        rung = search.decide(theta=1e-9, retire_after=1)
+        rung = search.decide(theta=1e-9)
         assert rung.batches == batches_a_half
         for unit, mean in zip(rung.search, rung.damages, strict=True):
             want = sums[unit] / held[unit] if held[unit] else inf
