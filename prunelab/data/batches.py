@@ -240,6 +240,14 @@ def batch_size(batch: Any) -> int:
     return lengths[0]
 
 
+def sample_lists(batch: Any) -> list[Any]:
+    """The lists in a batch that have one entry for each sample, such as images of other sizes."""
+    if _is_listed(batch):
+        return [batch]
+    size = batch_size(batch)
+    return [column for column in _columns(batch) if _lists(column, size)]
+
+
 def _length_of(column: Any) -> int | None:
     if isinstance(column, Tensor):
         return len(column) if column.ndim else None
