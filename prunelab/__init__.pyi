@@ -95,6 +95,7 @@ from .graph.trace import trace as trace
 from .ledger.ledger import Ledger as Ledger
 from .ledger.predictions import Prediction as Prediction
 from .ledger.state import State as State
+from .loops.detection import detection_loss as detection_loss
 from .loops.training import Metric as Metric
 from .loops.training import Training as Training
 from .methods import make_method as make_method

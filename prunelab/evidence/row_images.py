@@ -39,8 +39,8 @@ UNKNOWN = torch.empty(0)
 class RowImages:
     """The images of rows while a network runs on `batch`.
 
-    A tensor with as many rows as the batch has images, of which nothing else is known, has one row
-    an image, unless it is one of `weights`.
+    Where the batch holds its images in one tensor, any with as many rows as it has images, of which
+    nothing else is known, has one row an image, unless it is one of `weights`.
     """
 
     def __init__(self, batch: Any, weights: WeakTensorKeyDictionary) -> None:
@@ -48,11 +48,16 @@ class RowImages:
         self._weights = weights
         self._labels = WeakTensorKeyDictionary()
         self._created: dict[int, weakref.ref[Tensor]] = {}  # by storage
-        for column in sample_lists(batch):
+        lists = sample_lists(batch)
+        self._implicit = not lists
+        for column in lists:
             for image, entry in enumerate(column):
                 for x in tree_leaves(entry):
                     if isinstance(x, Tensor):
                         self._labels[x] = torch.full((1,) * x.ndim, image)
+        for x in tree_leaves(batch) if lists else ():
+            if isinstance(x, Tensor) and x not in self._labels and len(x) == self.count:
+                self._labels[x] = arange(self.count, x.ndim, 0)
 
     def of(self, x: Tensor) -> Tensor | None:
         """The image of each row of `x` [rows]; None if that is not known."""
@@ -94,14 +99,20 @@ class RowImages:
         found = self._labels.get(x)
         if found is not None:
             return None if found is UNKNOWN else found
-        return arange(self.count, x.ndim, 0) if x.ndim and len(x) == self.count else None
+        plain = self._implicit and x.ndim and len(x) == self.count
+        return arange(self.count, x.ndim, 0) if plain else None
 
     def _put(self, x: Tensor, labels: Tensor | None) -> None:
         if not x.numel():
             self._labels[x] = torch.full((1,) * x.ndim, NONE)
         elif labels is None:
             self._labels[x] = UNKNOWN
-        elif x.ndim and len(x) == self.count and labels.equal(arange(self.count, x.ndim, 0)):
+        elif (
+            self._implicit
+            and x.ndim
+            and len(x) == self.count
+            and labels.equal(arange(self.count, x.ndim, 0))
+        ):
             self._labels.pop(x, None)
         else:
             self._labels[x] = labels
@@ -177,17 +188,20 @@ class RowImages:
         """Other operations keep the first axis, or the shape."""
         inputs = self._followed(args)
         if not any(x in self._labels for x in inputs):
-            over = args[1] if len(args) > 1 else kwargs.get("dim")
-            if packet in REDUCES and 0 in axes_of(over, args[0].ndim):
+            if any(self._known(x) is not None for x in inputs):
+                over = args[1] if len(args) > 1 else kwargs.get("dim")
+                mixed = packet in REDUCES and 0 in axes_of(over, args[0].ndim)
                 for x in made:
-                    self._labels[x] = UNKNOWN
+                    if mixed or not x.ndim or len(x) != self.count:
+                        self._labels[x] = UNKNOWN
             return
         for x in made:
             self._put(x, self._shared(inputs, x))
 
     def _of_none(self, x: Tensor) -> bool:
+        """Whether a tensor holds nothing of any image."""
         labels = self._known(x)
-        return not x.ndim or (labels is not None and bool((labels == NONE).all()))
+        return x not in self._labels if labels is None else bool((labels == NONE).all())
 
     def _shared(self, inputs: list[Tensor], x: Tensor) -> Tensor | None:
         """The labels that all inputs give `x`; None if they differ or do not fit."""

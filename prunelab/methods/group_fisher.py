@@ -23,7 +23,7 @@ Released code: jshilong/FisherPruning, `fisher_pruning.py`. Squaring before the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from prunelab.loops.training import descend, forever, momentum_of
 from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
 from prunelab.methods.settings import check_choice, check_counts, check_groups, check_lr
-from prunelab.values import Progress, Units, WidthPlan, units_of
+from prunelab.values import FrozenMap, Progress, Units, WidthPlan, units_of
 
 Array = np.ndarray
 Normalise = Literal["memory", "macs"] | None
@@ -53,7 +53,9 @@ class GroupFisher:
 
     Unlike in the released code, masked units are excluded from the search, units without any
     gradient are removed first (there, their groups are skipped), and every group keeps a unit.
-    Approving a move adopts the weights that were trained meanwhile.
+    Approving a move adopts the weights that were trained meanwhile; the next search goes on with
+    their momentum. `GroupFisher(**GroupFisher.CLASSIFICATION)` and `.DETECTION` have the published
+    interval and learning rate (for batches of 32 images, and of 2).
 
     Parameters
     ----------
@@ -82,6 +84,9 @@ class GroupFisher:
     """
 
     name: ClassVar[str] = "group_fisher"
+
+    CLASSIFICATION: ClassVar[FrozenMap[Any]] = FrozenMap({"interval": 25, "lr": 0.004})
+    DETECTION: ClassVar[FrozenMap[Any]] = FrozenMap({"interval": 10, "lr": 0.002})
 
     normalise: Normalise = "memory"
     training: bool = True

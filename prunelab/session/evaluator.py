@@ -6,19 +6,20 @@ It knows nothing of events: a session passes the networks and keeps the results.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sized
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.data.batches import batch_size
+from prunelab.data.batches import batch_size, selected
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
-from prunelab.errors import BadData, BadModel
+from prunelab.errors import BadData, BadModel, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
 from prunelab.graph.trace import copy_of, state_preserved, trace
-from prunelab.loops.batch import device_of, guarded
+from prunelab.loops.batch import device_of, guarded, on_device
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
 from prunelab.session.settings import Settings
@@ -56,14 +57,25 @@ class Evaluator:
         if graph is None:
             if example_inputs is None:
                 example_inputs = self.run_inputs()
-            forward = settings.forward if settings.own_forward else None
-            graph = trace(self.base, example_inputs, forward=forward)
+            graph = self._traced(example_inputs)
         if not any(group.prunable for group in graph.groups):
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
         self.measurements = Measurements(self.splits, settings, graph, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
+
+    def _traced(self, inputs: Any) -> ChannelGraph:
+        """The graph; a network that takes its targets in training is given a batch to train on."""
+        forward = self.settings.forward if self.settings.own_forward else None
+        graph = trace(self.base, inputs, forward=forward)
+        batch = self.splits.sample()
+        if not graph.untrained or forward is not None or not isinstance(batch, tuple | list):
+            return graph
+        train_inputs = on_device(tuple(_one_of(batch)), device_of(self.base))
+        with suppress(TraceError):
+            return trace(self.base, inputs, train_inputs=train_inputs)
+        return graph
 
     # ------------------------------------------------------------ networks
 
@@ -89,8 +101,11 @@ class Evaluator:
         return batch if self.settings.own_forward else self._first_of(batch)
 
     def _first_of(self, batch: Any) -> Any:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
+        one = _one_of(batch)
+        x = one[0] if isinstance(one, (tuple, list)) else one
+        if isinstance(x, (tuple, list)):
+            x = (x,)  # a single argument, such as a detector's list of images
+        return on_device(x, device_of(self.base))
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""
@@ -150,6 +165,11 @@ class Evaluator:
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)
         return by_batch(name, mine, theirs, sizes, metric.higher_is_better)
+
+
+def _one_of(batch: Any) -> Any:
+    """The first sample of a batch, as a batch."""
+    return selected(batch, torch.arange(batch_size(batch)) < 1)
 
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
