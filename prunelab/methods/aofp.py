@@ -31,13 +31,12 @@ from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.methods.aofp_sampled import search_sampled
 from prunelab.methods.aofp_search import iter_rungs
 from prunelab.methods.aofp_target import Choice, Grams, orders, searching, taken
-from prunelab.methods.base import Context, Search
+from prunelab.methods.base import Context, Search, spares
 from prunelab.methods.settings import (
     check_choice,
     check_counts,
     check_groups,
     check_lr,
-    selects,
 )
 from prunelab.values import Move, Units
 
@@ -71,8 +70,9 @@ class AOFP:
         "sampled" draws masks on a scoring path while SGD trains a private copy of the network, as
         the released code does.
     groups
-        "internal" leaves residual streams and what their first blocks read whole (released code),
-        "all" scores them by the sum over their consumers (an extension).
+        "internal" leaves residual streams, what their first blocks read, and fully connected
+        layers whole (released code), "all" scores them too, by the sum over their consumers (an
+        extension).
     max_theta
         What theta may grow to.
     at
@@ -98,6 +98,7 @@ class AOFP:
     """
 
     name: ClassVar[str] = "aofp"
+    only_convolutions: ClassVar[bool] = True
 
     theta: float = 0.01
     scoring: Literal["exact", "sampled"] = "exact"
@@ -149,7 +150,7 @@ class AOFP:
 
     def targets(self, context: Context) -> list[ChannelGroup]:
         """The groups that are searched."""
-        return [group for group in context.prunable if selects(self.groups, group)]
+        return [g for g in context.prunable if g.consumers and not spares(self, g)]
 
     def _search_exactly(self, context: Context) -> Search:
         """Steps 1 to 5 in closed form, from one measurement."""

@@ -47,7 +47,8 @@ class Method(Protocol):
     A method may have more, which the session reads where it is there: `relaxed()` gives a method
     that finds more, or None, and is called where a run finds nothing; `at` ("conv" or "bn") and
     `images` say how contributions are measured for `foresee`; `groups = "internal"` that residual
-    streams stay; `theta` that `foresee(theta=)` may set it.
+    streams stay, and with `only_convolutions` fully connected layers too; `theta` that
+    `foresee(theta=)` may set it.
 
     >>> import prunelab as pl
     >>> class WidestFirst:
@@ -199,8 +200,11 @@ def measures(method: Method) -> tuple[str, int]:
 
 
 def spares(method: Method, group: ChannelGroup) -> bool:
-    """Whether the method leaves the group alone because it is a residual stream."""
-    return group.residual and getattr(method, "groups", "all") == "internal"
+    """Whether the method leaves the group alone: a residual stream, or a fully connected layer."""
+    if getattr(method, "groups", "all") != "internal":
+        return False
+    convolutions = getattr(method, "only_convolutions", False)
+    return group.residual or (convolutions and group.fully_connected)
 
 
 def parameters(method: Method) -> FrozenMap[Any]:
