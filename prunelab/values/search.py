@@ -16,12 +16,15 @@ class Cost:
 
     `macs` counts convolutions and linear layers; a paper's "FLOPs" are often 2 x MACs.
     `activation_bytes` is the sum of their outputs; `at` is the size of the input, as 1x28x28.
+    `weights` are the parameters without biases and normalisation, as the papers' tables count them
+    (0: not counted).
     """
 
     macs: int
     params: int
     activation_bytes: int
     at: str = field(default="", compare=False)
+    weights: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return f"{si(self.macs)} MACs, {si(self.params)} parameters"
@@ -145,6 +148,11 @@ class Move:
     def units(self) -> int:
         """The total number of units that it drops."""
         return sum(len(units) for units in self.drop.values())
+
+    @property
+    def trained(self) -> int:
+        """How many batches its search trained on, which the method notes in `carry["batches"]`."""
+        return int(self.carry.get("batches", 0))
 
     def __str__(self) -> str:
         return (
