@@ -101,6 +101,9 @@ from .loops.training import Training as Training
 from .methods import make_method as make_method
 from .methods.aofp import AOFP as AOFP
 from .methods.baselines import (
+    APoZ as APoZ,
+)
+from .methods.baselines import (
     BatchNormScale as BatchNormScale,
 )
 from .methods.baselines import (

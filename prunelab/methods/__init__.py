@@ -6,6 +6,7 @@ from prunelab.errors import InvalidValue, UnknownName
 from prunelab.methods.aofp import AOFP
 from prunelab.methods.base import Context, Found, Method, Search
 from prunelab.methods.baselines import (
+    APoZ,
     BatchNormScale,
     FirstK,
     Magnitude,
@@ -37,6 +38,7 @@ METHODS: dict[str, type] = {
         Random,
         FirstK,
         MaxResponse,
+        APoZ,
     )
 }
 
@@ -66,6 +68,7 @@ def make_method(method: Any, **parameters: Any) -> Method:
 __all__ = [
     "AOFP",
     "METHODS",
+    "APoZ",
     "BatchNormScale",
     "ChannelPruning",
     "Context",

@@ -99,6 +99,7 @@ class AOFP:
 
     name: ClassVar[str] = "aofp"
     only_convolutions: ClassVar[bool] = True
+    repair: ClassVar[str | None] = None
 
     theta: float = 0.01
     scoring: Literal["exact", "sampled"] = "exact"

@@ -207,6 +207,12 @@ def spares(method: Method, group: ChannelGroup) -> bool:
     return group.residual or (convolutions and group.fully_connected)
 
 
+def published_repair(method: Method) -> str | None:
+    """The repair of the method's paper; least squares where it names none, None where it trains."""
+    found: str | None = getattr(method, "repair", "lstsq")
+    return found
+
+
 def parameters(method: Method) -> FrozenMap[Any]:
     """A method's parameters, by name: the fields of its dataclass, none if it is not one.
 

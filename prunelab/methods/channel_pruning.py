@@ -8,6 +8,7 @@ For each layer, front to back, one move:                                `Channel
   2. With W fixed, Z_i = X_i W_i': the normal equations <Z_i, Z_j> and
      <Z_i, Y> of the LASSO
      min over beta of 1/2 ||Y - sum_i beta_i Z_i||^2 + lambda ||beta||_1.  `by_layer` (in evidence)
+     In the paper with ||W_i||_F = 1, in the released code not.          `_norms`
   3. Raise lambda until c' of the beta are not zero.                    `lasso.lars`, `lasso.bisect`
   4. Keep exactly c' channels and remove the others.                    `lasso.ranked`
   5. With beta fixed, reconstruct: the least-squares W of Y on the X_i
@@ -63,6 +64,9 @@ class ChannelPruning:
     intercept
         Whether every output may shift by a constant, which a bias or a BatchNorm absorbs
         (released code: one constant for all outputs).
+    normalise
+        Whether ||W_i||_F = 1 before the LASSO, as the paper writes it: the penalty is then on
+        beta_i ||W_i||_F (released code: no).
     groups
         "internal" prunes only the inner layers of residual blocks, "all" residual streams too
         (an extension).
@@ -76,6 +80,7 @@ class ChannelPruning:
     schedule: Literal["uniform", "shallow"] = "uniform"
     solver: Literal["lars", "bisect"] = "lars"
     intercept: bool = True
+    normalise: bool = False
     groups: Literal["internal", "all"] = "internal"
     images: int = 512
 
@@ -110,7 +115,21 @@ class ChannelPruning:
         if self.intercept:
             aims = {name: one.centred for name, one in aims.items()}
         gram, cross = by_layer(aims, group)
+        if self.normalise:
+            norms = _norms(context, group)
+            gram, cross = gram / np.outer(norms, norms), cross / norms
         return gram, cross, sum(one.energy for one in aims.values())
+
+
+def _norms(context: Context, group: ChannelGroup) -> Array:
+    """||W_i||_F of the weights that read each unit, 1 for one that is not read [units]."""
+    parameters = dict(context.model.named_parameters())
+    squares = np.zeros(context.graph.units + 1)
+    for layer in context.graph.consumers(group):
+        weight = parameters[layer.weight].detach().movedim(layer.in_axis, 0).flatten(1)
+        np.add.at(squares, layer.in_units, weight.double().square().sum(1).cpu().numpy())
+    norms = np.sqrt(squares[group.first + np.asarray(group.units)])
+    return np.where(norms > 0, norms, 1.0)
 
 
 def _point(

@@ -84,6 +84,7 @@ class GroupFisher:
     """
 
     name: ClassVar[str] = "group_fisher"
+    repair: ClassVar[str | None] = None
 
     CLASSIFICATION: ClassVar[FrozenMap[Any]] = FrozenMap({"interval": 25, "lr": 0.004})
     DETECTION: ClassVar[FrozenMap[Any]] = FrozenMap({"interval": 10, "lr": 0.002})

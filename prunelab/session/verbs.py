@@ -163,7 +163,7 @@ def approve(
     as_cut = yield from evaluator.judge(small)
     steps: list[tuple[type[Any], dict[str, Any], nn.Module, Judgement]]
     steps = [(Approved, {"run": run}, small, as_cut)]
-    kind = evaluator.settings.repair
+    kind = evaluator.settings.repair_after(parts.method)
     if repair and kind is not None:
         fixed, extra, judged = yield from best_repair(
             evaluator, history, (small, plan), kind, as_cut
