@@ -360,8 +360,8 @@ def aofp(bench: Bench) -> None:
             made.append(bench.cell(f"aofp {bench.steps} {seed}", lambda seed=seed: job(seed)))
     if not made:
         return
-    job = f"{bench.network} at 35% of its MACs, {bench.steps} batches of tuning"
-    print(f"\n### Exact AOFP, {job}\n")
+    title = f"{bench.network} at 35% of its MACs, {bench.steps} batches of tuning"
+    print(f"\n### Exact AOFP, {title}\n")
     rows = [[i, f"{base[i]:.2f}", spread([cell[i] for cell in made])] for i in reported(bench)]
     table(["test images", "base", "exact AOFP"], rows)
 
