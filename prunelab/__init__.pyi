@@ -95,10 +95,14 @@ from .graph.trace import trace as trace
 from .ledger.ledger import Ledger as Ledger
 from .ledger.predictions import Prediction as Prediction
 from .ledger.state import State as State
+from .loops.detection import detection_loss as detection_loss
 from .loops.training import Metric as Metric
 from .loops.training import Training as Training
 from .methods import make_method as make_method
 from .methods.aofp import AOFP as AOFP
+from .methods.baselines import (
+    APoZ as APoZ,
+)
 from .methods.baselines import (
     BatchNormScale as BatchNormScale,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any, overload
@@ -58,6 +59,7 @@ def _of_model(model: nn.Module, example_inputs: Any, *, batch_size: int | None =
         activation_bytes=counter.bytes,
         at=_shape_text(_shapes(example_inputs), counter.inputs),
         left_out=counter.left_out,
+        weights=sum(p.numel() for name, p in model.named_parameters() if name in counter.macs),
     )
 
 
@@ -94,6 +96,7 @@ def _of_plan(
         sum(cost.activation_bytes for cost in each),
         at,
         left_out,
+        sum(sizes.get(name, 0) for name in {layer.weight for layer in graph.layers}),
     )
 
 
@@ -125,6 +128,7 @@ def _layer_costs(
             times * outs * per_output * prod(layer.kernel),
             sum(sizes.get(name, 0) for name in own),
             seen * outs * graph.activation_itemsize,
+            weights=sizes.get(layer.weight, 0),
         )
     return found
 
@@ -252,6 +256,7 @@ def latency(
     runs: int = 30,
     *,
     forward: Callable[[nn.Module, Any], Any] | None = None,
+    backward: bool = False,
 ) -> Latency:
     """Measured seconds of `model(example_inputs)` in evaluation mode, median and spread.
 
@@ -265,13 +270,16 @@ def latency(
         Timed calls, after three calls that warm up.
     forward
         Times `forward(model, example_inputs)` instead.
+    backward
+        Times a run forward and backward, from the sum of the outputs to the parameters that
+        require gradients, as in a step of training.
 
     Compare networks in one process on an idle machine; on a busy one the spread is larger. Raises
     `InvalidValue` for less than one run.
     """
     if runs < 1:
         raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
-    return summed_up(model, list(timing(model, example_inputs, runs, forward)))
+    return summed_up(model, list(timing(model, example_inputs, runs, forward, backward)))
 
 
 def timing(
@@ -279,19 +287,34 @@ def timing(
     example_inputs: Any,
     runs: int,
     forward: Callable[[nn.Module, Any], Any] | None,
+    backward: bool = False,
 ) -> Iterator[float]:
     """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
     run = runner(example_inputs, forward)
     model = copy_of(model).eval()
     device = device_of(model)
     for index in range(runs + 3):
-        with private_random(), torch.inference_mode():
+        with private_random(), nullcontext() if backward else torch.inference_mode():
             started = time.perf_counter()
-            run(model)
+            out = run(model)
+            if backward:
+                _backward(model, out)
             wait(device)
             took = time.perf_counter() - started
         if index >= 3:
             yield took
+
+
+def _backward(model: nn.Module, out: Any) -> None:
+    """Compute the gradients of the sum of all outputs, and discard them."""
+    leaves = [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.requires_grad]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not leaves:
+        raise InvalidValue(
+            "backward=True needs an output that depends on a parameter which requires gradients; "
+            "set requires_grad, or leave it out."
+        )
+    torch.autograd.grad([x.sum() for x in leaves], wanted, allow_unused=True)
 
 
 def wait(device: torch.device) -> None:

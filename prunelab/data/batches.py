@@ -249,6 +249,14 @@ def agreed_size(batch: Any) -> int | None:
     return lengths[0] if len(lengths) > 1 and len(set(lengths)) == 1 else None
 
 
+def sample_lists(batch: Any) -> list[Any]:
+    """The lists in a batch that have one entry for each sample, such as images of other sizes."""
+    if _is_listed(batch):
+        return [batch]
+    size = batch_size(batch)
+    return [column for column in _columns(batch) if _lists(column, size)]
+
+
 def _length_of(column: Any) -> int | None:
     if isinstance(column, Tensor):
         return len(column) if column.ndim else None

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.data.batches import batch_size
 from prunelab.errors import BadData, InvalidValue, NotFinite
 from prunelab.evidence.backward import BackwardWatch
+from prunelab.evidence.row_images import RowImages
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.loops.batch import Loss
@@ -65,8 +65,8 @@ class MaskGradients:
 class MaskWatch(BackwardWatch):
     """Watches a forward pass so that the backward pass collects each image's mask gradients.
 
-    Use it around the forward pass, run backward, then `add` the batch to the sums, or take its
-    `gradients`. The loss must be a mean over the batch.
+    Use `watch.on(batch)` around the forward pass of a batch, run backward, then `add` it to the
+    sums, or take its `gradients`. The loss must be a mean over the batch.
 
     Parameters
     ----------
@@ -95,7 +95,20 @@ class MaskWatch(BackwardWatch):
             if prunable[layer.in_units].any() and (layer.dense or masks == "readers")
         }
         self._edges: list[Any] = []  # where in autograd's graph the readers' inputs come from
-        self._found: list[tuple[str, Tensor]] = []  # input times gradient, [rows, in] per call
+        # input times gradient [rows, in] for each call, and the image of each row
+        self._found: list[tuple[str, Tensor, Tensor | None]] = []
+        self._images = RowImages((), self.origins)
+
+    def on(self, batch: Any) -> Self:
+        """The watch for the forward pass of a batch."""
+        self._images = RowImages(batch, self.origins)
+        return self
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operation, and follow the rows of each image."""
+        out = super().run(func, args, kwargs)
+        self._images.follow(func, args, kwargs, out)
+        return out
 
     def selects(self, call: Call, out: Tensor) -> bool:
         """Calls of the layers that read prunable units."""
@@ -105,9 +118,10 @@ class MaskWatch(BackwardWatch):
         """Hook the call's node, if its input has a gradient."""
         if not call.x.requires_grad:
             return None
-        return partial(self._hook, call, out, torch.autograd.graph.get_gradient_edge(call.x))
+        edge = torch.autograd.graph.get_gradient_edge(call.x)
+        return partial(self._hook, call, out, edge, self._images.of(call.x))
 
-    def _hook(self, call: Call, out: Tensor, edge: Any) -> None:
+    def _hook(self, call: Call, out: Tensor, edge: Any, images: Tensor | None) -> None:
         """Keep the gradient that this call's node passes to its input.
 
         The gradient of the input *tensor* would include its other uses, such as a shortcut.
@@ -124,33 +138,39 @@ class MaskWatch(BackwardWatch):
             if gradient is not None:
                 product = call.x * gradient
                 rows = product.flatten(2).sum(-1) if product.ndim > 2 else product
-                self._found.append((call.name, rows))
+                self._found.append((call.name, rows, images))
 
         node.register_hook(keep)
 
     def measure(self, model: nn.Module, batch: Any, loss: Loss) -> None:
         """Forward, backward and `add` for one batch; the weights' gradients are not computed."""
-        value = self.forward(model, batch, loss)
+        value = self.on(batch).forward(model, batch, loss)
         if self._edges:
             torch.autograd.grad(value, self._edges, allow_unused=True)
-        self.add(batch_size(batch))
+        self.add()
 
-    def gradients(self, count: int) -> Tensor:
-        """dL_n/dm of the `count` images of the batch just run backward [count, units + 1].
+    def gradients(self) -> Tensor:
+        """dL_n/dm of each image of the batch just run backward [images, units + 1].
 
         Summed over the layers that share a unit's mask, their positions and repeated calls (in
-        float64, on the device that computed them). The last column belongs to no unit.
+        float64, on the device that computed them). The last column belongs to no unit. Raises
+        `BadData` where a layer's rows cannot be told apart by image.
         """
+        count = self._images.count
         found, self._found, self._edges = self._found, [], []
         device = found[0][1].device if found else torch.device("cpu")
         gradients = torch.zeros(count, self.sums.shape[1], dtype=torch.float64, device=device)
-        for name, rows in found:
-            if len(rows) % count:
+        for name, rows, images in found:
+            if images is None and count > 1:
                 raise BadData(
                     f"{name.removesuffix('.weight')} runs on {len(rows)} rows for {count} inputs, "
-                    "so rows cannot be told apart by input. Give batches of one input."
+                    "and which input each row comes from could not be followed. Give batches of "
+                    "one input, or name that layer in trace(freeze=...)."
                 )
-            each = rows.double().view(count, len(rows) // count, rows.shape[1]).sum(1)
+            if images is None:
+                images = torch.zeros(len(rows), dtype=torch.long)
+            each = gradients.new_zeros(count, rows.shape[1])
+            each.index_add_(0, images.to(device), rows.double())
             gradients.index_add_(1, self._units[name].to(device), each)
         gradients *= count  # the loss is a mean over the images
         if not torch.isfinite(gradients).all():
@@ -160,12 +180,12 @@ class MaskWatch(BackwardWatch):
             )
         return gradients
 
-    def add(self, count: int) -> None:
-        """Add the `count` images of the batch just run backward to the sums."""
-        gradients = self.gradients(count)
+    def add(self) -> None:
+        """Add the images of the batch just run backward to the sums."""
+        gradients = self.gradients()
         sums = (gradients.sum(0), gradients.abs().sum(0), gradients.square().sum(0))
         self.sums += torch.stack(sums).cpu()
-        self.images += count
+        self.images += self._images.count
 
 
 @contextmanager

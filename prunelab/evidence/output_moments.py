@@ -12,7 +12,7 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_steps
 from prunelab.evidence.reconstruction_target import unbiased
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.surgery.network_state import state_preserved
+from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import checked, guarded
 from prunelab.values import Progress
 
@@ -39,14 +39,13 @@ def output_moments(
     expected
         How many images there are, for Progress.
     """
+    model = copy_of(model).eval()
     watch, count = _Outputs(model, layers), 0
-    with state_preserved(model):
-        model.eval()
-        for batch in guarded(batches):
-            with watch:
-                checked(forward, model, batch)
-            count += batch_size(batch)
-            yield Progress(count, max(expected, count), "measuring the layers' outputs")
+    for batch in guarded(batches):
+        with watch:
+            checked(forward, model, batch)
+        count += batch_size(batch)
+        yield Progress(count, max(expected, count), "measuring the layers' outputs")
     return watch.found
 
 

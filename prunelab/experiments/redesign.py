@@ -21,6 +21,7 @@ from prunelab.experiments.results import Comparison, Outcome
 from prunelab.graph.surgery.editing import rebuild
 from prunelab.graph.surgery.widening import NOISE, widened
 from prunelab.graph.trace import copy_of
+from prunelab.ledger.events import Proposed
 from prunelab.ledger.words import said
 from prunelab.loops.training import STEPS, Training
 from prunelab.methods import Method, make_method
@@ -95,7 +96,8 @@ def redesign(
         (0: none).
     seeds
         How many, or which. Each seed fine-tunes the network found, trains the original further
-        for the same number of steps (`steps` + `tune`), and trains both architectures from fresh
+        for as many batches in all (`steps`, those of the search where the method trains while it
+        searches, and `tune`), and trains both architectures from fresh
         weights for `scratch` steps. Widening and search are done once, with the first seed.
     groups
         The groups to widen (None: those that the method prunes; for groups="internal" these are
@@ -136,11 +138,16 @@ def redesign(
     goal = max(2, round(target_macs * macs)) if target_macs <= 1 else target_macs
     work.run(target_macs=goal, min_accuracy=None)  # only its widths matter; it is tuned afterwards
     plan, found, shape = work.plan, copy_of(work.model), rebuild(wide, work.plan)
+    searched = sum(
+        event.move.trained for event in work.ledger if isinstance(event, Proposed) and event.move
+    )
     outcomes = []
     for seed in numbers:
         at_work = work if seed == numbers[0] else None
         outcomes.append(trainer.outcome("redesigned, tuned", found, tune, seed, at_work))
-        outcomes.append(trainer.outcome("original, trained on", base, steps + tune, seed))
+        outcomes.append(
+            trainer.outcome("original, trained on", base, steps + searched + tune, seed)
+        )
         for name, network in (("redesigned, fresh", shape), ("original, fresh", base)):
             if scratch:
                 outcomes.append(trainer.outcome(name, _fresh(network, init, seed), scratch, seed))

@@ -30,6 +30,7 @@ def build_graph(
     joined = _joining(trace, layers, {GATE})
     summed = _joining(trace, layers, {GATE, PARTS})
     readers = _readers(component, maker, layers)
+    single = {layer_name(x.name) for x in layers if not x.kernel and x.positions == 1}
 
     number = np.full(trace.count, FIXED, dtype=np.int64)  # root -> graph-wide unit
     groups: list[ChannelGroup] = []
@@ -59,6 +60,7 @@ def build_graph(
                 first=first,
                 residual=not joined.isdisjoint(roots.tolist()),
                 inexact=not bent.isdisjoint(roots.tolist()),
+                fully_connected=set(names) <= single,
             )
         )
         if not summed.isdisjoint(roots.tolist()):

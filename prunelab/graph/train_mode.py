@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterator, Set
+from functools import lru_cache
 from types import CodeType
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +19,8 @@ def mode_dependent(model: nn.Module) -> tuple[str, ...]:
     PyTorch's own layers are left out. Functions to which the flag is passed, such as dropout,
     couple channels in the same way in both modes.
     """
-    kinds = {kind: _does(kind) for kind in {type(module) for module in model.modules()}}
+    types: set[Any] = {type(module) for module in model.modules()}
+    kinds = {kind: _does(kind) for kind in types}
     return tuple(name for name, module in model.named_modules() if kinds[type(module)])
 
 
@@ -40,7 +43,8 @@ def idle(model: nn.Module, used: Set[str]) -> list[str]:
     return found
 
 
-def _does(kind: type[nn.Module]) -> bool:
+@lru_cache(maxsize=1024)
+def _does(kind: Any) -> bool:
     kinds = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
     functions = [getattr(f, "fget", f) for base in kinds for f in vars(base).values()]
     codes = [code for f in functions if (code := getattr(f, "__code__", None)) is not None]

@@ -60,7 +60,11 @@ class Began(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposed(Event):
-    """A method proposed `move` (None: it has no more, `why`); `seen` is the evidence it yielded."""
+    """A method proposed `move` (None: it has no more, `why`); `seen` is the evidence it yielded.
+
+    `weights` and `momentum` name what a method that trains has stored: the network that the move
+    cuts, and the optimiser's momentum for the next search.
+    """
 
     method: str
     parameters: FrozenMap[Any]
@@ -71,6 +75,7 @@ class Proposed(Event):
     target: float | None = None
     weights: str | None = None
     why: str = ""
+    momentum: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

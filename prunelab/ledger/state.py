@@ -17,6 +17,7 @@ from prunelab.ledger.events import (
     Repaired,
     Returned,
     Step,
+    Tuned,
     Undone,
 )
 from prunelab.ledger.guard import Alarm, alarm
@@ -35,6 +36,8 @@ class Point:
     carry: FrozenMap[Any] = field(default_factory=FrozenMap)  # passed to the method's next search
     factors: FrozenMap[str] = field(default_factory=FrozenMap)  # layers that became two, and how
     added: FrozenMap[int] = field(default_factory=FrozenMap)  # the groups between, with full ranks
+    # the stored momentum of the latest search, and the units of the network that it belongs to
+    momentum: tuple[str, FrozenMap[Units] | None] | None = None
 
     @property
     def metrics(self) -> FrozenMap[float]:
@@ -230,13 +233,7 @@ def _next(state: State, event: Event) -> State:
             return replace(state, pending=None, predictions=withdrawn(state.predictions))
         case Step():
             approved = state.pending if isinstance(event, Approved) else None
-            now = state.now
-            carry, factors, added = now.carry, now.factors, now.added
-            if approved is not None:
-                carry = approved.carry
-                factors = FrozenMap({**factors, **approved.factors})
-                added = FrozenMap({**added, **approved.adds})
-            point = Point(event.seq, state.head, event, event.kept, carry, factors, added)
+            point = _after(state, event)
             came_with = isinstance(event, Repaired) and event.automatic
             instead = state.head if came_with else -1
             return replace(
@@ -267,6 +264,23 @@ def _next(state: State, event: Event) -> State:
             return replace(state, answers=FrozenMap({**state.answers, event.about: event.value}))
         case _:
             return state
+
+
+def _after(state: State, event: Step) -> Point:
+    """The point that a step leads to. A tune trains with an optimiser of its own."""
+    now = state.now
+    point = replace(now, seq=event.seq, parent=state.head, event=event, kept=event.kept)
+    if isinstance(event, Approved) and state.pending is not None and state.proposed is not None:
+        key = state.proposed.momentum
+        momentum = None if key is None else (key, now.kept)
+        return replace(
+            point,
+            carry=state.pending.carry,
+            momentum=None if state.pending.factors else momentum,
+            factors=FrozenMap({**now.factors, **state.pending.factors}),
+            added=FrozenMap({**now.added, **state.pending.adds}),
+        )
+    return replace(point, momentum=None) if isinstance(event, Tuned) else point
 
 
 def _revealed(

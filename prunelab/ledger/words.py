@@ -32,6 +32,7 @@ METHODS = {
     "channel_pruning": "Channel Pruning",
     "batchnorm_scale": "BatchNorm Scale",
     "first_k": "First K",
+    "apoz": "APoZ",
 }
 REPAIRS = {
     "lstsq": "least squares",

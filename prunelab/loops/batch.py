@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from prunelab.errors import BadData, PruneLabError
 from prunelab.loops.labels import logits_of, targets_of
@@ -25,7 +25,12 @@ def device_of(model: nn.Module) -> torch.device:
 def run_batch(model: nn.Module, batch: Any) -> Any:
     """`model(x)` for a batch that is x or (x, ...), on the network's device."""
     x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return model(x.to(device_of(model)) if isinstance(x, Tensor) else x)
+    return model(on_device(x, device_of(model)))
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """A batch, or a part of one, with its tensors on `device`."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
 
 
 def guarded(batches: Iterable[Any]) -> Iterator[Any]:

@@ -50,21 +50,53 @@ class Training:
                 "or more."
             )
 
-    def optimiser(self, model: nn.Module) -> torch.optim.SGD:
-        """SGD over the parameters that require gradients."""
+    def optimiser(
+        self, model: nn.Module, *, bias_lr: float = 1.0, momentum: nn.Module | None = None
+    ) -> torch.optim.SGD:
+        """SGD over the parameters that require gradients.
+
+        Parameters
+        ----------
+        model
+            The network that will be trained.
+        bias_lr
+            The factor of the learning rate for parameters called "bias".
+        momentum
+            The momentum of an earlier optimiser, see `momentum_of`; None: it begins at rest.
+        """
         wanted = [p for p in model.parameters() if p.requires_grad]
         if not wanted:
             raise InvalidValue(
                 "No parameter of the network requires gradients; set requires_grad to train it."
             )
-        return torch.optim.SGD(
-            [
-                {"params": [p for p in wanted if p.ndim > 1], "weight_decay": self.weight_decay},
-                {"params": [p for p in wanted if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.lr,
-            momentum=self.momentum,
+        biases = {id(p) for name, p in model.named_parameters() if name.split(".")[-1] == "bias"}
+        rest = [p for p in wanted if id(p) not in biases]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1]},
+            {"params": [p for p in wanted if id(p) in biases], "lr": bias_lr * self.lr},
+        ]
+        made = torch.optim.SGD(
+            [group for group in groups if group["params"]], lr=self.lr, momentum=self.momentum
         )
+        if momentum is not None:
+            earlier = dict(momentum.named_parameters())
+            for name, parameter in model.named_parameters():
+                made.state[parameter]["momentum_buffer"] = earlier[name].detach().clone()
+        return made
+
+
+def momentum_of(optimiser: torch.optim.Optimizer, model: nn.Module) -> nn.Module:
+    """A copy of `model` whose parameters are their momentum in `optimiser`.
+
+    As a network it is cut as the network is, and stored as one.
+    """
+    moving = copy_of(model)
+    with torch.no_grad():
+        for parameter, still in zip(model.parameters(), moving.parameters(), strict=True):
+            found = optimiser.state.get(parameter, {}).get("momentum_buffer")
+            still.zero_() if found is None else still.copy_(found)
+    return moving
 
 
 @dataclass(frozen=True, slots=True)

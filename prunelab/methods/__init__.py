@@ -6,6 +6,7 @@ from prunelab.errors import InvalidValue, UnknownName
 from prunelab.methods.aofp import AOFP
 from prunelab.methods.base import Context, Found, Method, Search
 from prunelab.methods.baselines import (
+    APoZ,
     BatchNormScale,
     FirstK,
     Magnitude,
@@ -42,6 +43,7 @@ METHODS: dict[str, type] = {
         Random,
         FirstK,
         MaxResponse,
+        APoZ,
     )
 }
 
@@ -71,6 +73,7 @@ def make_method(method: Any, **parameters: Any) -> Method:
 __all__ = [
     "AOFP",
     "METHODS",
+    "APoZ",
     "BatchNormScale",
     "ChannelFactorisation",
     "ChannelPruning",

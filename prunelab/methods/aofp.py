@@ -31,13 +31,12 @@ from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.methods.aofp_sampled import search_sampled
 from prunelab.methods.aofp_search import iter_rungs
 from prunelab.methods.aofp_target import Choice, Grams, orders, searching, taken
-from prunelab.methods.base import Context, Search
+from prunelab.methods.base import Context, Search, spares
 from prunelab.methods.settings import (
     check_choice,
     check_counts,
     check_groups,
     check_lr,
-    selects,
 )
 from prunelab.values import Move, Units
 
@@ -56,6 +55,11 @@ class AOFP:
     more where a larger theta finds other units; without labels or `loss=` the share of the signal
     stands for the loss.
 
+    Sampled, a move ends once it has saved 1/32 of the original MACs, at the target, or when all
+    layers have retired; the next one goes on where it ended, with its momentum, if it was approved
+    and the network was not tuned. Towards a target, theta is doubled where all layers retire
+    before anything is found.
+
     Parameters
     ----------
     theta
@@ -66,14 +70,18 @@ class AOFP:
         "sampled" draws masks on a scoring path while SGD trains a private copy of the network, as
         the released code does.
     groups
-        "internal" leaves residual streams and what their first blocks read whole (released code),
-        "all" scores them by the sum over their consumers (an extension).
+        "internal" leaves residual streams, what their first blocks read, and fully connected
+        layers whole (released code), "all" scores them too, by the sum over their consumers (an
+        extension).
     max_theta
         What theta may grow to.
     at
         Where outputs are compared: "conv" (before bias and BatchNorm), "bn" (behind BatchNorm),
         and for "sampled" also "relu" (behind the activation, as released). None: "conv" for
         "exact", "relu" for "sampled".
+    damage
+        Sampled: "batch_ratio", sums over the batch before the ratio (released code), or
+        "sample_ratio", the mean over samples of each one's ratio.
     images
         Exact: how many training images are measured.
     batches
@@ -81,20 +89,24 @@ class AOFP:
     warmup
         Sampled: batches before the first halving; the layers start one after another.
     retire_after
-        Sampled: a layer that fails restarts, and retires from the move after so many failures
-        (released: never).
+        Sampled: a layer that fails restarts, and retires from the move after so many failures in
+        a row (released: never).
     lr
-        Sampled: the constant learning rate. The scoring path uses the base path's BatchNorm
-        statistics (the released code lets it compute, and disturb, its own).
+        Sampled: the constant learning rate, twice that for biases (released). The scoring path
+        uses the base path's BatchNorm statistics (the released code lets it compute, and disturb,
+        its own).
     """
 
     name: ClassVar[str] = "aofp"
+    only_convolutions: ClassVar[bool] = True
+    repair: ClassVar[str | None] = None
 
     theta: float = 0.01
     scoring: Literal["exact", "sampled"] = "exact"
     groups: Literal["internal", "all"] = "internal"
     max_theta: float = 0.64
     at: str | None = None
+    damage: Literal["batch_ratio", "sample_ratio"] = "batch_ratio"
     images: int = 512
     batches: int = 100
     warmup: int = 50
@@ -113,6 +125,12 @@ class AOFP:
         if self.at is not None and self.at not in places:
             raise InvalidValue(
                 f"at is one of {', '.join(places)} with scoring={self.scoring!r}, not {self.at!r}."
+            )
+        check_choice(self, "damage", "batch_ratio", "sample_ratio")
+        if self.scoring == "exact" and self.damage != "batch_ratio":
+            raise InvalidValue(
+                "damage='sample_ratio' needs scoring='sampled': the closed form sums over images "
+                "before the ratio."
             )
         check_counts(self, "images", "batches", "retire_after")
         check_lr(self)
@@ -133,7 +151,7 @@ class AOFP:
 
     def targets(self, context: Context) -> list[ChannelGroup]:
         """The groups that are searched."""
-        return [group for group in context.prunable if selects(self.groups, group)]
+        return [g for g in context.prunable if g.consumers and not spares(self, g)]
 
     def _search_exactly(self, context: Context) -> Search:
         """Steps 1 to 5 in closed form, from one measurement."""

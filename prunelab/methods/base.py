@@ -22,10 +22,14 @@ from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, thaw
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """A move, and the trained network that it is to be cut from (None: the network as it is)."""
+    """A move, and the trained network that it is to be cut from (None: the network as it is).
+
+    `momentum`, see `loops.training.momentum_of`, is handed back to the next search.
+    """
 
     move: Move | None
     weights: nn.Module | None = None
+    momentum: nn.Module | None = None
 
 
 Search = Generator[Any, None, Move | Found | None]
@@ -43,8 +47,8 @@ class Method(Protocol):
     A method may have more, which the session reads where it is there: `relaxed()` gives a method
     that finds more, or None, and is called where a run finds nothing; `at` ("conv" or "bn") and
     `images` say how contributions are measured for `foresee`; `groups = "internal"` that residual
-    streams stay; `theta` that `foresee(theta=)` may set it; `factorises` that its moves factorise
-    layers.
+    streams stay, and with `only_convolutions` fully connected layers too; `theta` that
+    `foresee(theta=)` may set it; `factorises` that its moves factorise layers.
 
     >>> import prunelab as pl
     >>> class WidestFirst:
@@ -85,7 +89,8 @@ class Context:
 
     `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
     only. `seed` follows from the session's seed and the event's number; all randomness of a
-    search must come from it. `carry` is what the approved move before this one left.
+    search must come from it. `carry` is what the approved move before this one left, and
+    `momentum()` what its `Found` brought, cut as the network was (None: nothing, or it was tuned).
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
     batches that hold n of them; `aimed(layers, images)` measures layers against the network last
     trained, an `AimedGram` for each. `forward(model, batch)` runs a network on a batch,
@@ -109,6 +114,7 @@ class Context:
     cost: Callable[[WidthPlan], Cost]
     form: Callable[[Mapping[str, str]], ChannelGraph]
     train: Training
+    momentum: Callable[[], nn.Module | None] = lambda: None
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -196,8 +202,17 @@ def measures(method: Method) -> tuple[str, int]:
 
 
 def spares(method: Method, group: ChannelGroup) -> bool:
-    """Whether the method leaves the group alone because it is a residual stream."""
-    return group.residual and getattr(method, "groups", "all") == "internal"
+    """Whether the method leaves the group alone: a residual stream, or a fully connected layer."""
+    if getattr(method, "groups", "all") != "internal":
+        return False
+    convolutions = getattr(method, "only_convolutions", False)
+    return group.residual or (convolutions and group.fully_connected)
+
+
+def published_repair(method: Method) -> str | None:
+    """The repair of the method's paper; least squares where it names none, None where it trains."""
+    found: str | None = getattr(method, "repair", "lstsq")
+    return found
 
 
 def factorises(method: Method) -> bool:

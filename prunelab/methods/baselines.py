@@ -5,6 +5,7 @@
   Taylor           mean over images of |dL/dm|                    `Taylor.scores`
   first k          the channel's index                            `FirstK.scores`
   max response     sum |w| of the filter, or of the readers       `MaxResponse.scores`
+  APoZ             the share of zeros in the activations          `APoZ.scores`
   control          a random number                                `Random.scores`
 
 Where several layers produce a group's units (a residual stream, a depthwise pair), a unit's score
@@ -13,7 +14,7 @@ is the mean over them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import BadModel
+from prunelab.evidence.zeros import counting_zeros
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.methods.base import Context
 from prunelab.methods.one_shot import Array, OneShot, Scope, Scores
@@ -181,6 +183,37 @@ class MaxResponse(OneShot):
                 weight = parameters[layer.weight].detach().transpose(0, 1 - layer.transposed)
                 sums += _onto(context.graph, layer.in_units, weight.abs().flatten(1).sum(1))
         return _by_group(context, sums)
+
+
+@dataclass(frozen=True, slots=True)
+class APoZ(OneShot):
+    """Removes the units that are zero most often (Hu, Peng, Tai, Tang; Network Trimming, 2016).
+
+    A baseline of ThiNet: the average percentage of zeros among the values that the next layers
+    read, on `images` training images. It needs an activation that makes zeros, such as ReLU.
+    """
+
+    name: ClassVar[str] = "apoz"
+
+    images: int = 512
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are."""
+        return "share of activations that are not zero"
+
+    def measuring(self, context: Context) -> Generator[Any, None, Array]:
+        """The share of zeros of each unit."""
+        return (
+            yield from counting_zeros(
+                context.model, context.graph, context.images(self.images), context.forward,
+                self.images,
+            )
+        )  # fmt: skip
+
+    def scores(self, context: Context, evidence: Any) -> Scores:
+        """One minus the percentage of zeros."""
+        return _by_group(context, 1 - evidence)
 
 
 def _by_producers(context: Context, norm: int) -> Scores:

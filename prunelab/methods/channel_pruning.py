@@ -8,10 +8,12 @@ For each layer, front to back, one move:                                `Channel
   2. With W fixed, Z_i = X_i W_i': the normal equations <Z_i, Z_j> and
      <Z_i, Y> of the LASSO
      min over beta of 1/2 ||Y - sum_i beta_i Z_i||^2 + lambda ||beta||_1.  `by_layer` (in evidence)
+     In the paper with ||W_i||_F = 1, in the released code not.          `_norms`
   3. Raise lambda until c' of the beta are not zero.                    `lasso.lars`, `lasso.bisect`
   4. Keep exactly c' channels and remove the others.                    `lasso.ranked`
   5. With beta fixed, reconstruct: the least-squares W of Y on the X_i
      kept, intercept included.                                          repair="lstsq"
+     In the paper 2 to 5 in turn, with lambda rising; as released, once. `alternations`
 
 Released code: ethanhe42/channel-pruning, `lib/decompose.py` (`dictionary`) and `lib/net.py`. The
 products are summed over all outputs; the released code draws 10 positions an image.
@@ -31,7 +33,7 @@ from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.methods.base import Context, Search
 from prunelab.methods.lasso import Solution, bisect, lars, ranked
 from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
-from prunelab.methods.settings import check_choice
+from prunelab.methods.settings import check_choice, check_counts
 from prunelab.values import Importance, PathPoint, units_of
 
 Array = np.ndarray
@@ -63,6 +65,12 @@ class ChannelPruning:
     intercept
         Whether every output may shift by a constant, which a bias or a BatchNorm absorbs
         (released code: one constant for all outputs).
+    normalise
+        Whether ||W_i||_F = 1 before the LASSO, as the paper writes it: the penalty is then on
+        beta_i ||W_i||_F (released code: no).
+    alternations
+        In how many moves a layer loses its channels. With repair="lstsq" after each, beta and W
+        are solved in turn, as in the paper, until c' channels are left (released code: once).
     groups
         "internal" prunes only the inner layers of residual blocks, "all" residual streams too
         (an extension).
@@ -76,19 +84,24 @@ class ChannelPruning:
     schedule: Literal["uniform", "shallow"] = "uniform"
     solver: Literal["lars", "bisect"] = "lars"
     intercept: bool = True
+    normalise: bool = False
+    alternations: int = 1
     groups: Literal["internal", "all"] = "internal"
     images: int = 512
 
     def __post_init__(self) -> None:
         check_layerwise(self, "uniform", "shallow")
         check_choice(self, "solver", "lars", "bisect")
+        check_counts(self, "alternations")
 
     def search(self, context: Context) -> Search:
         """One move: the next layer, and the channels of it to remove."""
         found = next_layer(self, context)
         if found is None:
             return None
-        group, keep = found
+        group, goal = found
+        left = self._alternations_left(context, group)
+        keep = len(group.units) - -(-(len(group.units) - goal) // left)
         measured: Evidence = yield from context.measure(images=self.images)
         gram, cross, energy = yield from self._measuring(context, measured, group)
         bisected = self.solver == "bisect"
@@ -100,7 +113,16 @@ class ChannelPruning:
         drop = {group.name: units_of(order[: len(order) - keep])}
         drop = context.trimmed(drop, {(group.name, unit): i for i, unit in enumerate(order)})
         damage = {name: measured[name].damage(units) for name, units in drop.items()}
-        return context.move(self, drop, damage, carry_of(self, group))
+        carry = carry_of(self, group)
+        if keep > goal:  # the next move is of the same layer
+            before = {key: context.carry[key] for key in ("after",) if key in context.carry}
+            carry = {**carry, "left": [group.name, left - 1], "after": None} | before
+        return context.move(self, drop, damage, carry)
+
+    def _alternations_left(self, context: Context, group: ChannelGroup) -> int:
+        """In how many moves the layer loses the rest of its channels."""
+        name, left = context.carry.get("left", (None, 1))
+        return int(left) if name == group.name else self.alternations
 
     def _measuring(
         self, context: Context, measured: Evidence, group: ChannelGroup
@@ -110,7 +132,21 @@ class ChannelPruning:
         if self.intercept:
             aims = {name: one.centred for name, one in aims.items()}
         gram, cross = by_layer(aims, group)
+        if self.normalise:
+            norms = _norms(context, group)
+            gram, cross = gram / np.outer(norms, norms), cross / norms
         return gram, cross, sum(one.energy for one in aims.values())
+
+
+def _norms(context: Context, group: ChannelGroup) -> Array:
+    """||W_i||_F of the weights that read each unit, 1 for one that is not read [units]."""
+    parameters = dict(context.model.named_parameters())
+    squares = np.zeros(context.graph.units + 1)
+    for layer in context.graph.consumers(group):
+        weight = parameters[layer.weight].detach().movedim(layer.in_axis, 0).flatten(1)
+        np.add.at(squares, layer.in_units, weight.double().square().sum(1).cpu().numpy())
+    norms = np.sqrt(squares[group.first + np.asarray(group.units)])
+    return np.where(norms > 0, norms, 1.0)
 
 
 def _point(

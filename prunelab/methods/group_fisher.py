@@ -23,7 +23,7 @@ Released code: jshilong/FisherPruning, `fisher_pruning.py`. Squaring before the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,11 +37,11 @@ from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
-from prunelab.loops.training import descend, forever
+from prunelab.loops.training import descend, forever, momentum_of
 from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
 from prunelab.methods.settings import check_choice, check_counts, check_groups, check_lr
-from prunelab.values import Progress, Units, WidthPlan
+from prunelab.values import FrozenMap, Progress, Units, WidthPlan
 
 Array = np.ndarray
 Normalise = Literal["memory", "macs"] | None
@@ -53,7 +53,9 @@ class GroupFisher:
 
     Unlike in the released code, masked units are excluded from the search, units without any
     gradient are removed first (there, their groups are skipped), and every group keeps a unit.
-    Approving a move adopts the weights that were trained meanwhile.
+    Approving a move adopts the weights that were trained meanwhile; the next search goes on with
+    their momentum. `GroupFisher(**GroupFisher.CLASSIFICATION)` and `.DETECTION` have the published
+    interval and learning rate (for batches of 32 images, and of 2).
 
     Parameters
     ----------
@@ -82,6 +84,10 @@ class GroupFisher:
     """
 
     name: ClassVar[str] = "group_fisher"
+    repair: ClassVar[str | None] = None
+
+    CLASSIFICATION: ClassVar[FrozenMap[Any]] = FrozenMap({"interval": 25, "lr": 0.004})
+    DETECTION: ClassVar[FrozenMap[Any]] = FrozenMap({"interval": 10, "lr": 0.002})
 
     normalise: Normalise = "memory"
     training: bool = True
@@ -130,7 +136,8 @@ class GroupFisher:
     def _search_training(self, context: Context, removal: _Removal) -> Search:
         """Steps 1 to 5, repeated, on a copy of the network that trains by SGD."""
         network = copy_of(context.model).train()
-        optimiser = replace(context.train, lr=self.lr).optimiser(network)
+        training = replace(context.train, lr=self.lr)
+        optimiser = training.optimiser(network, momentum=context.momentum())
         watch = MaskWatch(network, context.graph, self.masks)
         stream = forever(lambda epoch: context.training_batches(context.seed + epoch))
         step = 0
@@ -139,13 +146,13 @@ class GroupFisher:
                 total, images = torch.zeros(context.graph.units + 1, dtype=torch.float64), 0
                 for _ in range(self.interval):
                     batch = next(stream)
+                    now = watch.on(batch)
                     with private_random(context.seed + step):
-                        descend(network, batch, context.loss, optimiser, watch=watch)
+                        descend(network, batch, context.loss, optimiser, watch=now)
                     zero_columns(
                         network, context.graph, removal.drop
                     )  # SGD moves the masked columns
-                    coupled = watch.gradients(batch_size(batch))
-                    total += squared_sum(coupled)
+                    total += squared_sum(watch.gradients())
                     images += batch_size(batch)
                     step += 1
                     yield Progress(*removal.progress, f"Group Fisher trains, batch {step}")
@@ -154,7 +161,7 @@ class GroupFisher:
         network.zero_grad(set_to_none=True)
         yield from importances(context, removal.scores(), self.meaning)
         move = context.move(self, removal.drop, carry={"batches": step})
-        return Found(move, network.eval())
+        return Found(move, network.eval(), momentum_of(optimiser, network))
 
 
 def squared_sum(gradients: Tensor) -> Tensor:

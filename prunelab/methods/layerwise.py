@@ -96,7 +96,7 @@ def carry_of(method: Layerwise, group: ChannelGroup) -> dict[str, Any]:
 
 def _continues(method: Layerwise, context: Context) -> bool:
     now = carry_of(method, context.graph.groups[0])
-    return "after" in context.carry and all(
+    return context.carry.get("after") is not None and all(
         context.carry.get(key) == now[key] for key in ("pruning_ratio", "schedule")
     )
 

@@ -12,7 +12,7 @@ A method of this kind, a user's own too, is a name and `scores`; the rest is her
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from math import floor
 from typing import Any, ClassVar, Literal
@@ -95,12 +95,15 @@ class OneShot:
         """
         raise NotImplementedError
 
+    def measuring(self, context: Context) -> Generator[Any, None, Any]:
+        """What `scores` is given: evidence of the kinds named, or None if there are none."""
+        if not self.kinds:
+            return None
+        return (yield from context.measure(self.kinds, images=getattr(self, "images", 512)))
+
     def search(self, context: Context) -> Search:
         """Score all units, show the scores, and remove the lowest."""
-        evidence = None
-        if self.kinds:
-            images = getattr(self, "images", 512)
-            evidence = yield from context.measure(self.kinds, images=images)
+        evidence = yield from self.measuring(context)
         scores = self.scores(context, evidence)
         yield from importances(context, scores, self.meaning)
         drop = lowest(self, context, scores)

@@ -67,6 +67,7 @@ class ThiNet:
     """
 
     name: ClassVar[str] = "thinet"
+    repair: ClassVar[str] = "rescale"
 
     pruning_ratio: float | Mapping[str, float] = 0.5
     schedule: Literal["uniform", "conv"] = "uniform"

@@ -38,7 +38,7 @@ def try_move(
         drop = fresh(parts, "try").drop
     plan = history.source_plan.drop(drop)
     small = cut(history.source, history.source_graph, plan)
-    kind = evaluator.settings.repair
+    kind = evaluator.settings.repair_after(parts.method)
     if repair and kind is not None:
         small = (yield from best_repair(evaluator, history, (small, plan), kind))[0]
     mark = history.state.now.event.fingerprint
@@ -62,7 +62,7 @@ def _network_of(parts: Parts, which: int | WidthPlan, repair: bool) -> Work[nn.M
             raise UnknownName("point of the trajectory", which, map(str, points))
         return history.network_at(points[which])
     network = evaluator.cut_to(which)
-    kind = evaluator.settings.repair
+    kind = evaluator.settings.repair_after(parts.method)
     if repair and kind is not None:
         full = evaluator.base, WidthPlan.full(evaluator.graph)
         yield from repair_towards(evaluator, (network, which), kind, full)

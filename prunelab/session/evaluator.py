@@ -6,15 +6,16 @@ It knows nothing of events: a session passes the networks and keeps the results.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence, Sized
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunelab.data.batches import agreed_size, batch_size
+from prunelab.data.batches import agreed_size, batch_size, selected
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
-from prunelab.errors import BadData, BadModel
+from prunelab.errors import BadData, BadModel, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
 from prunelab.graph.surgery.factorisation import (
@@ -30,7 +31,7 @@ from prunelab.graph.surgery.network_state import (
     without_values,
 )
 from prunelab.graph.trace import copy_of, restricted, trace
-from prunelab.loops.batch import device_of, guarded
+from prunelab.loops.batch import device_of, guarded, on_device
 from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
 from prunelab.loops.training import answering
@@ -71,11 +72,10 @@ class Evaluator:
         self.base = _sound(copy_of(model), device)
         if graph is None:
             given = self.run_inputs() if example_inputs is None else example_inputs
-            forward = settings.forward if settings.own_forward else None
-            graph = trace(self.base, given, forward=forward)
+            graph = self._traced(given)
             size = agreed_size(given)
             if graph.inputs is None and size is not None:
-                graph = trace(self.base, given, forward=forward, batch_size=size)
+                graph = self._traced(given, batch_size=size)
         graph = restricted(graph, freeze, round_to)
         if not any(group.prunable for group in graph.groups):
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
@@ -86,6 +86,18 @@ class Evaluator:
         }
         self.measurements = Measurements(self.splits, settings, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
+
+    def _traced(self, inputs: Any, **more: Any) -> ChannelGraph:
+        """The graph; a network that takes its targets in training is given a batch to train on."""
+        forward = self.settings.forward if self.settings.own_forward else None
+        graph = trace(self.base, inputs, forward=forward, **more)
+        batch = self.splits.sample()
+        if not graph.untrained or forward is not None or not isinstance(batch, tuple | list):
+            return graph
+        train_inputs = on_device(tuple(_one_of(batch)), device_of(self.base))
+        with suppress(TraceError):
+            return trace(self.base, inputs, train_inputs=train_inputs, **more)
+        return graph
 
     # ------------------------------------------------------------ networks
 
@@ -143,8 +155,11 @@ class Evaluator:
         return batch if self.settings.own_forward else self._first_of(batch)
 
     def _first_of(self, batch: Any) -> Any:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
+        one = _one_of(batch)
+        x = one[0] if isinstance(one, (tuple, list)) else one
+        if isinstance(x, (tuple, list)):
+            x = (x,)  # a single argument, such as a detector's list of images
+        return on_device(x, device_of(self.base))
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""
@@ -210,6 +225,11 @@ class Evaluator:
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)
         return by_batch(name, mine, theirs, sizes, metric.higher_is_better)
+
+
+def _one_of(batch: Any) -> Any:
+    """The first sample of a batch, as a batch."""
+    return selected(batch, torch.arange(batch_size(batch)) < 1)
 
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:

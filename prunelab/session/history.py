@@ -11,6 +11,7 @@ from torch import nn
 from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.surgery.editing import cut
 from prunelab.graph.surgery.factorisation import extended
 from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
@@ -127,6 +128,16 @@ class History:
         plan = self.plan
         return self._evaluator.graph_of(plan).after(plan)
 
+    def momentum(self) -> nn.Module | None:
+        """The momentum that the latest approved search left, cut to the current plan."""
+        found = self.state.now.momentum
+        if found is None:
+            return None
+        key, kept = found
+        plan = self._evaluator.plan(kept, self.state.now.factors)
+        moving = self._stored(key, plan)
+        return cut(moving, self._evaluator.graph_of(plan).after(plan), self.plan)
+
     # ------------------------------------------------------------ commits
 
     def header(self) -> dict[str, Any]:
@@ -139,6 +150,7 @@ class History:
         network: nn.Module | None = None,
         *,
         weights: nn.Module | None = None,
+        momentum: nn.Module | None = None,
         brought: nn.Module | None = None,
         answers: Answers | None = None,
     ) -> None:
@@ -150,6 +162,8 @@ class History:
             The new current network, with its `answers` on the validation images; None: unchanged.
         weights
             The network whose weights are stored, under the name in the event.
+        momentum
+            The momentum that is stored with a proposed move.
         brought
             The trained network that comes with a proposed move.
         """
@@ -157,6 +171,9 @@ class History:
         if weights is not None:
             assert isinstance(event, (Began, Proposed, Step)) and event.weights is not None
             stored[event.weights] = captured(weights).packed()
+        if momentum is not None:
+            assert isinstance(event, Proposed) and event.momentum is not None
+            stored[event.momentum] = captured(momentum).packed()
         with uninterrupted():
             self.ledger.append(event, stored)
             if network is not None:

@@ -76,7 +76,9 @@ def _check_within_reach(parts: Parts, goal: int) -> None:
     if least > goal:
         more = ""
         if len(groups) < len(prunable):
-            more = "Its groups='internal' leaves residual streams whole; 'all' prunes them too. "
+            spared = any(group.fully_connected for group in set(prunable) - set(groups))
+            kinds = "residual streams" + (" and fully connected layers" if spared else "")
+            more = f"Its groups='internal' leaves {kinds} whole; 'all' prunes them too. "
         raise BudgetUnreachable(
             f"{parts.method.name} cannot reach {goal / base:.1%} of the MACs: with all groups that "
             f"it may prune at their smallest width, {least / base:.1%} are left. {more}"

@@ -82,7 +82,9 @@ class Session:
     example_inputs
         One input for the trace; None takes a training input.
     repair
-        Follows every approve: "lstsq", "rescale", "bn" (see `repair`) or None.
+        Follows every approve: "lstsq", "rescale", "bn" (see `repair`) or None; "published" is that
+        of the method's paper: ThiNet's factors ("rescale"), none for AOFP and Group Fisher, which
+        train instead, else "lstsq".
     repair_images
         A repair uses as many training images as determine its layers, at most this number.
     device

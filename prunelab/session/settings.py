@@ -12,8 +12,10 @@ from prunelab.errors import InvalidValue
 from prunelab.loops.batch import Loss, cross_entropy, run_batch
 from prunelab.loops.own import loss_of
 from prunelab.loops.training import Metric, Training, metrics_of
+from prunelab.methods.base import Method, published_repair
 
 REPAIRS = ("lstsq", "rescale", "bn")
+PUBLISHED = "published"
 REPAIR_IMAGES = 1024  # at most; on resnet18 at 32 px 2,048 gain 0.1 points, 512 lose 1.0
 
 
@@ -46,7 +48,7 @@ class Settings:
         repair_images: int,
     ) -> Settings:
         """Check a session's keywords and fill in the defaults; raises `InvalidValue`."""
-        if repair is not None:
+        if repair not in (None, PUBLISHED):
             check_repair(repair)
         if isinstance(repair_images, bool) or not isinstance(repair_images, int):
             raise InvalidValue(f"repair_images is a whole number, not {repair_images!r}.")
@@ -72,6 +74,10 @@ class Settings:
             own_forward=own_forward,
             classifies=classifies,
         )
+
+    def repair_after(self, method: Method) -> str | None:
+        """The repair that follows an approve of a move of `method`."""
+        return published_repair(method) if self.repair == PUBLISHED else self.repair
 
     @property
     def guard(self) -> tuple[str, Metric]:

@@ -113,9 +113,10 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
         seen=tuple(seen),
         target=target,
         weights=None if trained is None else str(header["seq"]),
+        momentum=None if result.momentum is None else f"{header['seq']} momentum",
         why="" if result.move is not None else why_none(method, context, seen),
     )
-    history.commit(event, weights=trained, brought=trained)
+    history.commit(event, weights=trained, momentum=result.momentum, brought=trained)
     return result.move
 
 
@@ -171,7 +172,7 @@ def approve(
     as_cut = yield from evaluator.judge(small)
     steps: list[tuple[type[Any], dict[str, Any], nn.Module, Judgement]]
     steps = [(Approved, {"run": run}, small, as_cut)]
-    kind = evaluator.settings.repair
+    kind = evaluator.settings.repair_after(parts.method)
     if repair and kind is not None:
         fixed, extra, judged = yield from best_repair(
             evaluator, history, (small, plan), kind, as_cut

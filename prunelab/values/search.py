@@ -17,6 +17,8 @@ class Cost:
     `macs` counts convolutions and linear layers; a paper's "FLOPs" are often 2 x MACs.
     `activation_bytes` is the sum of their outputs; `at` is the size of the input, as 1x28x28.
     `left_out` says which work of the original network, such as attention, is in no layer.
+    `weights` are the parameters without biases and normalisation, as the papers' tables count them
+    (0: not counted).
     """
 
     macs: int
@@ -24,6 +26,7 @@ class Cost:
     activation_bytes: int
     at: str = field(default="", compare=False)
     left_out: str = field(default="", compare=False)
+    weights: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         without = f" (without {self.left_out})" if self.left_out else ""
@@ -156,6 +159,11 @@ class Move:
     def splits(self) -> str:
         """How many layers it factorises, in words; empty for none."""
         return f"factorise {many(len(self.factors), 'layer')}, " if self.factors else ""
+
+    @property
+    def trained(self) -> int:
+        """How many batches its search trained on, which the method notes in `carry["batches"]`."""
+        return int(self.carry.get("batches", 0))
 
     def __str__(self) -> str:
         return (

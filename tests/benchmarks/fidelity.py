@@ -90,7 +90,7 @@ def scores_of(
     gradient = {"kinds": ("gradient",)}
     return {
         "damage isolation: G's diagonal": measured(lambda ev, n: ev[n].alone()),
-        "AOFP's first halving": measured(lambda ev, n: expected_damages(ev[n].gram)),
+        "exact AOFP's first halving": measured(lambda ev, n: expected_damages(ev[n].gram)),
         "Group Fisher, unnormalised": measured(lambda ev, n: ev.gradient(n).fisher, **gradient),
         "Group Fisher, consumers only": measured(
             lambda ev, n: ev.gradient(n).fisher, masks="consumers", **gradient

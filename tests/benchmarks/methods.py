@@ -360,9 +360,10 @@ def aofp(bench: Bench) -> None:
             made.append(bench.cell(f"aofp {bench.steps} {seed}", lambda seed=seed: job(seed)))
     if not made:
         return
-    print(f"\n### AOFP, {bench.network} at 35% of its MACs, {bench.steps} batches of tuning\n")
+    title = f"{bench.network} at 35% of its MACs, {bench.steps} batches of tuning"
+    print(f"\n### Exact AOFP, {title}\n")
     rows = [[i, f"{base[i]:.2f}", spread([cell[i] for cell in made])] for i in reported(bench)]
-    table(["test images", "base", "AOFP"], rows)
+    table(["test images", "base", "exact AOFP"], rows)
 
 
 def main() -> None:

@@ -376,7 +376,7 @@ PAPERS = (
         ),
     ),
     Paper(
-        "AOFP ResNet-50, at its MACs",
+        "exact AOFP ResNet-50, at its MACs",
         torchvision.models.resnet50,
         (macs("1.77"),),
         search=Search(

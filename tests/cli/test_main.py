@@ -95,7 +95,7 @@ def test_prune_writes_the_network_and_ends_with_a_table(
 
 @pytest.mark.parametrize(
     "method",
-    ["group_fisher", "oracle", "magnitude", "taylor", "random", "first_k", "max_response"],
+    ["group_fisher", "oracle", "magnitude", "taylor", "random", "first_k", "max_response", "apoz"],
 )
 def test_every_method_prunes_to_the_target(
     here: Path, method: str, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from toys import Couplings, batches
 
 import prunelab as pl
@@ -234,7 +236,7 @@ def test_it_looks_on_while_a_network_trains(trained: nn.Module) -> None:
         model.train()
         watch = MaskWatch(model, graph)
         if watched:
-            with watch:
+            with watch.on((x, y)):
                 loss = F.cross_entropy(model(x), y)
         else:
             loss = F.cross_entropy(model(x), y)
@@ -243,7 +245,7 @@ def test_it_looks_on_while_a_network_trains(trained: nn.Module) -> None:
 
     (plain, _), (seen, watch) = gradients(False), gradients(True)
     assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
-    watch.add(len(x))
+    watch.add()
     want = pl.measure(trained, graph, [(x, y)], kinds=("gradient",), bn="batch").gradients
     np.testing.assert_allclose(watch.sums.numpy(), want, rtol=1e-4, atol=1e-7)
 
@@ -356,6 +358,78 @@ def test_regions_and_levels_of_an_image_are_summed_before_the_square(
     np.testing.assert_allclose(found.signed, want.sum(0), rtol=EXACT)
 
 
+class Detector(nn.Module):
+    """Images of other sizes in one padded batch, two levels, regions of unequal numbers.
+
+    Regions are written to the rows of their level, as torchvision's detectors do, or joined image
+    by image; the loss of an image is the mean over its regions.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+        self.down, self.fc = nn.Conv2d(5, 5, 3, 2, 1), nn.Linear(5 * 4, 3)
+        self.pool = MultiScaleRoIAlign(["0", "1"], 2, 2, canonical_scale=8, canonical_level=3)
+
+    def forward(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
+        x = images[0].new_zeros(len(images), 3, 12, 12)
+        for image, place in zip(images, x.unbind(0), strict=True):
+            place[:, : image.shape[1], : image.shape[2]].copy_(image)
+        low = torch.tanh(self.conv(x))
+        high = torch.tanh(self.down(low))
+        if self.how == "levels":
+            sizes = [(12, 12)] * len(images)
+            regions = self.pool({"0": low, "1": high}, boxes, sizes)
+            rows = regions.flatten(1)
+        else:
+            pooled = [roi_align(one[None], [b], (2, 2)) for one, b in zip(low, boxes, strict=True)]
+            rows = torch.cat([one.flatten(1) for one in pooled])
+        return list(self.fc(rows).split([len(b) for b in boxes]))
+
+
+def detected(network: nn.Module, batch: Any) -> Tensor:
+    images, boxes, labels = batch
+    found = network(images, boxes)
+    each = [
+        F.cross_entropy(rows.mean(0)[None], label[None]) if len(rows) else rows.sum()
+        for rows, label in zip(found, labels, strict=True)
+    ]
+    return torch.stack(each).mean()
+
+
+@pytest.mark.parametrize("how", ["levels", "joined"])
+@pytest.mark.parametrize("counts", [(4, 2), (4, 1), (3, 3, 3), (2, 0, 1), (3, 0, 0)])
+def test_unequal_numbers_of_regions_go_to_their_images(how: str, counts: tuple[int, ...]) -> None:
+    torch.manual_seed(sum(counts))
+    model = Detector(how).double()
+    images = [torch.randn(3, 12 - n, 9 + n, dtype=torch.float64) for n in range(len(counts))]
+    corners = [torch.rand(count, 2, dtype=torch.float64) * 4 for count in counts]
+    boxes = [torch.cat([at, at + 2 + 5 * torch.rand(len(at), 1)], 1) for at in corners]
+    labels = [torch.tensor(n % 3) for n in range(len(counts))]
+    batch = (images, boxes, labels)
+    graph = pl.trace(model, (images, boxes))
+    assert graph["conv"].prunable
+    kinds = {"kinds": ("gradient",), "loss": detected}
+    whole = pl.measure(model, graph, [batch], **kinds)
+    single = [tuple([column[n]] for column in batch) for n in range(len(counts)) if counts[n]]
+    parts = pl.measure(model, graph, single, **kinds)
+    assert whole.images == len(counts)
+    np.testing.assert_allclose(whole.gradients, parts.gradients, rtol=EXACT, atol=EXACT)
+
+
+def test_rows_that_mix_images_are_refused(trained: nn.Module) -> None:
+    batch = batches(32, 4)[0]
+    graph = pl.trace(trained, batch[0])
+
+    def mixed(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x = batch[0]
+        return F.cross_entropy(network(x + x.flip(0)), batch[1])
+
+    with pytest.raises(pl.BadData, match="followed"):
+        pl.measure(trained, graph, [batch], kinds=("gradient",), loss=mixed)
+
+
 def test_groups_do_not_depend_on_the_order_in_which_modules_stand() -> None:
     model, x, _ = couplings()
     want = [(g.name, g.width, g.producers, g.consumers, g.why) for g in pl.trace(model, x[:1])]
@@ -393,8 +467,8 @@ def test_what_cannot_be_measured_is_told(trained: nn.Module) -> None:
         pl.measure(trained, graph, [(x, y)], kinds=("gradient",), masks="all")
     with pytest.raises(pl.BadData, match="rows"), differentiable(trained):
         watch = MaskWatch(trained, graph)
-        with watch:
+        with watch.on(x[:5]):
             loss = F.cross_entropy(trained(x), y)
         loss.backward()
         trained.zero_grad(set_to_none=True)
-        watch.add(5)
+        watch.add()

@@ -13,6 +13,7 @@ from toys import Tiny
 
 import prunelab as pl
 from prunelab.experiments.results import Outcome
+from prunelab.ledger.events import Proposed
 from prunelab.values import Progress
 
 X = torch.zeros(1, 1, 12, 12)
@@ -183,3 +184,21 @@ def test_a_target_out_of_reach_and_nothing_to_widen_are_told(
 
     with pytest.raises(pl.BadModel, match="groups="):
         pl.redesign(OnlyAStream(), data, steps=0, tune=0)
+
+
+def test_the_control_trains_on_as_many_batches_as_the_search(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    steps = []
+
+    def train(model: nn.Module, data: Any, count: int) -> None:
+        steps.append(count)
+
+    method = pl.AOFP(theta=0.3, scoring="sampled", batches=3, warmup=0)
+    found = pl.redesign(
+        trained, data, 1.5, method=method, steps=4, tune=2, seeds=[7], train=train, repair=None
+    )
+    moves = [e.move for e in found.session.ledger if isinstance(e, Proposed) and e.move]
+    searched = sum(move.carry["batches"] for move in moves)
+    assert searched > 0
+    assert steps == [4, 2, 4 + searched + 2]

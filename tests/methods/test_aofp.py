@@ -241,7 +241,7 @@ def test_of_every_half_each_mask_counts_for_the_units_it_held(n: int, batches_a_
     group = pl.ChannelGroup(
         "g", n, tuple(range(n)), ("g",), ("next",), why="", first=0, residual=False
     )
-    search, rng = _LayerSearch(group, 0, group.units), np.random.default_rng(0)
+    search, rng = _LayerSearch(group, 1, 0, group.units, group.units), np.random.default_rng(0)
     while True:
         held = dict.fromkeys(search.search, 0)
         sums = dict.fromkeys(search.search, 0.0)
@@ -255,7 +255,7 @@ def test_of_every_half_each_mask_counts_for_the_units_it_held(n: int, batches_a_
                 sums[unit] += 1.0 + index
         assert sum(search.counts.values()) == len(search.search) // 2 * batches_a_half
         assert search.counts == {unit: count for unit, count in held.items() if count}
-        rung = search.decide(theta=1e-9, retire_after=1)
+        rung = search.decide(theta=1e-9)
         assert rung.batches == batches_a_half
         for unit, mean in zip(rung.search, rung.damages, strict=True):
             want = sums[unit] / held[unit] if held[unit] else inf
@@ -421,3 +421,41 @@ def test_images_without_labels_are_judged_by_the_signal_alone() -> None:
     move = session.propose(target_macs=0.6)
     assert move.drop
     assert move.after.macs < move.before.macs
+
+
+class Heavy(nn.Module):
+    """Convolutions and two hidden fully connected layers, as VGG has, and a token-wise layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 6, 3, 2), nn.Conv2d(6, 8, 3, 2)
+        self.mix = nn.Linear(8, 10)
+        self.fc1, self.fc2, self.out = nn.Linear(40, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.b(self.a(x).relu()).relu()
+        x = self.mix(x.permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
+        x = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        return self.out(self.fc2(self.fc1(x).relu()).relu())
+
+
+@pytest.mark.parametrize("scoring", ["exact", "sampled"])
+def test_fully_connected_layers_are_no_targets_unless_all_are(scoring: str, data: pl.Data) -> None:
+    how = {"scoring": scoring, "theta": inf, "batches": 1, "warmup": 0}
+    names = {}
+    for groups in ("internal", "all"):
+        session = pl.Session(Heavy(), data, pl.AOFP(groups=groups, **how), repair=None)
+        session.propose()
+        names[groups] = {rung.group for rung in session.state.proposed.seen}
+    assert names["internal"] == {"a", "b", "mix"}  # mix is applied at every position
+    assert scoring == "sampled" or "fc1" in names["all"]
+    assert {g.name for g in session.graph if g.fully_connected} == {"fc1", "fc2", "out"}
+    with pytest.raises(pl.BudgetUnreachable, match="fully connected"):
+        pl.Session(Heavy(), data, repair=None).run(target_macs=0.05)
+
+
+def test_vgg16s_fully_connected_layers_stay() -> None:
+    models = pytest.importorskip("torchvision.models")
+    graph = pl.trace(models.vgg16(weights=None).eval(), torch.zeros(1, 3, 32, 32))
+    names = {group.name for group in graph if group.prunable and group.fully_connected}
+    assert names == {"classifier.0", "classifier.3"}

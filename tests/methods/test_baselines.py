@@ -19,7 +19,9 @@ import prunelab as pl
 from prunelab.methods import METHODS, Context
 from prunelab.values import Move, Progress
 
-ONE_SHOT = ["magnitude", "batchnorm_scale", "taylor", "random", "first_k", "max_response", "oracle"]
+ONE_SHOT = [
+    "magnitude", "batchnorm_scale", "taylor", "random", "first_k", "max_response", "apoz", "oracle",
+]  # fmt: skip
 
 
 def scores(session: pl.Session, method: Any) -> dict[str, np.ndarray]:
@@ -129,6 +131,30 @@ def test_permuting_channels_permutes_the_scores(
         permuted.conv2.weight.copy_(trained.conv2.weight[:, order])
     found = [scores(pl.Session(m, data, repair=None), name)["conv1"] for m in (trained, permuted)]
     np.testing.assert_allclose(found[1], found[0][order], rtol=1e-3, atol=1e-6)
+
+
+def test_apoz_is_the_share_of_values_that_are_not_zero(session: pl.Session) -> None:
+    inputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, given: inputs.__setitem__(name, given[0])
+
+    model = session.model.eval()
+    names = ("conv1", "conv2", "conv3", "fc")
+    hooks = [getattr(model, n).register_forward_pre_hook(keep(n)) for n in names]
+    x = torch.cat([x for x, _ in session._evaluator.splits.images(64)])
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    alive = {n: (v != 0).double().flatten(2).mean((0, 2)) for n, v in inputs.items() if n != "fc"}
+    found = scores(session, pl.APoZ(images=64))
+    both = torch.cat([inputs["conv1"], inputs["conv3"]])  # they read the same channels
+    trunk = (both != 0).double().mean((0, 2, 3))
+    np.testing.assert_allclose(found["stem"], trunk, rtol=1e-4)
+    np.testing.assert_allclose(found["conv1"], alive["conv2"], rtol=1e-4)
+    np.testing.assert_allclose(found["conv3"], (inputs["fc"] != 0).double().mean(0), rtol=1e-4)
+    assert 0 < min(found["conv1"]) < max(found["conv1"]) < 1
 
 
 # ---------------------------------------------------------------- how many are dropped

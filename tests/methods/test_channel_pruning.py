@@ -340,3 +340,57 @@ def test_the_lasso_aims_at_the_network_last_trained(trained: nn.Module, data: pl
 def test_parameters_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(pl.InvalidValue):
         pl.ChannelPruning(**wrong)
+
+
+def test_normalised_the_penalty_is_on_the_coefficients_of_unit_weights(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    session = pl.Session(trained, data, repair=None)
+    x = torch.cat([x for x, _ in session._evaluator.splits.images(64)])
+    with torch.no_grad():
+        inside = torch.relu(trained.bn1(trained.conv1(torch.relu(trained.bn0(trained.stem(x))))))
+        weight = trained.conv2.weight
+        each = [
+            torch.conv2d(inside[:, i : i + 1], weight[:, i : i + 1], padding=1)
+            / weight[:, i].norm()
+            for i in range(12)
+        ]
+        y = torch.conv2d(inside, weight, padding=1)
+    rows = [z.double() - z.double().mean((0, 2, 3), keepdim=True) for z in (*each, y)]
+    *z, y = (row.flatten().numpy() for row in rows)
+    z = np.array(z)
+    path = lars(z @ z.T, z @ y)
+    points, drops = {}, {}
+    for normalise in (True, False):
+        session.method = pl.ChannelPruning({"conv1": 0.5}, images=64, normalise=normalise)
+        drops[normalise] = session.propose().drop["conv1"]
+        seen = session.state.proposed.seen
+        points[normalise] = [s.penalty for s in seen if isinstance(s, PathPoint)]
+        session.reject()
+    np.testing.assert_allclose(points[True], [s.penalty for s in path], rtol=1e-3, atol=1e-6)
+    assert drops[True] == tuple(sorted(set(range(12)) - set(kept(z @ z.T, path, 6))))
+    assert points[True][1] != pytest.approx(points[False][1], rel=1e-3)
+
+
+def test_alternating_is_lasso_and_least_squares_in_turn(trained: nn.Module, data: pl.Data) -> None:
+    few = {"images": 64}
+    turns = pl.ChannelPruning({"conv1": 0.5, "conv3": 0.25}, alternations=3, **few)
+    session = pl.Session(trained, data, turns, repair_images=64)
+    moves = []
+    while (move := session.propose()) is not None:
+        moves.append(dict(move.drop))
+        session.approve()
+    assert [{name: len(units) for name, units in drop.items()} for drop in moves] == [
+        {"conv1": 2}, {"conv1": 2}, {"conv1": 2}, {"conv3": 2}, {"conv3": 1}, {"conv3": 1},
+    ]  # fmt: skip
+    by_hand = pl.Session(trained, data, repair_images=64)
+    ratios = [{"conv1": n / 12} for n in (2, 4, 6)]
+    ratios += [{"conv1": 0.5, "conv3": n / 16} for n in (2, 3, 4)]
+    for ratio, drop in zip(ratios, moves, strict=True):
+        by_hand.method = pl.ChannelPruning(ratio, **few)
+        assert dict(by_hand.propose().drop) == drop
+        by_hand.approve()
+    for one, other in zip(
+        session.model.state_dict().values(), by_hand.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -76,7 +76,8 @@ class ChannelGroup:
     graph-wide number of its first unit. Methods keep `min_width` units or more, and a multiple of
     `step`. `residual`: they are the sum of several dense layers' outputs, or the input of a block
     that adds a projection of it to its branch. `inexact`: a LayerNorm spans the group, so that the
-    cut network differs slightly from the masked one.
+    cut network differs slightly from the masked one. `fully_connected`: linear layers make them,
+    at one position an input.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ChannelGroup:
     min_width: int = 1
     step: int = 1
     inexact: bool = False
+    fully_connected: bool = False
 
     @property
     def span(self) -> slice:

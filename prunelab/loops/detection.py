@@ -1,0 +1,60 @@
+"""The loss of torchvision's detectors, which compute it themselves in training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunelab.errors import BadData
+from prunelab.graph.train_mode import mode_dependent
+from prunelab.loops.batch import device_of, on_device
+
+
+def detection_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The sum of the losses that a detector of torchvision returns for (images, targets).
+
+    For `loss=` of a session, of `measure` and of `ablate`: no flag has to be set. The detector's
+    own code runs as in training, where it takes targets; BatchNorm and dropout stay in the mode
+    they are in, evaluation while a network is measured, training while it is tuned.
+
+    Parameters
+    ----------
+    model
+        A network that in training mode takes images and targets and returns a dict of losses.
+    batch
+        A list of images [3, height, width] and a list of dicts with their boxes [N, 4] and labels
+        [N], as a DataLoader with `collate_fn=lambda samples: tuple(zip(*samples))` gives them.
+
+    Raises
+    ------
+    BadData
+        For a batch or a network of another kind.
+    """
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise BadData("detection_loss takes batches of (images, targets), both lists.")
+    images, targets = on_device(list(batch), device_of(model))
+    with _as_in_training(model):
+        losses = model(list(images), list(targets))
+    if not isinstance(losses, dict) or not losses:
+        raise BadData(
+            f"In training mode this network returns {type(losses).__name__}, not a dict of losses "
+            "as torchvision's detectors do. Give a loss= of your own."
+        )
+    return sum(losses.values(), next(iter(losses.values())).new_zeros(()))
+
+
+@contextmanager
+def _as_in_training(model: nn.Module) -> Iterator[None]:
+    """Set the flags of modules whose own code asks for the mode, and restore them."""
+    modules = dict(model.named_modules())
+    asked = [(modules[name], modules[name].training) for name in mode_dependent(model)]
+    for module, _ in asked:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module, flag in asked:
+            module.training = flag
