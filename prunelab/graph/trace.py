@@ -10,10 +10,10 @@ from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunelab.data.private_random import private_random
+from prunelab.data.tensors import tensors_of
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.grouping import build_graph
@@ -80,7 +80,7 @@ def trace(
             "first: model.to_empty(device='cpu') and load_state_dict."
         )
     run = runner(example_inputs, forward)
-    tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    tensors = tensors_of(example_inputs)
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunelab.data.tensors import tensors_of
 from prunelab.graph.labels.layout import along, varying_axes
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.provenance import Key, Origin
@@ -120,8 +120,8 @@ class LabelStore:
     def guard(self, given: Any) -> None:
         """Freeze the tensors in `given` while a guarded module is running."""
         why = self.guarded.get(self._stack.innermost)
-        for tensor in tree_leaves(given) if why else ():
-            if isinstance(tensor, Tensor) and tensor in self:
+        for tensor in tensors_of(given) if why else ():
+            if tensor in self:
                 self.freeze(self.labels(tensor), str(why))
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
