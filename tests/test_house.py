@@ -28,7 +28,7 @@ ORDER: dict[str, str] = {
     "figures": "values ledger",
     "data": "",
     "graph/modules": "",
-    "graph/labels": "graph/modules",
+    "graph/labels": "data graph/modules",
     "graph/channels": "values figures graph/labels",
     "graph/surgery": "values graph/modules graph/channels",
     "graph": "data graph/labels graph/channels graph/surgery",
