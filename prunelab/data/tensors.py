@@ -1,8 +1,9 @@
-"""The tensors in any object: a network may return a dataclass, an object, a set or a closure."""
+"""What any object holds: a network may return a dataclass, an object, a set or a closure."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -13,23 +14,25 @@ OPAQUE = (type, ModuleType, nn.Module)  # what they hold is no part of a value
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors that `value` holds, however deep, each once and in an order of its own.
+    """The tensors that `value` holds, each once and in an order of its own; see `reachable`."""
+    return [item for item in reachable(value) if isinstance(item, Tensor)]
+
+
+def reachable(value: Any) -> Iterator[Any]:
+    """`value` and all that it holds, however deep, each object once.
 
     Contents are found as the garbage collector finds them: in containers, attributes and slots, in
     the variables of closures and generators. Classes, modules and networks are not looked into.
     """
-    found: list[Tensor] = []
     met: dict[int, Any] = {}  # holds on to temporary objects, so that no id is used twice
     waiting = [value]
     while waiting:
         item = waiting.pop()
-        if id(item) in met or isinstance(item, OPAQUE):
-            continue
-        met[id(item)] = item
-        if isinstance(item, Tensor):
-            found.append(item)
-        waiting.extend(reversed(_contents(item)))
-    return found
+        if id(item) not in met:
+            met[id(item)] = item
+            yield item
+            if not isinstance(item, OPAQUE):
+                waiting.extend(reversed(_contents(item)))
 
 
 def _contents(item: Any) -> list[Any]:

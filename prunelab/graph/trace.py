@@ -17,6 +17,7 @@ from prunelab.data.tensors import tensors_of
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.grouping import build_graph
+from prunelab.graph.independence import check_copies
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
@@ -86,6 +87,7 @@ def trace(
     deadline = None if time_limit is None else time.monotonic() + time_limit
     with state_preserved(model):
         model.eval()
+        check_copies(model, run)
         try:
             mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
         except PruneLabError:

@@ -16,8 +16,9 @@ from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.independence import check_copies
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of, state_preserved, trace
+from prunelab.graph.trace import copy_of, runner, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
@@ -53,10 +54,12 @@ class Evaluator:
         self.settings = settings
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
+        if example_inputs is None:
+            example_inputs = self.run_inputs()
+        forward = settings.forward if settings.own_forward else None
+        with state_preserved(model):
+            check_copies(model, runner(example_inputs, forward))
         if graph is None:
-            if example_inputs is None:
-                example_inputs = self.run_inputs()
-            forward = settings.forward if settings.own_forward else None
             graph = trace(self.base, example_inputs, forward=forward)
         if not any(group.prunable for group in graph.groups):
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])

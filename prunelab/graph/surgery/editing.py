@@ -5,7 +5,6 @@ All of these return a new module and leave the given one unchanged.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
@@ -17,6 +16,7 @@ from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
 from prunelab.graph.modules.module_attributes import set_width, sync_attributes
+from prunelab.graph.surgery.closures import deep_copy
 from prunelab.values import WidthPlan
 
 
@@ -260,7 +260,7 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
                     OrderedDict()
                 )  # empty hooks: deepcopy would spend most of its time on them
     try:
-        made: nn.Module = copy.deepcopy(model, memo)
+        made: nn.Module = deep_copy(model, memo)
     except Exception as error:
         raise BadModel(
             f"The network cannot be copied ({type(error).__name__}: {error}); prunelab works on "
