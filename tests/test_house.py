@@ -30,7 +30,7 @@ ORDER: dict[str, str] = {
     "graph/modules": "",
     "graph/labels": "data graph/modules",
     "graph/channels": "values figures graph/labels",
-    "graph/surgery": "values graph/modules graph/channels",
+    "graph/surgery": "values data graph/modules graph/channels",
     "graph": "data graph/labels graph/channels graph/surgery",
     "loops": "values data graph",
     "evidence": "values ledger data graph/labels graph/channels graph/surgery graph loops",

@@ -166,6 +166,7 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
             "before": session.evaluate(network=original),
             "after": session.evaluate(),
         },
+        "never_ran": list(session.graph.unseen),
         "cost": {
             "before": thaw(state.base.cost),
             "after": thaw(state.now.cost),

@@ -78,3 +78,91 @@ class Stored(nn.Module):
 
 def test_outputs_in_an_object_are_compared_by_the_probe() -> None:
     assert "hard-codes" in pl.trace(Stored().eval(), X)["a"].why
+
+
+# ---------------------------------------------------------------- heads and branches
+
+
+class Heads(nn.Module):
+    """One of two heads runs; a branch is skipped; two layers are left over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 10, 3)
+        self.heads = nn.ModuleDict({"cars": nn.Linear(10, 4), "birds": nn.Linear(10, 7)})
+        self.early = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(6 * 6 * 6, 4))
+        self.left_over = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, task: str = "cars", early: bool = False) -> Tensor:
+        x = F.relu(self.a(x))
+        if early:
+            return self.early(x)
+        x = F.relu(self.c(F.relu(self.b(x))))
+        return self.heads[task](x.mean((2, 3)))
+
+
+def test_what_an_untaken_head_or_branch_may_read_stays() -> None:
+    graph = pl.trace(Heads(), X)
+    assert graph.unseen == ("heads.birds", "early.0", "early.2", "left_over")
+    assert [group.name for group in graph.groups if group.prunable] == ["b"]
+    assert graph["c"].why == "heads.birds may read it, in a call that was not traced"
+    assert graph["a"].why == "early may read it, in a call that was not traced"
+    assert "never ran" in repr(graph) and "never ran" in str(graph)
+
+
+def test_several_calls_are_traced_together() -> None:
+    calls = [(X,), {"x": X, "task": "birds"}, (X, "cars", True)]
+    model = Heads()
+    graph = pl.trace(model, calls)
+    assert graph.unseen == ("left_over",)
+    assert {group.name for group in graph.groups if group.prunable} == {"a", "b", "c", "early.0"}
+    assert graph["c"].consumers == ("heads.cars", "heads.birds")
+    plan = pl.WidthPlan.full(graph).drop({"a": [0, 3], "c": [1, 2, 3], "early.0": [5]})
+    small = pl.cut(model, graph, plan)
+    assert [small(X, "birds").shape, small(X, early=True).shape] == [(2, 7), (2, 4)]
+    first = pl.cost(model, X)
+    assert pl.cost(graph, pl.WidthPlan.full(graph)).macs == first.macs
+
+
+def test_a_list_of_tensors_is_the_arguments_of_one_call() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.c(self.a(x) + self.b(y))
+
+    assert pl.trace(Sum(), [X, X])["a"].producers == ("a", "b")
+
+
+class Joined(nn.Module):
+    """An untaken layer reads channels of two layers, a flattened map, or a parameter's."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Linear(12, 4)
+        self.kind = kind
+        self.other: Any = nn.Linear({"joined": 20, "flat": 12 * 4 * 4}.get(kind, 1), 2)
+        if kind == "scale":
+            self.other = nn.Parameter(torch.ones(12))
+
+    def forward(self, x: Tensor, take: bool = False) -> Tensor:
+        a = F.relu(self.a(x))
+        b = F.relu(self.b(a))
+        if take and self.kind == "joined":
+            return self.other(torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1))
+        if take and self.kind == "flat":
+            return self.other(b.flatten(1))
+        if take:
+            b = b * self.other[:, None, None]
+        return self.head(b.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind, stays", [("joined", "ab"), ("flat", "b"), ("scale", "b")])
+def test_what_an_untaken_part_reads_is_found_by_its_width(kind: str, stays: str) -> None:
+    model = Joined(kind).eval()
+    graph = pl.trace(model, X)
+    assert {group.name for group in graph.groups if not group.prunable} == {*stays, "head"}
+    drop = {g.name: range(g.width // 2) for g in graph.groups if g.prunable}
+    pl.cut(model, graph, pl.WidthPlan.full(graph).drop(drop))(X, take=True)

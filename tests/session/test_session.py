@@ -732,3 +732,33 @@ def test_a_parameter_that_is_no_plain_data_is_recorded_by_its_type(
     for path in (None, tmp_path / "run.prunelab"):
         session = pl.Session(trained, data, method=Guided(nn.Linear(2, 2)), path=path)
         assert dict(session.state.began.parameters) == {"guide": "<Linear>", "share": 0.5}
+
+
+class TwoHeads(nn.Module):
+    """The second head never runs on a plain batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Tiny()
+        self.spare = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, spare: bool = False) -> Tensor:
+        if not spare:
+            return self.body(x)
+        net = self.body
+        x = F.relu(net.conv3(F.relu(net.bn0(net.stem(x)))))
+        return self.spare(x.mean((2, 3)))
+
+
+def test_layers_that_never_ran_are_named_where_the_session_is_shown(
+    data: pl.Data, tmp_path: Path
+) -> None:
+    session = pl.Session(TwoHeads(), data, method="magnitude")
+    assert session.graph["body.conv3"].why
+    assert session.state.began.unseen == ("spare",)
+    assert "spare never ran" in session.state.line()
+    session.propose(0.8)
+    session.approve()
+    session.export(tmp_path / "net.safetensors")
+    assert json.loads((tmp_path / "net.card.json").read_text())["never_ran"] == ["spare"]
+    assert session.model(torch.randn(2, 1, 12, 12), spare=True).shape == (2, 3)

@@ -341,7 +341,7 @@ class LabelMode(Watch):
                 self.store.freeze(self.store.labels(tensor), why)
 
     def _pass(self, given: Any) -> None:
-        if self.store.guarded:
+        if self.store.guarded or self.store.met is not None:
             with self.suspended():
                 self.store.guard(given)
 

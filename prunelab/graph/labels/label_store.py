@@ -86,7 +86,8 @@ class LabelStore:
     """The labels of all tensors of one run, and the `Trace` built from them.
 
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
-    frozen: its inputs, what it computes, and the outputs of its submodules.
+    frozen: its inputs, what it computes, and the outputs of its submodules. `met` collects the
+    same tensors of every module, as labels and shapes, where it is a list.
     """
 
     def __init__(self, stack: ModuleStack) -> None:
@@ -96,6 +97,7 @@ class LabelStore:
         self._uniform = WeakTensorKeyDictionary()
         self._rigid: dict[Key, str] = {}
         self.guarded: dict[str, str] = {}
+        self.met: list[tuple[str, Tensor, torch.Size]] | None = None
 
     # ------------------------------------------------------------ labels of tensors
 
@@ -118,11 +120,16 @@ class LabelStore:
             self.guard(tensor)
 
     def guard(self, given: Any) -> None:
-        """Freeze the tensors in `given` while a guarded module is running."""
-        why = self.guarded.get(self._stack.innermost)
-        for tensor in tensors_of(given) if why else ():
-            if tensor in self:
-                self.freeze(self.labels(tensor), str(why))
+        """Freeze, or collect, the tensors in `given` while their module is running."""
+        here = self._stack.innermost
+        why = self.guarded.get(here)
+        for tensor in tensors_of(given) if why is not None or self.met is not None else ():
+            if tensor not in self:
+                continue
+            if why is not None:
+                self.freeze(self.labels(tensor), why)
+            if self.met is not None:
+                self.met.append((here, self.labels(tensor), tensor.shape))
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
         """`tensor` has the same elements as `other`, so it gets the same labels."""
