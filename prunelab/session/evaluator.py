@@ -15,6 +15,7 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
+from prunelab.evidence.reach import reached, where_reached
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.independence import check_copies
 from prunelab.graph.surgery.editing import cut
@@ -23,7 +24,7 @@ from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
 from prunelab.session.settings import Settings
-from prunelab.values import FrozenMap, Progress, Units, WidthPlan
+from prunelab.values import FrozenMap, Progress, Units, WidthPlan, listed
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
 
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
@@ -61,10 +62,11 @@ class Evaluator:
             check_copies(model, runner(example_inputs, forward))
         if graph is None:
             graph = trace(self.base, example_inputs, forward=forward)
+        self.reached = reached(self.base, graph, settings.forward, self.splits.sample())
+        found = where_reached(graph, self.reached)
+        self.graph = graph = graph.freeze({group.name: group.why for group in found if group.why})
         if not any(group.prunable for group in graph.groups):
-            reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
-            raise BadModel(f"No channel of this network can be pruned ({reasons}).")
-        self.graph = graph
+            raise BadModel(f"No channel of this network can be pruned: {_hindrances(graph)}.")
         self.measurements = Measurements(self.splits, settings, graph, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
 
@@ -153,6 +155,16 @@ class Evaluator:
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)
         return by_batch(name, mine, theirs, sizes, metric.higher_is_better)
+
+
+def _hindrances(graph: ChannelGraph) -> str:
+    """Why no group of a graph can be pruned."""
+    if graph.groups:
+        reasons = (f"{group.name}: {group.why}" for group in graph.groups[:5])
+        return "; ".join(reasons)
+    return "on these inputs no convolution and no linear layer ran whose weight is a parameter" + (
+        f" ({listed(graph.unseen, 5)} never ran)" if graph.unseen else ""
+    )
 
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:

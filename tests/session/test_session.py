@@ -762,3 +762,51 @@ def test_layers_that_never_ran_are_named_where_the_session_is_shown(
     session.export(tmp_path / "net.safetensors")
     assert json.loads((tmp_path / "net.card.json").read_text())["never_ran"] == ["spare"]
     assert session.model(torch.randn(2, 1, 12, 12), spare=True).shape == (2, 3)
+
+
+class Auxiliary(nn.Module):
+    """A head that runs in training only reads what the next layer reads, as GoogLeNet's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.head, self.aux, self.aux_head = nn.Linear(12, 4), nn.Conv2d(8, 10, 1), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.a(x))
+        out = self.head(F.relu(self.b(x)).mean((2, 3)))
+        return (out, self.aux_head(F.relu(self.aux(x)).mean((2, 3)))) if self.training else out
+
+
+def summed_loss(model: nn.Module, batch: Any) -> Tensor:
+    outs = model(batch[0])
+    each = [F.cross_entropy(out, batch[1]) for out in (outs if model.training else [outs])]
+    return torch.stack(each).sum()
+
+
+@pytest.mark.parametrize(
+    "method", ["aofp", "elimination", "surgeon", "group_fisher", "taylor", "oracle", "thinet",
+               "channel_pruning", "magnitude"],
+)  # fmt: skip
+def test_what_no_image_reaches_is_kept_and_said(method: str, data: pl.Data) -> None:
+    session = pl.Session(Auxiliary(), data, method=method, loss=summed_loss)
+    assert session.graph["aux"].why.startswith("no training image reaches")
+    assert session.graph["a"].consumers == ("b", "aux")
+    move = session.propose(0.7)
+    assert move is not None
+    assert set(move.drop) <= {"a", "b"}
+    session.approve()
+    assert [out.shape for out in session.model.train()(torch.randn(2, 1, 12, 12))] == [(2, 4)] * 2
+
+
+def test_a_network_without_a_layer_says_so(data: pl.Data) -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare, self.scale = nn.Linear(3, 3), nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.scale).flatten(1)[:, :4]
+
+    with pytest.raises(pl.BadModel, match=r"no convolution and no linear layer ran .*\(spare"):
+        pl.Session(Weighted(), data)
