@@ -12,8 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from toys import assert_exact
 
 import prunelab as pl
+from prunelab.cost.counting import layer_costs
+from prunelab.graph.surgery.effective_weights import effective_weights
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -166,3 +170,84 @@ def test_what_an_untaken_part_reads_is_found_by_its_width(kind: str, stays: str)
     assert {group.name for group in graph.groups if not group.prunable} == {*stays, "head"}
     drop = {g.name: range(g.width // 2) for g in graph.groups if g.prunable}
     pl.cut(model, graph, pl.WidthPlan.full(graph).drop(drop))(X, take=True)
+
+
+# ---------------------------------------------------------------- weights made from several tensors
+
+
+def masked_by_hooks() -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4),
+    ).eval()  # fmt: skip
+    for at in (0, 3):
+        prune.l1_unstructured(net[at], "weight", 0.3)
+    prune.l1_unstructured(net[3], "bias", 0.3)
+    return net
+
+
+def test_a_mask_is_not_the_weight() -> None:
+    net = masked_by_hooks()
+    graph = pl.trace(net, X)
+    assert [layer.weight for layer in graph.layers] == [
+        "0.weight_orig",
+        "3.weight_orig",
+        "7.weight",
+    ]
+    assert graph.unseen == ()
+    costs = layer_costs(graph, pl.WidthPlan.full(graph))
+    assert {name: cost.params for name, cost in costs.items()} == {"0": 240, "3": 876, "7": 52}
+    plan = pl.WidthPlan.full(graph).drop({"0": [0, 5], "3": [1, 2, 3]})
+    small, same = pl.cut(net, graph, plan), pl.masked(net, graph, plan)
+    torch.testing.assert_close(small(X), same(X))
+    assert small[3].weight_mask.shape == small[3].weight_orig.shape == (9, 6, 3, 3)
+
+
+def test_methods_rank_the_weight_in_use() -> None:
+    torch.manual_seed(0)
+    net = masked_by_hooks()
+    net[3].weight_mask[4] = 0.0
+    graph = pl.trace(net, X)
+    weights = effective_weights(net, graph.layers)
+    net(X)
+    for name, at in (("0", 0), ("3", 3), ("7", 7)):
+        assert torch.equal(weights[name], net[at].weight)
+    batches = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)]
+    session = pl.Session(net, pl.Data(batches, batches), pl.Magnitude(pruning_ratio=0.1))
+    move = session.propose()
+    assert move is not None
+    assert 4 in move.drop["3"]
+
+
+@pytest.mark.parametrize("method", ["surgeon", "elimination", "oracle", "aofp", "max_response"])
+def test_masked_layers_are_measured(method: str) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4) for _ in range(4)]
+    session = pl.Session(masked_by_hooks(), pl.Data(batches, batches), method=method)
+    assert session.propose(0.7)
+    session.approve()
+    session.tune(steps=1)
+    assert not session.model[0].weight[session.model[0].weight_mask == 0].any()
+
+
+class Summed(nn.Module):
+    """A kernel that is the sum of two parameters, and one scaled by a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.one = nn.Parameter(torch.randn(6, 8, 3, 3))
+        self.two = nn.Parameter(torch.randn(6, 8, 3, 3))
+        self.register_buffer("gain", torch.rand(8, 6, 1, 1))
+        self.three = nn.Parameter(torch.randn(8, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(F.relu(self.a(x)), self.one + self.two)
+        return self.b(F.conv2d(F.relu(x), self.gain * self.three).mean((2, 3)))
+
+
+def test_a_weight_made_from_several_tensors_is_cut_in_all_of_them() -> None:
+    net = Summed()
+    graph = pl.trace(net, X)
+    assert [layer.weight for layer in graph.layers] == ["a.weight", "one", "three", "b.weight"]
+    assert_exact(net, graph, X)
