@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import BaseTorchFunctionMode
+
+from prunelab.graph.labels.unfused import Unfused
 
 LEAVES = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 
 
-class Leaving(BaseTorchFunctionMode):
+class Leaving(Unfused):
     """Calls `on_leave` with each tensor whose values code is about to read outside PyTorch.
 
     These calls pass no dispatcher; `item` does, as an operation without a rule.
@@ -26,4 +27,4 @@ class Leaving(BaseTorchFunctionMode):
     ) -> Any:
         if func in LEAVES:
             self._on_leave(args[0])
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
