@@ -23,7 +23,14 @@ from prunelab.data.tensors import tensors_of
 from prunelab.errors import TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.shape_run import ShapeRun
-from prunelab.graph.probe_runs import Differs, MaskedRun, Recorder, close, in_double
+from prunelab.graph.probe_runs import (
+    Differs,
+    MaskedRun,
+    Recorder,
+    close,
+    drawn_again,
+    in_double,
+)
 from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
@@ -124,7 +131,7 @@ class _Probe:
         small = copy_with(small, buffers, share=True)  # training writes into these buffers only
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
-                with torch.no_grad(), private_random(), watch:
+                with torch.no_grad(), private_random(), drawn_again(), watch:
                     self.train(small)
                 return True
         return False
@@ -179,7 +186,7 @@ class _Probe:
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Recorder(small, layers, alive)
         try:
-            with torch.no_grad(), private_random(), got:
+            with torch.no_grad(), private_random(), drawn_again(), got:
                 made = run(small)
         except Exception as error:
             if double:
@@ -187,7 +194,7 @@ class _Probe:
             return _Difference(len(got.calls))  # any error of a cut network is due to the cut
         wanted = MaskedRun(whole, layers, alive, got.seen, tolerance if exact else None)
         try:
-            with torch.no_grad(), private_random(), wanted:
+            with torch.no_grad(), private_random(), drawn_again(), wanted:
                 due = run(whole)
         except Differs as difference:
             return _Difference(len(wanted.calls), difference.rounding)

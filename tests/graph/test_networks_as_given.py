@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -251,3 +254,52 @@ def test_a_weight_made_from_several_tensors_is_cut_in_all_of_them() -> None:
     graph = pl.trace(net, X)
     assert [layer.weight for layer in graph.layers] == ["a.weight", "one", "three", "b.weight"]
     assert_exact(net, graph, X)
+
+
+# ---------------------------------------------------------------- random numbers
+
+
+class Noisy(nn.Module):
+    """Draws numbers in evaluation mode too, in a way of its own."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Linear(12, 4)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(self.draw(F.relu(self.a(x))))).mean((2, 3)))
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: F.dropout(x, 0.2, training=True),
+    "dropout of channels": lambda x: F.dropout2d(x, 0.2, training=True),
+    "normal": lambda x: x + torch.randn_like(x),
+    "normal of a size": lambda x: x + torch.randn(x.shape),
+    "uniform": lambda x: x * torch.empty_like(x).uniform_(0.5, 1.5),
+    "bernoulli": lambda x: x * torch.bernoulli(torch.full_like(x, 0.7)),
+    "distribution": lambda x: torch.distributions.Normal(x, x.exp()).rsample(),
+    "python": lambda x: x * random.random() + random.gauss(0, 1),
+    "numpy": lambda x: x * float(np.random.rand()),  # noqa: NPY002
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_random_numbers_hard_code_no_width(draw: str) -> None:
+    graph = pl.trace(Noisy(DRAWS[draw]).eval(), X)
+    assert {group.name for group in graph.groups if group.prunable} == {"a", "b"}
+
+
+def test_a_width_behind_random_numbers_is_still_found() -> None:
+    def draw(x: Tensor) -> Tensor:
+        return F.dropout(x, 0.2, training=True) * x.shape[1]
+
+    assert "hard-codes" in pl.trace(Noisy(draw).eval(), X)["a"].why
+
+
+def test_a_network_with_random_numbers_is_pruned_and_exported(tmp_path: Path) -> None:
+    batches = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4) for _ in range(2)]
+    session = pl.Session(Noisy(DRAWS["dropout"]), pl.Data(batches, batches))
+    assert session.propose(0.7)
+    session.approve()
+    assert session.export(tmp_path / "net.safetensors").exists()
