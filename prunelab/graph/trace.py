@@ -102,7 +102,7 @@ def trace(
             raise TraceError(
                 f"The network does not run on the example inputs (shapes {given}): "
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
-                "or forward=."
+                f"{'two if it takes no batch of one, ' if batch == 1 else ''}or forward=."
             ) from error
         calls, untrained = tuple(mode.calls), ""
         train: Run | None = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.graph.labels.layout import varying_axes
-from prunelab.graph.train_mode import idle
+from prunelab.graph.train_mode import code_of, idle
 
 WIDTHS = ("in_channels", "in_features", "num_features", "num_channels", "input_size")
 BUILDS = ("__init__", "init", "reset")  # methods that build a network, not run it
@@ -76,11 +76,16 @@ def _mentioned(model: nn.Module, part: str) -> bool:
 
 
 def _codes(module: nn.Module) -> Iterator[CodeType]:
+    """The code of a module's methods, and of those that they override but may call."""
     kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
-    functions = [(key, f) for kind in kinds for key, f in vars(kind).items()]
-    for key, function in [*functions, ("forward", module.forward)]:
-        code = getattr(getattr(function, "fget", function), "__code__", None)
-        if code is not None and not any(word in key for word in BUILDS):
+    met: set[str] = set()
+    for held in (vars(module), *map(vars, kinds)):
+        for name, function in held.items():
+            code = code_of(function)
+            if code is None or name in met or any(word in name for word in BUILDS):
+                continue
+            if "__class__" not in code.co_freevars:  # it does not call super()
+                met.add(name)
             yield code
 
 

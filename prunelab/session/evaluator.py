@@ -6,6 +6,7 @@ It knows nothing of events: a session passes the networks and keeps the results.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sized
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Evaluator:
         self.settings = settings
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
+        self.fewest = self._fewest()
         if example_inputs is None:
             example_inputs = self.run_inputs()
         forward = settings.forward if settings.own_forward else None
@@ -85,17 +87,26 @@ class Evaluator:
     # ------------------------------------------------------------ inputs and outputs
 
     def example(self) -> Any:
-        """One training input, in the form that the network expects."""
-        return self._first_of(self.splits.sample())
+        """One training input, or `fewest`, in the form that the network expects."""
+        return self._first(self.fewest)
 
     def run_inputs(self) -> Any:
-        """The input of one run: one sample, or a batch for a forward of the user's."""
-        batch = self.splits.sample()
-        return batch if self.settings.own_forward else self._first_of(batch)
+        """The input of one run: an example, or a batch for a forward of the user's."""
+        return self.splits.sample() if self.settings.own_forward else self.example()
 
-    def _first_of(self, batch: Any) -> Any:
+    def _first(self, count: int) -> Any:
+        batch = self.splits.sample()
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
+        return x[:count].to(device_of(self.base)) if isinstance(x, Tensor) else x
+
+    def _fewest(self) -> int:
+        """How many inputs the network takes at least: 2 where it squeezes a batch of one."""
+        for count in () if self.settings.own_forward else (1, 2):
+            run = runner(self._first(count))
+            with suppress(Exception), state_preserved(self.base), private_random(), torch.no_grad():
+                run(self.base.eval())
+                return count
+        return 1  # the trace says what is wrong
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import UserDict
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from toys import assert_exact
 import prunelab as pl
 from prunelab.cost.counting import layer_costs
 from prunelab.graph.surgery.effective_weights import effective_weights
+from prunelab.graph.train_mode import mode_dependent
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -303,3 +305,26 @@ def test_a_network_with_random_numbers_is_pruned_and_exported(tmp_path: Path) ->
     assert session.propose(0.7)
     session.approve()
     assert session.export(tmp_path / "net.safetensors").exists()
+
+
+def again(function: Any) -> Any:
+    return functools.wraps(function)(lambda *args, **kwargs: function(*args, **kwargs))
+
+
+class Decorated(Heads):
+    """The code that reads its mode, or takes another head, is behind a decorator."""
+
+    @again
+    def forward(self, x: Tensor, task: str = "cars", early: bool = False) -> Any:
+        if self.training and len(x) > 100:
+            task = "birds"
+        return super().forward(x, task, early)
+
+
+def test_code_behind_a_decorator_is_read() -> None:
+    model = Decorated()
+    assert mode_dependent(model) == ("",)
+    assert [g.name for g in pl.trace(model, X).groups if g.prunable] == ["b"]
+    model = Heads()
+    model.forward = lambda x: model.b(model.a(x)) if model.training else model.a(x)  # type: ignore
+    assert mode_dependent(model) == ("",)

@@ -810,3 +810,23 @@ def test_a_network_without_a_layer_says_so(data: pl.Data) -> None:
 
     with pytest.raises(pl.BadModel, match=r"no convolution and no linear layer ran .*\(spare"):
         pl.Session(Weighted(), data)
+
+
+class Squeezes(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv3(F.relu(self.bn0(self.stem(x)))))
+        return F.log_softmax(self.fc(F.adaptive_avg_pool2d(x, 1).squeeze()), dim=1)
+
+
+def test_a_network_that_takes_no_batch_of_one_is_given_two(data: pl.Data, tmp_path: Path) -> None:
+    with pytest.raises(pl.TraceError, match="two if it takes no batch of one"):
+        pl.trace(Squeezes(), torch.randn(1, 1, 12, 12))
+    session = pl.Session(Squeezes(), data, method="magnitude", repair=None)
+    assert len(session.example) == 2
+    session.propose(0.7)
+    session.approve()
+    assert session.latency().inputs == 2
+    session.measure()
+    session.export(tmp_path / "net.safetensors")
+    whole = pl.cost(Squeezes(), torch.randn(2, 1, 12, 12))
+    assert session.state.base.cost.macs == whole.macs
