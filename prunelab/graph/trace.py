@@ -14,8 +14,9 @@ from torch import nn
 
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
-from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
+from prunelab.errors import InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.given import check_network
 from prunelab.graph.grouping import build_graph
 from prunelab.graph.independence import check_copies
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
@@ -71,19 +72,14 @@ def trace(
     are frozen, because forward code hard-codes their width. Layers that never ran are listed in
     `graph.unseen`; what they may read is frozen, unless no code mentions them. Raises `TraceError`
     when the network does not run on these inputs or exceeds `time_limit`, `BadModel` for a network
-    on the meta device, `InvalidValue` for widths below 1.
+    that is scripted, exported, quantised or without values, `InvalidValue` for widths below 1.
     """
     if round_to < 1 or min_width < 1:
         raise InvalidValue(
             f"round_to and min_width count channels and units, 1 or more; not {round_to} and "
             f"{min_width}."
         )
-    meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if meta:
-        raise BadModel(
-            f"The network is on the meta device ({meta[0]} has no values). Load its weights "
-            "first: model.to_empty(device='cpu') and load_state_dict."
-        )
+    check_network(model)
     calls_of = _calls(example_inputs, forward)
     run = runner(example_inputs, forward)
     tensors = tensors_of(example_inputs)

@@ -18,6 +18,7 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.evidence.reach import reached, where_reached
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.given import check_network
 from prunelab.graph.independence import check_copies
 from prunelab.graph.surgery.editing import cut
 from prunelab.graph.trace import copy_of, runner, state_preserved, trace
@@ -45,8 +46,7 @@ class Evaluator:
         device: Any,
         seed: int,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
+        check_network(model)
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -180,8 +180,6 @@ def _hindrances(graph: ChannelGraph) -> str:
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
     """`model` on `device`; raises `BadModel` for weights that are not finite."""
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        return model  # tracing says what to do about it
     if device is not None:
         model = model.to(device)
     for name, tensor in model.state_dict().items():
