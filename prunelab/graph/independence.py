@@ -19,13 +19,14 @@ from prunelab.graph.surgery.closures import functions_of
 from prunelab.graph.surgery.editing import copy_with
 
 
-def check_copies(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
+def check_copies(model: nn.Module, run: Callable[[nn.Module], Any], own_run: bool) -> None:
     """Raise `BadModel` if running a copy of `model` uses a tensor of `model` itself.
 
-    That takes a function that refers to the network, so networks without any are not run. Whether
-    a copy runs at all is for others to find out; the caller restores the state of `model`.
+    That takes a function that refers to the network: one of its own, or with `own_run` the user's
+    `run`; other networks are not run. Whether a copy runs at all is for others to find out; the
+    caller restores the state of `model`.
     """
-    if not _referred(model):
+    if not own_run and not _referred(model):
         return
     strangers, copy = _Strangers(model), copy_with(model, {}).eval()
     with suppress(Exception), torch.no_grad(), private_random(), strangers:
@@ -35,7 +36,8 @@ def check_copies(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
             f"A copy of this network runs the original: it uses {strangers.met} of the network "
             "from which it was copied, and prunelab works on copies so that yours stays as it is. "
             "A function that runs in forward holds your network where a copy cannot replace it, "
-            "such as in a global variable; let it use self, in a method of the class."
+            "such as in a global variable; let it use self, in a method of the class, and forward= "
+            "the network that it is given."
         )
 
 

@@ -88,7 +88,7 @@ def trace(
     deadline = None if time_limit is None else time.monotonic() + time_limit
     with state_preserved(model):
         model.eval()
-        check_copies(model, run)
+        check_copies(model, run, forward is not None)
         try:
             mode = _followed(model, calls_of, lambda: LabelMode(model, batch, inexact, deadline))
         except PruneLabError:

@@ -29,6 +29,7 @@ from prunelab.session.settings import Settings
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan, listed
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
 
+IMAGES = 512  # of training: as many as most methods measure
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 
@@ -61,10 +62,11 @@ class Evaluator:
             example_inputs = self.run_inputs()
         forward = settings.forward if settings.own_forward else None
         with state_preserved(model):
-            check_copies(model, runner(example_inputs, forward))
+            check_copies(model, runner(example_inputs, forward), forward is not None)
         if graph is None:
             graph = trace(self.base, example_inputs, forward=forward)
-        self.reached = reached(self.base, graph, settings.forward, self.splits.sample())
+        images = self.splits.samples(IMAGES)
+        self.reached = reached(self.base, graph, settings.forward, images)
         found = where_reached(graph, self.reached)
         self.graph = graph = graph.freeze({group.name: group.why for group in found if group.why})
         if not any(group.prunable for group in graph.groups):

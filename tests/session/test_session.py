@@ -830,3 +830,28 @@ def test_a_network_that_takes_no_batch_of_one_is_given_two(data: pl.Data, tmp_pa
     session.export(tmp_path / "net.safetensors")
     whole = pl.cost(Squeezes(), torch.randn(2, 1, 12, 12))
     assert session.state.base.cost.macs == whole.macs
+
+
+class Routed(nn.Module):
+    """Its images choose which of two layers runs, and few choose the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3)
+        self.ways = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 6, 3), nn.Conv2d(6, 8, 1)) for _ in "ab"
+        )
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.ways[int(x.max() > 50)](self.stem(x)).mean((2, 3)))
+
+
+def test_a_layer_that_later_images_reach_is_reached(data: pl.Data) -> None:
+    first, *others = data.train
+    bright = [first, *others[:2], (others[2][0] + 100, others[2][1])]
+    calls = [(first[0][:1],), (bright[-1][0][:1],)]
+    for train, reaches in ((bright, True), (others, False)):
+        session = pl.Session(Routed(), pl.Data(train, data.val), example_inputs=calls[::-1])
+        assert session.graph["ways.1.0"].prunable == reaches
+        assert session.graph["ways.0.0"].prunable

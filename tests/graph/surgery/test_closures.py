@@ -151,3 +151,23 @@ def test_a_copy_that_would_run_the_original_is_refused(net: Net, put: Any) -> No
     ):
         with pytest.raises(pl.BadModel, match="runs the original: it uses"):
             attempt()
+
+
+def test_a_forward_that_runs_another_network_than_it_is_given_is_refused() -> None:
+    net, batches = Net(), [(X, torch.tensor([0, 1]))]
+    with pytest.raises(pl.BadModel, match="runs the original: it uses"):
+        pl.trace(net, X, forward=lambda model, x: net(x))
+    with pytest.raises(pl.BadModel, match="forward= the network that it is given"):
+        pl.Session(net, pl.Data(batches, batches), forward=lambda model, batch: net(batch[0]))
+
+
+class Shares(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> Shares:
+        return self
+
+
+def test_a_network_that_shares_its_tensors_with_copies_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), Shares(288, 4))
+    for attempt in (lambda: pl.trace(net, X), lambda: copy_of(net)):
+        with pytest.raises(pl.BadModel, match="would share 2 with it"):
+            attempt()
