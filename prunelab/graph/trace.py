@@ -117,11 +117,13 @@ def trace(
                     ) from error
                 again.guard()
                 train = None  # training mode fails on these inputs, so the probe cannot use it
-            else:
-                again.keep(untaken(model, mode.used))
+        others = [] if untrained else untaken(model, mode.used)
+        again.keep(others)
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         graph = build_graph(model, mode.store.close(), shapes, itemsize)
-        graph = replace(graph, untrained=untrained)
+        named = [f"{layer}." for layer in graph.unseen]
+        others = [part for part in others if not any(n.startswith(f"{part}.") for n in named)]
+        graph = replace(graph, untrained=untrained, unseen=(*graph.unseen, *others))
         graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
         return probed(model, graph, run, calls, train, deadline)
 

@@ -29,12 +29,15 @@ def mode_dependent(model: nn.Module) -> tuple[str, ...]:
 
 def idle(model: nn.Module, used: Set[str]) -> list[str]:
     """The outermost modules and parameters of `model` of which nothing is in `used`."""
-    at_work = {id(parameter) for name, parameter in model.named_parameters() if name in used}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    at_work = {id(tensor) for name, tensor in tensors if name in used}
     found: list[str] = []
     for name, module in model.named_modules():
         if found and name.startswith(f"{found[-1]}."):
             continue
         own = [*module.parameters()]
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            own += [*module.buffers()]  # it may have no parameters
         if own and all(id(parameter) not in at_work for parameter in own):
             found.append(name)
         else:

@@ -119,6 +119,24 @@ def test_what_an_untaken_head_or_branch_may_read_stays() -> None:
     assert "never ran" in repr(graph) and "never ran" in str(graph)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_an_untaken_normalisation_keeps_what_it_may_read(affine: bool) -> None:
+    class Domains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 2, 1)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(12, affine=affine) for _ in range(2))
+
+        def forward(self, x: Tensor, domain: int = 0) -> Tensor:
+            return self.c(F.relu(self.norms[domain](self.b(F.relu(self.a(x))))))
+
+    graph = pl.trace(Domains(), X)
+    assert graph.unseen == ("norms.1",)
+    assert [group.name for group in graph.groups if group.prunable] == ["a"]
+    graph = pl.trace(Domains(), [(X,), (X, 1)])
+    assert [group.name for group in graph.groups if group.prunable] == ["a", "b"]
+
+
 def test_several_calls_are_traced_together() -> None:
     calls = [(X,), {"x": X, "task": "birds"}, (X, "cars", True)]
     model = Heads()
