@@ -20,7 +20,7 @@ from torch import nn
 
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
-from prunelab.errors import TraceError
+from prunelab.errors import PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.shape_run import ShapeRun
 from prunelab.graph.probe_runs import (
@@ -113,7 +113,12 @@ class _Probe:
             )
         graph, alive = self.graph, self._thinned(names)
         exact = not any(graph[name].inexact for name in names)
-        small = cut_to(self.model, graph, alive, share=True)
+        try:
+            small = cut_to(self.model, graph, alive, share=True)
+        except PruneLabError:
+            raise
+        except Exception:  # a parametrization that computes a weight of another width
+            return EVERYWHERE, set()
         found = self._difference(self.model, small, alive, exact, double=False)
         if found is not None and found.rounding:
             # deep random networks amplify float32 rounding: repeat the comparison in float64
