@@ -123,7 +123,8 @@ def _layer_costs(
         per_output = ins if layer.dense else len(layer.in_units) // layer.conv_groups
         times = layer.applied if applied is None else applied[layer.weight]
         seen = layer.positions if positions is None else positions[layer.weight]
-        own = {layer.weight, f"{layer.name}.bias", f"{layer.norm}.weight", f"{layer.norm}.bias"}
+        own = {layer.weight, f"{layer.norm}.weight", f"{layer.norm}.bias"}
+        own |= {f"{layer.name}.bias", f"{layer.name}.bias_orig"}  # masked, where it is pruned
         found[layer.name] = Cost(
             times * outs * per_output * prod(layer.kernel),
             sum(sizes.get(name, 0) for name in own),

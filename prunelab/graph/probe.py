@@ -16,14 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunelab.data.private_random import private_random
-from prunelab.errors import TraceError
+from prunelab.data.tensors import tensors_of
+from prunelab.errors import PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.shape_run import ShapeRun
-from prunelab.graph.probe_runs import Differs, MaskedRun, Recorder, close, in_double
+from prunelab.graph.probe_runs import (
+    Differs,
+    MaskedRun,
+    Recorder,
+    close,
+    drawn_again,
+    in_double,
+)
 from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
@@ -106,7 +113,12 @@ class _Probe:
             )
         graph, alive = self.graph, self._thinned(names)
         exact = not any(graph[name].inexact for name in names)
-        small = cut_to(self.model, graph, alive, share=True)
+        try:
+            small = cut_to(self.model, graph, alive, share=True)
+        except PruneLabError:
+            raise
+        except Exception:  # a parametrization that computes a weight of another width
+            return EVERYWHERE, set()
         found = self._difference(self.model, small, alive, exact, double=False)
         if found is not None and found.rounding:
             # deep random networks amplify float32 rounding: repeat the comparison in float64
@@ -124,7 +136,7 @@ class _Probe:
         small = copy_with(small, buffers, share=True)  # training writes into these buffers only
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
-                with torch.no_grad(), private_random(), watch:
+                with torch.no_grad(), private_random(), drawn_again(), watch:
                     self.train(small)
                 return True
         return False
@@ -179,7 +191,7 @@ class _Probe:
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Recorder(small, layers, alive)
         try:
-            with torch.no_grad(), private_random(), got:
+            with torch.no_grad(), private_random(), drawn_again(), got:
                 made = run(small)
         except Exception as error:
             if double:
@@ -187,13 +199,13 @@ class _Probe:
             return _Difference(len(got.calls))  # any error of a cut network is due to the cut
         wanted = MaskedRun(whole, layers, alive, got.seen, tolerance if exact else None)
         try:
-            with torch.no_grad(), private_random(), wanted:
+            with torch.no_grad(), private_random(), drawn_again(), wanted:
                 due = run(whole)
         except Differs as difference:
             return _Difference(len(wanted.calls), difference.rounding)
         except Exception as error:
             raise _Unable from error
-        pairs = [[x for x in tree_leaves(out) if isinstance(x, Tensor)] for out in (made, due)]
+        pairs = [tensors_of(made), tensors_of(due)]
         alike = [x.shape for x in pairs[0]] == [x.shape for x in pairs[1]]
         alike = alike and len(got.calls) == len(wanted.calls)
         same = (close(a, b, tolerance) for a, b in zip(*pairs, strict=True))

@@ -8,19 +8,22 @@ from dataclasses import replace
 from math import gcd
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunelab.data.private_random import private_random
-from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
+from prunelab.data.tensors import tensors_of
+from prunelab.errors import InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.given import check_network
 from prunelab.graph.grouping import build_graph
+from prunelab.graph.independence import check_copies
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
-from prunelab.graph.surgery.network_state import checked_network, state_preserved, without_values
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.graph.survey import checked_size, surveyed, told
 from prunelab.graph.train_mode import idle, mode_dependent
+from prunelab.graph.untaken import entered_above, readable, untaken
 
 Run = Callable[[nn.Module], Any]
 OUTPUT = "it is an output of the network"
@@ -47,8 +50,10 @@ def trace(
     model
         Any network; it is left bitwise as it was.
     example_inputs
-        A tensor, a tuple of arguments, or a dict of keyword arguments; with `forward`, whatever
-        `forward(model, example_inputs)` takes. The network runs in evaluation mode and, where its
+        A tensor, a tuple of arguments, or a dict of keyword arguments; a list of such tuples and
+        dicts is several calls, traced together, for a network with several heads or branches (MACs
+        are those of the first). With `forward`, whatever `forward(model, example_inputs)` takes.
+        The network runs in evaluation mode and, where its
         code behaves differently there (auxiliary heads), in training mode; both traces are joined.
     forward
         How to run the network, where `model(example_inputs)` does not.
@@ -70,30 +75,29 @@ def trace(
 
     At the end a copy is cut and compared with the masked network; groups where the two differ
     are frozen, because forward code hard-codes their width. Layers that never ran are listed in
-    `graph.unseen`. Raises `TraceError` when the network does not run on these inputs or exceeds
-    `time_limit`, `BadModel` for what is no network or is on the meta device, `InvalidValue` for
-    widths below 1.
+    `graph.unseen`; what they may read is frozen, unless no code mentions them. Raises `TraceError`
+    when the network does not run on these inputs or exceeds `time_limit`, `BadModel` for a network
+    that is scripted, exported, quantised or without values, `InvalidValue` for widths below 1.
     """
     _check_widths(round_to, min_width)
-    checked_network(model)
-    if (name := without_values(model)) is not None:
-        raise BadModel(
-            f"{name} has no values: it is on the meta device, or lazy. Load the weights first "
-            "(model.to_empty(device='cpu') and load_state_dict), or run the network once."
-        )
+    check_network(model)
+    calls_of = _calls(example_inputs, forward)
     run = runner(example_inputs, forward)
-    tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    tensors = tensors_of(example_inputs)
+    single = bool(tensors) and tensors[0].shape[:1] == (1,)
     count = checked_size(batch_size)
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
     with state_preserved(model):
         model.eval()
+        check_copies(model, run, forward is not None)
         try:
             with state_preserved(model), private_random():
                 stand_in = copy_with(model, {}, share=True)
                 found, left = surveyed(stand_in, run, example_inputs)
             count = count or found
-            mode = _followed(model, run, lambda: LabelMode(model, count or 1, inexact, deadline))
+            size = count or 1
+            mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline))
         except PruneLabError:
             raise
         except Exception as error:
@@ -101,13 +105,13 @@ def trace(
             raise TraceError(
                 f"The network does not run on the example inputs (shapes {given}): "
                 f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
-                "or forward=."
+                f"{'two if it takes no batch of one, ' if single else ''}or forward=."
             ) from error
         calls, untrained = tuple(mode.calls), ""
         train: Run | None = None
+        again = _SecondRun(mode, model, run)
         if train_inputs is not None or mode_dependent(model) or _unused(model, mode):
             train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
-            again = _GuardRun(mode, model, run)
             try:
                 _follow_in_training(model, mode, train)
             except TraceError:
@@ -120,25 +124,38 @@ def trace(
                     ) from error
                 again.guard()
                 train = None  # training mode fails on these inputs, so the probe cannot use it
+        others = [] if untrained else untaken(model, mode.used)
+        again.keep(others)
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         graph = build_graph(model, mode.store.close(), shapes, itemsize)
+        named = [f"{layer}." for layer in graph.unseen]
+        others = [part for part in others if not any(n.startswith(f"{part}.") for n in named)]
         graph = replace(graph, untrained=untrained, inputs=count, left_out=told(left, count or 1))
+        graph = replace(graph, unseen=(*graph.unseen, *others))
         graph = restricted(graph, freeze, round_to, min_width)
         return probed(model, graph, run, calls, train, deadline)
 
 
-def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> LabelMode:
-    """The mode after `model` has run on labels; values are computed only where they are needed."""
+def _followed(model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelMode]) -> LabelMode:
+    """The mode after `calls` of `model` on labels; values are computed only where needed.
+
+    The work of layers is that of the first call.
+    """
+
+    def follow(mode: LabelMode) -> LabelMode:
+        for call in calls:
+            mode.counting = call is calls[0]
+            _run_stand_in(mode, model, call, OUTPUT)
+        return mode
+
     mode = fresh()
     mode.numbers = False
     try:
-        _run_stand_in(mode, model, run, OUTPUT)
+        return follow(mode)
     except TraceError:
         raise
     except Exception:  # code may branch on zeros: run again with the real values
-        mode = fresh()
-        _run_stand_in(mode, model, run, OUTPUT)
-    return mode
+        return follow(fresh())
 
 
 def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
@@ -157,8 +174,8 @@ def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
         _run_stand_in(mode, model, train, outputs)
 
 
-class _GuardRun:
-    """Repeats the run in evaluation mode, to freeze what only training code may read."""
+class _SecondRun:
+    """Repeats the run in evaluation mode, to freeze what code that did not run may read."""
 
     def __init__(self, mode: LabelMode, model: nn.Module, run: Run) -> None:
         self.mode, self.model, self.run = mode, model, run
@@ -178,11 +195,25 @@ class _GuardRun:
         for name in mode_dependent(self.model):
             store.guarded[name] = f"it may be read by training-only code of {name or 'the network'}"
         for part in idle(self.model, mode.used):
-            above = part.rpartition(".")[0]
-            while above and above not in mode.stack.entered:
-                above = above.rpartition(".")[0]
+            above = entered_above(part, mode.stack.entered)
             store.guarded[above] = f"it may be read in training by {part}, which did not run"
-        mode.numbers, mode.careful = self.numbers, True
+        self._follow()
+
+    def keep(self, parts: Sequence[str]) -> None:
+        """Freeze what `parts` may read, which other calls take: see `readable`."""
+        if not parts:
+            return
+        store = self.mode.store
+        store.met = []
+        self._follow()
+        for part in parts:
+            above = entered_above(part, self.mode.stack.entered)
+            for labels in readable(self.model, part, above, store.met):
+                store.freeze(labels, f"{part} may read it, in a call that was not traced")
+
+    def _follow(self) -> None:
+        mode = self.mode
+        mode.numbers, mode.careful, mode.counting = self.numbers, True, False
         self.model.eval()
         _run_stand_in(mode, self.model, self.run, OUTPUT)
 
@@ -253,9 +284,21 @@ def _check_widths(*given: int) -> None:
 def runner(
     inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Callable[[nn.Module], Any]:
-    """A function that runs a network on `inputs`: a tensor, a tuple of arguments or a dict."""
+    """A function that runs a network on `inputs`, as `trace` takes them."""
+    calls = _calls(inputs, forward)
+    return calls[0] if len(calls) == 1 else lambda model: [call(model) for call in calls]
+
+
+def _calls(inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> list[Run]:
+    """The calls that `inputs` stand for: several if it is a list of tuples and dicts."""
     if forward is not None:
-        return lambda model: forward(model, inputs)
+        return [lambda model: forward(model, inputs)]
+    if isinstance(inputs, list) and inputs and all(isinstance(x, tuple | dict) for x in inputs):
+        return [_call(call) for call in inputs]
+    return [_call(inputs)]
+
+
+def _call(inputs: Any) -> Run:
     if isinstance(inputs, dict):
         return lambda model: model(**inputs)
     if isinstance(inputs, (tuple, list)):

@@ -40,7 +40,7 @@ class Began(Event):
     `settings` are `repair`; `freeze` and `round_to`, what the graph was given;
     `higher_is_better`, for the first metric; and, for a classifier, `chance`, the accuracy of
     always predicting the most frequent validation label. All but the first are missing in older
-    files.
+    files. `unseen` are the layers that never ran when it was traced.
     """
 
     verb: ClassVar[str] = "begin"
@@ -55,6 +55,7 @@ class Began(Event):
     metrics: FrozenMap[float]
     cost: Cost
     weights: str
+    unseen: tuple[str, ...] = ()
     versions: FrozenMap[str] = field(default_factory=FrozenMap, compare=False)
 
 

@@ -16,7 +16,10 @@ from prunelab.data.batches import agreed_size, batch_size, selected
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel, TraceError
+from prunelab.evidence.reach import reached, where_reached
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.given import check_network
+from prunelab.graph.independence import check_copies
 from prunelab.graph.surgery.editing import cut
 from prunelab.graph.surgery.factorisation import (
     extended,
@@ -28,18 +31,19 @@ from prunelab.graph.surgery.network_state import (
     NetworkState,
     not_finite,
     restore,
-    without_values,
+    state_preserved,
 )
-from prunelab.graph.trace import copy_of, restricted, trace
+from prunelab.graph.trace import copy_of, restricted, runner, trace
 from prunelab.loops.batch import device_of, guarded, on_device
 from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
 from prunelab.loops.training import answering
 from prunelab.session.measurements import Measurements
 from prunelab.session.settings import Settings
-from prunelab.values import FrozenMap, Progress, Units, WidthPlan
+from prunelab.values import FrozenMap, Progress, Units, WidthPlan, listed
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
 
+IMAGES = 512  # of training: as many as most methods measure
 Planned = tuple[nn.Module, WidthPlan]  # a network and its plan
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
@@ -60,6 +64,7 @@ class Evaluator:
         freeze: Sequence[str] = (),
         round_to: int = 1,
     ) -> None:
+        check_network(model)
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -70,17 +75,24 @@ class Evaluator:
         self.frozen = frozen_modules(model)
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
+        self.fewest = self._fewest()
+        if example_inputs is None:
+            example_inputs = self.run_inputs()
+        forward = settings.forward if settings.own_forward else None
+        with state_preserved(model):
+            check_copies(model, runner(example_inputs, forward), forward is not None)
         if graph is None:
-            given = self.run_inputs() if example_inputs is None else example_inputs
-            graph = self._traced(given)
-            size = agreed_size(given)
+            graph = self._traced(example_inputs)
+            size = agreed_size(example_inputs)
             if graph.inputs is None and size is not None:
-                graph = self._traced(given, batch_size=size)
+                graph = self._traced(example_inputs, batch_size=size)
         graph = restricted(graph, freeze, round_to)
+        images = self.splits.samples(IMAGES)
+        self.reached = reached(self.base, graph, settings.forward, images)
+        found = where_reached(graph, self.reached)
+        self.graph = graph = graph.freeze({group.name: group.why for group in found if group.why})
         if not any(group.prunable for group in graph.groups):
-            reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
-            raise BadModel(f"No channel of this network can be pruned ({reasons}).")
-        self.graph = graph
+            raise BadModel(f"No channel of this network can be pruned: {_hindrances(graph)}.")
         self._forms: dict[tuple[tuple[str, Any], ...], tuple[nn.Module, ChannelGraph]] = {
             (): (self.base, graph)
         }
@@ -94,7 +106,7 @@ class Evaluator:
         batch = self.splits.sample()
         if not graph.untrained or forward is not None or not isinstance(batch, tuple | list):
             return graph
-        train_inputs = on_device(tuple(_one_of(batch)), device_of(self.base))
+        train_inputs = on_device(tuple(_some_of(batch, 1)), device_of(self.base))
         with suppress(TraceError):
             return trace(self.base, inputs, train_inputs=train_inputs, **more)
         return graph
@@ -146,20 +158,28 @@ class Evaluator:
     # ------------------------------------------------------------ inputs and outputs
 
     def example(self) -> Any:
-        """One training input, in the form that the network expects."""
-        return self._first_of(self.splits.sample())
+        """One training input, or `fewest`, in the form that the network expects."""
+        return self._first(self.fewest)
 
     def run_inputs(self) -> Any:
-        """The input of one run: one sample, or a batch for a forward of the user's."""
-        batch = self.splits.sample()
-        return batch if self.settings.own_forward else self._first_of(batch)
+        """The input of one run: an example, or a batch for a forward of the user's."""
+        return self.splits.sample() if self.settings.own_forward else self.example()
 
-    def _first_of(self, batch: Any) -> Any:
-        one = _one_of(batch)
+    def _first(self, count: int) -> Any:
+        one = _some_of(self.splits.sample(), count)
         x = one[0] if isinstance(one, (tuple, list)) else one
         if isinstance(x, (tuple, list)):
             x = (x,)  # a single argument, such as a detector's list of images
         return on_device(x, device_of(self.base))
+
+    def _fewest(self) -> int:
+        """How many inputs the network takes at least: 2 where it squeezes a batch of one."""
+        for count in () if self.settings.own_forward else (1, 2):
+            run = runner(self._first(count))
+            with suppress(Exception), state_preserved(self.base), private_random(), torch.no_grad():
+                run(self.base.eval())
+                return count
+        return 1  # the trace says what is wrong
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""
@@ -227,15 +247,23 @@ class Evaluator:
         return by_batch(name, mine, theirs, sizes, metric.higher_is_better)
 
 
-def _one_of(batch: Any) -> Any:
-    """The first sample of a batch, as a batch."""
-    return selected(batch, torch.arange(batch_size(batch)) < 1)
+def _some_of(batch: Any, count: int) -> Any:
+    """The first samples of a batch, as a batch."""
+    return selected(batch, torch.arange(batch_size(batch)) < count)
+
+
+def _hindrances(graph: ChannelGraph) -> str:
+    """Why no group of a graph can be pruned."""
+    if graph.groups:
+        reasons = (f"{group.name}: {group.why}" for group in graph.groups[:5])
+        return "; ".join(reasons)
+    return "on these inputs no convolution and no linear layer ran whose weight is a parameter" + (
+        f" ({listed(graph.unseen, 5)} never ran)" if graph.unseen else ""
+    )
 
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
     """`model` on `device`; raises `BadModel` for weights that are not finite."""
-    if without_values(model) is not None:
-        return model  # tracing says what to do about it
     if device is not None:
         model = model.to(device)
     if (name := not_finite(model)) is not None:

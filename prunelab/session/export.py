@@ -16,8 +16,8 @@ import safetensors
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from prunelab.data.tensors import tensors_of
 from prunelab.errors import (
     BadModel,
     IllegalPlan,
@@ -157,10 +157,7 @@ def _write_network(session: Session, network: nn.Module, path: Path) -> None:
 def _check_same(session: Session, network: nn.Module, again: nn.Module) -> None:
     """Raise unless `again` has the state of `network`, and its outputs up to rounding."""
     again = again.to(device_of(network))
-    want, got = (
-        [x for x in tree_leaves(session.outputs(net)) if isinstance(x, Tensor)]
-        for net in (network, again)
-    )
+    want, got = (tensors_of(session.outputs(net)) for net in (network, again))
     same = fingerprint(again) == fingerprint(network) and len(want) == len(got)
     if not same or not all(map(_close, want, got)):
         raise PruneLabError(
@@ -203,6 +200,7 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
             "before": session.evaluate(network=original),
             "after": session.evaluate(),
         },
+        "never_ran": list(session.graph.unseen),
         "cost": {
             "before": thaw(state.base.cost),
             "after": thaw(state.now.cost),

@@ -80,7 +80,8 @@ class Session:
         mode, and BatchNorms whose parameters require no gradients, stay in evaluation mode in
         prunelab's own training.
     example_inputs
-        One input for the trace; None takes a training input.
+        Inputs for the trace, as `trace` takes them, also several calls; None takes a training
+        input, or two where the network takes no batch of one.
     repair
         Follows every approve: "lstsq", "rescale", "bn" (see `repair`) or None; "published" is that
         of the method's paper: ThiNet's factors ("rescale"), none for AOFP and Group Fisher, which
@@ -310,7 +311,7 @@ class Session:
 
     @property
     def example(self) -> Any:
-        """One training input, in the form that the network expects."""
+        """One training input, as the network expects it; two if it takes no batch of one."""
         return self._evaluator.example()
 
     @property

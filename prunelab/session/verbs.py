@@ -74,6 +74,7 @@ def begin(parts: Parts) -> Work[None]:
         metrics=FrozenMap(metrics),
         cost=cost(graph, WidthPlan.full(graph)),
         weights=str(header["seq"]),
+        unseen=graph.unseen,
         versions=FrozenMap({"prunelab": prunelab.__version__, "torch": torch.__version__}),
     )  # fmt: skip
     history.commit(began, history.network, weights=base, answers=answers)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunelab.data.tensors import tensors_of
 from prunelab.graph.labels.layout import along, varying_axes
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.provenance import Key, Origin
@@ -86,7 +86,8 @@ class LabelStore:
     """The labels of all tensors of one run, and the `Trace` built from them.
 
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
-    frozen: its inputs, what it computes, and the outputs of its submodules.
+    frozen: its inputs, what it computes, and the outputs of its submodules. `met` collects the
+    same tensors of every module, as labels and shapes, where it is a list.
     """
 
     def __init__(self, stack: ModuleStack) -> None:
@@ -96,6 +97,7 @@ class LabelStore:
         self._uniform = WeakTensorKeyDictionary()
         self._rigid: dict[Key, str] = {}
         self.guarded: dict[str, str] = {}
+        self.met: list[tuple[str, Tensor, torch.Size]] | None = None
 
     # ------------------------------------------------------------ labels of tensors
 
@@ -118,11 +120,16 @@ class LabelStore:
             self.guard(tensor)
 
     def guard(self, given: Any) -> None:
-        """Freeze the tensors in `given` while a guarded module is running."""
-        why = self.guarded.get(self._stack.innermost)
-        for tensor in tree_leaves(given) if why else ():
-            if isinstance(tensor, Tensor) and tensor in self:
-                self.freeze(self.labels(tensor), str(why))
+        """Freeze, or collect, the tensors in `given` while their module is running."""
+        here = self._stack.innermost
+        why = self.guarded.get(here)
+        for tensor in tensors_of(given) if why is not None or self.met is not None else ():
+            if tensor not in self:
+                continue
+            if why is not None:
+                self.freeze(self.labels(tensor), why)
+            if self.met is not None:
+                self.met.append((here, self.labels(tensor), tensor.shape))
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
         """`tensor` has the same elements as `other`, so it gets the same labels."""
@@ -236,6 +243,8 @@ class LabelStore:
         """
         for key in origin.mixed:
             self._rigid.setdefault(key, f"the entries of {key[0]} depend on each other")
+        if origin.tangled:
+            self.freeze(labels, f"{origin.name} is computed with others in a way without a rule")
         self.trace.norms |= origin.norms
         axes = set(varying_axes(labels))
         for key, index in origin.axes.items():

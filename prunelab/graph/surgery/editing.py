@@ -19,6 +19,7 @@ from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
 from prunelab.graph.modules.module_attributes import set_width
+from prunelab.graph.surgery.closures import deep_copy
 from prunelab.graph.surgery.network_state import checked_network, like, settle
 from prunelab.values import WidthPlan
 
@@ -263,13 +264,19 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
                 )  # empty hooks: deepcopy would spend most of its time on them
     try:
         with _Detached():
-            made: nn.Module = copy.deepcopy(model, memo)
+            made: nn.Module = deep_copy(model, memo)
     except Exception as error:
         raise BadModel(
             f"The network cannot be copied: {_uncopied(model)} ({type(error).__name__}: {error}). "
             "prunelab works on copies so that yours stays as it is. Make it where it is used, "
             "keep it outside the network, or give its class a __deepcopy__."
         ) from error
+    own = {id(part) for _, part in _parts(model, not share)}
+    if shared := next((name for name, part in _parts(made, not share) if id(part) in own), None):
+        raise BadModel(
+            f"A copy of the network would share {shared} with it (a __deepcopy__ of its own?); "
+            "prunelab works on copies so that yours stays as it is. Let copy.deepcopy copy it."
+        )
     settle(made, tensors)
     return made
 
@@ -306,6 +313,11 @@ def _uncopied(model: nn.Module) -> str:
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _parts(model: nn.Module, tensors: bool) -> list[tuple[str, object]]:
+    """The modules of a network and, with `tensors`, its parameters and buffers."""
+    return [*model.named_modules(), *(_tensors(model) if tensors else ())]
 
 
 def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
