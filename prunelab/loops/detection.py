@@ -32,6 +32,22 @@ def detection_loss(model: nn.Module, batch: Any) -> Tensor:
     ------
     BadData
         For a batch or a network of another kind.
+
+    Examples
+    --------
+    A detector, pruned as in the Group Fisher paper while it trains:
+
+    >>> import prunelab as pl
+    >>> from torchvision.models.detection import retinanet_resnet50_fpn
+    >>> model = retinanet_resnet50_fpn(weights="DEFAULT")  # doctest: +SKIP
+    >>> method = pl.GroupFisher(**pl.GroupFisher.DETECTION)
+    >>> data = pl.Data(train=train_loader, val=val_loader)  # doctest: +SKIP
+    >>> session = pl.Session(
+    ...     model, data, method, loss=pl.detection_loss, repair=None
+    ... )  # doctest: +SKIP
+    >>> session.run(target_macs=0.5, min_accuracy=None)  # doctest: +SKIP
+
+    The metric is then the loss; give `metrics=` for the average precision of your own.
     """
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise BadData("detection_loss takes batches of (images, targets), both lists.")
