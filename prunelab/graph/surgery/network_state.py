@@ -89,9 +89,14 @@ def not_finite(model: nn.Module) -> str | None:
     A buffer may hold infinity on purpose, such as an attention mask; running statistics may not.
     """
     for name, module, key, tensor in entries(model):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point():
+            continue
+        values = tensor if tensor.layout == torch.strided else tensor.to_dense()
+        if values.element_size() == 1:
+            values = values.float()  # torch cannot ask numbers of 8 bits
+        if not torch.isfinite(values).all():
             weight = key in module._parameters or isinstance(module, nn.modules.batchnorm._NormBase)
-            if weight or tensor.isnan().any():
+            if weight or values.isnan().any():
                 return name
     return None
 
@@ -287,7 +292,7 @@ def state_preserved(model: nn.Module) -> Iterator[None]:
             for buffer, value in buffers:
                 if buffer.shape != value.shape:  # resized, as by an observer of quantisation
                     buffer.data = value
-                elif buffer.is_sparse or not torch.equal(buffer, value):
+                elif buffer.layout != torch.strided or not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 
@@ -424,10 +429,11 @@ def _fitted(model: nn.Module, state: NetworkState) -> tuple[NetworkState, dict[s
     if wrong:
         own = [*(entry.name for entry in entries(model)), *dict(model.named_modules())]
         names = {unwrapped(name): name for name in own}
-        state = state.renamed(lambda name: names.get(unwrapped(name), name))
-        given, still = _matched(model, state)
-        if still:
+        other = state.renamed(lambda name: names.get(unwrapped(name), name))
+        given, still = _matched(model, other)
+        if still or len(other.tensors) < len(state.tensors):
             raise BadModel(f"{wrong}.")
+        state = other
     return state, given
 
 
