@@ -18,7 +18,8 @@ from prunelab.graph.grouping import build_graph
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
-from prunelab.graph.surgery.network_state import checked_network, state_preserved, without_values
+from prunelab.graph.surgery.held_tensors import checked_network, without_values
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.graph.train_mode import idle, mode_dependent
 
 Run = Callable[[nn.Module], Any]

@@ -17,12 +17,8 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.surgery.network_state import (
-    NetworkState,
-    not_finite,
-    restore,
-    without_values,
-)
+from prunelab.graph.surgery.held_tensors import not_finite, without_values
+from prunelab.graph.surgery.network_state import NetworkState, restore
 from prunelab.graph.trace import copy_of, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
@@ -144,11 +140,12 @@ class Evaluator:
         key = (mark, images)
         mine = self._batches[1] if self._batches and self._batches[0] == key else []
         theirs, sizes = [], []
+        network, now = copy_of(network), copy_of(now)
         for place, batch in enumerate(guarded(self.splits.validation(images))):
             with private_random(self.splits.seed):
                 if place == len(mine):
-                    mine.append(number(name, metric.function(copy_of(now), [batch])))
-                theirs.append(number(name, metric.function(copy_of(network), [batch])))
+                    mine.append(number(name, metric.function(now, [batch])))
+                theirs.append(number(name, metric.function(network, [batch])))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)

@@ -19,7 +19,7 @@ from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
 from prunelab.graph.modules.module_attributes import set_width
-from prunelab.graph.surgery.network_state import checked_network, like, settle
+from prunelab.graph.surgery.held_tensors import checked_network, like, settle
 from prunelab.values import WidthPlan
 
 

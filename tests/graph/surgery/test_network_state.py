@@ -14,14 +14,8 @@ from torch.nn import functional as F
 
 import prunelab as pl
 from prunelab.evidence.fingerprint import fingerprint
-from prunelab.graph.surgery.network_state import (
-    NetworkState,
-    captured,
-    entries,
-    not_finite,
-    restore,
-    state_preserved,
-)
+from prunelab.graph.surgery.held_tensors import entries, not_finite
+from prunelab.graph.surgery.network_state import NetworkState, captured, restore, state_preserved
 from prunelab.graph.trace import copy_of
 
 X = torch.randn(2, 3, 8, 8)
