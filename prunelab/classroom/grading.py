@@ -29,7 +29,8 @@ from prunelab.data.import_spec import call
 from prunelab.errors import BadData, BadModel, HandInError, PruneLabError
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.surgery.network_state import NetworkState, captured, entries, restore
+from prunelab.graph.surgery.held_tensors import entries
+from prunelab.graph.surgery.network_state import NetworkState, captured, restore
 from prunelab.graph.trace import copy_of, trace
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State

@@ -16,7 +16,8 @@ from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
 from prunelab.graph.surgery.editing import copy_with
-from prunelab.graph.surgery.network_state import entries, state_preserved
+from prunelab.graph.surgery.held_tensors import entries
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.repair.dataflow import (
     LayerCall,
     NotReplayable,

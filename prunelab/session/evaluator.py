@@ -27,12 +27,8 @@ from prunelab.graph.surgery.factorisation import (
     factorised_graph,
     factorised_like,
 )
-from prunelab.graph.surgery.network_state import (
-    NetworkState,
-    not_finite,
-    restore,
-    state_preserved,
-)
+from prunelab.graph.surgery.held_tensors import not_finite
+from prunelab.graph.surgery.network_state import NetworkState, restore, state_preserved
 from prunelab.graph.trace import copy_of, restricted, runner, trace
 from prunelab.loops.batch import device_of, guarded, on_device
 from prunelab.loops.modes import frozen_modules
@@ -236,11 +232,12 @@ class Evaluator:
         key = (mark, images)
         mine = self._batches[1] if self._batches and self._batches[0] == key else []
         theirs, sizes = [], []
+        network, now = copy_of(network), copy_of(now)
         for place, batch in enumerate(guarded(self.splits.validation(images))):
             with private_random(self.splits.seed):
                 if place == len(mine):
-                    mine.append(measured(name, metric.function, copy_of(now), [batch]))
-                theirs.append(measured(name, metric.function, copy_of(network), [batch]))
+                    mine.append(measured(name, metric.function, now, [batch]))
+                theirs.append(measured(name, metric.function, network, [batch]))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)

@@ -29,13 +29,8 @@ from prunelab.errors import (
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.factorisation import factorised, plain_factors
-from prunelab.graph.surgery.network_state import (
-    NetworkState,
-    captured,
-    checked_network,
-    restore,
-    unwrapped,
-)
+from prunelab.graph.surgery.held_tensors import checked_network
+from prunelab.graph.surgery.network_state import NetworkState, captured, restore, unwrapped
 from prunelab.ledger.events import (
     Approved,
     Proposed,

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from prunelab.errors import NotFinite
-from prunelab.graph.surgery.network_state import not_finite
+from prunelab.graph.surgery.held_tensors import not_finite
 from prunelab.graph.trace import copy_of
 from prunelab.ledger import guard
 from prunelab.ledger.events import Refit

@@ -20,11 +20,7 @@ from torch import Tensor, nn
 from prunelab.cost.counting import Latency, layer_costs
 from prunelab.errors import BadModel, InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.surgery.network_state import (
-    NetworkState,
-    restore,
-    wrapped,
-)
+from prunelab.graph.surgery.network_state import NetworkState, restore, wrapped
 from prunelab.graph.trace import copy_of
 from prunelab.ledger import notes
 from prunelab.ledger.ledger import Ledger, Store

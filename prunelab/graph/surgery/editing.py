@@ -20,7 +20,7 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
 from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.closures import deep_copy
-from prunelab.graph.surgery.network_state import checked_network, like, settle
+from prunelab.graph.surgery.held_tensors import checked_network, like, settle
 from prunelab.values import WidthPlan
 
 
@@ -282,18 +282,20 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
 
 
 class _Detached(TorchFunctionMode):
-    """Lets `deepcopy` copy what a network computed and keeps, wherever it keeps it.
+    """Lets `deepcopy` copy the tensors that it refuses, wherever a network keeps them.
 
-    The copies are plain tensors, without autograd's graph and outside inference mode.
+    These are the results of computations, tensors of inference mode and some sparse ones. The
+    copies are plain tensors without autograd's graph.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is Tensor.__deepcopy__ and (not args[0].is_leaf or args[0].is_inference()):
+        if func is Tensor.__deepcopy__:
             tensor, memo = args
-            memo[id(tensor)] = tensor.detach().clone()
-            return memo[id(tensor)]
+            if not tensor.is_leaf or tensor.is_inference() or tensor.layout != torch.strided:
+                memo[id(tensor)] = tensor.detach().clone()
+                return memo[id(tensor)]
         return func(*args, **(kwargs or {}))
 
 

@@ -12,91 +12,24 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from prunelab.errors import BadModel
-from prunelab.graph.modules.module_attributes import sync_attributes
+from prunelab.graph.surgery.extra_state import check_saved, decoded, encoded, quantised
+from prunelab.graph.surgery.held_tensors import (
+    entries,
+    hold,
+    in_order,
+    modules_of,
+    order_of,
+    replace_tensors,
+)
 
 ABOUT = ""  # where `NetworkState.packed` puts what is no tensor: no tensor has an empty name
 WRAPPERS = ("module", "_orig_mod")  # of DataParallel and DistributedDataParallel; torch.compile
-
-
-class Entry(NamedTuple):
-    """A parameter or buffer under one of its names; `module` holds it as `key`."""
-
-    name: str
-    module: nn.Module
-    key: str
-    tensor: Tensor
-
-    @property
-    def unsaved(self) -> bool:
-        """Whether it is a buffer that `state_dict()` leaves out."""
-        return self.key in self.module._non_persistent_buffers_set
-
-
-def entries(model: nn.Module) -> Iterator[Entry]:
-    """Every parameter and buffer under every name, in the order of `state_dict()`."""
-    for path, module in _paths(model, "", ()):
-        for held in (module._parameters, module._buffers):
-            for key, tensor in held.items():
-                if tensor is not None:
-                    yield Entry(f"{path}{key}", module, key, tensor)
-
-
-def _paths(
-    module: nn.Module, path: str, above: tuple[nn.Module, ...]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Every module under every name, with a dot behind it; a module inside itself is left out."""
-    yield path, module
-    for key, child in module._modules.items():
-        if child is not None and child is not module and child not in above:
-            yield from _paths(child, f"{path}{key}.", (*above, module))
-
-
-def checked_network(given: Any, name: str = "model") -> None:
-    """Raise `BadModel` where `given`, the argument `name`, is no network."""
-    if isinstance(given, nn.Module):
-        return
-    what = f"a {type(given).__name__}"
-    if isinstance(given, (str, PathLike, type)):
-        what = repr(given) if isinstance(given, str) else str(given)
-    raise BadModel(
-        f"{name} is {what}; it must be the network itself, an nn.Module. Build it, and load its "
-        "weights: model = Net(...); model.load_state_dict(torch.load(path))."
-    )
-
-
-def without_values(model: nn.Module) -> str | None:
-    """The name of a tensor of `model` that has no values yet: on the meta device, or lazy."""
-    odd = (e.name for e in entries(model) if is_lazy(e.tensor) or e.tensor.is_meta)
-    return next(odd, None)
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by every name."""
-    return {path.removesuffix("."): module for path, module in _paths(model, "", ())}
-
-
-def not_finite(model: nn.Module) -> str | None:
-    """The name of a tensor of `model` that is damaged: it holds NaN, or infinity by mistake.
-
-    A buffer may hold infinity on purpose, such as an attention mask; running statistics may not.
-    """
-    for name, module, key, tensor in entries(model):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            weight = key in module._parameters or isinstance(module, nn.modules.batchnorm._NormBase)
-            if weight or tensor.isnan().any():
-                return name
-    return None
-
-
-# ---------------------------------------------------------------- the value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +85,7 @@ def captured(model: nn.Module) -> NetworkState:
             same[name] = first[id(tensor)]
             continue
         if tensor.is_quantized:
-            raise _quantised(name)
+            raise quantised(name)
         if entry.unsaved:
             unsaved.append(name)
         if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
@@ -164,13 +97,13 @@ def captured(model: nn.Module) -> NetworkState:
         elif tensor.is_complex():  # safetensors knows one complex type only
             layout[name] = "complex"
             plain = torch.view_as_real(plain.resolve_conj())
-        if (axes := _order(plain)) != sorted(axes):
+        if (axes := order_of(plain)) != sorted(axes):
             order[name] = axes
         tensors[name] = plain
     for name, module in model.named_modules():
-        _check_held(name, module)
+        check_saved(name, module)
         if type(module).get_extra_state is not nn.Module.get_extra_state:
-            extra[name] = _encoded(module.get_extra_state(), name or type(module).__name__)
+            extra[name] = encoded(module.get_extra_state(), name or type(module).__name__)
     training = [name for name, module in model.named_modules() if module.training]
     about = {
         "same": same, "order": order, "layout": layout, "extra": extra, "unsaved": unsaved,
@@ -221,12 +154,12 @@ def restore(model: nn.Module, state: NetworkState, *, resize: bool = False) -> N
 
 def _finish(model: nn.Module, state: NetworkState, given: Mapping[str, str]) -> None:
     """Restore what is no tensor, and buffers that the code registers while it runs."""
-    about, modules = state.about, _modules(model)
+    about, modules = state.about, modules_of(model)
     made: dict[str, Tensor] = {}
     for name, module, key, tensor in list(entries(model)):
         if name in given:
             tied = made.setdefault(given[name], tensor)
-            _hold(module, key, tied)
+            hold(module, key, tied)
             if isinstance(tied, nn.Parameter) and tied.requires_grad == (
                 given[name] in about["frozen"]
             ):
@@ -240,33 +173,27 @@ def _finish(model: nn.Module, state: NetworkState, given: Mapping[str, str]) -> 
     for name, module in model.named_modules():
         module.training = name in training
         if name in about["extra"]:
-            module.set_extra_state(_decoded(about["extra"][name]))
+            module.set_extra_state(decoded(about["extra"][name]))
 
 
-def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Replace the parameters and buffers of these names in `model` by `tensors`.
+def _laid_out(state: NetworkState, name: str, old: Tensor) -> Tensor:
+    """A copy of a tensor in `state` with its layout in memory, in place of `old`."""
+    tensor, about = state.tensors[name], state.about
+    usual = list(range(tensor.ndim)) if about or tensor.ndim != old.ndim else order_of(old)
+    made = in_order(tensor, about.get("order", {}).get(name, usual), old.device)
+    match about.get("layout", {}).get(name):
+        case None:
+            return made
+        case "complex":
+            return torch.view_as_complex(made)
+        case layout:
+            return made.to_sparse(layout=getattr(torch, layout))
 
-    Shared ones stay shared; `in_channels`, `num_features`, `groups` ... follow the shapes.
-    """
-    held = list(entries(model))
-    own = {entry.name: entry.tensor for entry in held}
-    made = {id(own[name]): _as(own[name], tensor) for name, tensor in tensors.items()}
-    for _, module, key, tensor in held:
-        if id(tensor) in made:
-            _hold(module, key, made[id(tensor)])
-    settle(model, tensors)
 
-
-def settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
-    """Sync the width attributes of the modules whose tensors changed."""
-    if not changed:
-        return
-    ids = {id(entry.tensor) for entry in entries(model) if entry.name in changed}
-    for module in model.modules():
-        parts = [module, *getattr(module, "parametrizations", {}).values()]
-        own = [x for part in parts for x in (*part._parameters.values(), *part._buffers.values())]
-        if any(id(tensor) in ids for tensor in own):
-            sync_attributes(module)
+def _placed(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common where one can be copied into the other."""
+    strides = tensor.stride() if tensor.layout == torch.strided else None
+    return tensor.shape, tensor.dtype, tensor.layout, strides, tensor.is_inference()
 
 
 @contextmanager
@@ -287,118 +214,8 @@ def state_preserved(model: nn.Module) -> Iterator[None]:
             for buffer, value in buffers:
                 if buffer.shape != value.shape:  # resized, as by an observer of quantisation
                     buffer.data = value
-                elif buffer.is_sparse or not torch.equal(buffer, value):
+                elif buffer.layout != torch.strided or not torch.equal(buffer, value):
                     buffer.copy_(value)
-
-
-# ---------------------------------------------------------------- tensors
-
-
-def like(old: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` with the order of axes, and if it is a parameter the flag, of `old`."""
-    axes = _order(old)
-    return _as(old, tensor if _order(tensor) == axes else _in_order(tensor, axes, tensor.device))
-
-
-def _as(old: Tensor, tensor: Tensor) -> Tensor:
-    if isinstance(old, nn.Parameter):
-        return nn.Parameter(tensor, requires_grad=old.requires_grad)
-    return tensor
-
-
-def _hold(module: nn.Module, key: str, tensor: Tensor) -> None:
-    """Put `tensor` where `module` holds the parameter or buffer `key`."""
-    held: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
-    held[key] = tensor
-
-
-def _order(tensor: Tensor) -> list[int]:
-    """The axes of a tensor from the outermost in memory to the innermost."""
-    axes = list(range(tensor.ndim))
-    if tensor.layout != torch.strided or 0 in tensor.stride():
-        return axes
-    return sorted(axes, key=lambda axis: -tensor.stride()[axis])
-
-
-def _in_order(tensor: Tensor, axes: list[int], device: torch.device) -> Tensor:
-    """A copy of `tensor` whose axes lie in memory in this order."""
-    made = torch.empty_permuted(tensor.shape, axes, dtype=tensor.dtype, device=device)
-    return made.copy_(tensor)
-
-
-def _laid_out(state: NetworkState, name: str, old: Tensor) -> Tensor:
-    """A copy of a tensor in `state` with its layout in memory, in place of `old`."""
-    tensor, about = state.tensors[name], state.about
-    usual = list(range(tensor.ndim)) if about or tensor.ndim != old.ndim else _order(old)
-    made = _in_order(tensor, about.get("order", {}).get(name, usual), old.device)
-    match about.get("layout", {}).get(name):
-        case None:
-            return made
-        case "complex":
-            return torch.view_as_complex(made)
-        case layout:
-            return made.to_sparse(layout=getattr(torch, layout))
-
-
-def _placed(tensor: Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common where one can be copied into the other."""
-    strides = tensor.stride() if tensor.layout == torch.strided else None
-    return tensor.shape, tensor.dtype, tensor.layout, strides, tensor.is_inference()
-
-
-# ---------------------------------------------------------------- what is no tensor
-
-
-def _check_held(name: str, module: nn.Module) -> None:
-    """Raise where a module saves what is neither parameter, buffer nor extra state."""
-    if type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
-        saved: dict[str, Any] = {}
-        module._save_to_state_dict(saved, "", False)
-        own = {*module._parameters, *module._buffers, "_extra_state"}
-        if odd := [key for key in saved if key not in own]:
-            raise _quantised(f"{name}.{odd[0]}")
-
-
-def _quantised(name: str) -> BadModel:
-    return BadModel(
-        f"{name} is neither a parameter, a buffer nor extra state, as in quantised layers, and "
-        "prunelab cannot write it. Prune the network before it is quantised."
-    )
-
-
-def _encoded(value: Any, module: str) -> Any:
-    """What `get_extra_state` returned, as JSON."""
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if type(value) in (list, tuple):
-        return {type(value).__name__: [_encoded(part, module) for part in value]}
-    if isinstance(value, dict):
-        return {"dict": [[_encoded(part, module) for part in pair] for pair in value.items()]}
-    if type(value) is bytes:
-        return {"bytes": value.hex()}
-    if isinstance(value, Tensor) and not value.is_complex() and not value.is_quantized:
-        kind = str(value.dtype).removeprefix("torch.")
-        return {"tensor": [kind, list(value.shape), value.detach().flatten().tolist()]}
-    raise BadModel(
-        f"get_extra_state of {module} gives a {type(value).__name__}, which cannot be written "
-        "without pickle. Let it give numbers, texts, tensors, or lists and dicts of them."
-    )
-
-
-def _decoded(value: Any) -> Any:
-    """The value that `_encoded` turned into JSON."""
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "dict":
-        return {_decoded(key): _decoded(part) for key, part in content}
-    if kind == "bytes":
-        return bytes.fromhex(content)
-    if kind == "tensor":
-        dtype, shape, numbers = content
-        return torch.tensor(numbers, dtype=getattr(torch, dtype)).reshape(shape)
-    parts = [_decoded(part) for part in content]
-    return tuple(parts) if kind == "tuple" else parts
 
 
 # ---------------------------------------------------------------- names
@@ -424,10 +241,11 @@ def _fitted(model: nn.Module, state: NetworkState) -> tuple[NetworkState, dict[s
     if wrong:
         own = [*(entry.name for entry in entries(model)), *dict(model.named_modules())]
         names = {unwrapped(name): name for name in own}
-        state = state.renamed(lambda name: names.get(unwrapped(name), name))
-        given, still = _matched(model, state)
-        if still:
+        other = state.renamed(lambda name: names.get(unwrapped(name), name))
+        given, still = _matched(model, other)
+        if still or len(other.tensors) < len(state.tensors):
             raise BadModel(f"{wrong}.")
+        state = other
     return state, given
 
 
@@ -444,7 +262,7 @@ def _matched(model: nn.Module, state: NetworkState) -> tuple[dict[str, str], str
         other = tied.setdefault(id(entry.tensor), source)
         if other != source and not torch.equal(state.tensors[other], state.tensors[source]):
             return {}, f"{entry.name} and {other} are one tensor in the given network, two there"
-    modules = _modules(model)
+    modules = modules_of(model)
     for name in sorted(state.tensors.keys() - set(found.values())):
         path, _, key = name.rpartition(".")
         can = path in modules and key in modules[path]._buffers

@@ -14,13 +14,8 @@ from torch.nn import functional as F
 
 import prunelab as pl
 from prunelab.evidence.fingerprint import fingerprint
-from prunelab.graph.surgery.network_state import (
-    NetworkState,
-    captured,
-    entries,
-    restore,
-    state_preserved,
-)
+from prunelab.graph.surgery.held_tensors import entries, not_finite
+from prunelab.graph.surgery.network_state import NetworkState, captured, restore, state_preserved
 from prunelab.graph.trace import copy_of
 
 X = torch.randn(2, 3, 8, 8)
@@ -93,6 +88,8 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "a buffer that is not saved": buffer("blur", lambda: torch.randn(8, 1, 3, 3), False),
     "a buffer of one row, expanded": buffer("row", lambda: torch.randn(1, 3).expand(5, 3)),
     "a sparse buffer": buffer("adjacency", lambda: torch.randn(3, 3).to_sparse()),
+    "a sparse buffer by rows": buffer("adjacency", lambda: torch.randn(3, 3).to_sparse_csr()),
+    "a buffer of 8 bits": buffer("scale", lambda: torch.randn(4).to(torch.float8_e4m3fn)),
     "a complex buffer": buffer("waves", lambda: torch.randn(3, dtype=torch.complex64)),
     "a complex buffer of two doubles": buffer("w", lambda: torch.randn(3, dtype=torch.complex128)),
     "a mask of infinity": infinite,
@@ -124,6 +121,7 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_comes_back_in_another_network(kind: str) -> None:
     net, other = Base(KINDS[kind]), Base(KINDS[kind]).eval()
@@ -136,6 +134,20 @@ def test_a_state_comes_back_in_another_network(kind: str) -> None:
         assert torch.equal(outputs(made), outputs(net))
         assert fingerprint(made) == fingerprint(net) != fingerprint(other)
     assert equal(copy_of(net), net)
+    assert not_finite(net) is None
+
+
+def test_what_is_not_finite_by_mistake_is_named() -> None:
+    net = Base(infinite)
+    assert not_finite(net) is None
+    for tensor, name in ((net.mask, "mask"), (net.norm.running_var, "norm.running_var")):
+        before = tensor.clone()
+        tensor.fill_(torch.nan if name == "mask" else torch.inf)
+        assert not_finite(net) == name
+        tensor.copy_(before)
+    with torch.no_grad():
+        net.a.bias[0] = torch.inf
+    assert not_finite(net) == "a.bias"
 
 
 def test_a_state_ties_what_was_tied_after_the_network_was_built() -> None:
