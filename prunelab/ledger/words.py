@@ -91,8 +91,8 @@ def sentence(state: State, last: Event | None, group: GroupInfo) -> str:
     """The pending proposal, described by its effect on `group`; otherwise the latest event."""
     if state.pending is None or (last and said(last)):
         return outcome(state, last)
-    given = state.proposed and state.proposed.move
-    own = isinstance(last, Adjusted) or state.pending != given
+    found = state.proposed.move if state.proposed else None
+    own = isinstance(last, Adjusted) or state.pending != found
     who = None if own else method(state.pending.method)
     return proposal(state, state.pending, group, who)
 

@@ -164,8 +164,8 @@ def progress(view: View) -> str:
     if view.at_work[:1] == ("tune",):
         keep, leave = (text.KEEP_TUNED, text.KEEP_TUNED_TIP), (text.LEAVE_TUNED,
                                                                 text.LEAVE_TUNED_TIP)  # fmt: skip
-        inside += button("stop", keep[0], keep[1], data_do="keep", data_arg=None)
-        inside += button("stop", leave[0], leave[1])
+        inside += button("stop", *keep, kind="pl-small", data_do="keep", data_arg=None)
+        inside += button("stop", *leave, kind="pl-small")
     return tag("div", inside, kind="pl-working")
 
 

@@ -76,7 +76,7 @@ LEAVE_TUNED_TIP = "End the training now; the network stays as it was before Tune
 STOPPING = "stopping ..."
 SILENT = (
     "The kernel has not answered yet: it runs a cell, or it was restarted. After a restart, run "
-    "the cells again; a session with a path resumes with pl.Session.open."
+    "the cells again; pl.Session(..., path=..., resume=True) goes on where it was."
 )
 LATE = (
     "The interactive figure (1.6 MB) has not arrived yet. The picture shows the same, and every "

@@ -54,7 +54,9 @@ def test_an_aim_typed_slowly_is_the_aim_that_is_answered(page: Any) -> None:
     assert typed(page, "[data-do=aim][data-arg=macs]", "60") == "60"
     page.keyboard.press("Enter")
     settled(page)
-    assert "→ 60%" in page.locator(".pl-tile").first.inner_text().replace("\n", " ")
+    page.wait_for_function(
+        "document.querySelector('.pl-tile').innerText.includes('→ 60%')"
+    )  # at once, or as soon as evidence is there
     assert page.evaluate("document.activeElement.dataset.arg") == "macs", "the focus stays"
     page.locator("[data-do=back]").click()
     settled(page)
