@@ -133,7 +133,7 @@ def measured(
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidValue(
-            f"The metric {name!r} ({name_of(function)}) returned {value!r}; a metric returns one "
+            f"The metric {name!r} returned {value!r}; a metric ({name_of(function)}) returns one "
             "number for a network and a loader."
         ) from None
 

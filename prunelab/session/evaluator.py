@@ -6,6 +6,7 @@ It knows nothing of events: a session passes the networks and keeps the results.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence, Sized
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.surgery.editing import cut
+from prunelab.graph.surgery.editing import copy_with, cut
 from prunelab.graph.trace import copy_of, restricted, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.modes import frozen_modules
@@ -58,6 +59,7 @@ class Evaluator:
         self.frozen = frozen_modules(model)
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
+        self._least = 1 if settings.own_forward else self._least_inputs()
         if graph is None:
             given = self.run_inputs() if example_inputs is None else example_inputs
             forward = settings.forward if settings.own_forward else None
@@ -87,18 +89,31 @@ class Evaluator:
 
     # ------------------------------------------------------------ inputs and outputs
 
+    def _least_inputs(self) -> int:
+        """The fewest inputs that the network runs on: 1, unless it needs 2 or a whole batch."""
+        batch = self.splits.sample()
+        x = batch[0] if isinstance(batch, tuple | list) else batch
+        if not isinstance(x, Tensor) or not x.ndim:
+            return 1
+        for count in (1, 2, len(x)):
+            network = copy_with(self.base, {}, share=True).eval()
+            with suppress(Exception), state_preserved(network), private_random(), torch.no_grad():
+                self.settings.forward(network, x[:count])
+                return count
+        return 1  # tracing says why it does not run
+
     def example(self) -> Any:
-        """One training input, in the form that the network expects."""
+        """One training input, or as few as the network runs on, in the form that it expects."""
         return self._first_of(self.splits.sample())
 
     def run_inputs(self) -> Any:
-        """The input of one run: one sample, or a batch for a forward of the user's."""
+        """The input of one run: see `example`; a batch for a forward of the user's."""
         batch = self.splits.sample()
         return batch if self.settings.own_forward else self._first_of(batch)
 
     def _first_of(self, batch: Any) -> Any:
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
+        return x[: self._least].to(device_of(self.base)) if isinstance(x, Tensor) else x
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""

@@ -254,7 +254,7 @@ class Session:
 
     @property
     def example(self) -> Any:
-        """One training input, in the form that the network expects."""
+        """One training input, or as few as the network runs on, in the form that it expects."""
         return self._evaluator.example()
 
     @property

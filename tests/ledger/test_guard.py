@@ -333,7 +333,7 @@ def test_a_file_from_before_directions_were_kept_is_guarded_too(
         (text,) = database.execute("SELECT json FROM event WHERE seq = 0").fetchone()
         whole = json.loads(text)
         settings = whole["settings"]
-        for name in ("higher_is_better", "chance", "repair_images"):
+        for name in ("higher_is_better", "chance", "repair_images", "freeze", "round_to"):
             del (settings[1] if isinstance(settings, list) else settings)[name]
         old = json.dumps(whole)
         change = "UPDATE event SET json = ?, crc = ? WHERE seq = 0"
