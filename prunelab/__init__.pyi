@@ -119,11 +119,14 @@ from .methods.baselines import (
 )
 from .methods.channel_pruning import ChannelPruning as ChannelPruning
 from .methods.elimination import Elimination as Elimination
+from .methods.factorisation import ChannelFactorisation as ChannelFactorisation
+from .methods.factorisation import SpatialFactorisation as SpatialFactorisation
 from .methods.group_fisher import GroupFisher as GroupFisher
 from .methods.one_shot import OneShot as OneShot
 from .methods.oracle import Oracle as Oracle
 from .methods.surgeon import Surgeon as Surgeon
 from .methods.thinet import ThiNet as ThiNet
+from .methods.three_c import ThreeC as ThreeC
 from .notebook import Screen as Screen
 from .notebook import show as show
 from .session.export import load_pruned as load_pruned

@@ -34,8 +34,9 @@ ORDER: dict[str, str] = {
     "graph": "data graph/labels graph/channels graph/surgery",
     "loops": "values data graph",
     "evidence": "values ledger data graph/labels graph/channels graph/surgery graph loops",
-    "cost": "values data graph/modules graph/labels graph/channels graph loops evidence",
-    "repair": "values data graph/labels graph/channels graph loops evidence",
+    "cost": "values data graph/modules graph/labels graph/channels graph/surgery graph loops "
+    "evidence",
+    "repair": "values data graph/labels graph/channels graph/surgery loops evidence",
     "methods": "values data graph/labels graph/channels graph/surgery graph loops evidence cost "
     "repair",
     "session": "values ledger figures data graph/modules graph/channels graph/surgery graph loops "

@@ -10,6 +10,16 @@ const unpacked = async (model) => {
   try { return (await import(address)).default; } finally { URL.revokeObjectURL(address); }
 };
 
+// plotly draws a figure 700 px wide where its place has no size yet, and later lets it jump
+const laidOut = (place) => new Promise((done) => {
+  const seen = new ResizeObserver(() => {
+    if (!place.clientWidth) return;
+    seen.disconnect();
+    done();
+  });
+  seen.observe(place);
+});
+
 export default () => {
   let begun = null, ready = null;
   const begin = async () => {
@@ -22,7 +32,9 @@ export default () => {
     initialize(given) { begun = given; },
     async render(given) {
       try {
-        return (await (ready ??= begin())).render(given);
+        const widget = await (ready ??= begin());
+        await laidOut(given.el);
+        return widget.render(given);
       } catch (error) {
         globalThis.prunelabPlotly = undefined;
         const told = document.createElement("p");

@@ -8,35 +8,41 @@
 
 const NARROW = 700;      // px; narrower screens stand in one column
 const PATIENCE = 2500;   // ms without an answer until the page says so, and asks again
+const CHECK = 1000;      // ms between two looks at whether text and figure agree
 const LATE = 20000;      // ms until the page says that the figure has not come
 
-const keyed = (node) => node.dataset?.key;
+let views = 0;
 
+// What a person types or drags is theirs: it is neither replaced nor rewritten.
+const theirs = (node) => node.editing
+  || (node === document.activeElement && node.matches("input:not([type=range], [type=checkbox])"));
+
+// Controls and sections have ids, so that idiomorph finds them again wherever they went.
+function identify(root, view) {
+  const taken = new Set();
+  for (const node of root.querySelectorAll("[data-key], [data-do], [data-filter]")) {
+    const { key, do: verb, arg } = node.dataset;
+    const id = [view, node.localName, ...(key ? [key] : [verb ?? "", arg ?? ""])].join(" ");
+    if (!taken.has(id)) node.id = id;
+    taken.add(id);
+  }
+}
+
+// Make `old` what `fresh` is; returns whether a value was left to the person.
 function morph(old, fresh) {
-  if (old.nodeType === Node.TEXT_NODE) {
-    if (old.data !== fresh.data) old.data = fresh.data;
-    return;
-  }
-  if (old.nodeType !== Node.ELEMENT_NODE) return;
-  for (const { name, value } of fresh.attributes)
-    if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
-  for (const { name } of [...old.attributes])
-    if (name !== "open" && name !== "hidden" && !fresh.hasAttribute(name)) old.removeAttribute(name);
-  const [had, has] = [[...old.childNodes], [...fresh.childNodes]];
-  has.forEach((node, i) => {
-    if (!had[i]) old.append(node);
-    else if (had[i].nodeName !== node.nodeName || keyed(had[i]) !== keyed(node))
-      had[i].replaceWith(node);
-    else morph(had[i], node);
+  let left = false;
+  const updated = (name, node) => {
+    if (name === "open") return !node.id;  // the person's, once the section is on the page
+    if (name === "hidden" || (name === "value" && node.dataset.filter)) return false;
+    const kept = name === "disabled" ? node.editing
+      : ["value", "checked"].includes(name) && theirs(node);
+    left ||= Boolean(kept);
+    return !kept;
+  };
+  Idiomorph.morph(old, fresh, {
+    morphStyle: "innerHTML", callbacks: { beforeAttributeUpdated: updated },
   });
-  had.slice(has.length).forEach((node) => node.remove());
-  if (old.matches("input, textarea, select") && !old.editing) {  // a value at work is the person's
-    if (old.type === "checkbox") old.checked = fresh.hasAttribute("checked");
-    else if (old.matches("select")) {
-      const chosen = fresh.querySelector("option[selected]");
-      if (chosen) old.value = chosen.value;
-    } else old.value = fresh.getAttribute("value") ?? "";
-  }
+  return left;
 }
 
 function render({ model, el }) {
@@ -50,7 +56,9 @@ function render({ model, el }) {
   }
   el.append(sheet);
   let root = null, ended = false, count = 0, flying = null, timer = 0;
+  const view = `pl${++views}`, unsettled = new Set();  // parts in which a value was left
   const queue = [];
+  let revealed;  // how often the comparison was asked for, when the page was last told
 
   // ---------------------------------------------------------------- to and from the kernel
 
@@ -83,14 +91,27 @@ function render({ model, el }) {
     root?.classList.remove("pl-waiting");
     sheet.classList.toggle("pl-waits", queue.length > 0);
     next();
+    settle();
   };
+  const settle = () => { if (!flying) [...unsettled].forEach(show); };
 
   const show = (name) => {
-    const fresh = document.createElement("div");
-    fresh.className = regions[name].className;
+    const fresh = document.createElement("div"), held = root?.contains(document.activeElement);
     fresh.innerHTML = model.get(name);
-    morph(regions[name], fresh);
+    identify(fresh, view);
+    const left = morph(regions[name], fresh);
+    for (const node of regions[name].querySelectorAll("details[data-reveal]")) reveal(node);
+    unsettled[left ? "add" : "delete"](name);
     regions[name].querySelectorAll("[data-filter]").forEach(filter);
+    const at = document.activeElement;  // a button that is switched off or gone drops the keyboard
+    if (held && (at.disabled || !root.contains(at))) root.focus({ preventScroll: true });
+  };
+  const reveal = (node) => {
+    const earlier = revealed;
+    revealed = node.dataset.reveal;
+    if (earlier === undefined || earlier === revealed) return;
+    node.open = true;
+    node.scrollIntoView({ block: "nearest" });
   };
   const filter = (box) => {
     const wanted = box.value.trim().toLowerCase();
@@ -124,9 +145,9 @@ function render({ model, el }) {
   };
   const changed = (event) => {
     const node = event.target;
-    if (!node.dataset?.do || !node.editing) return;
-    node.editing = false;
-    tell(told(node, false));
+    if (!node.dataset?.do) return;
+    if (node.editing) { node.editing = false; tell(told(node, false)); }
+    else if (event.type === "focusout") setTimeout(settle);
   };
   const entered = (event) => { if (event.key === "Enter") changed(event); };
   const unfolded = (event) => {
@@ -141,6 +162,7 @@ function render({ model, el }) {
   sheet.addEventListener("toggle", unfolded, true);
 
   for (const name of names) { show(name); model.on(`change:${name}`, () => show(name)); }
+  revealed ??= "";
   model.on("change:heard", heard);
 
   // ---------------------------------------------------------------- the screen as a whole
@@ -175,16 +197,25 @@ function render({ model, el }) {
     if (wait < 10000) later = setTimeout(fit, wait, 2 * wait);
   };
   const sized = new ResizeObserver(() => requestAnimationFrame(() => fit(300)));
-  let late = 0;
+  let late = 0, checking = 0, odd = "";
+  const number = () => root.querySelector(".js-plotly-plot")?.layout?.meta;
+  const drawn = () => tell({ do: "figure", arg: null, value: number() ?? 0, live: false });
   const figure = new MutationObserver(() => {
     if (!root.querySelector(".js-plotly-plot .main-svg")) return;
     figure.disconnect();
     clearTimeout(late);
     root.classList.remove("pl-late");
-    root.classList.add("pl-live");
     requestAnimationFrame(() => fit(300));
-    tell({ do: "figure", arg: null, value: true, live: false });
+    drawn();
+    checking = setInterval(check, CHECK);
   });
+  // The text says which figure belongs to it. A page that loads anew can miss a redraw, and a
+  // figure that stays another one says so, to be sent again.
+  const check = () => {
+    const pair = `${number()} ${model.get("drawing")}`;
+    if (number() !== undefined && number() !== model.get("drawing") && pair === odd && !flying) drawn();
+    odd = pair;
+  };
   const place = () => {
     if (ended) return;
     root = el.closest(".prunelab-screen");
@@ -207,7 +238,7 @@ function render({ model, el }) {
   return () => {
     ended = true;
     sized.disconnect(); figure.disconnect(); clearTimeout(later); clearTimeout(late);
-    clearTimeout(timer);
+    clearTimeout(timer); clearInterval(checking);
     root?.removeEventListener("keydown", pressed, true);
   };
 }

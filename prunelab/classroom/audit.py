@@ -99,7 +99,9 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
             _check_metrics(event)
         case Undone():
             undone = (state.undo_target()[0], move is not None)
-            if not state.undoable or (event.step, event.proposal) != undone:
+            only_proposal = event.step is None and event.proposal and move is not None
+            undoes = only_proposal or (event.step, event.proposal) == undone
+            if not state.undoable or not undoes:
                 raise _impossible(event, "undo without an undoable step")
         case Returned():
             if event.to == state.head or event.to not in {point.seq for point in state.points}:

@@ -29,6 +29,7 @@ from prunelab.data.import_spec import call
 from prunelab.errors import BadData, BadModel, HandInError, PruneLabError
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.editing import cut
+from prunelab.graph.surgery.network_state import NetworkState, captured, entries, restore
 from prunelab.graph.trace import copy_of, trace
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
@@ -108,7 +109,7 @@ class Grader:
         batch = next(iter(getattr(self._data, rubric.split)))
         self._graph = trace(self._base, batch[0][:1])
         self._whole = cost(self._graph, WidthPlan.full(self._graph))
-        state = self._base.state_dict().values()
+        state = captured(self._base).packed().values()
         self._most = sum(tensor.nbytes for tensor in state) + SPARE
         self.accuracy = accuracy(self._base, getattr(self._data, rubric.split))
 
@@ -143,21 +144,20 @@ class Grader:
 
     def _rebuilt(self, weights: bytes, plan: WidthPlan) -> nn.Module:
         """The lecturer's network cut by `plan`, with these weights: names and shapes must fit."""
-        tensors = load_tensors(weights)
+        state = NetworkState.unpacked(load_tensors(weights))
         network = cut(self._base, self._graph, plan)
-        own = network.state_dict()
-        for name in sorted({*own, *tensors}):
-            if name not in own or name not in tensors:
-                raise HandInError(
-                    f"the weights are another network's: {name} is missing in one of them"
-                )
-            found, wanted = tensors[name], own[name]
+        own = {entry.name: entry.tensor for entry in entries(network)}
+        for name, found in state.tensors.items():
+            wanted = found if name in state.about.get("layout", {}) else own.get(name, found)
             if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
                 raise HandInError(
                     f"the weights do not fit the plan: {name} is {tuple(found.shape)} "
                     f"{found.dtype}, it should be {tuple(wanted.shape)} {wanted.dtype}"
                 )
-        network.load_state_dict(tensors)
+        try:
+            restore(network, state)
+        except BadModel as error:
+            raise HandInError(f"the weights are another network's: {error}") from None
         check_finite(network, "the hand-in")
         return network.eval()
 

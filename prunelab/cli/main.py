@@ -130,6 +130,10 @@ def _lab(options: argparse.Namespace) -> int:
         command.append("--allow-root")  # in a container root is often the only user
         said.append("JupyterLab runs as root, as you do.")
     print("\n".join([*said, f"Tutorials are in {folder}; Ctrl-C ends."]), flush=True)
+    # JupyterLab reads default settings from there; those that a person has set count before them
+    places = [str(resources.files("prunelab") / "assets" / "jupyter")]
+    places += filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(places)
     return _become([*command, *options.jupyter], folder)
 
 
@@ -142,19 +146,13 @@ def _become(command: list[str], folder: Path) -> int:
 
 
 def tutorials(folder: Path | None = None) -> tuple[Path, list[str]]:
-    """The folder with editable tutorials, and messages about it.
+    """The folder with copies of the tutorials to work in, and messages about it.
 
-    In a checkout they are opened in place. From an installed package they are copied; an existing
-    copy is never overwritten.
+    An existing copy is never overwritten, and the shipped tutorials are never opened themselves.
     """
     checkout = Path(__file__).resolve().parents[2]
     inside = resources.files("prunelab") / "assets" / "notebooks"
-    if (checkout / "pyproject.toml").is_file():
-        source: Any = checkout / "notebooks"
-        if folder is None and os.access(source, os.W_OK) and any(source.glob("*.ipynb")):
-            return source, []
-    else:
-        source = inside
+    source: Any = checkout / "notebooks" if (checkout / "pyproject.toml").is_file() else inside
     paths = source.iterdir() if source.is_dir() else ()
     shipped = [path for path in paths if path.name.endswith(".ipynb")]
     if not shipped:
@@ -252,7 +250,7 @@ def summary(
     import prunelab as pl
 
     state = session.state
-    full, now = state.began.widths, state.widths()
+    full, now = state.full_widths, state.widths()
     widths = [("layer", "before", "after"), *((g, str(full[g]), str(now[g])) for g in now)]
     inputs = _inputs(session.data)
     costs = [pl.cost(network, inputs) for network in (model, session.model)]

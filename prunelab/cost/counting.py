@@ -20,7 +20,7 @@ from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.modules.channel_selector import selector_buffers
 from prunelab.graph.survey import Survey, checked_size, inputs_of, told, unknown
-from prunelab.graph.trace import runner, state_preserved
+from prunelab.graph.trace import copy_of, runner
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
@@ -214,9 +214,9 @@ class _Counter(Survey):
 def _counted(model: nn.Module, inputs: Any, batch_size: int | None) -> _Counter:
     if not _shapes(inputs):
         raise InvalidValue("cost(model, example_inputs) needs at least one input tensor.")
+    model = copy_of(model).eval()
     count, counter = checked_size(batch_size), _Counter(model)
-    with state_preserved(model), private_random(), torch.no_grad(), counter:
-        model.eval()
+    with private_random(), torch.no_grad(), counter:
         outputs = runner(inputs)(model)
     count = count or inputs_of(inputs, outputs, counter.first)
     if count is None:
@@ -282,17 +282,16 @@ def timing(
 ) -> Iterator[float]:
     """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
     run = runner(example_inputs, forward)
+    model = copy_of(model).eval()
     device = device_of(model)
-    with state_preserved(model):
-        model.eval()
-        for index in range(runs + 3):
-            with private_random(), torch.inference_mode():
-                started = time.perf_counter()
-                run(model)
-                wait(device)
-                took = time.perf_counter() - started
-            if index >= 3:
-                yield took
+    for index in range(runs + 3):
+        with private_random(), torch.inference_mode():
+            started = time.perf_counter()
+            run(model)
+            wait(device)
+            took = time.perf_counter() - started
+        if index >= 3:
+            yield took
 
 
 def wait(device: torch.device) -> None:

@@ -14,9 +14,9 @@ from prunelab.cost.counting import layer_costs, wait
 from prunelab.data.private_random import private_random
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import device_of
-from prunelab.values import Cost, FrozenMap, WidthPlan
+from prunelab.values import Cost, FrozenMap, WidthPlan, parts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,12 @@ class LayerTimes:
 
         The time of a layer is taken to be proportional to its multiply-adds, the rest to the size
         of the activations. Narrow layers use a processor less efficiently, so a cut network is
-        often slower than this. `graph` is that of the original network.
+        often slower than this. `graph` is that of the original network; a layer that has become
+        two there counts as one.
         """
         before, after = self.costs, layer_costs(graph, plan)
         found = {
-            name: seconds * after[name].macs / max(1, before[name].macs)
+            name: seconds * _macs(after, name) / max(1, before[name].macs)
             for name, seconds in self.layers.items()
         }
         sizes = [sum(cost.activation_bytes for cost in costs.values()) for costs in (before, after)]
@@ -57,6 +58,11 @@ class LayerTimes:
     def at(self, graph: ChannelGraph, plan: WidthPlan) -> float:
         """An estimate of the seconds of the whole run at other widths; see `scaled`."""
         return sum(self.scaled(graph, plan).values())
+
+
+def _macs(costs: Mapping[str, Cost], layer: str) -> int:
+    """The multiply-adds of a layer, or of the layers that it has become."""
+    return sum(costs[part].macs for part in parts_of(costs, layer))
 
 
 def layer_times(

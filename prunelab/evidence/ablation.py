@@ -22,7 +22,8 @@ from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, NotFinite
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.surgery.editing import masked_tensors
-from prunelab.graph.trace import copy_of, state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
+from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import Loss, checked, cross_entropy, finish, guarded
 from prunelab.loops.own import loss_of
 from prunelab.values import Progress, Units, many

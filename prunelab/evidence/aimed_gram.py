@@ -27,7 +27,7 @@ from prunelab.evidence.reconstruction_target import (
 from prunelab.evidence.unit_sums import by_unit, contributions
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.labels.layer_calls import Call
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import checked, guarded, run_batch
 from prunelab.values import Progress
 
@@ -133,22 +133,20 @@ def aiming(
     }
     sums = {key: _TargetSums(layer) for key, layer in wanted.items()}
     images = 0
-    with state_preserved(model), state_preserved(target):
-        model.eval()
-        target.eval()
-        for batch in guarded(batches):
-            there, here = OutputWatch(target, wanted), OutputWatch(model, wanted)
-            with there:
-                checked(forward, target, batch)
-            with here:
-                checked(forward, model, batch)
-            for key, layer_sums in sums.items():
-                for aim, given in zip(there.found[key], here.found[key], strict=False):
-                    if given.y.numel() and same_rows(there, aim, here, given):
-                        at = channels[key].to(given.y.device)
-                        layer_sums.add(given.call, reconstruction_target(aim, given, at))
-            images += batch_size(batch)
-            yield Progress(images, max(expected, images), "measuring against the original network")
+    model, target = copy_of(model).eval(), copy_of(target).eval()
+    for batch in guarded(batches):
+        there, here = OutputWatch(target, wanted), OutputWatch(model, wanted)
+        with there:
+            checked(forward, target, batch)
+        with here:
+            checked(forward, model, batch)
+        for key, layer_sums in sums.items():
+            for aim, given in zip(there.found[key], here.found[key], strict=False):
+                if given.y.numel() and same_rows(there, aim, here, given):
+                    at = channels[key].to(given.y.device)
+                    layer_sums.add(given.call, reconstruction_target(aim, given, at))
+        images += batch_size(batch)
+        yield Progress(images, max(expected, images), "measuring against the original network")
     if not images:
         raise BadData("There are no batches to measure on; give at least one.")
     return {wanted[key].name: one.gram for key, one in sums.items() if one.grams.all}

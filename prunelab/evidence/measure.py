@@ -20,7 +20,7 @@ from prunelab.evidence.gram_collector import GramCollector, Sums
 from prunelab.evidence.mask_gradients import BatchNorm, Masks, MaskWatch, differentiable
 from prunelab.evidence.output_fisher import OutputFisherWatch, fisher_loss
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import (
     Loss,
     checked,
@@ -148,6 +148,8 @@ def measuring(
     }
     forward = forward or run_batch
     loss = loss_of(loss, forward)
+    model = copy_of(model).eval()
+    mark = mark or fingerprint(model)
     collector = GramCollector(model, targets, kinds, at, create)
     signals = bool({"contribution", "patches"} & set(kinds))
     watch = MaskWatch(model, graph, masks) if "gradient" in kinds else None
@@ -155,26 +157,23 @@ def measuring(
     curvature = OutputFisherWatch(model, targets, seed) if "curvature" in kinds else None
     predicted = fisher_loss(torch.Generator().manual_seed(seed))
     images = 0
-    mark = mark or fingerprint(model)
-    with state_preserved(model):
-        model.eval()
-        for batch in guarded(batches):
-            if signals:
-                with collector:
-                    checked(forward, model, batch)
-                collector.check()
-            if watch is not None:
-                with differentiable(model, bn):
-                    watch.measure(model, batch, loss)
-            if curvature is not None:
-                with differentiable(model):
-                    curvature.measure(model, batch, predicted if loss is cross_entropy else loss)
-                curvature.check()
-            if losses is not None:
-                yield from losses.measuring(batch, expected)
-            images += batch_size(batch)
-            if losses is None:  # it yields Progress for every run
-                yield Progress(images, max(expected, images), "measuring on training images")
+    for batch in guarded(batches):
+        if signals:
+            with collector:
+                checked(forward, model, batch)
+            collector.check()
+        if watch is not None:
+            with differentiable(model, bn):
+                watch.measure(model, batch, loss)
+        if curvature is not None:
+            with differentiable(model):
+                curvature.measure(model, batch, predicted if loss is cross_entropy else loss)
+            curvature.check()
+        if losses is not None:
+            yield from losses.measuring(batch, expected)
+        images += batch_size(batch)
+        if losses is None:  # it yields Progress for every run
+            yield Progress(images, max(expected, images), "measuring on training images")
     if not images:
         raise BadData("There are no batches to measure on; give at least one.")
     names = {layer.weight: layer.name for layer in targets.values()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,19 +52,27 @@ DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]
 HEIGHTS: dict[Arrange, int] = {"grid": 720, "stack": 1440}
 PALE = 0.4  # opacity of stale evidence
 
-# As HTML, below the board.
-LEGEND = " &emsp; ".join(
-    f'<span style="white-space:nowrap"><span style="color:{colour}">{sign}</span> {words}</span>'
-    for sign, colour, words in (
-        ("■", KEEP, "kept"),
-        ("▨", DROP, "proposed to drop"),
-        ("■", GHOST, "dropped before"),
-        ("┅", TARGET, "theta"),
-        ("●", GHOST, "undone"),
-        ("<b>?</b>", "inherit", "where the proposal leads"),
-        (DIAMOND, COUPLED, "coupled layers"),
+SIGNS = {
+    "kept": ("■", KEEP),
+    "proposed to drop": ("▨", DROP),
+    "dropped before": ("■", GHOST),
+    "theta": ("┅", TARGET),
+    "undone": ("●", GHOST),
+    "where the proposal leads": ("<b>?</b>", "inherit"),
+    "coupled layers": (DIAMOND, COUPLED),
+}
+
+
+def legend(names: Iterable[str]) -> str:
+    """What these signs mean, as HTML below the board."""
+    return " &emsp; ".join(
+        '<span style="white-space:nowrap">'
+        f'<span style="color:{SIGNS[name][1]}">{SIGNS[name][0]}</span> {name}</span>'
+        for name in names
     )
-)
+
+
+LEGEND = legend(SIGNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,21 @@ def measured(state: State) -> str:
         return ""
     moves = state.moves_at(of)
     return f"measured after move {moves}" if moves else "measured before the first move"
+
+
+def signs(info: BoardInfo, whole: bool) -> list[str]:
+    """The signs that the board shows: in its upper half, or in the `whole`."""
+    rows, path = info.widths.rows, info.trajectory
+    shown = {
+        "kept": True,
+        "proposed to drop": any(row.proposed != row.now for row in rows),
+        "dropped before": any(row.now != row.original for row in rows),
+        "theta": info.importance.threshold is not None or (whole and info.ladder.theta is not None),
+        "undone": whole and bool(path.undone),
+        "where the proposal leads": whole and path.pending is not None,
+        "coupled layers": any(row.coupled for row in rows),
+    }
+    return [name for name in SIGNS if shown[name]]
 
 
 def faded(panel: Panel, when: str) -> Panel:

@@ -25,7 +25,7 @@ from prunelab.figures.style import (
     row_height,
     shorten,
 )
-from prunelab.values import si
+from prunelab.values import parts_of, si
 
 Kind = Literal["macs", "params", "activation_bytes", "seconds"]
 KINDS: dict[str, str] = {
@@ -83,7 +83,9 @@ def costs_info(
     ahead = now if proposed is None else proposed
 
     def value(costs: Mapping[str, Any], name: str) -> float:
-        return float(costs[name] if kind == "seconds" else getattr(costs[name], kind))
+        if kind == "seconds":
+            return float(costs[name])
+        return float(sum(getattr(costs[part], kind) for part in parts_of(costs, name)))
 
     rows: dict[str, list[str]] = {}
     for name, row in modules([name for name in original if name]).items():

@@ -83,7 +83,7 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
         return ImportanceInfo(group)
     dropped = set(state.pending.drop.get(group, ())) if state.pending else set()
     kept = state.now.kept
-    alive = set(units) if kept is None else set(kept[group])
+    alive = set(units) if kept is None else set(kept.get(group, units))
     order = sorted(range(len(units)), key=lambda i: (values[i], units[i]))
     ranked = tuple(values[i] for i in order)
     return ImportanceInfo(

@@ -56,8 +56,8 @@ class CompareInfo:
 def point_side(state: State, seq: int) -> Side:
     """The network at the point created by event `seq`, as a side of a comparison."""
     point = state.point(seq)
-    full = state.began.widths
-    widths = full if point.kept is None else {name: len(point.kept[name]) for name in full}
+    kept = point.kept
+    widths = state.began.widths if kept is None else {name: len(kept[name]) for name in kept}
     name = "original" if point.parent is None else f"event {seq}"
     return Side(name, FrozenMap(widths), point.cost, point.metrics)
 

@@ -29,7 +29,7 @@ from prunelab.ledger.words import history, sentence, share, told
 from prunelab.values import Cost, FrozenMap, Units, as_text, si
 
 START = "The network before the first move."
-LayerCosts = Callable[[FrozenMap[Units] | None], Mapping[str, Cost]]
+LayerCosts = Callable[[FrozenMap[Units] | None, FrozenMap[str]], Mapping[str, Cost]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def scenes(
         if isinstance(event, Approved) and isinstance(after, Repaired) and after.automatic:
             continue
         state = fold(events[: place + 1])
-        group = _chosen(state, group or next(iter(layers or state.began.widths)))
+        group = _chosen(state, group or next(iter(layers or state.full_widths)))
         about = _Group(group, (layers or {}).get(group, (group,)))
         words = told(event) if isinstance(event, Noted) else sentence(state, event, about)
         info = board_info(state, group, layers=layers)
@@ -154,20 +154,23 @@ def _pictures(state: State, info: BoardInfo, group: str) -> tuple[str, ...]:
 
 
 def _by_layer(state: State, costs: LayerCosts) -> tuple[str, ...]:
-    kept = state.now.kept
+    now, move = state.now, state.pending
     ahead: FrozenMap[Units] | None = None
-    if state.pending is not None:
-        full = {name: range(width) for name, width in state.began.widths.items()}
-        left = full if kept is None else kept
-        gone = {name: set(units) for name, units in state.pending.drop.items()}
+    if move is not None:
+        full = {name: range(width) for name, width in state.full_widths.items()}
+        left = {**full, **(now.kept or {})}
+        gone = {name: set(units) for name, units in move.drop.items()}
         ahead = FrozenMap(
             {name: tuple(u for u in left[name] if u not in gone.get(name, ())) for name in full}
         )
     found = []
     for kind in KINDS:
         if kind != "seconds":
-            then = None if ahead is None else costs(ahead)
-            info = costs_info(costs(None), costs(kept), then, kind)  # type: ignore[arg-type]
+            then = None
+            if ahead is not None and move is not None:
+                then = costs(ahead, FrozenMap({**now.factors, **move.factors}))
+            was, is_ = costs(None, FrozenMap()), costs(now.kept, now.factors)
+            info = costs_info(was, is_, then, kind)  # type: ignore[arg-type]
             found.append(svg(draw_costs(info), height=row_height(len(info.rows))))
     return tuple(found)
 

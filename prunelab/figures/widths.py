@@ -82,13 +82,15 @@ def widths_info(
     selected
         The name of the group that is shown in bold.
     """
+    full = state.full_widths
     if layers is None:
-        layers = {name: (name,) for name in state.began.widths}
+        layers = {name: (name,) for name in full}
     now, proposed = state.widths(), state.proposed_widths()
     return WidthsInfo(
         rows=tuple(
-            WidthRow(name, state.began.widths[name], now[name], proposed[name], tuple(producers))
+            WidthRow(name, full[name], now[name], proposed[name], tuple(producers))
             for name, producers in layers.items()
+            if name in full  # the ranks of layers that are factorised later are not
         ),
         selected=selected,
     )

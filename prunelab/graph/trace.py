@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from math import gcd
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +18,7 @@ from prunelab.graph.grouping import build_graph
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
+from prunelab.graph.surgery.network_state import checked_network, state_preserved, without_values
 from prunelab.graph.survey import checked_size, surveyed, told
 from prunelab.graph.train_mode import idle, mode_dependent
 
@@ -72,14 +71,15 @@ def trace(
     At the end a copy is cut and compared with the masked network; groups where the two differ
     are frozen, because forward code hard-codes their width. Layers that never ran are listed in
     `graph.unseen`. Raises `TraceError` when the network does not run on these inputs or exceeds
-    `time_limit`, `BadModel` for a network on the meta device, `InvalidValue` for widths below 1.
+    `time_limit`, `BadModel` for what is no network or is on the meta device, `InvalidValue` for
+    widths below 1.
     """
     _check_widths(round_to, min_width)
-    meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if meta:
+    checked_network(model)
+    if (name := without_values(model)) is not None:
         raise BadModel(
-            f"The network is on the meta device ({meta[0]} has no values). Load its weights "
-            "first: model.to_empty(device='cpu') and load_state_dict."
+            f"{name} has no values: it is on the meta device, or lazy. Load the weights first "
+            "(model.to_empty(device='cpu') and load_state_dict), or run the network once."
         )
     run = runner(example_inputs, forward)
     tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
@@ -274,22 +274,6 @@ def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:
         for found in inside or [graph[name].name]:
             reasons[found] = ASKED
     return reasons
-
-
-@contextmanager
-def state_preserved(model: nn.Module) -> Any:
-    """Restore training flags and buffers at the end of the `with` block."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def copy_of(model: nn.Module) -> nn.Module:

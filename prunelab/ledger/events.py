@@ -176,7 +176,10 @@ class Repaired(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(Step):
-    """The weights were trained; `replayable` if by prunelab's own training loop."""
+    """The weights were trained by `by`.
+
+    `replayable` if by prunelab's own training loop, whose schedule it completed.
+    """
 
     verb: ClassVar[str] = "tune"
 
@@ -184,9 +187,17 @@ class Tuned(Step):
     by: str
     replayable: bool
 
+    def unlike(self) -> str:
+        """Why a script cannot repeat it bitwise; empty where it can."""
+        if self.replayable:
+            return ""
+        if self.by == "prunelab":
+            return f"a tune that was ended early, after {self.steps} steps, is trained to its end"
+        return f"a tune by {self.by} has to be put in by hand"
+
     def script(self) -> tuple[str, ...]:
         """The lines of a script that do it again, where that can be done."""
-        if self.replayable:
+        if self.replayable or self.by == "prunelab":
             return (f"session.tune(steps={self.steps})",)
         return (
             f"with session.tuning({self.by!r}) as network:",
@@ -198,9 +209,9 @@ class Tuned(Step):
 class Noted(Event):
     """A note by the user, a run, or the session; `text` is complete by itself.
 
-    `kind` is "note", "reason", "run" (why a run stopped), "tune" (why a tune was rejected), "data"
-    (which images are excluded), "prediction" (`value`: name to predicted value) or "answer"
-    (`value`: the answer to exercise `about`).
+    `kind` is "note", "reason", "run" (why a run stopped), "tune" (why a tune was rejected),
+    "outcome" (how another verb ended), "data" (which images are excluded), "prediction" (`value`:
+    name to predicted value) or "answer" (`value`: the answer to exercise `about`).
     """
 
     keeps_proposal: ClassVar[bool] = True
@@ -233,7 +244,7 @@ class Undone(Event):
 
     def script(self) -> tuple[str, ...]:
         """The lines of a script that do it again."""
-        return ("session.undo()",)
+        return ("session.undo(only_proposal=True)" if self.step is None else "session.undo()",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 APPLICATION = 0x7072756E  # "prun", as SQLite's application id
-FORMAT = 2
+FORMAT = 3
 PIECE = 1 << 20  # bytes of a tensor per row: SQLite copies rows, and limits them to 1 GB
 
+MARK = f"PRAGMA user_version = {FORMAT}"
 EVENTS = (
+    MARK,
     f"PRAGMA application_id = {APPLICATION}",
     "CREATE TABLE event (seq INTEGER PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)",
 )
-# Files of format 1 have a table `blob` instead, which holds whole networks as safetensors.
+# Files of format 2 have weights without an entry for what is no tensor; those of format 1 have a
+# table `blob` instead, which holds whole networks as safetensors.
 WEIGHTS = (
-    f"PRAGMA user_version = {FORMAT}",
     "CREATE TABLE weights (key TEXT PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)",
     "CREATE TABLE piece (tensor TEXT, place INTEGER, bytes BLOB NOT NULL, "
     "PRIMARY KEY (tensor, place))",
@@ -62,9 +64,11 @@ class RowStore(ABC):
                     f"{self} has an event {event.seq} already: another program writes to "
                     "the same session. Close one of them, then resume with Session.open(...)."
                 ) from None
-            if weights and "weights" not in _tables(database):  # a file of format 1
-                for statement in WEIGHTS:
-                    database.execute(statement)
+            if weights:
+                database.execute(MARK)
+                if "weights" not in _tables(database):
+                    for statement in WEIGHTS:
+                        database.execute(statement)
             for key, tensors in weights.items():
                 listed = {name: _keep(database, tensor) for name, tensor in tensors.items()}
                 text = json.dumps(listed)

@@ -33,6 +33,8 @@ class Point:
     event: Began | Step
     kept: FrozenMap[Units] | None  # None: every unit
     carry: FrozenMap[Any] = field(default_factory=FrozenMap)  # passed to the method's next search
+    factors: FrozenMap[str] = field(default_factory=FrozenMap)  # layers that became two, and how
+    added: FrozenMap[int] = field(default_factory=FrozenMap)  # the groups between, with full ranks
 
     @property
     def metrics(self) -> FrozenMap[float]:
@@ -137,11 +139,24 @@ class State:
         point = self.now if seq is None else self.point(seq)
         return alarm(self.began, self.before(point.seq).metrics, point.metrics)
 
+    @property
+    def full_widths(self) -> dict[str, int]:
+        """The number of units of each group before any was dropped.
+
+        The ranks of factorised layers are among them, also of those that the pending move would
+        factorise.
+        """
+        added = {**self.now.added, **(self.pending.adds if self.pending else {})}
+        found: dict[str, int] = {}
+        for name, width in self.began.widths.items():
+            found |= {g: rank for g, rank in added.items() if g.startswith(f"{name}.")}
+            found[name] = width
+        return found | added
+
     def widths(self) -> dict[str, int]:
         """The number of units of each group, now."""
-        kept = self.now.kept
-        full = self.began.widths
-        return {name: len(kept[name]) if kept is not None else full[name] for name in full}
+        kept: Mapping[str, Units] = self.now.kept or {}
+        return {name: len(kept.get(name, range(full))) for name, full in self.full_widths.items()}
 
     def proposed_widths(self) -> dict[str, int]:
         """The number of units of each group if the pending move were approved."""
@@ -215,8 +230,13 @@ def _next(state: State, event: Event) -> State:
             return replace(state, pending=None, predictions=withdrawn(state.predictions))
         case Step():
             approved = state.pending if isinstance(event, Approved) else None
-            carry = state.now.carry if approved is None else approved.carry
-            point = Point(event.seq, state.head, event, event.kept, carry)
+            now = state.now
+            carry, factors, added = now.carry, now.factors, now.added
+            if approved is not None:
+                carry = approved.carry
+                factors = FrozenMap({**factors, **approved.factors})
+                added = FrozenMap({**added, **approved.adds})
+            point = Point(event.seq, state.head, event, event.kept, carry, factors, added)
             came_with = isinstance(event, Repaired) and event.automatic
             instead = state.head if came_with else -1
             return replace(

@@ -39,7 +39,7 @@ REPAIRS = {
     "bn": "BatchNorm recalibration",
     "none": "nothing",
 }
-SAID = ("run", "tune")  # kinds of notes that are the outcome of a verb
+SAID = ("run", "tune", "outcome")  # kinds of notes that say how a verb ended
 
 
 class GroupInfo(Protocol):
@@ -90,7 +90,8 @@ def sentence(state: State, last: Event | None, group: GroupInfo) -> str:
     """The pending proposal, described by its effect on `group`; otherwise the latest event."""
     if state.pending is None or (last and said(last)):
         return outcome(state, last)
-    who = None if isinstance(last, Adjusted) else method(state.pending.method)
+    own = state.proposed is None or state.pending != state.proposed.move
+    who = None if own else method(state.pending.method)
     return proposal(state, state.pending, group, who)
 
 
@@ -110,9 +111,9 @@ def proposal(state: State, move: Move, group: GroupInfo, who: str | None) -> str
     more = len(move.drop) - 1
     if group.name in move.drop:
         text += loss(move, group, state)
-        text += f" ... and {plural(more, 'more group')}" if more else ""
+        text += f" ... and {plural(more, 'more layer')}" if more else ""
     else:
-        text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'group')}, "
+        text += f"drop {plural(move.units, 'channel')} in {plural(more + 1, 'layer')}, "
         text += f"none in {group.name}"
     text += f". {macs(state, move)}"
     if state.proposed and (told := guessed(state, state.proposed.seq)):
@@ -131,23 +132,60 @@ def macs(state: State, move: Move) -> str:
 def outcome(state: State, last: Event | None) -> str:
     """The result of the latest event, with an alarm if it cost too much; empty before any step."""
     if last and (why := said(last)):
-        return why
+        alarm = state.alarm() if isinstance(last, Noted) and last.kind == "outcome" else None
+        return f"{why} {alarm.sentence(state.now.event)}" if alarm else why
     if state.exhausted:
-        who = method(state.proposed.method) if state.proposed else "The method"
-        why = state.proposed.why if state.proposed else ""
-        return f"{who} has no further moves{why and ': '}{why}."
+        return nothing(state.proposed)
     if isinstance(last, Rejected):
         why = f" ({last.reason})" if last.reason else ""
         return f"Rejected{why}: nothing was changed."
     if isinstance(last, Returned):
-        return f"The network is restored to event {state.head}."
+        return f"The network is {as_at(state, state.head)} again."
+    if isinstance(last, Undone) and last.step is None:
+        return "The proposal is discarded; the network is unchanged."
     if isinstance(last, Undone):
-        return f"Undone: the network is restored to event {state.head}."
+        return f"Undone: {undone(state, last)}; the network is {as_at(state, state.head)} again."
     if not isinstance(state.now.event, Step):
         return ""
     text = f"{done(state)}: {change(state)}{guessed(state, state.head)}"
     alarm = state.alarm()
     return f"{text}. {alarm.sentence(state.now.event)}" if alarm else text
+
+
+def nothing(proposed: Proposed | None) -> str:
+    """That the latest search found no move, and what can be done about it."""
+    if proposed is None:
+        return "The method has no further moves."
+    theta = proposed.parameters.get("theta")
+    text = f"{method(proposed.method)} has no further moves"
+    if proposed.why and not (isinstance(theta, float) and "theta" in proposed.why):
+        text += f": {proposed.why}"
+    elif isinstance(theta, float):
+        text += f": in every layer, what it would drop carries more than {share(theta)} of the "
+        return f"{text}signal. Raise theta, or choose widths by hand."
+    return f"{text}. Change its parameters, take another method, or choose widths by hand."
+
+
+def step(state: State, seq: int) -> str:
+    """The step of event `seq` in the words of the screen: move 3, the tuning, the repair."""
+    event = state.point(seq).event
+    if isinstance(event, Tuned):
+        return f"the tuning after move {state.moves_at(seq)}"
+    if isinstance(event, Repaired) and not event.automatic:
+        return f"the repair after move {state.moves_at(seq)}"
+    return f"move {state.moves_at(seq)}"
+
+
+def as_at(state: State, seq: int) -> str:
+    """The network at the point of event `seq`: as after move 3, as after the tuning."""
+    return f"as after {step(state, seq)}" if state.point(seq).parent is not None else "the original"
+
+
+def undone(state: State, event: Undone) -> str:
+    """What an undo took back."""
+    parts = ["the proposal"] * event.proposal
+    parts += [step(state, event.step)] if event.step is not None else []
+    return " and ".join(parts)
 
 
 def stopped(event: Event) -> str:
@@ -156,7 +194,7 @@ def stopped(event: Event) -> str:
 
 
 def said(event: Event) -> str:
-    """The session's note about a stopped run or a rejected tune; otherwise empty."""
+    """The note that says how a verb ended; otherwise empty."""
     return event.text if isinstance(event, Noted) and event.kind in SAID else ""
 
 
@@ -299,7 +337,8 @@ def history(state: State, events: Sequence[Event]) -> str:
     base = state.base
     rows = []
     for event in reversed(events):
-        cells = [str(event.seq), type(event).__name__, by(event), told(event), why(event), "", ""]
+        cells = [str(event.seq), type(event).__name__, by(event), told(event, state), why(event)]
+        cells += ["", ""]
         if isinstance(event, (Began, Step)):
             cells[5] = f"{event.cost.macs / base.cost.macs:.1%}"
             cells[6] = ", ".join(f"{n} {as_text(n, v)}" for n, v in event.metrics.items())
@@ -326,7 +365,7 @@ def by(event: Event) -> str:
             return method(event.method)
         case Noted(kind="run"):
             return "a run"
-        case Noted(kind="data" | "tune"):
+        case Noted(kind="data" | "tune" | "outcome"):
             return "session"
         case Repaired(automatic=True):
             return "session"
@@ -349,15 +388,17 @@ def why(event: Event) -> str:
             return ""
 
 
-def told(event: Event) -> str:
-    """The details of one event."""
+def told(event: Event, state: State | None = None) -> str:
+    """The details of one event; `state` names the points in it, otherwise their events do."""
     match event:
         case Began():
             return f"{event.network}, seed {event.seed}"
         case Proposed(move=None):
             return f"{method(event.method)}: no further moves{event.why and ', '}{event.why}"
-        case Proposed(move=Move() as move) | Adjusted(move=move):
+        case Proposed(move=Move() as move):
             return f"{method(move.method)}: {dropped(move.drop)}"
+        case Adjusted():
+            return f"by hand: {dropped(event.move.drop)}"
         case Rejected():
             return "the proposal"
         case Approved():
@@ -373,8 +414,10 @@ def told(event: Event) -> str:
                 else f"{event.kind}: {event.text}"
             )
         case Returned():
-            return f"to event {event.to}"
+            return f"event {event.to}" if state is None else as_at(state, event.to)
         case Undone():
+            if state is not None:
+                return undone(state, event)
             parts = ["the proposal"] * event.proposal
             parts += [f"event {event.step}"] * (event.step is not None)
             return " and ".join(parts)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import BadModel, InvalidValue, PruneLabError
+from prunelab.graph.surgery.network_state import entries
 from prunelab.loops.batch import Forward, Loss, checked, cross_entropy, run_batch
 from prunelab.loops.labels import described
 
@@ -161,8 +162,7 @@ def train_by(
 
 def tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """The shape and type of every tensor in the state of a network."""
-    state: Mapping[str, Any] = model.state_dict()
-    return {n: (tuple(x.shape), x.dtype) for n, x in state.items() if isinstance(x, Tensor)}
+    return {one.name: (tuple(one.tensor.shape), one.tensor.dtype) for one in entries(model)}
 
 
 def only_values(by: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

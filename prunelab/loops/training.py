@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, InvalidValue, NotFinite
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import Loss, checked, finish, guarded, run_batch
 from prunelab.loops.labels import logits_of, targets_of
 from prunelab.loops.modes import in_training
@@ -109,23 +109,21 @@ def answering(
     """
     labels: list[int] = []
     given: list[int] = []
-    total, done = 0.0, 0
+    total = 0.0
     expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
-    with state_preserved(model):
-        model.eval()
-        for batch in guarded(loader):
-            logits = logits_of(checked(run_batch, model, batch))
-            wanted = targets_of(batch, logits)
-            if torch.isnan(logits).any():
-                raise NotFinite(
-                    f"The network outputs NaN on batch {done} of the images that it is evaluated "
-                    "on: the batch holds NaN, or weights have grown too large. Nothing was changed."
-                )
-            labels += (wanted if wanted.ndim == 1 else wanted.argmax(1)).tolist()
-            given += logits.argmax(1).tolist()
-            total += float(F.cross_entropy(logits, wanted, reduction="sum"))
-            done += 1
-            yield Progress(done, max(expected, done), "evaluating")
+    model = copy_of(model).eval()
+    for done, batch in enumerate(guarded(loader)):
+        logits = logits_of(checked(run_batch, model, batch))
+        wanted = targets_of(batch, logits)
+        if torch.isnan(logits).any():
+            raise NotFinite(
+                f"The network outputs NaN on batch {done} of the images that it is evaluated "
+                "on: the batch holds NaN, or weights have grown too large. Nothing was changed."
+            )
+        labels += (wanted if wanted.ndim == 1 else wanted.argmax(1)).tolist()
+        given += logits.argmax(1).tolist()
+        total += float(F.cross_entropy(logits, wanted, reduction="sum"))
+        yield Progress(done + 1, max(expected, done + 1), "evaluating")
     if not labels:
         raise BadData("There are no images to evaluate on; give at least one batch of them.")
     return Answers(tuple(labels), tuple(given)), total / len(labels)
@@ -141,8 +139,8 @@ def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
 
     def measured(model: nn.Module, loader: Iterable[Any]) -> float:
         total = count = 0.0
-        with state_preserved(model), private_random(), torch.no_grad():
-            model.eval()
+        model = copy_of(model).eval()
+        with private_random(), torch.no_grad():
             for batch in guarded(loader):
                 size = batch_size(batch)
                 total += float(loss(model, batch)) * size

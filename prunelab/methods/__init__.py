@@ -15,11 +15,13 @@ from prunelab.methods.baselines import (
 )
 from prunelab.methods.channel_pruning import ChannelPruning
 from prunelab.methods.elimination import Elimination
+from prunelab.methods.factorisation import ChannelFactorisation, SpatialFactorisation
 from prunelab.methods.group_fisher import GroupFisher
 from prunelab.methods.one_shot import OneShot
 from prunelab.methods.oracle import Oracle
 from prunelab.methods.surgeon import Surgeon
 from prunelab.methods.thinet import ThiNet
+from prunelab.methods.three_c import ThreeC
 
 METHODS: dict[str, type] = {
     method.name: method
@@ -27,6 +29,9 @@ METHODS: dict[str, type] = {
         AOFP,
         ThiNet,
         ChannelPruning,
+        SpatialFactorisation,
+        ChannelFactorisation,
+        ThreeC,
         GroupFisher,
         Elimination,
         Surgeon,
@@ -67,6 +72,7 @@ __all__ = [
     "AOFP",
     "METHODS",
     "BatchNormScale",
+    "ChannelFactorisation",
     "ChannelPruning",
     "Context",
     "Elimination",
@@ -80,8 +86,10 @@ __all__ = [
     "Oracle",
     "Random",
     "Search",
+    "SpatialFactorisation",
     "Surgeon",
     "Taylor",
     "ThiNet",
+    "ThreeC",
     "make_method",
 ]

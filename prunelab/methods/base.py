@@ -43,7 +43,8 @@ class Method(Protocol):
     A method may have more, which the session reads where it is there: `relaxed()` gives a method
     that finds more, or None, and is called where a run finds nothing; `at` ("conv" or "bn") and
     `images` say how contributions are measured for `foresee`; `groups = "internal"` that residual
-    streams stay; `theta` that `foresee(theta=)` may set it.
+    streams stay; `theta` that `foresee(theta=)` may set it; `factorises` that its moves factorise
+    layers.
 
     >>> import prunelab as pl
     >>> class WidestFirst:
@@ -88,7 +89,8 @@ class Context:
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
     batches that hold n of them; `aimed(layers, images)` measures layers against the network last
     trained, an `AimedGram` for each. `forward(model, batch)` runs a network on a batch,
-    `loss(model, batch)` gives its loss.
+    `loss(model, batch)` gives its loss. `form(factors)` is the graph of the uncut network with
+    these layers factorised as well.
     """
 
     model: nn.Module
@@ -105,6 +107,7 @@ class Context:
     loss: Callable[[nn.Module, Any], Any]
     forward: Callable[[nn.Module, Any], Any]
     cost: Callable[[WidthPlan], Cost]
+    form: Callable[[Mapping[str, str]], ChannelGraph]
     train: Training
 
     @property
@@ -195,6 +198,11 @@ def measures(method: Method) -> tuple[str, int]:
 def spares(method: Method, group: ChannelGroup) -> bool:
     """Whether the method leaves the group alone because it is a residual stream."""
     return group.residual and getattr(method, "groups", "all") == "internal"
+
+
+def factorises(method: Method) -> bool:
+    """Whether the method factorises layers, so that it does not depend on the groups there are."""
+    return bool(getattr(method, "factorises", False))
 
 
 def parameters(method: Method) -> FrozenMap[Any]:

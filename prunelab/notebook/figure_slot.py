@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prunelab.figures.board import Arrange, BoardInfo
+from prunelab.figures.style import Theme
 from prunelab.notebook.html_widget import HtmlWidget
 from prunelab.notebook.static_figures import picture
 
@@ -14,7 +15,8 @@ class FigureSlot:
     """Shows the infos given to `show`; `told` is called with clicks in the figure.
 
     The figure is large and slow to make, so it is made after the page's first message; until the
-    page reports that it is drawn, the picture in `panel` is updated as well.
+    page reports that it is drawn, the picture in `panel` is updated as well. Every info has a
+    `number`, which the figure carries: a page that draws another one than its text has missed it.
     """
 
     def __init__(
@@ -27,11 +29,20 @@ class FigureSlot:
         self._dark = dark
         self._told = told
         self._drawn = False  # whether a page has drawn the figure
+        self._info: BoardInfo | None = None
+        self.number = 0  # of that info
+
+    def numbered(self, info: BoardInfo) -> int:
+        """The number of `info`, which is shown next."""
+        if info != self._info:
+            self._info, self.number = info, self.number + 1
+        return self.number
 
     def show(self, info: BoardInfo) -> None:
         """Show `info`."""
+        number = self.numbered(info)
         if self.live is not None:
-            self.live.draw(info)
+            self.live.draw(info, number)
         if not self._drawn:  # a figure that is not drawn yet misses redraws
             self._panel.show(picture=picture(info))
             self.settle()
@@ -41,15 +52,20 @@ class FigureSlot:
         self._drawn = False
         self._panel.show(picture=picture(info))
 
-    def drawn(self) -> None:
-        """A page has drawn the figure: the picture is no longer updated."""
+    def drawn(self, number: int) -> bool:
+        """A page has drawn figure `number`: the picture is no longer updated.
+
+        Returns whether that is the current one.
+        """
         self._drawn = True
+        return number == self.number
 
     def make(self, info: BoardInfo) -> None:
         """Make the figure; plotly is imported only now."""
         from prunelab.notebook.live import Live
 
-        self.live = Live(info, self.arrange, "dark" if self._dark else "light")
+        theme: Theme = "dark" if self._dark else "light"
+        self.live = Live(info, self.numbered(info), self.arrange, theme)
         self.live.on_click("importance", lambda unit: self._told("flip", None, unit))
         self.live.on_click("widths", lambda name: self._told("group", name, None))
         self.live.on_click("trajectory", lambda seq: self._told("point", None, seq))
@@ -59,11 +75,10 @@ class FigureSlot:
         self.arrange = "stack" if narrow else self._arrange
         if self.live is not None:
             self.live.rearrange(self.arrange)
-            self.live.settle()
         return self.arrange
 
     def settle(self) -> None:
-        """Make a reloaded page show the current contents."""
+        """Send the whole figure."""
         if self.live is not None:
             self.live.settle()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunelab.ledger import guard
 from prunelab.notebook import text
 from prunelab.notebook.markup import box, button, choose, number, say, section, tag, tick
 from prunelab.notebook.view import View, enabled
@@ -14,17 +15,20 @@ GROUPS = (("propose", "approve", "adjust", "reject", "undo"), ("repair", "tune",
 def form(view: View) -> str:
     """Everything above the figure."""
     question = text.question(view.state, view.group, view.chosen)
-    return tag("div", tiles(view), kind="pl-tiles") + "".join((
+    told = "".join((
         say(question, "question", "h2"),
-        say(reason(view), "reason",
-            title=text.LOSS_TIP if view.move else None),
-        otherwise(view),
-        tried(view),
-        buttons(view),
-        progress(view),
         say(view.error, "error", role="alert"),
-        aims(view),
-        group_choice(view),
+        say(view.hint, "hint", role="status"),
+        say(reason(view), "reason", title=text.LOSS_TIP if view.move else None),
+        tried(view),
+    ))  # fmt: skip
+    asked = aims(view) + group_choice(view) + settings(view)
+    return "".join((
+        tag("div", tiles(view), kind="pl-tiles"),
+        tag("div", tag("div", told, kind="pl-told"), tag("div", asked, kind="pl-asked"),
+            kind="pl-top"),
+        buttons(view),
+        tag("div", progress(view) or otherwise(view), kind="pl-does"),
     ))  # fmt: skip
 
 
@@ -44,6 +48,10 @@ def otherwise(view: View) -> str:
         best = button("best", text.TAKE_BEST, text.BEST_TIP, kind="pl-small", data_do="best",
                       data_arg=view.group.name)  # fmt: skip
         inside = say(better, "hint", "span", title=text.BEST_TIP) + best + inside
+    if view.chosen.by == "theta" and view.chosen.move is not None and view.state.pending:
+        offer = button("instead", text.OFFER, text.OFFER_TIP, on=not view.at_work,
+                       kind="pl-small", data_do="instead", data_arg=None)  # fmt: skip
+        inside = offer + inside
     return tag("div", inside, kind="pl-line")
 
 
@@ -101,22 +109,31 @@ def tiles(view: View) -> str:
         beside = text.points(name, by) if now.parent is not None else ""
         tip = text.metric_tip(name, state)
         parts.append(_tile(text.metric(name), as_text(name, value), beside, tip))
-    seconds = view.chosen.seconds if view.chosen else None
-    found = view.latencies.get(now.seq)
-    if seconds is not None:
-        before, after = map(text.ms, seconds)
-        parts.append(_tile(text.LATENCY, before, f"→ {after}", text.LATENCY_TIP))
-    elif found is not None:
-        first = None if now is base else view.latencies.get(base.seq)
-        beside = text.was(first.median) if first else ""
-        parts.append(_tile(text.MEASURED, text.ms(found.median), beside, text.measured_tip(found)))
+    parts.append(_latency(view))
     parts.append(_tile(text.MOVE, str(state.moves), "", text.MOVE_TIP))
     return "".join(parts)
 
 
-def _tile(head: str, shown: str, beside: str, tip: str) -> str:
-    inside = say(head, "head", "span") + number(shown, tip) + say(beside, "beside", "span")
-    return tag("div", inside, kind="pl-tile", title=tip)
+def _latency(view: View) -> str:
+    """The latency: as estimated for a selection, or as measured, where runs tell it."""
+    base, now = view.state.base, view.state.now
+    if view.chosen and view.chosen.seconds:
+        before, after = map(text.ms, view.chosen.seconds)
+        return _tile(text.LATENCY, before, f"→ {after}", text.LATENCY_TIP, "pl-broad")
+    found = view.latencies.get(now.seq)
+    if found is None:
+        return _tile(text.MEASURED, text.UNKNOWN, "", text.UNMEASURED_TIP, "pl-broad")
+    first = None if now is base else view.latencies.get(base.seq)
+    tip = text.measured_tip(found)
+    if text.noisy(*filter(None, (found, first))):
+        return _tile(text.MEASURED, text.TOO_NOISY, text.HERE, tip, "pl-broad")
+    beside = text.was(first) if first else ""
+    return _tile(text.MEASURED, text.spread(found), beside, tip, "pl-broad")
+
+
+def _tile(head: str, shown: str, beside: str, tip: str, kind: str = "") -> str:
+    inside = say(head, "head", "span") + number(shown, "") + say(beside, "beside", "span")
+    return tag("div", inside, kind=f"pl-tile {kind}".strip(), title=tip)
 
 
 def buttons(view: View) -> str:
@@ -153,19 +170,20 @@ def progress(view: View) -> str:
 
 
 def aims(view: View) -> str:
-    """The two aims, and the section of settings."""
+    """The two aims."""
     wanted, metric = view.aims, next(iter(view.state.base.metrics), None)
     parts = [
         box("aim", text.AIM, text.AIM_TIP, text.AIM_UNIT, data_arg="macs", data_live=True,
             value=f"{wanted.macs:g}", min=1, max=100, step=1)
     ]  # fmt: skip
-    if metric is not None:
+    higher = guard.higher_is_better(view.state.began)
+    if metric is not None and higher is not None:
         lose = "" if wanted.lose is None else f"{wanted.lose:g}"
+        before, unit = text.lose(metric, higher)
         parts.append(
-            box("aim", text.LOSE, text.LOSE_TIP, text.lose_unit(metric), data_arg="lose",
-                value=lose, min=0, step=0.1)
-        )  # fmt: skip
-    return tag("div", *parts, kind="pl-aims") + settings(view)
+            box("aim", before, text.LOSE_TIP, unit, data_arg="lose", value=lose, min=0, step="any")
+        )
+    return tag("div", *parts, kind="pl-aims")
 
 
 def settings(view: View) -> str:

@@ -10,22 +10,24 @@ from importlib.resources import files
 from typing import Any
 
 import anywidget
-from traitlets import Bool, List, Unicode
+from traitlets import Bool, Int, List, Unicode
 
 Told = Callable[[str, Any, Any, bool], None]
 """Called with an action, its argument, the value, and whether the value is still changing."""
 
 ASSETS = files("prunelab") / "assets"
+SCRIPTS = ("idiomorph", "screen")
 
 
 class HtmlWidget(anywidget.AnyWidget):
     """A column of parts; `show` replaces the HTML of some, and only differences are sent."""
 
-    _esm = (ASSETS / "screen.js").read_text(encoding="utf-8")
+    _esm = "".join((ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     _css = (ASSETS / "screen.css").read_text(encoding="utf-8")
 
     _parts = List(Unicode(), help="the names of the parts, in order").tag(sync=True)
     _first = Bool(help="whether this widget monitors the whole screen").tag(sync=True)
+    drawing = Int(help="the number of the figure that belongs to the text").tag(sync=True)
     heard = Unicode(help="the number of the last message that was handled").tag(sync=True)
 
     def __init__(self, parts: Sequence[str], told: Told, first: bool = False) -> None:
@@ -38,8 +40,8 @@ class HtmlWidget(anywidget.AnyWidget):
         super().__init__(_parts=list(parts), _first=first)
         self.on_msg(self._hear)
 
-    def show(self, **parts: str) -> None:
-        """Set the HTML of these parts."""
+    def show(self, **parts: Any) -> None:
+        """Set the HTML of these parts, or `drawing`."""
         with self._sending, self.hold_sync():
             for name, html in parts.items():
                 setattr(self, name, html)

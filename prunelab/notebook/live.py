@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -61,6 +62,21 @@ class _Figure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
         if self._whole:
             super().open()
 
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """The state, with the figure as it is now.
+
+        Redraws are sent as messages, and plotly renews the traits only where it is shown: a page
+        that is loaded anew would begin with an old figure.
+        """
+        state: dict[str, Any] = super().get_state(key, drop_defaults)
+        if not self._whole:
+            return state
+        figure = {"_widget_data": self._data, "_widget_layout": self._layout_obj._props}
+        for name, now in figure.items():
+            if name in state:
+                state[name] = self.trait_metadata(name, "to_json")(deepcopy(now), self)
+        return state
+
     @default("_packed")
     def _pack(self) -> bytes:
         return packed()
@@ -83,12 +99,16 @@ def changed(old: Any, new: Any) -> Any:
 
 
 class Live:
-    """A FigureWidget of the board that follows the infos given to `draw`."""
+    """A FigureWidget of the board that follows the infos given to `draw`.
 
-    def __init__(self, info: BoardInfo, arrange: Arrange, theme: Theme) -> None:
+    The layout's `meta`, which draws nothing, holds the number of the info.
+    """
+
+    def __init__(self, info: BoardInfo, number: int, arrange: Arrange, theme: Theme) -> None:
         self._drawn = info
         self.arrange = arrange
         self.widget = self._taken(info, theme) if _left else self._made(info, theme)
+        self.widget.layout.meta = number
 
     def _made(self, info: BoardInfo, theme: Theme) -> _Figure:
         return _Figure(board(info, arrange=self.arrange, theme=theme))
@@ -108,7 +128,7 @@ class Live:
         """What the figure shows."""
         return self._drawn
 
-    def draw(self, info: BoardInfo) -> None:
+    def draw(self, info: BoardInfo, number: int) -> None:
         """Show `info`; nothing is sent if it is already shown."""
         if info == self._drawn:
             return
@@ -119,7 +139,7 @@ class Live:
             ):
                 trace.update(changed(old.to_plotly_json(), new.to_plotly_json()))
             self.widget.update_layout(
-                changed(layout(before, self.arrange), layout(after, self.arrange))
+                changed(layout(before, self.arrange), layout(after, self.arrange)), meta=number
             )
         self._drawn = info
 
@@ -136,12 +156,8 @@ class Live:
             self.widget.update_layout(layout(panels(self._drawn), arrange))
 
     def settle(self) -> None:
-        """Make a reloaded page show the current contents.
-
-        Redraws are sent as messages; the traits from which a new view starts are refreshed only
-        when the figure's bundle is requested.
-        """
-        self.widget._repr_mimebundle_()
+        """Send the whole figure, for a page that has not drawn it yet."""
+        self.widget.send_state(["_widget_data", "_widget_layout"])
 
     def on_click(self, panel: str, told: Callable[[Any], None]) -> None:
         """Call `told` with the customdata of clicked points in `panel` (its last trace)."""

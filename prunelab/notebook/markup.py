@@ -27,7 +27,7 @@ def say(words: str, kind: str, name: str = "p", **more: Any) -> str:
 
 def number(shown: str, tip: str) -> str:
     """A number with its unit; `tip` says what it is, its source, and which direction is good."""
-    return tag("b", escape(shown), kind="pl-number", title=tip)
+    return tag("b", escape(shown), kind="pl-number", title=tip or None)
 
 
 def button(verb: str, label: str, tip: str, *, on: bool = True, kind: str = "", **more: Any) -> str:
@@ -71,9 +71,13 @@ def table(heads: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]], **mor
     return tag("div", tag("table", inside, **more), kind="pl-scroll")
 
 
-def section(name: str, title: str, inside: str, tip: str = "") -> str:
-    """A section that can be opened; `inside` is made when it is open."""
+def section(name: str, title: str, inside: str, tip: str = "", revealed: int = 0) -> str:
+    """A section that can be opened; `inside` is made when it is open.
+
+    A page opens it by itself when `revealed` grows.
+    """
     head = tag("summary", escape(title), title=tip or None)
     return tag(
-        "details", head, tag("div", inside, kind="pl-inside"), data_section=name, data_key=name
-    )
+        "details", head, tag("div", inside, kind="pl-inside"), data_section=name, data_key=name,
+        data_reveal=revealed or None,
+    )  # fmt: skip

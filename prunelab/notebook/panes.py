@@ -160,7 +160,7 @@ def costs(view: View) -> str:
 def _measured(view: View, end: End) -> str:
     """The latency measured at a point, if it was."""
     found = view.latencies.get(end) if isinstance(end, int) else None
-    return "" if found is None else number(text.ms(found.median), text.measured_tip(found))
+    return "" if found is None else number(text.spread(found), text.measured_tip(found))
 
 
 def comparison(view: View) -> str:
@@ -184,7 +184,8 @@ def comparison(view: View) -> str:
     timed = [_measured(view, end) for end in view.compared]
     if any(timed):
         rows.append([escape(text.MEASURED), *timed, ""])
-    full, widest = view.state.began.widths, max(view.state.began.widths.values())
+    full = view.state.full_widths
+    widest = max(full.values())
     for name in one.widths:
         a, b = one.widths[name], two.widths[name]
         if a != b:
@@ -224,4 +225,7 @@ def export_form(view: View) -> str:
         "export", text.OTHER_NAME, text.OTHER_NAME_TIP, type="text", value="", size="24",
         disabled=off,
     )  # fmt: skip
-    return tag("div", buttons + own, kind="pl-line") + say(view.written, "line", role="status")
+    told = say(view.failed, "error", role="alert") or say(
+        view.written or text.BLANK, "line", role="status"
+    )
+    return tag("div", buttons + own, kind="pl-line") + told

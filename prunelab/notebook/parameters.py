@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import chain
@@ -37,11 +38,15 @@ def parameters_form(view: View) -> str:
     if THETA in values:
         shown = view.chosen.theta if view.chosen else None
         parts.append(_theta(values[THETA] if shown is None else shown, off))
-    hints = hints_of(type(method))
-    boxes = (_box(n, hints.get(n), v, off) for n, v in values.items() if n != THETA)
+    hints, tips = hints_of(type(method)), tips_of(type(method))
+    boxes = (
+        _box(name, hints.get(name), tips.get(name, text.PARAMETER_TIP), value, off)
+        for name, value in values.items()
+        if name != THETA
+    )
     parts.append(tag("div", *boxes, kind="pl-line"))
     outdated = view.state.pending is not None and others(view.state, method)
-    return "".join(parts) + say(text.OUTDATED if outdated else "", "hint", role="status")
+    return "".join(parts) + say(text.OUTDATED if outdated else text.BLANK, "hint", role="status")
 
 
 def _theta(value: float, off: bool) -> str:
@@ -58,19 +63,19 @@ def _theta(value: float, off: bool) -> str:
     return tag("div", typed, slider, say(text.theta(value), "words", "span"), kind="pl-line")
 
 
-def _box(name: str, hint: Any, value: Any, off: bool) -> str:
+def _box(name: str, hint: Any, tip: str, value: Any, off: bool) -> str:
     kind, label = kind_of(hint, value), text.parameter(name)
     more: dict[str, Any] = {"data_arg": name, "disabled": off}
     if isinstance(kind, tuple):
         options = [(text.choice(item), repr(item)) for item in kind]
-        return choose("parameter", label, text.PARAMETER_TIP, options, repr(value), **more)
+        return choose("parameter", label, tip, options, repr(value), **more)
     if kind == "flag":
-        return tick("parameter", label, text.PARAMETER_TIP, value, **more)
+        return tick("parameter", label, tip, value, **more)
     if kind == "text":
         more |= {"type": "text", "placeholder": text.choice(None)}
-        return box("parameter", label, text.PARAMETER_TIP, value=written(value), **more)
+        return box("parameter", label, tip, value=written(value), **more)
     step = "1" if kind == "whole" else "any"
-    return box("parameter", label, text.PARAMETER_TIP, value=f"{value:.12g}", step=step, **more)
+    return box("parameter", label, tip, value=f"{value:.12g}", step=step, **more)
 
 
 # ---------------------------------------------------------------- from boxes to a method
@@ -134,6 +139,15 @@ def hints_of(kind: type) -> Mapping[str, Any]:
         return get_type_hints(kind)
     except NameError:
         return {}
+
+
+def tips_of(kind: type) -> dict[str, str]:
+    """What the "Parameters" of a dataclass's docstring say about each field."""
+    doc = inspect.getdoc(kind) or ""
+    _, _, listed = doc.partition("Parameters\n----------\n")
+    listed = re.split(r"\n\w.*\n-{3,}\n", listed)[0]  # up to the next heading
+    found = re.findall(r"^(\w+)[^\n]*\n((?:[ ]+[^\n]*\n?|\n)+)", listed, re.MULTILINE)
+    return {name: " ".join(told.split()) for name, told in found}
 
 
 def kind_of(hint: Any, value: Any) -> Kind | tuple[Any, ...]:

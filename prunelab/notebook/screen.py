@@ -8,18 +8,19 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
+from IPython.display import display
 
-from prunelab.errors import PruneLabError, Stopped, UnknownName
+from prunelab.errors import PruneLabError, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
-from prunelab.notebook.background import Background
+from prunelab.notebook.background import COMPARE, Background
 from prunelab.notebook.figure_slot import FigureSlot
 from prunelab.notebook.form import form, line, reason, warnings
 from prunelab.notebook.html_widget import HtmlWidget
 from prunelab.notebook.sections import FIGURE, NAMES, sections
 from prunelab.notebook.selection import Choice
-from prunelab.notebook.static_figures import svg
+from prunelab.notebook.static_figures import still, svg
 from prunelab.notebook.throttle import Throttle
 from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
@@ -73,6 +74,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         )
         self._endings += [self._background.cancel, self.figure.leave]
         self._endings += [self.head.close, self.below.close]
+        self.children: tuple[Any, ...]
         super().__init__([self.head, self.below])
         self._endings += [part.layout.close for part in (self.head, self.below, self)]
         for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
@@ -115,8 +117,6 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         try:
             if not stopped:
                 self.choice.call(verb, arg)
-        except Stopped:
-            pass
         except Exception as error:
             trouble = text.trouble(error, isinstance(error, PruneLabError))
         finally:
@@ -137,8 +137,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _receive(self, told: object) -> None:
         """Show an Event, evidence or Progress; an error of the screen must not fail the verb."""
-        if isinstance(told, Progress) and self._background.at_work:
-            return  # a verb that waits for preemption may hold the lock
+        if isinstance(told, Progress) and self.session.aside:
+            return  # of a background job, of this screen or another one
         try:
             with self._ui:
                 match told:
@@ -148,7 +148,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
                     case Importance() | Rung() | PathPoint():
                         self.choice.seen.append(told)
                         if self._throttle.due() and told.group in self.choice.layers:
-                            self.figure.show(self.choice.info(told.group))
+                            self._draw(self.choice.info(told.group))
                     case Progress():
                         self._progress(told)
                     case Ended() if self._outdated():
@@ -158,6 +158,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.head.show(form=form(self._view()))
 
     def _progress(self, progress: Progress) -> None:
+        self.choice.progress = progress
         elapsed = self._throttle.elapsed(progress)
         if self._throttle.due():
             rest = text.time_left(progress.done, progress.total, elapsed)
@@ -173,7 +174,6 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.choice.seen.clear()
         self._busy = None
         self._refresh()
-        self.figure.settle()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -184,9 +184,10 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _changed(self) -> None:
         """A background job has begun or ended."""
         with self._ui:
-            self._refresh()
             if not self._background.at_work:
-                self._go_on()
+                self._choose(self.choice.catch_up, self._error)
+            else:
+                self._refresh()
 
     # ------------------------------------------------------------ messages of the page
 
@@ -195,27 +196,28 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         match do:
             case "press" if arg in text.VERBS:
                 self._click(arg)
-            case "go":
-                self._click("go", int(arg))
+            case "go" | "instead":
+                self._click(do, arg and int(arg))
             case "export":
                 self._click("export", str(arg or value))
             case "keep":
                 self._stop(keep=True)
             case "here":
                 self._shown()
-            case "figure":
-                self.figure.drawn()
+            case "figure" if not self.figure.drawn(value):
+                self._draw_again()
             case "narrow":
                 self._fit(bool(value))
             case "unfold":
                 self._unfold(str(arg), bool(value))
             case _:
+                self._opened |= {COMPARE} if do == "point" else set()
                 self._choose(lambda: self.choice.change(do, arg, value, live))
 
-    def _choose(self, change: Callable[[], None]) -> None:
+    def _choose(self, change: Callable[[], None], error: str = "") -> None:
         """Change the selection; show its effect, or why it is not valid."""
         with self._ui:
-            self._error = ""
+            self._error = error
             try:
                 change()
             except Exception as error:
@@ -258,6 +260,19 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.figure.make(self._info())
         self.children = (self.head, self.figure.live.widget, self.below)
 
+    def _draw(self, info: BoardInfo, **parts: str) -> None:
+        """Show `parts`, and the figure `info` that belongs to them."""
+        self.head.show(**parts, drawing=self.figure.numbered(info))
+        self.figure.show(info)
+
+    def _draw_again(self) -> None:
+        """Put the figure in its place anew, for a page that missed a redraw."""
+        with self._ui:
+            if self.figure.live is not None:
+                self.children = (self.head, self.below)
+                self.figure.settle()
+                self.children = (self.head, self.figure.live.widget, self.below)
+
     def _fit(self, narrow: bool) -> None:
         with self._ui:
             self.remove_class(f"prunelab-{self.figure.arrange}")
@@ -288,9 +303,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         """Compute every part from the state; only changes are sent."""
         view = self._view()
         self._method = view.method
-        self.head.show(warnings=warnings(), form=form(view))
         self.below.show(**sections(view, list(self.session.ledger)), state=line(view))
-        self.figure.show(view.info)
+        self._draw(view.info, warnings=warnings(), form=form(view))
 
     def close(self) -> None:
         """Close the widgets and stop listening to the session."""
@@ -303,6 +317,16 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def __repr__(self) -> str:
         return f"Screen({self.session.state.line()})"
+
+    def _ipython_display_(self, **_: Any) -> None:
+        """Show a picture, which hides while the screen lives, and the screen.
+
+        JupyterLab without a kernel shows no widget, and nothing else of a widget's bundle.
+        """
+        bundle = self._repr_mimebundle_()
+        picture, line = bundle.pop("image/svg+xml"), bundle["text/plain"]
+        display({"text/html": still(picture, line), "text/plain": line}, raw=True)
+        display(bundle, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The widget and, for pages without widgets, a line and a picture that are reproducible."""

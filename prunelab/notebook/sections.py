@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prunelab.figures.board import LEGEND
+from prunelab.figures.board import legend, signs
 from prunelab.ledger import words
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
@@ -33,7 +33,13 @@ def sections(view: View, events: Sequence[Event]) -> dict[str, str]:
         "export": (text.EXPORT, text.EXPORT_TIP, export_form),
     }
     return {"key": key(view)} | {
-        name: section(name, title, inside(view) if name in view.opened else "", tip)
+        name: section(
+            name,
+            title,
+            inside(view) if name in view.opened else "",
+            tip,
+            view.revealed if name == COMPARE else 0,
+        )
         for name, (title, tip, inside) in made.items()
     }
 
@@ -46,5 +52,6 @@ def key(view: View) -> str:
         title=text.MORE_TIP, data_do="unfold", data_arg=FIGURE, value="" if whole else "1",
         aria_expanded="true" if whole else "false",
     )  # fmt: skip
-    age = "" if view.at_hand is None else text.evidence(view.at_hand)
-    return tag("div", more, tag("span", LEGEND), kind="pl-key") + say(age, "line")
+    age = text.UNMEASURED if view.at_hand is None else text.evidence(view.at_hand)
+    told = tag("span", legend(signs(view.info, whole)))
+    return tag("div", more, told, kind="pl-key") + say(age, "line")

@@ -7,18 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunelab.errors import BudgetUnreachable, IllegalPlan, PruneLabError, WrongState
+from prunelab.errors import BudgetUnreachable, IllegalPlan, PruneLabError, Stopped, WrongState
 from prunelab.figures.board import BoardInfo, board_info
 from prunelab.figures.importance import importance_info
+from prunelab.ledger import words
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
 from prunelab.methods import METHODS, make_method
 from prunelab.methods.base import with_theta
 from prunelab.notebook import text
-from prunelab.notebook.parameters import retuned, slid, with_parameter
+from prunelab.notebook.parameters import THETA, retuned, slid, with_parameter
 from prunelab.notebook.view import Aims, Chosen, End, View
 from prunelab.session.session import Session
-from prunelab.values import Importance, Move, PathPoint, Rung, Units, WidthPlan, units_of
+from prunelab.values import (
+    Importance,
+    Move,
+    PathPoint,
+    Progress,
+    Rung,
+    Units,
+    WidthPlan,
+    units_of,
+)
 
 
 class Choice:
@@ -30,7 +40,7 @@ class Choice:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.aims = Aims(repair=session.state.began.settings.get("repair") is not None)
+        self.aims = Aims.of(session.state)
         self.seen: list[Importance | Rung | PathPoint] = []
         self.last: Event | None = next(reversed(list(session.ledger)), None)
         groups = [group for group in session.graph.groups if group.prunable]
@@ -40,6 +50,11 @@ class Choice:
         self.compared: tuple[End, End] | None = None  # None: the original and the current network
         self.plans: dict[str, WidthPlan] = {}  # plans read for comparison, by path
         self.written = ""  # a message about the last exported file
+        self.failed = ""  # why it was not written
+        self.hint = ""  # the answer to an action that selected nothing
+        self.progress: Progress | None = None  # of the running verb
+        self.revealed = 0  # how often the comparison was asked for in the figure
+        self._awaited: float | None = None  # a budget that waits for evidence
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
         self._known: dict[str, Any] = {}  # methods used so far, with their parameters
@@ -89,6 +104,7 @@ class Choice:
     def change(self, do: str, arg: Any, value: Any, live: bool) -> None:
         """Apply an action of the user; an invalid one raises and changes nothing."""
         state = self._session.state
+        self.hint, self._awaited = "", None
         match do:
             case "group":
                 self.look(str(arg or value))
@@ -102,6 +118,7 @@ class Choice:
                 self.compared = self.ends[0], self._read(str(value))
             case "point":
                 self.compared = state.head, int(value)
+                self.revealed += 1
             case "flip":
                 self.unit = int(value)
                 self.flip(self.group, int(value))
@@ -113,17 +130,21 @@ class Choice:
             case "units":
                 self.choose(self.group, text.parse_units(str(value)))
             case "back":
-                self._start(self._session.state.pending)
+                self._back()
             case "aim":
                 self.aims = self.aims.with_typed(str(arg), value)
-                if arg == "macs" and live:
-                    self.spread(self.aims.macs / 100)
+                if arg == "macs":
+                    self.spread(self.aims.macs / 100, live)
             case "method":
                 self._session.method = self._known.get(value) or make_method(value)
                 self._start(self._session.state.pending)
             case "parameter":
-                self._session.method = with_parameter(self._session.method, str(arg), value)
-                self._start(self._session.state.pending)
+                method = with_parameter(self._session.method, str(arg), value)
+                if arg == THETA:
+                    self.theta(getattr(method, THETA))
+                else:
+                    self._session.method = method
+                    self._start(self._session.state.pending)
             case "theta":
                 self.theta(slid(value), live)
 
@@ -172,74 +193,163 @@ class Choice:
             found = self._session.foresee(drop)
         return Chosen("person", found.move, (), found.best, found.seconds)
 
-    def spread(self, target: float) -> None:
-        """Select the widths that spread a budget over the layers."""
+    def spread(self, target: float, live: bool = False) -> None:
+        """Select the widths that spread a budget over the layers, or say why there are none."""
+        state = self._session.state
         try:
             found = self._session.foresee(target_macs=target)
-        except (WrongState, BudgetUnreachable):
-            return  # the box shows the aim; Run reports whether it can be met
+        except WrongState:  # the answer comes with the evidence
+            self._awaited, self.hint = target, text.AWAITED
+            return
+        except BudgetUnreachable:
+            if live:  # half a number
+                return
+            raise
+        if not self.ahead:
+            self.hint = text.met(state, target)
         self._drop = dict(found.move.drop) if found.move else {}
         self.made = None
         if found.move is not None and found.move.drop:
             self.made = Chosen("budget", found.move, (), found.best, found.seconds)
         self._look_where_it_matters()
 
-    def theta(self, theta: float, live: bool) -> None:
-        """Show what the method would propose with this theta; set it if not `live`."""
+    def catch_up(self) -> None:
+        """Answer an aim that was typed before evidence was ready."""
+        if self._awaited is not None:
+            target, self._awaited, self.hint = self._awaited, None, ""
+            self.spread(target)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the aim still lies ahead."""
+        state = self._session.state
+        return state.now.cost.macs > int(self.aims.macs / 100 * state.base.cost.macs)
+
+    def theta(self, theta: float, live: bool = False) -> None:
+        """Show what the method would propose with this theta; set it if not `live`.
+
+        While a proposal is pending, another one is an offer.
+        """
         session = self._session
         if not live:
             session.method = with_theta(session.method, theta)
+        pending = session.state.pending
         try:
             found = session.foresee(theta=theta)
         except WrongState:
-            self._start(session.state.pending)
+            self._start(pending)
             return
-        if not live and session.state.pending is not None:
-            self._start(session.state.pending)  # the proposal keeps its own parameters
+        if pending is not None and found.move is not None and found.move.drop == pending.drop:
+            self._start(pending)
             return
         self.made = Chosen("theta", found.move, found.seen, found.best, found.seconds, theta)
         self._drop = dict(found.move.drop) if found.move else {}
+
+    def _back(self) -> None:
+        """Discard the selection, and with that of another theta also that theta."""
+        session, made = self._session, self.made
+        if made is not None and made.by == "theta" and session.state.pending is not None:
+            theta = session.state.pending.parameters.get(THETA)
+            if isinstance(theta, float):
+                session.method = with_theta(session.method, theta)
+        self._start(session.state.pending)
 
     def _read(self, given: str) -> str:
         """Read a plan written by `export`; returns its key in `plans`."""
         path = Path(given.strip()).expanduser()
         try:
-            words = path.read_text(encoding="utf-8")
+            plan = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise IllegalPlan(text.NO_PLAN.format(given, error)) from None
-        self.plans[str(path)] = WidthPlan.from_json(words, self._session.plan.graph)
+        self.plans[str(path)] = WidthPlan.from_json(plan, self._session.plan.graph)
         return str(path)
 
     # ------------------------------------------------------------ verbs
 
     def call(self, verb: str, arg: Any = None) -> None:
-        """Call `verb` of the session with the selection and aims, or with `arg`."""
-        session, aims = self._session, self.aims
+        """Call `verb` of the session with the selection and aims, or with `arg`.
+
+        One that was stopped says so in the history.
+        """
+        self.progress = None
+        self.hint = self.failed = ""
+        try:
+            self._call(verb, arg)
+        except Stopped:
+            self._session.note(text.stopped(verb, self.progress), kind="outcome")
+
+    def _call(self, verb: str, arg: Any) -> None:
+        session, aims, state = self._session, self.aims, self._session.state
         match verb:
+            case "propose":
+                self._propose()
+            case "instead":
+                assert self.made is not None
+                session.reject(text.INSTEAD.format(text.two_digits(self.made.theta or 0)))
+                self._propose()
             case "adjust":
                 drop = self.drop
-                if session.state.pending is None:
+                if state.pending is None:
                     session.propose()
                 session.adjust(drop=drop)
+            case "undo" if state.pending is not None:
+                session.undo(only_proposal=True)
             case "approve":
                 session.approve(repair=aims.repair)
             case "reject":
                 session.reject(aims.reason)
             case "export":
-                self.written = text.written(session.export(Path(str(arg).strip()).expanduser()))
+                self.written = ""
+                try:
+                    path = session.export(Path(str(arg).strip()).expanduser())
+                except Stopped:
+                    raise
+                except Exception as error:
+                    self.failed = text.trouble(error, isinstance(error, PruneLabError))
+                else:
+                    self.written = text.written(path)
             case "tune":
                 session.tune(steps=aims.steps)
             case "run":
-                first = next(iter(session.metrics.values()), None)
-                higher = first is None or first.higher_is_better
-                session.run(
-                    target_macs=aims.macs / 100,
-                    min_accuracy=aims.floor(session.state, higher),
-                    moves=aims.moves,
-                    repair=aims.repair,
-                )
+                self._run()
             case _:
                 getattr(session, verb)(*([] if arg is None else [arg]))
+
+    def _propose(self) -> None:
+        """Propose, and again within the aim what goes beyond it.
+
+        A method with a theta searches in another way towards a target: one that cannot be
+        foreseen while theta is dragged.
+        """
+        session, target = self._session, self.aims.macs / 100
+        if not self.ahead:
+            self.hint = text.met(session.state, target)
+            session.propose()
+        elif not hasattr(session.method, THETA):
+            session.propose(target)
+        else:
+            move, goal = session.propose(), int(target * session.state.base.cost.macs)
+            if move is not None and move.after.macs < goal:
+                session.reject(text.BEYOND.format(100 * target))
+                session.propose(target)
+
+    def _run(self) -> None:
+        """Run to the aim, and say in the history how it ended, unless the run does so itself."""
+        session, aims, before = self._session, self.aims, self._session.state
+        why = ""
+        try:
+            session.run(
+                target_macs=aims.macs / 100,
+                min_accuracy=aims.floor(before),
+                moves=aims.moves,
+                repair=aims.repair,
+            )
+        except Stopped:
+            why = text.RUN_STOPPED
+        except BudgetUnreachable as error:
+            why = str(error)
+        if why or not words.stopped(session.ledger[-1]):
+            session.note(text.ran(before, session.state, aims, why), kind="outcome")
 
     # ------------------------------------------------------------ contents of the screen
 
@@ -248,8 +358,8 @@ class Choice:
 
         Empty where theta is unchanged, or where a new search is needed.
         """
-        if not retuned(state, self._session.method):
-            return ()
+        if state.pending is not None or not retuned(state, self._session.method):
+            return ()  # a proposal is drawn as it was made
         try:
             return self._session.foresee().seen
         except WrongState:
@@ -289,6 +399,9 @@ class Choice:
             compared=self.ends,
             plans=dict(self.plans),
             written=self.written,
+            failed=self.failed,
+            hint=self.hint,
+            revealed=self.revealed,
             classes=tuple(map(str, getattr(getattr(session, "data", None), "classes", None) or ())),
             **more,
         )

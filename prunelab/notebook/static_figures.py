@@ -5,6 +5,7 @@ The same state gives the same SVG.
 
 from __future__ import annotations
 
+import base64
 from html import escape
 from textwrap import wrap
 
@@ -29,9 +30,29 @@ def svg(info: BoardInfo, line: str, sentence: str) -> str:
     return _sheet(info, ORDER, line, head, top=100)
 
 
+def still(picture: str, line: str) -> str:
+    """The SVG `picture` as HTML, for a notebook that is opened without its kernel.
+
+    The style hides JupyterLab's "model not found" beside it; the screen's own hides the picture
+    while the screen lives.
+    """
+    data = base64.b64encode(picture.encode()).decode()
+    return (
+        "<style>.jp-OutputArea:has(.prunelab-still):not(:has(.prunelab-screen)) .jupyter-widgets "
+        "{ display: none; }</style>"
+        f'<img class="prunelab-still" alt="{escape(line)}" src="data:image/svg+xml;base64,{data}">'
+    )
+
+
 def picture(info: BoardInfo) -> str:
-    """The first two panels of `info`, without a background."""
-    return _sheet(info, ORDER[:2], f"Widths, and importance in {info.importance.group}")
+    """The first two panels of `info`, beside each other or stacked as the page is wide."""
+    drawn = panels(info)
+    return "".join(
+        f'<svg viewBox="0 0 {WIDE} {TALL}" font-family="sans-serif" font-size="12" role="img">'
+        f"<title>{escape(drawn[name].title)}</title>{HATCHING}"
+        f"{panel_as_svg(drawn[name], WIDE, TALL, tips=False)}</svg>"
+        for name in ORDER[:2]
+    )
 
 
 def _sheet(

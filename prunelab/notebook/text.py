@@ -9,18 +9,18 @@ from typing import Any
 
 from prunelab.cost.counting import Latency
 from prunelab.errors import InvalidValue
-from prunelab.ledger import words
+from prunelab.ledger import guard, words
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import Point, State
-from prunelab.notebook.view import Chosen
-from prunelab.values import Cost, Units, units_of
+from prunelab.notebook.view import Aims, Chosen
+from prunelab.values import Cost, Progress, Units, as_text, units_of
 
 VERBS: dict[str, str] = {
     "propose": "Ask the method what to drop next; nothing is changed yet (key p)",
     "approve": "Apply the proposal: the network is cut, then repaired (key a)",
     "adjust": "Make your selection the proposal (key e)",
     "reject": "Decline the proposal; nothing changes. A reason can be given under Settings (key r)",
-    "undo": "Discard the proposal and undo the latest step (key u)",
+    "undo": "Discard the proposal; without one, undo the latest step (key u)",
     "repair": "Fit the remaining weights to the lost signal, without training",
     "tune": "Train the network; the number of steps is in Settings",
     "run": "Propose and approve automatically until the aim is met or the loss would be too large",
@@ -35,13 +35,12 @@ def label(verb: str) -> str:
 
 # ---------------------------------------------------------------- the form
 
-TITLE = "prunelab"
+BLANK = "\N{NO-BREAK SPACE}"  # keeps the place of a line that may come
 START = "Which channels can go?"
 WELCOME = (
     "Propose asks the method what it would drop first. Nothing changes the network until Approve."
 )
 NEXT = "What next?"
-DONE = "The aim is met."
 AIM = "I aim at"
 AIM_UNIT = "% of the MACs"
 AIM_TIP = (
@@ -50,9 +49,10 @@ AIM_TIP = (
 )
 LOSE = "I may lose"
 LOSE_TIP = (
-    "How far the validation metric may fall below the original network's. Run does not apply "
-    "a move that would break it: it leaves the decision to you."
+    "How much worse than the original network's the validation metric may become. Run does not "
+    "apply a move that would break it: it leaves the decision to you. Empty: no limit."
 )
+AWAITED = "Evidence is being measured; the aim is answered as soon as it is there."
 SETTINGS = "Settings: moves, tuning{}, repair"
 ESTIMATE = " ({} steps, about {})"
 MOVES = "Run at most"
@@ -100,8 +100,13 @@ PARAMS_TIP = "Weights of the network now, as a share of the original's. Low is g
 MEASURED = "Measured latency"
 MEASURED_TIP = (
     "One run of {} through the network on this machine: the median of {} runs on {}, half of "
-    "which took {} to {}. Latencies were measured at different times. Low is good."
+    "which took {} to {}. It ran in turn with the original network. Low is good."
 )
+UNMEASURED_TIP = "It is measured on this machine while nothing else is at work"
+NOISE = 0.5  # of the median: the widest middle half from which a latency is told
+TOO_NOISY = "too noisy"
+HERE = "here to say"
+UNKNOWN = "\N{EN DASH}"
 LATENCY = "Estimated latency"
 LATENCY_TIP = (
     "One run of one input on this machine, now and (→) as chosen: estimated from the time that "
@@ -118,11 +123,12 @@ def metric(name: str) -> str:
 
 def metric_tip(name: str, state: State) -> str:
     """The explanation of the metric's number."""
-    good = (
-        "High is good"
-        if "accuracy" in name
-        else "Whether high or low is good depends on the metric"
-    )
+    higher = guard.higher_is_better(state.began) if name == next(iter(state.base.metrics)) else None
+    good = {
+        True: "High is good",
+        False: "Low is good",
+        None: "Whether high or low is good depends on the metric",
+    }[higher]
     return (
         f"The {name} of the network after move {state.moves}, on all validation images, and how "
         f"far it is from the original network's. {good}. Test images are read by evaluate() only."
@@ -134,15 +140,27 @@ def ms(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
 
 
+def spread(found: Latency) -> str:
+    """A measured latency, with half the width of the middle half of its runs."""
+    return f"{1000 * found.median:.3g} ± {500 * (found.high - found.low):.1g} ms"
+
+
+def noisy(*found: Latency) -> bool:
+    """Whether runs of the same network differ too much to tell a latency or compare two."""
+    wide = any(one.high - one.low > NOISE * one.median for one in found)
+    low, high = max(one.low for one in found), min(one.high for one in found)
+    return wide or (len(found) > 1 and low < high)
+
+
 def measured_tip(found: Latency) -> str:
     """How a latency was measured."""
     inputs = words.plural(found.inputs or 1, "input")
     return MEASURED_TIP.format(inputs, found.runs, found.device, ms(found.low), ms(found.high))
 
 
-def was(seconds: float) -> str:
+def was(found: Latency) -> str:
     """The original network's latency, shown beside the current one."""
-    return f"was {ms(seconds)}"
+    return f"was {spread(found)}"
 
 
 def points(name: str, value: float) -> str:
@@ -152,9 +170,11 @@ def points(name: str, value: float) -> str:
     return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def lose_unit(name: str) -> str:
-    """The unit of the allowed loss."""
-    return f"points of {name}" if "accuracy" in name else f"of {name}"
+def lose(name: str, higher: bool) -> tuple[str, str]:
+    """What may be lost: the words before and after the number."""
+    if not higher:
+        return f"{metric(name)} may rise by", ""
+    return LOSE, f"points of {name}" if "accuracy" in name else f"of {name}"
 
 
 # ---------------------------------------------------------------- the question
@@ -273,6 +293,10 @@ THETA_TIP = (
     "The share of its signal that a layer may lose in one move, on training images, in the current "
     "network. Low is careful. Dragging shows the effect; nothing is changed."
 )
+INSTEAD = "proposed again with theta {}"
+BEYOND = "goes beyond the aim of {:g}% of the MACs; proposed again within it"
+OFFER = "Propose this instead"
+OFFER_TIP = "Reject the proposal, and propose with this theta"
 OUTDATED = "The proposal was made with other parameters: Reject it, then Propose, to use these."
 
 
@@ -310,6 +334,9 @@ def two_digits(value: float) -> str:
     """A number with at least two significant digits: 0.020, 0.125, 12."""
     short = f"{value:#.2g}".rstrip(".")
     return short if float(short) == value and "e" not in short else f"{value:.6g}"
+
+
+UNMEASURED = "No evidence for what-if answers yet: it is measured while nothing else is at work."
 
 
 def evidence(at_hand: Any) -> str:
@@ -446,7 +473,50 @@ def at(cost: Cost) -> str:
 def point(point: Point, state: State) -> str:
     """A point of the trajectory in a list."""
     share = f"{point.cost.macs / state.base.cost.macs:.0%} of the MACs"
-    return f"{point.seq}: {type(point.event).__name__.lower()}, {share}"
+    undone = "" if point in state.path else ", undone"
+    name = words.step(state, point.seq) if point.parent is not None else "the original"
+    return f"{name}{undone}: {share}"
+
+
+# ---------------------------------------------------------------- how a verb ended
+
+RUN_STOPPED = "it was stopped."
+STOPPED = {
+    "propose": "The search was stopped: nothing is proposed.",
+    "tune": "Tuning was stopped{} and discarded: the network is as before.",
+}
+
+
+def stopped(verb: str, progress: Progress | None) -> str:
+    """That a verb was stopped, and what became of its work."""
+    after = f" after {progress.done:,} of {progress.total:,} steps" if progress else ""
+    told = STOPPED.get(verb, f"{label(verb)} was stopped: nothing was changed.")
+    return told.format(after)
+
+
+def ran(before: State, now: State, aims: Aims, why: str) -> str:
+    """How a run from `before` to `now` ended: `why`, or at its aim, or after its last move."""
+    left, aim = now.now.cost.macs / now.base.cost.macs, f"the aim of {aims.macs:g}% of the MACs"
+    made = now.moves - before.moves
+    text = f"Run ended after {words.plural(made, 'move')}"
+    if why:
+        text += f" at {left:.1%} of the MACs: {why.rstrip('.')}"
+    elif now.now.cost.macs <= int(aims.macs / 100 * now.base.cost.macs):
+        text = "Run changed nothing" if not made else text
+        text += f": {aim} is {'met' if made else 'already met'}, with {left:.1%}"
+    else:
+        text += f", as many as Settings allow: {left:.1%} of the MACs are left, {aim} is not met"
+    name = next(iter(now.base.metrics), None)
+    if name is not None and made:
+        was, is_ = (as_text(name, state.now.metrics[name]) for state in (before, now))
+        text += f". Validation {name} {was} → {is_}"
+    return f"{text}."
+
+
+def met(state: State, target: float) -> str:
+    """That the aim is met already."""
+    left = state.now.cost.macs / state.base.cost.macs
+    return f"The aim of {100 * target:g}% of the MACs is met already, with {left:.1%}."
 
 
 # ---------------------------------------------------------------- the other sections

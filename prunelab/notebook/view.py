@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from prunelab.cost.counting import Latency
 from prunelab.errors import InvalidValue
 from prunelab.figures.board import BoardInfo
 from prunelab.graph.channels.channel_graph import ChannelGroup
+from prunelab.ledger import guard
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
 from prunelab.loops.training import STEPS
@@ -18,6 +20,7 @@ from prunelab.notebook.channel_inspector import Channel, Tried
 from prunelab.session.preview import AtHand
 from prunelab.values import Move, Units, WidthPlan
 
+SHARE = 0.05  # of a metric that is not an accuracy: what may be lost
 End = int | str  # a side of a comparison: an event number, or the path of a plan file
 
 
@@ -25,9 +28,9 @@ End = int | str  # a side of a comparison: an event number, or the path of a pla
 class Aims:
     """The user's aims: MACs in % of the original's, and the allowed loss of the metric.
 
-    `lose` is in percentage points where the metric is an accuracy, otherwise in its own unit;
-    None: no limit. `moves` limits Run, `steps` is for Tune, `reason` for Reject, and `repair`
-    says whether Approve repairs.
+    `lose` is how far the first metric may become worse, in percentage points of an accuracy and
+    otherwise in its own unit; None: no limit. `moves` limits Run, `steps` is for Tune, `reason`
+    for Reject, and `repair` says whether Approve repairs.
     """
 
     macs: float = 50.0
@@ -56,14 +59,28 @@ class Aims:
         changed[name] = number
         return replace(self, **changed)
 
-    def floor(self, state: State, higher_is_better: bool) -> float | None:
-        """The worst allowed value of the first metric."""
+    @classmethod
+    def of(cls, state: State) -> Aims:
+        """The aims that a screen begins with.
+
+        Two points of an accuracy may be lost, or a twentieth of another metric; there is no limit
+        where the original's value, or which direction is better, is not known.
+        """
+        name, value = next(iter(state.base.metrics.items()), ("", math.nan))
+        lose: float | None = 2.0 if "accuracy" in name else float(f"{SHARE * abs(value):.2g}")
+        if not (math.isfinite(value) and value) or guard.higher_is_better(state.began) is None:
+            lose = None
+        return cls(lose=lose, repair=state.began.settings.get("repair") is not None)
+
+    def floor(self, state: State) -> float | None:
+        """The worst allowed value of the first metric; None where nothing is guarded."""
         name = next(iter(state.base.metrics), None)
-        if name is None or self.lose is None:
+        higher = guard.higher_is_better(state.began)
+        if name is None or higher is None or self.lose is None:
             return None
         lose = self.lose / 100 if "accuracy" in name else self.lose
         best = state.base.metrics[name]
-        return best - lose if higher_is_better else best + lose
+        return best - lose if higher else best + lose
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +120,9 @@ class View:
     `repairs`), `background` is the kind of the background job. `channel` is the inspected channel,
     `alone` the share of the signal that it carries by itself. `compared` are two points, by event
     number, or plans, by path in `plans`; `difference` compares the second with the first.
-    `step_time` is in seconds, `written` a message about the last exported file.
+    `step_time` is in seconds, `written` a message about the last exported file and `failed` why it
+    was not written. `hint` answers an action that selected nothing, `error` says why a verb or a
+    selection failed; `revealed` counts the requests to open the comparison.
     """
 
     state: State
@@ -120,6 +139,9 @@ class View:
     at_work: tuple[str, ...] = ()
     busy: Busy | None = None
     error: str = ""
+    hint: str = ""
+    failed: str = ""
+    revealed: int = 0
     opened: frozenset[str] = frozenset()
     at_hand: AtHand | None = None
     latencies: Mapping[int, Latency] = field(default_factory=dict)

@@ -68,7 +68,7 @@ class LayerCall:
     """The operation `at` calls a layer; `x` is what it reads, `y` its output.
 
     `norm` is the BatchNorm that reads the output alone; `shortcut` the other summand, where the
-    output, or the BatchNorm's, enters a sum.
+    output, or the BatchNorm's, enters a sum; `rectified` says that it enters a ReLU instead.
     """
 
     call: Call
@@ -77,6 +77,7 @@ class LayerCall:
     y: Read
     norm: int | None = None
     shortcut: Read | None = None
+    rectified: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from prunelab.repair.recalibration import LEAST_RATIO
-from prunelab.repair.regression import Moments, Rows, regression
+from prunelab.repair.regression import Moments, Outputs, Rows, regression
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of each entry's mean square
 NEARLY = 1.1  # times the smallest error
+OUTPUTS = 64  # of a layer, evenly spread, that choose its ridge
 DEFAULT_RIDGE = 1e-2  # where there are no held-out samples
 Choice = Literal["lstsq", "bn", "kept"]
 
@@ -90,34 +91,41 @@ def fit(
         return Fit(choice, 0.0, old, zero, centre.shift, ratio, len(solved), {})
 
     weights = torch.ones_like(ratio) if importance is None else importance
-    whole = float((held.variances * weights).sum())
 
     def error_of(weight: Tensor, constant: Tensor) -> float:
-        error = float((held.errors(weight, constant) * weights).sum())
-        error = error / whole if whole > 0 else error
-        return error if isfinite(error) else inf
+        return _error(held, weights, weight, constant)
 
     errors: dict[Choice, float] = {"kept": error_of(old, zero)}
     if normed:
         scale = ratio.rsqrt()
         errors["bn"] = error_of(old * scale, centre.target - centre.present * scale)
-    best: tuple[float, Tensor, Tensor] = (
-        inf,
-        old,
-        zero,
-    )  # only the best is kept
+    few = torch.arange(0, len(zero), -(-len(zero) // OUTPUTS), device=old.device)
+    held_few = held.of_outputs(few)
+    best: tuple[float, float, Callable[[Outputs], tuple[Tensor, Tensor]]]
+    best = inf, RIDGES[-1], lambda some: (old[:, some], torch.full_like(zero[some], torch.nan))
 
     def error_at(place: int) -> float:
         nonlocal best
-        solution = problem.solution(RIDGES[place])
-        error = error_of(*solution)
+        solution = problem.at(RIDGES[place])
+        error = _error(held_few, weights[few], *solution(few))
         if error < best[0]:
-            best = (error, *solution)
+            best = error, RIDGES[place], solution  # the others' factors are not kept
         return error
 
-    place, errors["lstsq"] = _smallest(error_at)
+    _smallest(error_at)
+    _, ridge, solution = best
+    weight, constants = solution(slice(None))
+    errors["lstsq"] = error_of(weight, constants)
     choice = min(errors, key=errors.__getitem__)
-    return Fit(choice, RIDGES[place], *best[1:], centre.shift, ratio, len(solved), errors)
+    return Fit(choice, ridge, weight, constants, centre.shift, ratio, len(solved), errors)
+
+
+def _error(held: Rows | Moments, weights: Tensor, weight: Tensor, constant: Tensor) -> float:
+    """The held-out error as a share of the targets' variance, outputs weighted by `weights`."""
+    whole = float((held.variances * weights).sum())
+    error = float((held.errors(weight, constant) * weights).sum())
+    error = error / whole if whole > 0 else error
+    return error if isfinite(error) else inf
 
 
 def ridge_without(
@@ -153,7 +161,7 @@ def ridge_without(
     problem, others = regression(without(solved), weight[rest], constant), without(held)
     errors = []
     for ridge in RIDGES:
-        error = float(others.errors(*problem.solution(ridge)).sum())
+        error = float(others.errors(*problem.at(ridge)(slice(None))).sum())
         errors.append(error if isfinite(error) else inf)
     if min(errors) == inf:  # none has a solution
         return DEFAULT_RIDGE

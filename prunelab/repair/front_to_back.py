@@ -21,7 +21,7 @@ from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.evidence.reconstruction_target import LayerOutput, reconstruction_target, unbiased
 from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.repair.dataflow import (
     LayerCall,
@@ -61,8 +61,9 @@ def solving_in_order(
     queue = _Queue(tasks, small, target, batches, forward)
     for task in queue.order:
         for some in queue.images_for(task):
-            for call, y in some.samples(task):
-                task.add(call, y, batch_size(some.part.batch), some.part.held)
+            for call, y, rectified in some.samples(task):
+                images, held = batch_size(some.part.batch), some.part.held
+                task.add(call, y, images, held, rectified=rectified)
             count = some.part.stop
             what = f"solving {task.layer.name} by least squares"
             yield Progress(count, max(expected, count), what)
@@ -77,7 +78,7 @@ class _Taken:
     """What is taken for one call of a layer from the runs of both networks.
 
     `shortcuts` are the other summands where the layer corrects their drift, `norm` the target's
-    BatchNorm before that sum.
+    BatchNorm before that sum; `rectified` says that a ReLU follows instead.
     """
 
     call: Call
@@ -86,6 +87,7 @@ class _Taken:
     y: Read
     shortcuts: tuple[Read, Read] | None
     norm: Read | None
+    rectified: bool
 
     @property
     def here(self) -> list[Read]:
@@ -242,7 +244,7 @@ def _taken(
     if here.shortcut and there.shortcut and not small.upstream(here.shortcut) & unsolved:
         shortcuts = here.shortcut, there.shortcut
         norm = None if there.norm is None else target.output(there.norm)
-    return _Taken(here.call, here.x, there.call, there.y, shortcuts, norm)
+    return _Taken(here.call, here.x, there.call, there.y, shortcuts, norm, there.rectified)
 
 
 def _by_readiness(recording: Recording, tasks: Sequence[LayerProblem]) -> list[LayerProblem]:
@@ -273,8 +275,8 @@ class _Waiting:
             plan.target, part.batch, [read for one in taken for read in one.there], norms
         )
 
-    def samples(self, task: LayerProblem) -> Iterator[tuple[Call, Tensor]]:
-        """The layer's calls in the small network, with their targets."""
+    def samples(self, task: LayerProblem) -> Iterator[tuple[Call, Tensor, bool]]:
+        """The layer's calls in the small network, their targets, whether a ReLU follows."""
         for one in self.ahead.pop(task.layer.weight):
             y = unbiased(one.target, self.there.take(one.y))
             x = self.here.take(one.x)
@@ -287,7 +289,8 @@ class _Waiting:
                 aim.shortcut = self.there.take(one.shortcuts[1])
             if y.numel():
                 channels = task.outputs.to(y.device)
-                yield replace(one.call, x=x), reconstruction_target(aim, given, channels)
+                target = reconstruction_target(aim, given, channels)
+                yield replace(one.call, x=x), target, one.rectified
 
     def skip(self, name: str) -> None:
         """Do without what would be taken for a layer, if it was not."""

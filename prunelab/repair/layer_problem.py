@@ -6,7 +6,7 @@ then on, so memory does not grow with the images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,6 +24,8 @@ from prunelab.graph.channels.channel_graph import Layer
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.repair.fit import Fit, fit
 from prunelab.repair.recalibration import Traced, positions_among, shift_norm
+from prunelab.repair.rectified import ROWS as ROWS_BEFORE_RELU
+from prunelab.repair.rectified import rectified as refit_before_relu
 from prunelab.repair.regression import Moments, Rows
 
 ROWS = 2**26  # entries of all rows kept of a layer wider than WIDEST: 0.25 GB in float32
@@ -46,16 +48,22 @@ class LayerProblem:
     inputs, outputs
         The positions of its input channels in the network that gives P, and of its outputs in the
         one that gives the targets Y (without bias).
+    factor
+        Whether it is the second part of a factorised layer, see `factorised`.
     solved, held
         The samples to solve on, and those of held-out images to choose by.
+    before_relu
+        Some of those to solve on, of a `factor` that a ReLU follows.
     """
 
     layer: Layer
     constant: bool
     inputs: Tensor
     outputs: Tensor
+    factor: bool = False
     solved: Rows | Moments | None = None
     held: Rows | None = None
+    before_relu: Rows | None = None
 
     @classmethod
     def of(cls, small: Traced, watched: Layer, target: Layer) -> LayerProblem | None:
@@ -77,6 +85,7 @@ class LayerProblem:
             constant=has_bias or now.norm is not None,
             inputs=positions_among(now.in_units, watched.in_units),
             outputs=positions_among(now.out_units, target.out_units),
+            factor=now.name.endswith(".1") and now.name[:-2] in small.graph.factors,
         )
 
     @property
@@ -93,7 +102,9 @@ class LayerProblem:
         """Whether the images from number `start` on are not needed."""
         return start >= IMAGES and self.determined
 
-    def add(self, call: Call, y: Tensor, images: int, held: bool) -> None:
+    def add(
+        self, call: Call, y: Tensor, images: int, held: bool, *, rectified: bool = False
+    ) -> None:
         """Add a call of the layer.
 
         Parameters
@@ -106,6 +117,8 @@ class LayerProblem:
             How many images it is on.
         held
             Whether these are held out.
+        rectified
+            Whether a ReLU follows the layer.
         """
         x = call.x
         if len(self.inputs) < x.shape[1]:
@@ -113,8 +126,11 @@ class LayerProblem:
         if held:
             room = _room(HELD_ROWS, self.entries, self.held)
             self.held = _with(self.held, x, y, call, min(POSITIONS * images, room))
-        else:
-            self._solve_on(x, y, call)
+            return
+        if rectified and self.factor:
+            room = ROWS_BEFORE_RELU - (0 if self.before_relu is None else len(self.before_relu))
+            self.before_relu = _with(self.before_relu, x, y, call, min(POSITIONS * images, room))
+        self._solve_on(x, y, call)
 
     def _solve_on(self, x: Tensor, y: Tensor, call: Call) -> None:
         """Keep rows while there are fewer than entries, second moments from then on.
@@ -157,8 +173,31 @@ class LayerProblem:
             self.solved, self.held, old, constant=self.constant, normed=norm is not None,
             importance=scale,
         )  # fmt: skip
+        if found.choice == "lstsq" and self.before_relu is not None and self.held is not None:
+            affine = self._affine(target, norm)
+            refit = found.weight, found.constant, found.ridge, affine
+            better, constant = refit_before_relu(self.before_relu, self.held, *refit)
+            found = replace(found, weight=better, constant=constant)
         self._put(found, small, target)
         return found
+
+    def _affine(self, target: nn.Module, norm: Any) -> tuple[Tensor, Tensor]:
+        """The scale and shift of the outputs before the ReLU: of bias and BatchNorm [out]."""
+        outputs = self.outputs
+        scale = torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
+        shift = torch.zeros_like(scale)
+        bias = dict(target.named_parameters()).get(_bias_of(self.layer))
+        if bias is not None:
+            shift = shift.to(bias.device) + bias.detach().double()[outputs.to(bias.device)]
+        if norm is not None:
+            own = outputs.to(norm.running_var.device)
+            scale = (norm.running_var.double() + norm.eps).rsqrt()[own]
+            if norm.weight is not None:
+                scale = scale * norm.weight.detach().double()[own]
+            shift = (shift - norm.running_mean.double()[own]) * scale
+            if norm.bias is not None:
+                shift = shift + norm.bias.detach().double()[own]
+        return scale, shift
 
     def _norm(self, network: nn.Module) -> Any:
         """The BatchNorm behind the layer, if it has running statistics."""

@@ -23,7 +23,7 @@ from prunelab.graph.channels.channel_graph import FIXED, Layer
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import aten
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.repair.dataflow import NotReplayable
 from prunelab.repair.fit import Fit

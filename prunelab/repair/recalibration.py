@@ -14,7 +14,7 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.loops.modes import by_batch
 from prunelab.values import Progress

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,8 @@ from prunelab.evidence.reconstruction_target import SELECTING
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
-from prunelab.graph.trace import state_preserved
+from prunelab.graph.surgery.editing import copy_with
+from prunelab.graph.surgery.network_state import entries, state_preserved
 from prunelab.repair.dataflow import (
     LayerCall,
     NotReplayable,
@@ -65,9 +65,8 @@ def record(network: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], A
 
 def _sharing(network: nn.Module) -> nn.Module:
     """A copy of a network whose parameters and buffers are others that share their memory."""
-    shared: dict[int, Any] = {id(t): nn.Parameter(t.detach(), False) for t in network.parameters()}
-    shared |= {id(t): t.detach() for t in network.buffers()}
-    copy = deepcopy(network, shared)
+    held = {entry.name: entry.tensor.detach() for entry in entries(network)}
+    copy = copy_with(network, held).requires_grad_(False)
     if set(copy.modules()) & set(network.modules()) or not _shares(copy, network):
         raise NotReplayable("the network has no copy that shares its tensors alone")
     return copy
@@ -212,7 +211,7 @@ class _Recorder(Watch):
         calls.append(LayerCall(call, at, x, self.recording.output(at)))
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Follow a layer's output through its BatchNorm into the sum that it enters."""
+        """Follow a layer's output through its BatchNorm into the sum or ReLU that it enters."""
         operation = self.recording.operations[-1]
         if func.overloadpacket in NORMALISES_BATCH:
             if followed := self._followed.pop(self.slots.get(id(args[0]), -1), None):
@@ -226,6 +225,9 @@ class _Recorder(Watch):
                 for one, other in (operation.reads, operation.reads[::-1]):
                     if followed := self._followed.pop(one.slot, None):
                         self._change(followed, shortcut=other)
+        elif func.overloadpacket in (aten.relu, aten.relu_):
+            if followed := self._followed.pop(self.slots.get(id(args[0]), -1), None):
+                self._change(followed, rectified=True)
         elif args and isinstance(out, Tensor) and out is args[0]:
             self._followed.pop(self.slots.get(id(out), -1), None)  # overwritten
 

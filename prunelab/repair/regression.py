@@ -6,11 +6,14 @@ Samples come as rows or as second moments; either gives the same solution for an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Outputs = Tensor | slice  # indices of outputs
+Solution = Callable[[Outputs], Tensor]
 DEAD = 1e-3  # of the mean over entries: a smaller mean square counts as this much
 
 
@@ -37,8 +40,17 @@ class Rows:
         return (y - y.mean(0)).square().sum(0)
 
     def errors(self, weight: Tensor, constant: Tensor) -> Tensor:
-        """||y - p weight - constant||^2 of each output [out]."""
-        return (self.y.double() - self.p.double() @ weight - constant).square().sum(0)
+        """||y - p weight - constant||^2 of each output [out].
+
+        In float32 at least: its rounding is far below what a choice between fits turns on.
+        """
+        p = self.p if self.p.dtype == torch.float64 else self.p.float()
+        left = self.y.to(p.dtype) - p @ weight.to(p.dtype) - constant.to(p.dtype)
+        return left.double().square().sum(0)
+
+    def of_outputs(self, some: Tensor) -> Rows:
+        """The same samples, with the targets of some outputs only."""
+        return Rows(self.p, self.y[:, some])
 
     @property
     def moments(self) -> Moments:
@@ -72,6 +84,10 @@ class Moments:
     def variances(self) -> Tensor:
         """The squared deviations of y from its means, summed [out]."""
         return self.squares - self.cross[-1].square() / max(1, len(self))
+
+    def of_outputs(self, some: Tensor) -> Moments:
+        """The same samples, with the targets of some outputs only."""
+        return Moments(self.second, self.cross[:, some], self.squares[some])
 
     def errors(self, weight: Tensor, constant: Tensor) -> Tensor:
         """||y - p weight - constant||^2 of each output [out]."""
@@ -110,15 +126,20 @@ class Regression(ABC):
         self.constant = constant
 
     @abstractmethod
-    def change(self, ridge: float) -> Tensor:
-        """The change of the weights [entries, out]."""
+    def changes(self, ridge: float) -> Solution:
+        """Changes of the weights [entries, some] of the outputs that it is called with."""
 
-    def solution(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The weights [entries, out] and the constants [out]."""
-        change = self.change(ridge)
-        if not self.constant:
-            return self.old + change, torch.zeros_like(self.centre.shift)
-        return self.old + change, -self.centre.shift - self.centre.entries @ change
+    def at(self, ridge: float) -> Callable[[Outputs], tuple[Tensor, Tensor]]:
+        """Factorise with a ridge; gives the weights [entries, some] and constants of outputs."""
+        changes = self.changes(ridge)
+
+        def solution(some: Outputs) -> tuple[Tensor, Tensor]:
+            change, shift = changes(some), self.centre.shift[some]
+            if not self.constant:
+                return self.old[:, some] + change, torch.zeros_like(shift)
+            return self.old[:, some] + change, -shift - self.centre.entries @ change
+
+        return solution
 
 
 class _ByRows(Regression):
@@ -138,10 +159,11 @@ class _ByRows(Regression):
         self._products = self._p @ self._p.T
         self._missing = missing
 
-    def change(self, ridge: float) -> Tensor:
+    def changes(self, ridge: float) -> Solution:
         products = self._products.clone()
         products.diagonal().add_(ridge * len(self._p))
-        return (self._p.T @ _solution(products, self._missing)) / self._sizes.sqrt()[:, None]
+        solved, sizes = solver(products), self._sizes.sqrt()[:, None]
+        return lambda some: (self._p.T @ solved(self._missing[:, some])) / sizes
 
 
 class _ByMoments(Regression):
@@ -165,16 +187,17 @@ class _ByMoments(Regression):
         self._second = second
         self._missing = cross - second @ old
 
-    def change(self, ridge: float) -> Tensor:
-        return _solution(with_ridge(self._second, ridge), self._missing)
+    def changes(self, ridge: float) -> Solution:
+        solved = solver(with_ridge(self._second, ridge))
+        return lambda some: solved(self._missing[:, some])
 
 
-def _solution(matrix: Tensor, right: Tensor) -> Tensor:
-    """The solution for a positive definite matrix; NaN if rounding has made it indefinite."""
+def solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """Solves for a positive definite matrix; gives NaN if rounding has made it indefinite."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info):
-        return torch.full_like(right, torch.nan)
-    return torch.cholesky_solve(right, factor)
+        return lambda right: torch.full_like(right, torch.nan)
+    return lambda right: torch.cholesky_solve(right, factor)
 
 
 def with_ridge(second: Tensor, ridge: float) -> Tensor:

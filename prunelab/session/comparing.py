@@ -36,8 +36,9 @@ def try_move(
     evaluator, history = parts.evaluator, parts.history
     if drop is None:
         drop = fresh(parts, "try").drop
-    plan = history.plan.drop(drop)
-    small = cut(history.source, history.graph, plan)
+    whole = history.source_plan
+    plan = whole.drop(drop)
+    small = cut(history.source, evaluator.graph_of(whole).after(whole), plan)
     kind = evaluator.settings.repair
     if repair and kind is not None:
         small = (yield from best_repair(evaluator, history, (small, plan), kind))[0]
@@ -61,7 +62,7 @@ def _network_of(parts: Parts, which: int | WidthPlan, repair: bool) -> Work[nn.M
         if which not in points:
             raise UnknownName("point of the trajectory", which, map(str, points))
         return history.network_at(points[which])
-    network = cut(evaluator.base, evaluator.graph, which)
+    network = evaluator.cut_to(which)
     kind = evaluator.settings.repair
     if repair and kind is not None:
         full = evaluator.base, WidthPlan.full(evaluator.graph)

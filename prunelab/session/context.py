@@ -49,16 +49,16 @@ def search_context(
         return measuring(evaluator, history, Request(tuple(kinds), at, images, masks))
 
     def aimed(layers: Iterable[str], images: int) -> Generator[Any, None, Mapping[str, AimedGram]]:
-        target, plan = history.trained()
+        target, plan = evaluator.factorised(history.trained(), (history.network, history.plan))
         return aiming(
-            history.network, history.graph, target, evaluator.graph.after(plan),
+            history.network, history.graph, target, evaluator.graph_of(plan).after(plan),
             splits.images(images), tuple(layers), forward=settings.forward, expected=images,
         )  # fmt: skip
 
     return Context(
         model=history.network,
         graph=history.graph,
-        plan=evaluator.plan(state.now.kept),
+        plan=history.plan_at(state.now),
         fingerprint=state.now.event.fingerprint,
         seed=splits.seed_of(state.events),
         carry=state.now.carry,
@@ -69,7 +69,8 @@ def search_context(
         training_batches=splits.shuffled,
         loss=settings.loss,
         forward=settings.forward,
-        cost=lambda plan: cost(evaluator.graph, plan),
+        cost=lambda plan: cost(evaluator.graph_of(plan), plan),
+        form=lambda factors: evaluator.form({**history.graph.factors, **factors})[1],
         train=settings.train if isinstance(settings.train, Training) else Training(),
     )
 

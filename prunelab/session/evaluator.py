@@ -18,7 +18,20 @@ from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import copy_with, cut
-from prunelab.graph.trace import copy_of, restricted, state_preserved, trace
+from prunelab.graph.surgery.factorisation import (
+    extended,
+    factorised,
+    factorised_graph,
+    factorised_like,
+)
+from prunelab.graph.surgery.network_state import (
+    NetworkState,
+    not_finite,
+    restore,
+    state_preserved,
+    without_values,
+)
+from prunelab.graph.trace import copy_of, restricted, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
@@ -28,6 +41,7 @@ from prunelab.session.settings import Settings
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
 
+Planned = tuple[nn.Module, WidthPlan]  # a network and its plan
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 
@@ -47,8 +61,6 @@ class Evaluator:
         freeze: Sequence[str] = (),
         round_to: int = 1,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -56,9 +68,9 @@ class Evaluator:
                     "Datasets, or pl.data.load(...)."
                 )
         self.settings = settings
-        self.frozen = frozen_modules(model)
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
+        self.frozen = frozen_modules(self.base)
         self._least = 1 if settings.own_forward else self._least_inputs()
         if graph is None:
             given = self.run_inputs() if example_inputs is None else example_inputs
@@ -72,20 +84,55 @@ class Evaluator:
             reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
             raise BadModel(f"No channel of this network can be pruned ({reasons}).")
         self.graph = graph
-        self.measurements = Measurements(self.splits, settings, graph, self.run_inputs)
+        self._forms: dict[tuple[tuple[str, Any], ...], tuple[nn.Module, ChannelGraph]] = {
+            (): (self.base, graph)
+        }
+        self.measurements = Measurements(self.splits, settings, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
 
     # ------------------------------------------------------------ networks
 
-    def plan(self, kept: FrozenMap[Units] | None) -> WidthPlan:
-        """The plan that keeps these units (None: all)."""
-        return WidthPlan.full(self.graph) if kept is None else WidthPlan(kept, self.graph)
+    def form(self, factors: Mapping[str, Any]) -> tuple[nn.Module, ChannelGraph]:
+        """The original network with these layers factorised, at full rank, and its graph.
 
-    def network(self, plan: WidthPlan, weights: Mapping[str, Tensor]) -> nn.Module:
-        """The network of this plan with these weights."""
-        network = cut(self.base, self.graph, plan)
-        network.load_state_dict(weights)
+        Raises `IllegalPlan` for a layer that cannot be factorised.
+        """
+        key = tuple(sorted(factors.items()))
+        if key not in self._forms:
+            self._forms[key] = factorised_graph(self.graph, self.base, factors, self.run_once)
+        return self._forms[key]
+
+    def plan(self, kept: FrozenMap[Units] | None, factors: Mapping[str, Any]) -> WidthPlan:
+        """The plan that keeps these units (None: all), with these layers factorised."""
+        graph = self.form(factors)[1]
+        return WidthPlan.full(graph) if kept is None else WidthPlan(kept, graph)
+
+    def graph_of(self, plan: WidthPlan) -> ChannelGraph:
+        """The graph of the uncut network of a plan."""
+        return self.form(plan.graph.factors)[1]
+
+    def network(self, plan: WidthPlan, state: NetworkState) -> nn.Module:
+        """The network of this plan in this state."""
+        network = cut(*self.form(plan.graph.factors), plan)
+        restore(network, state)
         return network
+
+    def cut_to(self, plan: WidthPlan) -> nn.Module:
+        """The original network cut to this plan, ranks by energy."""
+        graph = self.graph_of(plan)
+        kinds: Mapping[str, Any] = graph.factors
+        network = factorised(self.base, kinds) if kinds else self.base
+        return cut(network, graph, plan)
+
+    def factorised(self, planned: Planned, like: Planned) -> Planned:
+        """A network and its plan with the layers factorised that are in `like`, at full rank."""
+        network, plan = planned
+        if plan.graph.factors == like[1].graph.factors:
+            return planned
+        graph = self.graph_of(like[1])
+        whole = extended(plan, graph)
+        made = factorised_like(network, graph.after(whole), like[0], graph.after(like[1]))
+        return made, whole
 
     # ------------------------------------------------------------ inputs and outputs
 
@@ -117,9 +164,15 @@ class Evaluator:
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""
-        with state_preserved(network), private_random(), torch.no_grad():
-            network.eval()
-            return self.settings.forward(network, self.splits.sample())
+        return self._run(network, self.splits.sample())
+
+    def run_once(self, network: nn.Module) -> Any:
+        """The outputs of `network` for the input of one run, in evaluation mode."""
+        return self._run(network, self.run_inputs())
+
+    def _run(self, network: nn.Module, inputs: Any) -> Any:
+        with private_random(), torch.no_grad():
+            return self.settings.forward(copy_of(network).eval(), inputs)
 
     # ------------------------------------------------------------ judging
 
@@ -135,7 +188,7 @@ class Evaluator:
         for name, metric in metrics.items():
             yield Progress(len(values), len(metrics), f"evaluating {name}")
             with private_random(seed):
-                values[name] = measured(name, metric.function, network, loader)
+                values[name] = measured(name, metric.function, copy_of(network), loader)
         return values, None
 
     def compare(
@@ -167,8 +220,8 @@ class Evaluator:
         for place, batch in enumerate(guarded(self.splits.validation(images))):
             with private_random(self.splits.seed):
                 if place == len(mine):
-                    mine.append(measured(name, metric.function, now, [batch]))
-                theirs.append(measured(name, metric.function, network, [batch]))
+                    mine.append(measured(name, metric.function, copy_of(now), [batch]))
+                theirs.append(measured(name, metric.function, copy_of(network), [batch]))
             sizes.append(batch_size(batch))
             yield Progress(sum(sizes), max(images, sum(sizes)), f"trying: {name}")
         self._batches = (key, mine)
@@ -177,14 +230,13 @@ class Evaluator:
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:
     """`model` on `device`; raises `BadModel` for weights that are not finite."""
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
+    if without_values(model) is not None:
         return model  # tracing says what to do about it
     if device is not None:
         model = model.to(device)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BadModel(
-                f"{name} holds NaN or infinity, so no measurement of this network would be "
-                "meaningful. Load finite weights first."
-            )
+    if (name := not_finite(model)) is not None:
+        raise BadModel(
+            f"{name} holds NaN or infinity, so no measurement of this network would be "
+            "meaningful. Load finite weights first."
+        )
     return model

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +20,29 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import (
     BadModel,
+    IllegalPlan,
     InvalidValue,
     MissingPackage,
     PruneLabError,
     SessionFileError,
 )
+from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.modules.module_attributes import set_width
-from prunelab.graph.surgery.editing import replace_tensors
+from prunelab.graph.surgery.factorisation import factorised, plain_factors
+from prunelab.graph.surgery.network_state import (
+    NetworkState,
+    captured,
+    checked_network,
+    restore,
+    unwrapped,
+)
 from prunelab.ledger.events import (
     Approved,
     Proposed,
+    Tuned,
 )
 from prunelab.loops.batch import device_of
-from prunelab.values import Cost, FrozenMap, Units, WidthPlan, thaw
+from prunelab.values import Cost, FrozenMap, Units, thaw
 
 if TYPE_CHECKING:
     from prunelab.session.session import Session
@@ -40,16 +50,19 @@ if TYPE_CHECKING:
 FORMAT = "1"
 
 
-def export(session: Session, path: Path) -> Path:
+def export(session: Session, network: nn.Module, path: Path) -> Path:
     """Write the kind of file that the suffix of `path` stands for; returns the path.
+
+    `network` is the session's current one. A file that is there already is replaced once the new
+    one is complete and was read again.
 
     Raises `InvalidValue` for another suffix, `PruneLabError` where it cannot be written.
     """
-    writers: dict[str, Callable[[Session, Path], None]] = {
-        ".safetensors": _write_network,
-        ".json": lambda s, p: _write_text(p, s.plan.to_json() + "\n"),
-        ".py": lambda s, p: _write_text(p, to_script(s)),
-        ".html": lambda s, p: _write_text(p, _report(s)),
+    writers: dict[str, Callable[[], Any]] = {
+        ".safetensors": lambda: _write_network(session, network, path),
+        ".json": lambda: _write({path: (session.plan.to_json() + "\n").encode()}),
+        ".py": lambda: _write({path: to_script(session).encode()}),
+        ".html": lambda: _write({path: _report(session).encode()}),
     }
     if path.suffix not in writers:
         raise InvalidValue(
@@ -58,16 +71,25 @@ def export(session: Session, path: Path) -> Path:
         )
     if not path.parent.is_dir():
         raise PruneLabError(f"There is no folder {path.parent}; make it first.")
-    writers[path.suffix](session, path)
+    writers[path.suffix]()
     return path
 
 
 def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """Load the pruned network in `path` into the network that `factory()` builds.
 
-    `factory` makes the unpruned architecture; its own weights do not matter. Raises
-    `SessionFileError` for a file that is damaged or foreign, `BadModel` for another architecture.
+    `factory` makes the unpruned architecture; its own weights do not matter. What it gives comes
+    back in evaluation mode, with the exported tensors in memory of its own, on its devices. Raises
+    `InvalidValue` for what is no function, `SessionFileError` for a file that is damaged or
+    foreign, `BadModel` for another architecture.
     """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        given = type(factory).__name__
+        raise InvalidValue(
+            f"load_pruned takes a function that builds the unpruned network, not a {given}: "
+            "load_pruned(lambda: Net(...), path), with the arguments that the network was built "
+            "with."
+        )
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -87,67 +109,79 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
         raise SessionFileError(
             f"{path} has format {metadata['prunelab']}, this prunelab reads {FORMAT}. Upgrade."
         )
+    try:
+        state = NetworkState(tensors, json.loads(metadata.get("state", "{}")))
+        norms = json.loads(metadata.get("norms", "{}"))
+        factors = dict(json.loads(metadata.get("factors", "{}")))
+    except ValueError as error:
+        raise SessionFileError(f"{path} is damaged: {error}. Export it again.") from None
     model = factory()
-    own = model.state_dict()
-    if set(own) != set(tensors):
-        odd = sorted(set(own) ^ set(tensors))[0]
-        raise BadModel(f"The file holds another architecture than factory() builds: {odd} differs.")
-    smaller = {}
-    for name, tensor in tensors.items():
-        if tensor.ndim != own[name].ndim or any(
-            a > b for a, b in zip(tensor.shape, own[name].shape, strict=True)
-        ):
-            raise BadModel(
-                f"{name} is {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in what "
-                "factory() builds; a pruned network can only be smaller."
-            )
-        if tensor.shape != own[name].shape:
-            smaller[name] = tensor.to(own[name].device, own[name].dtype)
-    replace_tensors(model, smaller)
-    modules = dict(model.named_modules())
-    for name, width in json.loads(metadata.get("norms", "{}")).items():
-        if name in modules:
-            set_width(modules[name], int(width))
-    model.load_state_dict(tensors)
+    checked_network(model, "What factory() gives")
+    try:
+        if factors:
+            model = factorised(model, factors, lambda name, w: plain_factors(w, factors[name]))
+        restore(model, state, resize=True)
+    except (BadModel, IllegalPlan) as error:
+        raise BadModel(
+            f"The file holds another architecture than factory() builds: {error}"
+        ) from None
+    modules = {unwrapped(name): module for name, module in model.named_modules()}
+    for name, width in norms.items():
+        if unwrapped(name) in modules:
+            set_width(modules[unwrapped(name)], int(width))
     return model.eval()
 
 
-def _write_network(session: Session, path: Path) -> None:
-    """Write weights and plan, load them again and compare outputs; then write the card."""
-    state = session.model.state_dict()
+def _write_network(session: Session, network: nn.Module, path: Path) -> None:
+    """Write weights and plan, load them again and compare; then write the card."""
+    state = captured(network)
     metadata = {
         "prunelab": FORMAT,
         "plan": session.plan.to_json(),
         "network": session.state.began.network,
         "fingerprint": session.state.now.event.fingerprint,
         "norms": json.dumps({name: len(units) for name, units in session.graph.bare.items()}),
+        "state": json.dumps(state.about),
+        "factors": json.dumps(dict(session.graph.factors)),
     }
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    plain = torch.contiguous_format
+    tensors = {name: t.cpu().clone(memory_format=plain) for name, t in state.tensors.items()}
     data = save_tensors(tensors, metadata)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(data)
-        again = load_pruned(session.original, temporary)
-        _same_outputs(session, again)
-        temporary.replace(path)
-    except OSError as error:
-        raise PruneLabError(f"{path} cannot be written: {error.strerror}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    _write_text(path.with_suffix(".card.json"), json.dumps(_card(session, data), indent=2) + "\n")
+    card = json.dumps(_card(session, data), indent=2) + "\n"
+    _write(
+        {path: data, path.with_suffix(".card.json"): card.encode()},
+        lambda part: _check_same(session, network, load_pruned(session.original, part)),
+    )
 
 
-def _same_outputs(session: Session, again: nn.Module) -> None:
-    again = again.to(device_of(session.model))
+def _check_same(session: Session, network: nn.Module, again: nn.Module) -> None:
+    """Raise unless `again` has the state of `network`, and its outputs up to rounding."""
+    again = again.to(device_of(network))
     want, got = (
         [x for x in tree_leaves(session.outputs(net)) if isinstance(x, Tensor)]
-        for net in (session.model, again)
+        for net in (network, again)
     )
-    if not all(torch.equal(a, b) for a, b in zip(want, got, strict=True)):
+    same = fingerprint(again) == fingerprint(network) and len(want) == len(got)
+    if not same or not all(map(_close, want, got)):
         raise PruneLabError(
-            "The written network does not give the session's outputs when it is opened again; "
-            "the card was not written. Does the architecture hold state outside its state_dict?"
+            "The written network does not give the session's outputs when it is opened again, so "
+            "nothing was written. Does the architecture hold state that is no parameter, buffer "
+            "or extra state?"
         )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs differ by rounding at most.
+
+    Equal weights may be summed in another order where they lie in memory in another way, which
+    changes the last digits of an output; other weights change the first. So half of the digits
+    must be those of the largest output.
+    """
+    if a.shape != b.shape or not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    largest = float(b[torch.isfinite(b)].abs().max()) if torch.isfinite(b).any() else 0.0
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
 
 
 def _card(session: Session, data: bytes) -> dict[str, Any]:
@@ -191,11 +225,22 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
     }
 
 
-def _write_text(path: Path, text: str) -> None:
+def _write(files: Mapping[Path, bytes], check: Callable[[Path], None] = lambda part: None) -> None:
+    """Write all files or none; `check` is given the first before it replaces an older one."""
+    parts = {path: path.with_name(path.name + ".part") for path in files}
     try:
-        path.write_text(text, encoding="utf-8")
+        for path, data in files.items():
+            if path.is_dir():
+                raise PruneLabError(f"{path} is a folder, so it cannot be written. Choose another.")
+            parts[path].write_bytes(data)
+        check(next(iter(parts.values())))
+        for path, part in parts.items():
+            part.replace(path)
     except OSError as error:
         raise PruneLabError(f"{path} cannot be written: {error.strerror}.") from None
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _report(session: Session) -> str:
@@ -206,11 +251,9 @@ def _report(session: Session) -> str:
             f"A report needs plotly, and {error.name} is missing: pip install 'prunelab[lab]'."
         ) from error
     layers = {group.name: group.producers for group in session.graph.groups if group.prunable}
-    graph = session.plan.graph
-    full = WidthPlan.full(graph)
 
-    def costs(kept: FrozenMap[Units] | None) -> dict[str, Cost]:
-        return session.costs(full if kept is None else WidthPlan(kept, graph))
+    def costs(kept: FrozenMap[Units] | None, factors: FrozenMap[str]) -> dict[str, Cost]:
+        return session.costs(session._evaluator.plan(kept, factors))
 
     return report(session.ledger, layers, costs)
 
@@ -227,8 +270,13 @@ def to_script(session: Session) -> str:
     kept += ["round_to"] * (began.settings.get("round_to", 1) > 1)
     settings = ", ".join(f"{name}={began.settings[name]!r}" for name in kept)
     line = session.state.line().replace("\\", "\\\\").replace('"', '\\"')
-    lines = [
-        f'"""Replays a prunelab session on a {began.network}: {line}."""',
+    lines = [f'"""Replays a prunelab session on a {began.network}: {line}.']
+    tunes = [event for event in session.ledger if isinstance(event, Tuned) and event.unlike()]
+    if tunes:
+        lines += ["", "Not bitwise, so that what follows may differ from the record:"]
+        lines += [f"- event {event.seq}: {event.unlike()}." for event in tunes]
+    lines[-1] += '\n"""' if tunes else '"""'
+    lines += [
         "",
         "import prunelab as pl",
         "",

@@ -10,6 +10,9 @@ from torch import nn
 
 from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
+from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.surgery.factorisation import extended
+from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
 from prunelab.ledger.events import Began, Event, Noted, Proposed, Step, Tuned
 from prunelab.ledger.ledger import Ledger
@@ -17,7 +20,7 @@ from prunelab.ledger.state import Point, State
 from prunelab.loops.batch import finish
 from prunelab.session.evaluator import Evaluator, Judgement
 from prunelab.session.runner import uninterrupted
-from prunelab.values import FrozenMap, WidthPlan
+from prunelab.values import FrozenMap, Move, WidthPlan
 from prunelab.values.paired_comparison import Answers, by_image
 
 
@@ -37,15 +40,15 @@ class History:
         self.graph = evaluator.graph
         self.brought: nn.Module | None = None
         self.answers: Answers | None = None
+        self._shown: tuple[nn.Module, nn.Module] | None = None
 
     def resume(self) -> None:
         """Restore the network after the ledger's last event."""
         state = self.state
         self.network = self.network_at(state.now)
-        self.graph = self._evaluator.graph.after(self.plan)
+        self.graph = self._graph()
         if state.pending is not None and state.proposed is not None and state.proposed.weights:
-            weights = self.ledger.weights(state.proposed.weights)
-            self.brought = self._evaluator.network(self.plan, weights)
+            self.brought = self._stored(state.proposed.weights, self.source_plan)
         self.answers = finish(self._evaluator.judge(self.network))[1]
 
     # ------------------------------------------------------------ points
@@ -58,7 +61,23 @@ class History:
     @property
     def plan(self) -> WidthPlan:
         """The units that are currently kept, in original numbers."""
-        return self._evaluator.plan(self.state.now.kept)
+        return self.plan_at(self.state.now)
+
+    def plan_at(self, point: Point) -> WidthPlan:
+        """The plan at a point of the trajectory."""
+        return self._evaluator.plan(point.kept, point.factors)
+
+    @property
+    def source_plan(self) -> WidthPlan:
+        """The plan of `source`: the current one, with layers that a move factorises whole."""
+        return self.plan_under(self.state, self.state.pending)
+
+    def plan_under(self, state: State, move: Move | None) -> WidthPlan:
+        """The plan that a move drops units from: that of `state`, factorised as the move is."""
+        plan = self.plan_at(state.now)
+        if move is None or not move.factors:
+            return plan
+        return extended(plan, self._evaluator.form({**plan.graph.factors, **move.factors})[1])
 
     @property
     def source(self) -> nn.Module:
@@ -67,8 +86,25 @@ class History:
 
     def network_at(self, point: Point) -> nn.Module:
         """The network as it was at a point of the trajectory."""
-        weights = self.ledger.weights(point.event.weights)
-        return self._evaluator.network(self._evaluator.plan(point.kept), weights)
+        return self._stored(point.event.weights, self.plan_at(point))
+
+    def settled(self, network: nn.Module, plan: WidthPlan) -> nn.Module:
+        """`network` as a file will give it back: the original cut to `plan`, in its state.
+
+        So what the network has kept while it was trained or measured does not stay.
+        """
+        return self._evaluator.network(plan, captured(network))
+
+    def _stored(self, key: str, plan: WidthPlan) -> nn.Module:
+        state = NetworkState.unpacked(self.ledger.weights(key))
+        return self._evaluator.network(plan, state)
+
+    def shown(self) -> nn.Module:
+        """A copy of the network for the user, the same one until the network changes."""
+        network = self.network
+        if self._shown is None or self._shown[0] is not network:
+            self._shown = network, copy_of(network)
+        return self._shown[1]
 
     def trained(self) -> tuple[nn.Module, WidthPlan]:
         """The network that was trained last, which is the target of repairs.
@@ -76,7 +112,11 @@ class History:
         It is the original, or the result of the latest tune.
         """
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
-        return self.network_at(point), self._evaluator.plan(point.kept)
+        return self.network_at(point), self.plan_at(point)
+
+    def _graph(self) -> ChannelGraph:
+        plan = self.plan
+        return self._evaluator.graph_of(plan).after(plan)
 
     # ------------------------------------------------------------ commits
 
@@ -107,12 +147,12 @@ class History:
         stored = {}
         if weights is not None:
             assert isinstance(event, (Began, Proposed, Step)) and event.weights is not None
-            stored[event.weights] = weights.state_dict()
+            stored[event.weights] = captured(weights).packed()
         with uninterrupted():
             self.ledger.append(event, stored)
             if network is not None:
                 self.network, self.answers = network, answers
-                self.graph = self._evaluator.graph.after(self.plan)
+                self.graph = self._graph()
             if not event.keeps_proposal:
                 self.brought = brought
         self._tell(event)
@@ -130,14 +170,14 @@ class History:
         `kind` is the class of the event, `extra` are the fields that only this class has.
         """
         metrics, answers = judged
-        mark = fingerprint(network)
+        header, mark = self.header(), fingerprint(network)
         event = kind(
-            **self.header(),
+            **header,
             kept=plan.kept,
             metrics=FrozenMap(metrics),
-            cost=cost(self._evaluator.graph, plan),
+            cost=cost(self._evaluator.graph_of(plan), plan),
             fingerprint=mark,
-            weights=mark,
+            weights=str(header["seq"]),
             compared=FrozenMap(_compared(self.answers, answers)),
             **extra,
         )

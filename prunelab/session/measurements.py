@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks
 from prunelab.evidence.measure import measuring
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.trace import copy_of
 from prunelab.session.settings import Settings
 from prunelab.values import Progress, WidthPlan
 
@@ -39,12 +41,9 @@ class Measurements:
     Readers on other threads see whole results only: cached values are replaced, never changed.
     """
 
-    def __init__(
-        self, splits: Splits, settings: Settings, graph: ChannelGraph, inputs: Callable[[], Any]
-    ) -> None:
+    def __init__(self, splits: Splits, settings: Settings, inputs: Callable[[], Any]) -> None:
         self._splits = splits
         self._settings = settings
-        self._graph = graph
         self._inputs = inputs  # what one run is given
         self._evidence: dict[tuple[str, ...], tuple[str, Request, Evidence]] = {}
         self.layer_times: LayerTimes | None = None  # of the network timed last
@@ -82,22 +81,41 @@ class Measurements:
         found = self._evidence.get(tuple(kinds))
         return None if found is None else found[2]
 
-    def time_layers(self, network: nn.Module, plan: WidthPlan) -> None:
-        """Time the layers of the network of this plan, unless they were timed last."""
+    def time_layers(self, network: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+        """Time the layers of the network of this plan, unless they were timed last.
+
+        `graph` is that of the uncut network.
+        """
         if self.layer_times is None or self.layer_times.plan != plan:
             inputs, forward = self._inputs(), self._settings.forward
-            self.layer_times = layer_times(
-                network, self._graph, plan, lambda: forward(network, inputs)
-            )
+            network = copy_of(network)
+            self.layer_times = layer_times(network, graph, plan, lambda: forward(network, inputs))
 
-    def time_runs(self, network: nn.Module, mark: str | None) -> Generator[Progress, None, Latency]:
-        """Measure seconds of one run; cached under the fingerprint `mark` (None: not cached)."""
+    def time_runs(
+        self, networks: Mapping[str | None, nn.Module]
+    ) -> Generator[Progress, None, dict[str | None, Latency]]:
+        """Measure seconds of one run of each network, by its fingerprint (None: not cached).
+
+        Their runs alternate, so that other load on the machine meets all of them.
+        """
         inputs = self._inputs()
-        seconds: list[float] = []
-        for took in timing(network, inputs, RUNS, self._settings.forward):
-            seconds.append(took)
-            yield Progress(len(seconds), RUNS, "timing")
-        found = replace(summed_up(network, seconds), inputs=batch_size(inputs))
-        if mark is not None:
-            self.latencies = {**self.latencies, mark: found}
+        with ExitStack() as ends:
+            clocks = {
+                mark: ends.enter_context(closing(self._clock(network, inputs)))
+                for mark, network in networks.items()
+            }
+            seconds: dict[str | None, list[float]] = {mark: [] for mark in networks}
+            for run in range(RUNS):
+                for mark, clock in clocks.items():
+                    seconds[mark].append(next(clock))
+                yield Progress(run + 1, RUNS, "timing")
+        found = {
+            mark: replace(summed_up(networks[mark], took), inputs=batch_size(inputs))
+            for mark, took in seconds.items()
+        }
+        known = {mark: one for mark, one in found.items() if mark is not None}
+        self.latencies = {**self.latencies, **known}
         return found
+
+    def _clock(self, network: nn.Module, inputs: Any) -> Generator[float, None, None]:
+        yield from timing(network, inputs, RUNS, self._settings.forward)

@@ -127,10 +127,11 @@ class Preview:
 
         Raises `UnknownName` for a group, `IllegalPlan` for units that cannot be dropped.
         """
-        graph = self._evaluator.graph
+        plan = self._history.plan_under(state, None if state.stale else state.pending)
+        graph = plan.graph
         wanted = {graph[name].name: units_of(units) for name, units in drop.items()}
         wanted = {name: units for name, units in wanted.items() if units}
-        return wanted, self._evaluator.plan(state.now.kept).drop(wanted)
+        return wanted, plan.drop(wanted)
 
     def move(
         self, state: State, method: Method, asked: tuple[Drop, WidthPlan], evidence: Evidence
@@ -143,11 +144,19 @@ class Preview:
             method=pending.method if pending else method.name,
             parameters=pending.parameters if pending else parameters(method),
             seed=pending.seed if pending else self._evaluator.splits.seed_of(state.events),
-            damage=FrozenMap({name: evidence[name].damage(u) for name, u in drop.items()}),
+            damage=FrozenMap(
+                {
+                    name: evidence[name].damage(units)
+                    for name, units in drop.items()
+                    if name in evidence.groups
+                }
+            ),
             before=state.now.cost,
-            after=cost(self._evaluator.graph, after),
+            after=cost(self._evaluator.graph_of(after), after),
             fingerprint=state.now.event.fingerprint,
             carry=pending.carry if pending else FrozenMap(),
+            factors=pending.factors if pending else FrozenMap(),
+            adds=pending.adds if pending else FrozenMap(),
         )
 
     # ------------------------------------------------------------ what-if
@@ -188,13 +197,14 @@ class Preview:
             evidence = self._evaluator.measurements.latest(CONTRIBUTION)
             if evidence is not None and evidence.fingerprint != state.now.event.fingerprint:
                 evidence = None
-        before = self._evaluator.plan(state.now.kept)
-        plan = before.drop(move.drop) if move else before
+        before = self._history.plan_at(state.now)
+        plan = self._history.plan_under(state, move).drop(move.drop) if move else before
         best = {}
         if move is not None and evidence is not None:
             best = {
                 name: _best(evidence[name], units, move.damage.get(name))
                 for name, units in move.drop.items()
+                if name in evidence.groups
             }
         return Foresight(
             move,
@@ -219,8 +229,8 @@ class Preview:
         return evidence
 
     def _seconds(self, before: WidthPlan, after: WidthPlan) -> tuple[float, float] | None:
-        times, graph = self._evaluator.measurements.layer_times, self._evaluator.graph
-        return None if times is None else (times.at(graph, before), times.at(graph, after))
+        times, of = self._evaluator.measurements.layer_times, self._evaluator.graph_of
+        return None if times is None else (times.at(of(before), before), times.at(of(after), after))
 
     def _searched(self, state: State, method: Method) -> tuple[Move | None, tuple[Any, ...]]:
         """The move and evidence of the method's search, if existing evidence is enough for it."""
@@ -258,12 +268,12 @@ class Preview:
     def _allocated(self, state: State, method: Method, limit: int) -> dict[str, Units]:
         """The units to drop so that the network has at most `limit` multiply-adds."""
         evidence = self._remembered(state, wanted(method))
-        plan = self._evaluator.plan(state.now.kept)
+        plan = self._history.plan_at(state.now)
         names = [name for name in evidence.groups if not spares(method, evidence.graph[name])]
         key = (evidence.fingerprint, evidence, names)
         if self._problem is None or self._problem[0] != key:
             curves = [damage_curve(evidence[name]) for name in names]
-            graph = self._evaluator.graph
+            graph = self._evaluator.graph_of(plan)
             self._problem = key, AllocationProblem(graph, plan, curves, "macs", 1, 1)
         problem = self._problem[1]
         with self._budget:  # the problem caches the widths of its last answer

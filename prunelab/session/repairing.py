@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator, Iterator
 from math import inf
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunelab.errors import NotFinite
+from prunelab.graph.surgery.network_state import not_finite
 from prunelab.graph.trace import copy_of
 from prunelab.ledger import guard
 from prunelab.ledger.events import Refit
@@ -61,8 +61,9 @@ def repair_towards(
         return lambda: splits.images(most), settings.forward, most
 
     def traced(network: nn.Module, plan: WidthPlan) -> Traced:
-        return Traced(network, evaluator.graph.after(plan))
+        return Traced(network, evaluator.graph_of(plan).after(plan))
 
+    target = evaluator.factorised(target, source or small)
     now, aim = traced(*small), traced(*target)
     before = traced(*source) if source else aim
     fits: dict[str, Fit] = {}
@@ -82,8 +83,10 @@ def repair_cut(
     evaluator: Evaluator, history: History, small: Planned, kind: str
 ) -> Generator[Progress, None, tuple[Refit, ...]]:
     """Repair `small`, in place; it was just cut from the pending move's network."""
-    source = (history.source, history.plan)
-    target = source if history.brought is not None else history.trained()
+    source = (copy_of(history.source), history.source_plan)
+    pending = history.state.pending
+    trained = history.brought is not None and not (pending and pending.factors)
+    target = source if trained else history.trained()
     return (yield from repair_towards(evaluator, small, kind, target, source))
 
 
@@ -114,6 +117,7 @@ def best_repair(
     """
     fixed = copy_of(small[0])
     refits = yield from repair_cut(evaluator, history, (fixed, small[1]), kind)
+    fixed = history.settled(fixed, small[1])
     judged = yield from evaluator.judge(fixed)
     found = {kind: (fixed, refits, judged)}
     state = history.state
@@ -122,6 +126,7 @@ def best_repair(
         return fixed, {"kind": kind, "refits": refits}, judged
     alone = copy_of(small[0])
     yield from repair_cut(evaluator, history, (alone, small[1]), "bn")
+    alone = history.settled(alone, small[1])
     found["bn"] = (alone, (), (yield from evaluator.judge(alone)))
     found["none"] = (small[0], (), as_cut or (yield from evaluator.judge(small[0])))
     name, metric = evaluator.settings.guard
@@ -139,9 +144,8 @@ def best_repair(
 
 def check_finite(network: nn.Module, by: str) -> None:
     """Raise `NotFinite` where `by` left NaN or infinity in a network."""
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")
+    if (name := not_finite(network)) is not None:
+        raise NotFinite(f"{by} left NaN or infinity in {name}; it was discarded.")
 
 
 def _refit(layer: str, found: Fit) -> Refit:

@@ -9,7 +9,7 @@ from prunelab.cost.counting import cost
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.ledger import guard, words
 from prunelab.loops.training import Metric
-from prunelab.methods.base import relaxed, spares
+from prunelab.methods.base import factorises, relaxed, spares
 from prunelab.session.context import macs_of
 from prunelab.session.parts import Parts
 from prunelab.session.runner import Work
@@ -63,11 +63,16 @@ def run(
 
 def _check_within_reach(parts: Parts, goal: int) -> None:
     """Raise `BudgetUnreachable` where all that the method may prune, at its narrowest, is over."""
+    if factorises(parts.method):
+        return
     prunable = [group for group in parts.history.graph.groups if group.prunable]
     groups = [group for group in prunable if not spares(parts.method, group)]
     plan = parts.history.plan
     narrowest = plan.drop({group.name: group.units[group.narrowest :] for group in groups})
-    least, base = cost(parts.evaluator.graph, narrowest).macs, parts.history.state.base.cost.macs
+    least, base = (
+        cost(parts.evaluator.graph_of(narrowest), narrowest).macs,
+        parts.history.state.base.cost.macs,
+    )
     if least > goal:
         more = ""
         if len(groups) < len(prunable):

@@ -45,6 +45,11 @@ class Runner:
         """The verb that is running, if any."""
         return self._busy
 
+    @property
+    def aside(self) -> bool:
+        """Whether a verb runs in the background: a foreground one preempts it."""
+        return self._in_background
+
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
         """Call `callback` with every item and event; returns a function that removes it."""
         self._listeners.append(callback)

@@ -18,9 +18,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from prunelab.cost.counting import Latency, layer_costs
-from prunelab.errors import InvalidValue, SessionFileError
+from prunelab.errors import BadModel, InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.trace import copy_of
+from prunelab.graph.surgery.network_state import (
+    NetworkState,
+    restore,
+    wrapped,
+)
+from prunelab.graph.trace import copy_of, restricted
 from prunelab.ledger import notes
 from prunelab.ledger.ledger import Ledger, Store
 from prunelab.ledger.state import State
@@ -91,6 +96,10 @@ class Session:
         Layers, or parts of the network ("layer1", "head"), whose channels must all stay.
     round_to
         Every method leaves a group as it is or at a multiple of this many channels.
+    resume
+        Resume the session in `path` where that file exists, as `Session.open` does, so that a
+        notebook can be run again: weights, events and the method that proposed last come from the
+        file.
 
     Raises
     ------
@@ -99,9 +108,10 @@ class Session:
     BadData
         For data without the three splits, or without batches.
     InvalidValue
-        For another keyword that is not valid.
+        For another keyword that is not valid, or to `resume` without a `path` or with another seed
+        or repair than the file's.
     SessionFileError
-        Where `path` exists already or cannot be created.
+        Where `path` exists already or cannot be created; with `resume`, as `Session.open`.
     """
 
     def __init__(
@@ -123,8 +133,25 @@ class Session:
         path: str | Path | None = None,
         freeze: Sequence[str] = (),
         round_to: int = 1,
+        resume: bool = False,
     ) -> None:
         settings = Settings.of(forward, loss, metrics, train, repair, repair_images)
+        if resume and path is None:
+            raise InvalidValue(
+                "resume=True needs the path of the session's file: path='run.prunelab'."
+            )
+        if resume and path is not None and Path(path).exists():
+            own: dict[str, Any] = {"graph": graph, "forward": forward, "loss": loss}
+            own |= {
+                "metrics": metrics,
+                "train": train,
+                "example_inputs": example_inputs,
+                "device": device,
+            }
+            own |= {"freeze": freeze, "round_to": round_to}
+            given = {"repair": repair, "repair_images": repair_images, "seed": seed}
+            self._resume(path, model, data, None, own, given)
+            return
         evaluator = Evaluator(
             model, data, settings, graph=graph, example_inputs=example_inputs, device=device,
             seed=seed, freeze=freeze, round_to=round_to,
@@ -174,24 +201,44 @@ class Session:
         InvalidValue
             For a keyword that the file holds.
         """
-        ledger = Ledger(FileStore.open(path))
-        if not len(ledger):
-            raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
         known = ("graph", "forward", "loss", "metrics", "train", "example_inputs", "device")
         if unknown := set(own) - set(known):
             raise InvalidValue(
                 f"Session.open takes {', '.join(known)}; not {', '.join(sorted(unknown))}, "
                 "which the file holds."
             )
+        session = cls.__new__(cls)
+        session._resume(path, model, data, method, own, {})
+        return session
+
+    def _resume(
+        self,
+        path: str | Path,
+        model: nn.Module,
+        data: Any,
+        method: Any,
+        own: Mapping[str, Any],
+        given: Mapping[str, Any],
+    ) -> None:
+        """Resume the session in `path`, which must have begun with the settings `given`."""
+        ledger = Ledger(FileStore.open(path))
+        if not len(ledger):
+            raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
         began = ledger.state.began
+        began_with = {"repair_images": REPAIR_IMAGES, **began.settings, "seed": began.seed}
+        for name, value in given.items():
+            if value != began_with[name]:
+                raise InvalidValue(
+                    f"The session in {path} began with {name}={began_with[name]!r}, not {value!r}. "
+                    "Give that, or another path for a new session."
+                )
         base = copy_of(model)
         try:
-            base.load_state_dict(ledger.weights(began.weights))
-        except (RuntimeError, KeyError) as error:
+            restore(base, NetworkState.unpacked(ledger.weights(began.weights)))
+        except BadModel as error:
             raise SessionFileError(
                 f"{path} is a session of a {began.network} whose weights do not fit the given "
-                f"{type(model).__name__}: {str(error).splitlines()[0]} Give a network of the same "
-                "architecture."
+                f"{type(model).__name__}: {error} Give a network of the same architecture."
             ) from None
         settings = Settings.of(
             own.get("forward"), own.get("loss"), own.get("metrics"), own.get("train"),
@@ -202,15 +249,24 @@ class Session:
             example_inputs=own.get("example_inputs"), device=own.get("device"),
             freeze=began.settings.get("freeze", ()), round_to=began.settings.get("round_to", 1),
         )  # fmt: skip
-        if {group.name: group.width for group in evaluator.graph.groups} != dict(began.widths):
-            raise SessionFileError(f"{path} is a session of another network: its groups differ.")
+        graph = evaluator.graph
+        now = restricted(graph, own.get("freeze", ()), own.get("round_to", 1))
+        if [g.why for g in now] != [g.why for g in graph] or now.round_to != graph.round_to:
+            frozen = list(began.settings.get("freeze", ()))
+            raise InvalidValue(
+                f"The session in {path} began with freeze={frozen}, round_to={graph.round_to}. "
+                "Give that, or another path for a new session."
+            )
+        if (widths := {g.name: g.width for g in evaluator.graph.groups}) != dict(began.widths):
+            raise SessionFileError(
+                f"{path} is a session of another network: its groups differ"
+                f"{wrapped(widths, began.widths)}."
+            )
         if method is None:
             last = ledger.state.proposed or began
             method = make_method(last.method, **dict(last.parameters))
-        session = cls.__new__(cls)
-        session._assemble(evaluator, make_method(method), ledger)
-        session._history.resume()
-        return session
+        self._assemble(evaluator, make_method(method), ledger)
+        self._history.resume()
 
     def __repr__(self) -> str:
         return f"<Session of {self.state.began.network}: {self.state.line()}>"
@@ -229,8 +285,12 @@ class Session:
 
     @property
     def model(self) -> nn.Module:
-        """The current network: a plain module, smaller after each approved move."""
-        return self._history.network
+        """The current network: a plain module, smaller after each approved move.
+
+        It is a copy, the same one until the network changes: the session does not see what you do
+        with it. To train the network yourself, see `tuning`.
+        """
+        return self._history.shown()
 
     @property
     def plan(self) -> WidthPlan:
@@ -273,6 +333,11 @@ class Session:
         """The verb that is running, if any."""
         return self._runner.busy
 
+    @property
+    def aside(self) -> bool:
+        """Whether that verb runs in the background, so that any other one preempts it."""
+        return self._runner.aside
+
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
         """Call `callback` with every Event, and with Progress and evidence while a verb runs.
 
@@ -309,7 +374,8 @@ class Session:
 
     def costs(self, plan: WidthPlan | None = None) -> dict[str, Cost]:
         """The cost of each convolution and linear layer with `plan` (None: the current one)."""
-        return layer_costs(self._evaluator.graph, self.plan if plan is None else plan)
+        plan = self.plan if plan is None else plan
+        return layer_costs(self._evaluator.graph_of(plan), plan)
 
     def seconds(self, plan: WidthPlan | None = None) -> dict[str, float] | None:
         """Seconds of each layer in one run with `plan` (None: the current one); "" is the rest.
@@ -317,7 +383,8 @@ class Session:
         Estimated from the times measured by `measure`, see `LayerTimes.scaled`; None before that.
         """
         times = self._evaluator.measurements.layer_times
-        return None if times is None else times.scaled(self._evaluator.graph, plan or self.plan)
+        plan = plan or self.plan
+        return None if times is None else times.scaled(self._evaluator.graph_of(plan), plan)
 
     def pictures(self, images: Iterable[int]) -> dict[int, np.ndarray]:
         """Validation images by their index in the split, such as those that a comparison lost.
@@ -428,13 +495,14 @@ class Session:
             verbs.reject(self._parts, str(reason))
         return self.state
 
-    def undo(self) -> State:
+    def undo(self, *, only_proposal: bool = False) -> State:
         """Discard a pending proposal and undo the latest step.
 
-        A step is an approve (with the repair that came with it), a repair or a tune. Raises
-        `WrongState` when there is neither.
+        A step is an approve (with the repair that came with it), a repair or a tune. With
+        `only_proposal` a pending proposal is discarded and no step undone, as the screen does it.
+        Raises `WrongState` when there is neither.
         """
-        self._runner.run("undo", verbs.undo(self._parts))
+        self._runner.run("undo", verbs.undo(self._parts, only_proposal))
         return self.state
 
     def go(self, seq: int) -> State:
@@ -482,7 +550,8 @@ class Session:
         """Measured seconds of one run: median and spread.
 
         It runs one training input, or a batch where `forward` is your own, through the current
-        network (which `latencies` then holds) or another `network`. In the `background`, it is
+        network or another `network`. The current one is timed in turn with the original, and
+        `latencies` then holds both. In the `background`, it is
         preempted by a foreground verb: it raises `Stopped`.
         """
         return self._runner.run("latency", verbs.latency(self._parts, network), background)
@@ -557,8 +626,7 @@ class Session:
     def note(self, text: str, kind: str = "note") -> State:
         """Write a note, or with `kind="reason"` a reason, in the ledger.
 
-        With `kind="run"` or "tune" a replay script records again why a run stopped, or a tune was
-        rejected.
+        With `kind="run"`, "tune" or "outcome" a replay script records again how a verb ended.
         """
         with self._runner.hold("note"):
             self._history.note(notes.note(text, kind))
@@ -684,4 +752,4 @@ class Session:
 
     def export(self, path: str | Path) -> Path:
         """Write the network (.safetensors), the plan (.json), script (.py) or report (.html)."""
-        return export(self, Path(path))
+        return export(self, self._history.network, Path(path))

@@ -54,11 +54,11 @@ def begin(parts: Parts) -> Work[None]:
     settings, graph, base = evaluator.settings, evaluator.graph, evaluator.base
     metrics, answers = yield from evaluator.judge(base)
     chance = {} if answers is None else {"chance": guard.commonest(answers.labels)}
-    mark = fingerprint(base)
+    header = history.header()
     began = Began(
-        **history.header(),
+        **header,
         network=type(base).__name__,
-        fingerprint=mark,
+        fingerprint=fingerprint(base),
         seed=evaluator.splits.seed,
         method=parts.method.name,
         parameters=parameters(parts.method),
@@ -73,7 +73,7 @@ def begin(parts: Parts) -> Work[None]:
         widths=FrozenMap({group.name: group.width for group in graph.groups}),
         metrics=FrozenMap(metrics),
         cost=cost(graph, WidthPlan.full(graph)),
-        weights=mark,
+        weights=str(header["seq"]),
         versions=FrozenMap({"prunelab": prunelab.__version__, "torch": torch.__version__}),
     )  # fmt: skip
     history.commit(began, history.network, weights=base, answers=answers)
@@ -102,17 +102,20 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
             seen.append(item)
         yield item
     _note_unusable(parts)
+    trained, header = result.weights, history.header()
+    if trained is not None:
+        trained = history.settled(trained, history.plan_under(state, result.move))
     event = Proposed(
-        **history.header(),
+        **header,
         method=method.name,
         parameters=parameters(method),
         move=result.move,
         seen=tuple(seen),
         target=target,
-        weights=None if result.weights is None else fingerprint(result.weights),
+        weights=None if trained is None else str(header["seq"]),
         why="" if result.move is not None else why_none(method, context, seen),
     )
-    history.commit(event, weights=result.weights, brought=result.weights)
+    history.commit(event, weights=trained, brought=trained)
     return result.move
 
 
@@ -162,8 +165,9 @@ def approve(
     Whether it was committed.
     """
     evaluator, history = parts.evaluator, parts.history
-    plan = history.plan.drop(fresh(parts, "approve").drop)
-    small = cut(history.source, history.graph, plan)
+    move, whole = fresh(parts, "approve"), history.source_plan
+    plan = whole.drop(move.drop)
+    small = cut(history.source, evaluator.graph_of(whole).after(whole), plan)
     as_cut = yield from evaluator.judge(small)
     steps: list[tuple[type[Any], dict[str, Any], nn.Module, Judgement]]
     steps = [(Approved, {"run": run}, small, as_cut)]
@@ -182,9 +186,13 @@ def approve(
     return True
 
 
-def undo(parts: Parts) -> Work[None]:
-    """Discard the pending move and undo the latest step."""
+def undo(parts: Parts, only_proposal: bool = False) -> Work[None]:
+    """Discard the pending move and undo the latest step, or do the former only."""
     history, state = parts.history, parts.history.state
+    if only_proposal:
+        pending(parts, "undo")
+        history.commit(Undone(**history.header(), step=None, proposal=True))
+        return
     if not state.undoable:
         raise WrongState("There is nothing to undo: no move was approved, none is pending.")
     step, head = state.undo_target()
@@ -216,6 +224,7 @@ def repair(parts: Parts, kind: str) -> Work[None]:
     evaluator, history = parts.evaluator, parts.history
     small, plan = copy_of(history.network), history.plan
     refits = yield from repair_towards(evaluator, (small, plan), kind, history.trained())
+    small = history.settled(small, plan)
     judged = yield from evaluator.judge(small)
     extra = {"kind": kind, "automatic": False, "refits": refits}
     history.commit_step(Repaired, small, plan, extra, judged)
@@ -229,6 +238,7 @@ def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
     network = copy_of(history.network)
     seed = evaluator.splits.seed_of(len(history.ledger))
     done, by, replayable = yield from _trained(evaluator, network, steps, seed, enough)
+    network = history.settled(network, history.plan)
     judged = yield from evaluator.judge(network)
     state, after = history.state, judged[0]
     own = isinstance(evaluator.settings.train, Training)
@@ -242,9 +252,11 @@ def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
 
 def adopt(parts: Parts, network: nn.Module, by: str) -> Work[None]:
     """Commit `network`, trained by the user's trainer `by`."""
+    history = parts.history
+    network = history.settled(network, history.plan)
     judged = yield from parts.evaluator.judge(network)
     extra = {"steps": 0, "by": by, "replayable": False}
-    parts.history.commit_step(Tuned, network, parts.history.plan, extra, judged)
+    history.commit_step(Tuned, network, history.plan, extra, judged)
 
 
 # ---------------------------------------------------------------- measuring
@@ -254,19 +266,21 @@ def measure(parts: Parts) -> Work[None]:
     """Measure the evidence for `foresee`, and compute in advance what it will need."""
     evaluator, history = parts.evaluator, parts.history
     yield from measuring(evaluator, history, wanted(parts.method))
-    evaluator.measurements.time_layers(history.network, history.plan)
+    plan = history.plan
+    evaluator.measurements.time_layers(history.network, evaluator.graph_of(plan), plan)
     with suppress(WrongState):
         parts.preview.foresee(parts.method, None, None)
         parts.preview.foresee(parts.method, None, history.state.now.cost.macs)
 
 
 def latency(parts: Parts, network: nn.Module | None) -> Work[Latency]:
-    """Time `network`, or the current network (None), whose latency is cached."""
+    """Time `network`, or the current network (None) in turn with the original, which are cached."""
     history, measurements = parts.history, parts.evaluator.measurements
     if network is not None:
-        return (yield from measurements.time_runs(network, None))
-    mark = history.state.now.event.fingerprint
-    return (yield from measurements.time_runs(history.network, mark))
+        return (yield from measurements.time_runs({None: network}))[None]
+    mark, first = (point.event.fingerprint for point in (history.state.now, history.state.base))
+    networks: dict[str | None, nn.Module] = {first: parts.evaluator.base, mark: history.network}
+    return (yield from measurements.time_runs(networks))[mark]
 
 
 def step_time(parts: Parts) -> Work[float | None]:

@@ -15,6 +15,7 @@ from prunelab.values.plan import (
     Group,
     Units,
     WidthPlan,
+    parts_of,
     units_of,
 )
 from prunelab.values.search import (
@@ -54,6 +55,7 @@ __all__ = [
     "as_text",
     "listed",
     "many",
+    "parts_of",
     "revive",
     "si",
     "table",

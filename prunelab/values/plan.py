@@ -19,6 +19,11 @@ def units_of(given: Iterable[int]) -> Units:
     return tuple(sorted({int(unit) for unit in given}))
 
 
+def parts_of(names: Iterable[str], layer: str) -> list[str]:
+    """Those of `names` that are the layer, or one that it has become, see `WidthPlan`."""
+    return [name for name in names if f"{name}.".startswith(f"{layer}.")]
+
+
 class Group(Protocol):
     """The attributes of a channel group that a `WidthPlan` uses; `ChannelGroup` has them."""
 
@@ -51,6 +56,11 @@ class Graph(Protocol):
         """All groups, in execution order."""
         ...
 
+    @property
+    def factors(self) -> Mapping[str, str]:
+        """The layers that have become two, with the kind of factorisation."""
+        ...
+
     def __getitem__(self, name: str, /) -> Group:
         """The group of this name; raises `UnknownName`."""
         ...
@@ -60,7 +70,8 @@ class Graph(Protocol):
 class WidthPlan:
     """The kept units of every channel group of `graph`, in original numbers.
 
-    Create one with `WidthPlan.full(graph)`; `drop` returns a new plan.
+    Create one with `WidthPlan.full(graph)`; `drop` returns a new plan. Where a layer "conv" was
+    factorised, the group "conv.0" has the channels between its two parts "conv.0" and "conv.1".
     Plans are equal when they keep the same units.
     """
 

@@ -131,7 +131,8 @@ class Move:
 
     `damage` predicts, per group, the share of the consumers' signal that is lost (0 = none);
     `fingerprint` identifies the network on which it was measured. `carry` is data for the
-    method's next search.
+    method's next search. `factors` are layers that become two first, with the kind of their
+    factorisation, and `adds` the groups between these two, with their full rank.
     """
 
     drop: FrozenMap[Units]
@@ -143,6 +144,8 @@ class Move:
     after: Cost
     fingerprint: str
     carry: FrozenMap[Any] = field(default_factory=FrozenMap)
+    factors: FrozenMap[str] = field(default_factory=FrozenMap)
+    adds: FrozenMap[int] = field(default_factory=FrozenMap)
 
     @property
     def units(self) -> int:
@@ -150,8 +153,9 @@ class Move:
         return sum(len(units) for units in self.drop.values())
 
     def __str__(self) -> str:
+        split = f"factorise {many(len(self.factors), 'layer')}, " if self.factors else ""
         return (
-            f"Move({self.method}: drop {many(self.units, 'unit')} in "
+            f"Move({self.method}: {split}drop {many(self.units, 'unit')} in "
             f"{many(len(self.drop), 'group')}, MACs {si(self.before.macs)} -> "
             f"{si(self.after.macs)})"
         )

@@ -260,7 +260,7 @@ def choice(name: str, images: int = 256) -> None:
         found = fit(solved, held, old, **how)
         spent["fit"] += time.thread_time() - started
         started = time.thread_time()
-        regression(solved, old, how["constant"]).solution(1e-2)
+        regression(solved, old, how["constant"]).at(1e-2)(slice(None))
         spent["needed"] += time.thread_time() - started
         return found
 

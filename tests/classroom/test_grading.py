@@ -29,6 +29,7 @@ from prunelab.classroom.marking import mark, said
 from prunelab.classroom.rubric import KINDS, Check, Rubric
 from prunelab.cli import main as cli
 from prunelab.errors import HandInError, InvalidValue, SessionFileError, UnknownName
+from prunelab.graph.surgery.network_state import NetworkState
 from prunelab.values import FrozenMap
 
 RUBRIC = """
@@ -412,7 +413,7 @@ BAD = {
     "a missing weight": (change_weights(lambda s: s.pop("fc.bias")), "fc.bias"),
     "a weight too many": (
         change_weights(lambda s: s.update(spy=torch.zeros(2))),
-        "spy is missing in one of them",
+        "has no spy",
     ),
     "a wrong shape": (
         change_weights(lambda s: s.update({"fc.bias": torch.zeros(3)})),
@@ -421,6 +422,14 @@ BAD = {
     "a wrong type": (
         change_weights(lambda s: s.update({"fc.bias": torch.zeros(4, dtype=torch.float64)})),
         "do not fit the plan",
+    ),
+    "junk for what is no tensor": (
+        change_weights(lambda s: s.update({"": torch.full((9,), 91, dtype=torch.uint8)})),
+        "not what a session writes",
+    ),
+    "modes of another network": (
+        change_weights(lambda s: s.update(NetworkState({}, {"training": "all"}).packed())),
+        "not what a session writes",
     ),
     "a huge tensor": (
         set_part("weights.safetensors", struct.pack("<Q", len(HUGE)) + HUGE.encode() + b"\0" * 4),
@@ -730,6 +739,45 @@ def test_what_is_wrong_with_the_lecturers_side_is_raised(tmp_path: Path) -> None
         )
     with pytest.raises(InvalidValue, match="no module 'lecturer_none'"):
         grader_of(data={"factory": "lecturer_none:images"})
+
+
+class Odd(Tiny):
+    """A network with more than a `state_dict()` holds."""
+
+    epoch = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([self.conv1, self.conv2])
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+        self.register_buffer("mask", torch.tensor([-torch.inf]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.scale * x)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+def odd() -> nn.Module:
+    torch.manual_seed(1)
+    return Odd().to(memory_format=torch.channels_last)
+
+
+def test_a_network_that_holds_more_than_a_state_dict_is_graded(tmp_path: Path) -> None:
+    network, images = {"factory": "test_grading:odd"}, {"factory": "test_grading:images"}
+    grader = Grader(Rubric.of(content(network=network, data=images), tmp_path))
+    model = odd()
+    model.scale *= 2
+    session = pl.Session(model, globals()["images"](), pl.ThiNet(images=64), path=tmp_path / "run")
+    session.propose()
+    session.approve()
+    grade = grader.grade(handin.submit(tmp_path / "run"))
+    assert grade.problems == ()
+    assert grade.measured["accuracy"] == session.evaluate()["accuracy"]
 
 
 def test_the_rubric_on_the_teachers_page_has_every_kind_of_check(tmp_path: Path) -> None:

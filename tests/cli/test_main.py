@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -300,6 +301,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return 0
 
     monkeypatch.setattr(cli, "_become", become)
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "mine")
     return commands
 
 
@@ -312,12 +314,15 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_lab_opens_the_first_tutorial_of_a_checkout_in_place(
-    checkout: Path, launched: list[list[str]]
+def test_lab_opens_a_copy_of_the_first_tutorial_also_in_a_checkout(
+    checkout: Path, launched: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(checkout)
     assert cli.main(["lab", "--no-browser", "--", "--port=1234"]) == 0
     (command,) = launched
-    assert f"--ServerApp.root_dir={checkout / 'notebooks'}" in command
+    copies = checkout / "prunelab-notebooks"
+    assert f"--ServerApp.root_dir={copies}" in command
+    assert (copies / "01-first-move.ipynb").read_text() == "1"
     assert "--LabApp.default_url=/lab/tree/01-first-move.ipynb" in command
     assert "--no-browser" in command
     assert command[-1] == "--port=1234"
@@ -334,6 +339,17 @@ def test_lab_copies_where_it_is_told_and_overwrites_nothing(
     assert (mine / "02-b.ipynb").read_text() == "my answers"
     assert "Kept your own 02-b.ipynb" in capsys.readouterr().out
     assert [f"--ServerApp.root_dir={mine}" in command for command in launched] == [True, True]
+
+
+def test_lab_opens_without_the_news(
+    checkout: Path, launched: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout)
+    assert cli.main(["lab", "--no-browser"]) == 0
+    ours, mine = os.environ["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    defaults = json.loads(Path(ours, "labconfig", "default_setting_overrides.json").read_text())
+    assert defaults["@jupyterlab/apputils-extension:notification"] == {"fetchNews": "false"}
+    assert mine == "mine"
 
 
 def test_lab_says_what_to_install(

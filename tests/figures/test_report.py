@@ -123,7 +123,7 @@ def test_a_step_says_what_happened(events: list[Event]) -> None:
     assert said[2] == f"Rejected ({HOSTILE}): nothing was changed."
     assert said[4].startswith("You propose to drop ")
     assert said[6].startswith("Approved and repaired: validation accuracy ")
-    assert said[7] == "Undone: the network is restored to event 0."
+    assert said[7] == "Undone: move 1; the network is the original again."
     assert said[8] == HOSTILE
     assert said[9].startswith("Tuned for 1 step: ")
 

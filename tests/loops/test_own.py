@@ -86,7 +86,7 @@ def test_measuring_takes_a_loss_of_outputs(trained: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda m, b: float(m(b[0]).mean()), r"<lambda>\) returned a float"),
+        (lambda m, b: float(m(b[0]).detach().mean()), r"<lambda>\) returned a float"),
         (lambda m, b: {"ce": m(b[0]).mean()}, "returned a dict of 'ce'"),
         (lambda m, b: m(b[0]).mean(1), r"returned a tensor \[32\] of float32.*Take its mean"),
         (lambda m, b: m(b[0]).mean().detach(), "without a gradient"),

@@ -274,6 +274,8 @@ def test_only_a_new_search_can_tell_once_the_network_or_the_measure_changed(
     page.put("parameter", "theta", 0.3)
     assert page.screen._info().ladder.theta == 0.05
     page.put("parameter", "at", "")
+    page.put("parameter", "theta", 0.3)
     assert page.screen._info().ladder.theta == 0.3
+    page.click("back")
     page.screen.press("approve")
     assert page.screen._info().ladder.theta == 0.05

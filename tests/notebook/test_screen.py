@@ -38,6 +38,7 @@ from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import State
 from prunelab.ledger.store import TemporaryStore
 from prunelab.notebook import Screen, show, text
+from prunelab.notebook import screen as screen_module
 from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
 from prunelab.session.preview import AtHand, Foresight, Selection
@@ -230,7 +231,7 @@ class FakeSession:
             search = half
         return rungs
 
-    def propose(self) -> Move | None:
+    def propose(self, target_macs: float | None = None) -> Move | None:
         self._enter("propose")
         if self.state.pending is not None:
             self._leave()
@@ -302,11 +303,11 @@ class FakeSession:
         self._pending()
         self._add(Rejected, reason=why)
 
-    def undo(self) -> None:
+    def undo(self, *, only_proposal: bool = False) -> None:
         self.calls.append(("undo",))
         if not self.state.undoable:
             raise WrongState("There is nothing to undo.")
-        step, head = self.state.undo_target()
+        step, head = (None, self.state.head) if only_proposal else self.state.undo_target()
         self._add(Undone, step=step, proposal=self.state.pending is not None)
         kept = self.state.point(head).kept
         full = WidthPlan.full(self.graph)
@@ -327,6 +328,13 @@ class FakeSession:
             self._step(Tuned, 0.004, steps=steps, by="prunelab", replayable=True)
         finally:
             self._leave()
+
+    @property
+    def aside(self) -> bool:
+        return False
+
+    def note(self, text: str, kind: str = "note") -> None:
+        self._add(Noted, text=text, kind=kind)
 
     def run(self, target_macs: float, min_accuracy: float | None, **more: Any) -> None:
         self.calls.append(("run", target_macs, min_accuracy, more))
@@ -486,7 +494,10 @@ def test_stop_passes_the_queue(screen: Screen, session: FakeSession) -> None:
     wait_until(lambda: session.busy == "tune")
     Page(screen).click("press", "stop")
     assert worker_of(session).wait(5)
-    assert len(session.ledger) == 1
+    told = session.ledger[-1]
+    assert isinstance(told, Noted)
+    assert told.text.startswith("Tuning was stopped after ")
+    assert told.text in Page(screen).said("reason")
     assert [call[0] for call in session.calls] == ["tune"]
     assert Page(screen).said("error") == ""
     assert on(screen) == {"propose", "tune", "run"}
@@ -635,7 +646,7 @@ def test_a_proposal_is_told_in_plain_words(screen: Screen, session: FakeSession)
     words = page.said("reason")
     assert page.said("question").startswith(f"Remove {dropped} of 16 channels in layer1.0.conv1")
     assert f"drop {dropped} of 16 channels in layer1.0.conv1: removes " in words
-    assert "% of the signal entering layer1.0.conv2 ... and 8 more groups" in words
+    assert "% of the signal entering layer1.0.conv2 ... and 8 more layers" in words
     page.put("group", None, "conv1")
     assert "Coupled: 3 layers lose the same channels." in Page(screen).said("reason")
     page.put("group", None, "layer3.2.conv1")
@@ -739,21 +750,47 @@ def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(figured: Scree
     figured.press("propose")
     assert 1 <= len(sent) <= 4
     sent.clear()
-    figured.figure.live.draw(figured.figure.live.drawn)
+    figured.figure.live.draw(figured.figure.live.drawn, figured.figure.number)
     assert sent == []
 
 
 def test_a_page_loaded_anew_starts_from_what_is_shown(figured: Screen) -> None:
+    for live in (True, False):
+        figured.choice.group = "layer1.0.conv1" if live else "layer2.0.conv1"
+        figured.press("propose")
+        figured._told("theta", None, -1.0, live)
+        state = figured.figure.live.widget.get_state()
+        synced = {trace["name"]: trace for trace in state["_widget_data"]}
+        assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
+        assert synced["search"]["x"]
+        assert state["_widget_layout"]["meta"] == figured.head.drawing
+        figured.press("reject")
+
+
+def test_text_and_figure_carry_the_same_number(figured: Screen) -> None:
+    numbers = []
+    for verb in ("propose", "approve", "undo"):
+        figured.press(verb)
+        assert figured.figure.live.widget.layout.meta == figured.head.drawing
+        numbers.append(figured.head.drawing)
+    assert sorted(set(numbers)) == numbers, "every change counts"
+
+
+def test_a_page_that_drew_an_old_figure_is_sent_the_whole(figured: Screen) -> None:
     figured.press("propose")
-    synced = {trace["name"]: trace for trace in figured.figure.live.widget._widget_data}
-    assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
-    assert synced["search"]["x"]
+    sent: list[int] = []
+    figured.observe(lambda change: sent.append(len(change["new"])), "children")
+    figured._told("figure", None, figured.head.drawing, False)
+    assert sent == []
+    figured._told("figure", None, figured.head.drawing - 1, False)
+    assert sent == [2, 3], "the figure is put in its place anew"
 
 
 def test_plotlys_private_names_are_there(figured: Screen) -> None:
     """If this fails, plotly has moved: look at `live.py`."""
     assert figured.figure.live.widget._config["responsive"] is True
-    assert "widget-view" in next(iter(figured.figure.live.widget._repr_mimebundle_()))
+    assert len(figured.figure.live.widget._data) == len(figured.figure.live.widget.data)
+    assert figured.figure.live.widget._layout_obj._props["meta"] == figured.head.drawing
     for name in ("_handler_js2py_traceDeltas", "_handler_js2py_layoutDelta"):
         assert hasattr(go.FigureWidget, name)
 
@@ -807,6 +844,19 @@ def test_the_bundle_is_the_same_every_time(session: FakeSession) -> None:
         screen.close()
     assert bundles[0] == bundles[1]
     assert bundles[0][0] == f"Screen({session.state.line()})"
+
+
+def test_a_cell_shows_a_picture_for_pages_without_the_kernel_and_the_screen(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(screen_module, "display", lambda bundle, raw: shown.append(bundle))
+    screen._ipython_display_()
+    picture, live = shown
+    assert 'src="data:image/svg+xml;base64,' in picture["text/html"]
+    assert picture["text/plain"] == live["text/plain"] == repr(screen)
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert "image/svg+xml" not in live
 
 
 def test_the_static_picture_is_small_valid_xml_at_every_stage(screen: Screen) -> None:
@@ -875,7 +925,7 @@ def test_training_images_that_break_in_mid_run_are_left_out_and_the_history_says
     session = pl.Session(
         trained, pl.Data(train=sick, val=data.val), method=pl.AOFP(theta=0.05, images=256)
     )
-    screen = Screen(session)
+    screen, begun = Screen(session), session.state
     page = Page(screen)
     page.put("aim", "macs", 60)
     page.put("aim", "lose", "")
@@ -887,7 +937,8 @@ def test_training_images_that_break_in_mid_run_are_left_out_and_the_history_says
     notes = [e.text for e in session.ledger if isinstance(e, Noted)]
     assert notes == [
         "Of 256 training images 32 hold NaN or infinity: they are excluded from measuring, "
-        "solving and training."
+        "solving and training.",
+        text.ran(begun, session.state, screen.choice.aims, ""),
     ]
 
 

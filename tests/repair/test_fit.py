@@ -249,3 +249,15 @@ def test_a_channel_scaled_and_its_readers_scaled_back_leave_the_fit_the_same() -
         )  # fmt: skip
         assert scaled.ridge == plain.ridge
         assert torch.allclose(scaled.weight * scale[:, None], plain.weight)
+
+
+def test_the_ridge_of_a_wide_layer_is_nearly_that_of_all_its_outputs() -> None:
+    solved, held, old, _ = problem(90, entries=60, outs=300, noise=1.0)
+    found = fit(solved.moments, held, old, constant=True, normed=False)
+    errors = {}
+    for ridge in RIDGES:
+        weight = torch.from_numpy(ridge_by_numpy(solved, old, ridge, True))
+        constant = (solved.y - solved.p @ weight).mean(0)
+        errors[ridge] = float(held.errors(weight, constant).sum() / held.variances.sum())
+    assert errors[found.ridge] <= 1.01 * min(errors.values())
+    assert found.errors["lstsq"] == pytest.approx(errors[found.ridge])  # over all outputs

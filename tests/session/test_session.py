@@ -732,3 +732,77 @@ def test_a_parameter_that_is_no_plain_data_is_recorded_by_its_type(
     for path in (None, tmp_path / "run.prunelab"):
         session = pl.Session(trained, data, method=Guided(nn.Linear(2, 2)), path=path)
         assert dict(session.state.began.parameters) == {"guide": "<Linear>", "share": 0.5}
+
+
+# ---------------------------------------------------------------- a notebook that is run again
+
+
+def test_a_cell_that_is_run_again_resumes_its_session(
+    trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    def cell(**more: Any) -> pl.Session:
+        given = {"method": pl.AOFP(theta=0.01), "path": tmp_path / "run.prunelab", "resume": True}
+        return pl.Session(trained, data, **{**given, **more})
+
+    session = cell()
+    session.method = pl.AOFP(theta=0.05, images=64)
+    session.propose()
+    session.approve()
+    session.propose()
+    before = snapshot(session)
+    again = cell()
+    assert_unchanged(again, before)
+    assert again.method == session.method, "the one that proposed last"
+    for odd in ({"seed": 1}, {"repair": "bn"}, {"repair_images": 7}):
+        with pytest.raises(pl.InvalidValue, match="began with"):
+            cell(**odd)
+    with pytest.raises(pl.SessionFileError, match="exists"):
+        cell(resume=False)
+    with pytest.raises(pl.InvalidValue, match="path"):
+        cell(path=None)
+    assert_unchanged(cell(), before)
+
+
+def test_undo_of_the_proposal_only_keeps_the_steps_and_is_replayed(
+    session: pl.Session, trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    with pytest.raises(pl.WrongState):
+        session.undo(only_proposal=True)
+    session.propose()
+    session.approve()
+    head = session.state.head
+    session.propose()
+    session.undo(only_proposal=True)
+    assert (session.state.head, session.state.pending) == (head, None)
+    path = session.export(tmp_path / "run.py")
+    scope: dict[str, Any] = {"__name__": "replayed"}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    assert list(scope["replay"](trained, data).ledger) == list(session.ledger)
+
+
+def test_the_script_of_a_tune_that_was_ended_early_runs_and_says_so(
+    session: pl.Session, trained: nn.Module, data: pl.Data, tmp_path: Path
+) -> None:
+    def enough(told: object) -> None:
+        if isinstance(told, Progress) and told.what == "tuning" and told.done == 3:
+            session.stop(keep=True)
+
+    end = session.listen(enough)
+    session.tune(steps=50)
+    end()
+    seq = len(session.ledger) - 1
+    path = session.export(tmp_path / "run.py")
+    scope: dict[str, Any] = {"__name__": "replayed"}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    said = scope["__doc__"].split("\n\n")[1]
+    assert f"- event {seq}: a tune that was ended early, after 3 steps" in said
+    assert scope["replay"](trained, data).ledger[-1].steps == 3
+
+
+def test_a_latency_is_measured_in_turn_with_the_original(session: pl.Session) -> None:
+    first = session.latency()
+    assert list(session.latencies) == [0]
+    session.propose()
+    session.approve()
+    assert session.latency() == session.latencies[session.state.head]
+    assert session.latencies[0] != first, "measured again, under the same load"

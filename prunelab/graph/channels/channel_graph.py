@@ -123,8 +123,9 @@ class ChannelGraph:
     length, and the axis that has one length per entry; `bare` gives the unit of each channel that
     a normalisation module without parameters reads. Methods keep widths at multiples of
     `round_to`. `inputs` is how many inputs were traced (None: unknown, counts are of the call),
-    `left_out` the work that is in no layer. `graph[name]` finds a group by its name or by the name
-    of any of its producers.
+    `left_out` the work that is in no layer. `factors` are the layers that have become two, with
+    the kind of factorisation. `graph[name]` finds a group by its name or by the name of any of its
+    producers.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -142,6 +143,7 @@ class ChannelGraph:
     untrained: str = ""
     inputs: int | None = 1
     left_out: str = ""
+    factors: Mapping[str, str] = field(default_factory=dict)
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
-from prunelab.graph.modules.module_attributes import set_width, sync_attributes
+from prunelab.graph.modules.module_attributes import set_width
+from prunelab.graph.surgery.network_state import checked_network, like, settle
 from prunelab.values import WidthPlan
 
 
@@ -243,72 +246,62 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
     share
         Share the other tensors with `model`; the copy must then not be written to.
 
-    Raises `BadModel` when the network cannot be copied.
+    Raises `BadModel` for what is no network, or cannot be copied.
     """
+    checked_network(model)
     memo: dict[int, object] = {}
     for name, old in _tensors(model):
         if name in tensors:
-            memo[id(old)] = _like(old, tensors[name])
+            memo[id(old)] = like(old, tensors[name])
         elif share:
             memo[id(old)] = old
     for module in model.modules():
         for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()  # left by PyTorch's former weight norm
-            elif type(value) is OrderedDict and not value:
+            if type(value) is OrderedDict and not value:
                 memo[id(value)] = (
                     OrderedDict()
                 )  # empty hooks: deepcopy would spend most of its time on them
     try:
-        made: nn.Module = copy.deepcopy(model, memo)
+        with _Detached():
+            made: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise BadModel(
-            f"The network cannot be copied ({type(error).__name__}: {error}); prunelab works on "
-            "copies so that yours stays as it is. Remove what deepcopy cannot take."
+            f"The network cannot be copied: {_uncopied(model)} ({type(error).__name__}: {error}). "
+            "prunelab works on copies so that yours stays as it is. Make it where it is used, "
+            "keep it outside the network, or give its class a __deepcopy__."
         ) from error
-    _settle(made, tensors)
+    settle(made, tensors)
     return made
 
 
-def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Replace the parameters and buffers of these names in `model` by `tensors`.
+class _Detached(TorchFunctionMode):
+    """Lets `deepcopy` copy what a network computed and keeps, wherever it keeps it.
 
-    Shared parameters stay shared; `in_channels`, `num_features`, `groups` ... follow the shapes.
+    The copies are plain tensors, without autograd's graph and outside inference mode.
     """
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for key, value in [*module._parameters.items(), *module._buffers.items()]:
-            if value is not None:
-                owners.setdefault(id(value), []).append((module, key))
-    state = dict(_tensors(model))
-    for name, tensor in tensors.items():
-        new = _like(state[name], tensor)
-        for module, key in owners[id(state[name])]:
-            if key in module._parameters:
-                module._parameters[key] = new  # type: ignore[assignment]
-            else:
-                module._buffers[key] = new
-    _settle(model, tensors)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and (not args[0].is_leaf or args[0].is_inference()):
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
 
 
-def _like(old: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` with the memory format and the flags of `old`."""
-    for rank, memory in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.ndim == rank and old.is_contiguous(memory_format=memory):
-            tensor = tensor.contiguous(memory_format=memory)
-    if isinstance(old, nn.Parameter):
-        return nn.Parameter(tensor, requires_grad=old.requires_grad)
-    return tensor
-
-
-def _settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
-    """Sync the width attributes of the modules whose tensors changed."""
-    ids = {id(tensor) for name, tensor in _tensors(model) if name in changed}
-    for module in model.modules():
-        parts = [module, *getattr(module, "parametrizations", {}).values()]
-        own = [x for part in parts for x in (*part._parameters.values(), *part._buffers.values())]
-        if any(id(tensor) in ids for tensor in own):
-            sync_attributes(module)
+def _uncopied(model: nn.Module) -> str:
+    """Which attribute of which module `deepcopy` cannot copy."""
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        for key, value in vars(module).items():
+            try:
+                with _Detached():
+                    copy.deepcopy(value, {id(other): other for other in modules.values()})
+            except Exception:
+                kind = type(value).__name__
+                return f"{key} of {name or type(module).__name__}, a {kind}, has no copy"
+    return f"{type(model).__name__} has no copy"
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -316,6 +309,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+    checked_network(model)
     state = dict(_tensors(model))
     for (name, axis), units in graph.slots.items():
         if name not in state or state[name].shape[axis] != len(units):
