@@ -142,13 +142,8 @@ class Session:
             )
         if resume and path is not None and Path(path).exists():
             own: dict[str, Any] = {"graph": graph, "forward": forward, "loss": loss}
-            own |= {
-                "metrics": metrics,
-                "train": train,
-                "example_inputs": example_inputs,
-                "device": device,
-            }
-            own |= {"freeze": freeze, "round_to": round_to}
+            own |= {"metrics": metrics, "train": train, "example_inputs": example_inputs}
+            own |= {"device": device, "freeze": freeze, "round_to": round_to}
             given = {"repair": repair, "repair_images": repair_images, "seed": seed}
             self._resume(path, model, data, None, own, given)
             return
