@@ -6,7 +6,7 @@ An error in one is raised as `InvalidValue`, which names the function and chains
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import BadModel, InvalidValue, PruneLabError
-from prunelab.graph.surgery.network_state import entries
 from prunelab.loops.batch import Forward, Loss, checked, cross_entropy, run_batch
 from prunelab.loops.labels import described
 
@@ -154,15 +153,23 @@ def train_by(
     found = called("train", train, model, data, steps)
     if isinstance(found, nn.Module) and all(part is not model for part in found.modules()):
         only_values(by, before, tensors(found))
-        model.load_state_dict(found.state_dict())
+        own = dict(_tensors(model))
+        with torch.no_grad():
+            for name, tensor in _tensors(found):
+                own[name].copy_(tensor)
     only_values(by, before, tensors(model))
     if device is not None:
         model.to(device)
 
 
 def tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """The shape and type of every tensor in the state of a network."""
-    return {one.name: (tuple(one.tensor.shape), one.tensor.dtype) for one in entries(model)}
+    """The shape and type of every parameter and buffer of a network."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _tensors(model)}
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def only_values(by: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
