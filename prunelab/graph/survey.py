@@ -20,6 +20,7 @@ from prunelab.graph.labels.op_tables import aten
 ATTENTION = "attention and other products of activations"
 RECURRENT = "recurrent layers"
 COMPUTED = "convolutions that are no layers"
+WEIGHTS = "products of weights alone"
 
 
 class Survey(Watch):
@@ -37,8 +38,9 @@ class Survey(Watch):
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Sum the multiply-adds of an operation that is no layer."""
         found = self._left_out(func, args, out)
-        if found is not None and self.origin(out) is None:  # weights alone make the others
-            self.left[found[0]] = self.left.get(found[0], 0) + found[1]
+        if found is not None:
+            kind = found[0] if self.origin(out) is None else WEIGHTS
+            self.left[kind] = self.left.get(kind, 0) + found[1]
 
     def _left_out(self, func: Any, args: tuple[Any, ...], out: Any) -> tuple[str, int] | None:
         """The kind and the multiply-adds of a product of matrices; None for other operations."""

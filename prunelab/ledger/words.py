@@ -170,9 +170,9 @@ def nothing(proposed: Proposed | None) -> str:
         return "The method has no further moves."
     theta = proposed.parameters.get("theta")
     text = f"{method(proposed.method)} has no further moves"
-    if proposed.why:
-        return f"{text}: {proposed.why}."
-    if isinstance(theta, float):
+    if proposed.why and not (isinstance(theta, float) and "theta" in proposed.why):
+        text += f": {proposed.why}"
+    elif isinstance(theta, float):
         text += f": in every layer, what it would drop carries more than {share(theta)} of the "
         return f"{text}signal. Raise theta, or choose widths by hand."
     return f"{text}. Change its parameters, take another method, or choose widths by hand."

@@ -37,7 +37,7 @@ def in_training(model: nn.Module, frozen: Collection[str] = ()) -> Iterator[None
     """
     model.train()
     parts = dict(model.named_modules())
-    for name in frozen:
+    for name in parts.keys() & set(frozen):
         parts[name].training = False
     norms = [part for part in parts.values() if isinstance(part, _BatchNorm) and part.training]
     hooks = [norm.register_forward_pre_hook(by_batch) for norm in norms]

@@ -6,7 +6,7 @@ An error in one is raised as `InvalidValue`, which names the function and chains
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -133,7 +133,7 @@ def measured(
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidValue(
-            f"The metric {name!r} ({name_of(function)}) returned {value!r}; a metric returns one "
+            f"The metric {name!r} returned {value!r}; a metric ({name_of(function)}) returns one "
             "number for a network and a loader."
         ) from None
 
@@ -153,16 +153,23 @@ def train_by(
     found = called("train", train, model, data, steps)
     if isinstance(found, nn.Module) and all(part is not model for part in found.modules()):
         only_values(by, before, tensors(found))
-        model.load_state_dict(found.state_dict())
+        own = dict(_tensors(model))
+        with torch.no_grad():
+            for name, tensor in _tensors(found):
+                own[name].copy_(tensor)
     only_values(by, before, tensors(model))
     if device is not None:
         model.to(device)
 
 
 def tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """The shape and type of every tensor in the state of a network."""
-    state: Mapping[str, Any] = model.state_dict()
-    return {n: (tuple(x.shape), x.dtype) for n, x in state.items() if isinstance(x, Tensor)}
+    """The shape and type of every parameter and buffer of a network."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _tensors(model)}
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def only_values(by: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -68,9 +68,9 @@ class Evaluator:
                     "Datasets, or pl.data.load(...)."
                 )
         self.settings = settings
-        self.frozen = frozen_modules(model)
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
+        self.frozen = frozen_modules(self.base)
         self.fewest = self._fewest()
         if example_inputs is None:
             example_inputs = self.run_inputs()
@@ -170,7 +170,8 @@ class Evaluator:
 
     def _fewest(self) -> int:
         """How many inputs the network takes at least: 2 where it squeezes a batch of one."""
-        for count in () if self.settings.own_forward else (1, 2):
+        counts = 1, 2, batch_size(self.splits.sample())
+        for count in () if self.settings.own_forward else counts:
             run = runner(self._first(count))
             with suppress(Exception), state_preserved(self.base), private_random(), torch.no_grad():
                 run(self.base.eval())

@@ -21,7 +21,7 @@ from prunelab.cost.counting import Latency, layer_costs
 from prunelab.errors import BadModel, InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.network_state import NetworkState, restore, wrapped
-from prunelab.graph.trace import copy_of
+from prunelab.graph.trace import copy_of, restricted
 from prunelab.ledger import notes
 from prunelab.ledger.ledger import Ledger, Store
 from prunelab.ledger.state import State
@@ -140,8 +140,9 @@ class Session:
                 "resume=True needs the path of the session's file: path='run.prunelab'."
             )
         if resume and path is not None and Path(path).exists():
-            own = {"graph": graph, "forward": forward, "loss": loss, "metrics": metrics}
-            own |= {"train": train, "example_inputs": example_inputs, "device": device}
+            own: dict[str, Any] = {"graph": graph, "forward": forward, "loss": loss}
+            own |= {"metrics": metrics, "train": train, "example_inputs": example_inputs}
+            own |= {"device": device, "freeze": freeze, "round_to": round_to}
             given = {"repair": repair, "repair_images": repair_images, "seed": seed}
             self._resume(path, model, data, None, own, given)
             return
@@ -242,6 +243,14 @@ class Session:
             example_inputs=own.get("example_inputs"), device=own.get("device"),
             freeze=began.settings.get("freeze", ()), round_to=began.settings.get("round_to", 1),
         )  # fmt: skip
+        graph = evaluator.graph
+        now = restricted(graph, own.get("freeze", ()), own.get("round_to", 1))
+        if [g.why for g in now] != [g.why for g in graph] or now.round_to != graph.round_to:
+            frozen = list(began.settings.get("freeze", ()))
+            raise InvalidValue(
+                f"The session in {path} began with freeze={frozen}, round_to={graph.round_to}. "
+                "Give that, or another path for a new session."
+            )
         if (widths := {g.name: g.width for g in evaluator.graph.groups}) != dict(began.widths):
             raise SessionFileError(
                 f"{path} is a session of another network: its groups differ"
@@ -307,7 +316,7 @@ class Session:
 
     @property
     def example(self) -> Any:
-        """One training input, as the network expects it; two if it takes no batch of one."""
+        """One training input, or as few as the network runs on, in the form that it expects."""
         return self._evaluator.example()
 
     @property
