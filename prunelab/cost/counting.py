@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.kept_state import own
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.modules.channel_selector import selector_buffers
-from prunelab.graph.trace import runner, state_preserved
+from prunelab.graph.trace import called, runner, state_preserved
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
@@ -247,14 +248,14 @@ def timing(
     forward: Callable[[nn.Module, Any], Any] | None,
 ) -> Iterator[float]:
     """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
-    run = runner(example_inputs, forward)
     device = device_of(model)
     with state_preserved(model):
         model.eval()
         for index in range(runs + 3):
+            inputs = own(example_inputs)  # a network may write into them
             with private_random(), torch.inference_mode():
                 started = time.perf_counter()
-                run(model)
+                called(model, inputs, forward)
                 wait(device)
                 took = time.perf_counter() - started
             if index >= 3:

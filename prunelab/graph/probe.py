@@ -7,9 +7,9 @@ show such code.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
 from typing import Any
@@ -21,15 +21,17 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.data.private_random import private_random
 from prunelab.errors import TraceError
-from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
 from prunelab.graph.probe_runs import Differs, MaskedRun, Recorder, close, in_double
+from prunelab.graph.stirring import stirring
 from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # the failure cannot be located; sorts before every call
-WIDE = 64  # units
+WIDE, NARROW = 64, 8  # units
 HARD_CODED = "the network's code hard-codes its width"
+COMPUTED_WITH = "the network's code computes with its width as a number"
 
 
 def probed(
@@ -39,13 +41,17 @@ def probed(
     calls: Sequence[str],
     train: Run | None = None,
     deadline: float | None = None,
+    *,
+    writes: bool = False,
+    why: str = "",
 ) -> ChannelGraph:
     """`graph` with those groups frozen that cannot be cut correctly.
 
     Parameters
     ----------
     model, graph
-        The network and its graph.
+        The network and its graph. Zeros and equal values in its parameters are replaced by random
+        ones, on a copy: a scale that begins at zero hides what it multiplies.
     run
         Runs a network in evaluation mode.
     calls
@@ -54,30 +60,36 @@ def probed(
         Runs a network in training mode; there the cut network only has to run without an error.
     deadline
         Time of `time.monotonic` after which `TraceError` is raised.
+    writes
+        The network writes into its parameters while it runs, so copies must not share them.
+    why
+        The reason to give instead of the one found.
 
     The call at which the cut network first differs determines which groups are suspected; where
     it cannot be located, the groups are bisected.
     """
-    probe = _Probe(model, graph, run, calls, train, deadline)
+    stirred = copy_with(model, stirring(model), share=not writes)
+    probe = _Probe(stirred, graph, run, calls, train, deadline, writes)
     good = [group.name for group in graph.groups if group.prunable]
-    doubtful: list[str] = []
+    doubtful: dict[str, _Difference] = {}
     last = -1
     while (failure := probe.failure(good)) is not None:
-        place, suspects = failure
+        place, suspects = failure.place, probe.suspects(failure.place)
         found = [name for name in good if name in suspects]
         if place <= last or not found:
             good, guilty = probe.bisected(good)
-            doubtful += guilty
+            doubtful |= dict.fromkeys(guilty, failure)
             break
         last = place
         good = [name for name in good if name not in found]
-        doubtful += found
+        doubtful |= dict.fromkeys(found, failure)
     reasons = {}
-    for name in doubtful:
-        if len(doubtful) > 1 and probe.failure([*good, name]) is None:
+    for name, first in doubtful.items():
+        failure = first if len(doubtful) == 1 else probe.failure([*good, name])
+        if failure is None:
             good.append(name)
         else:
-            reasons[name] = HARD_CODED
+            reasons[name] = why or (COMPUTED_WITH if failure.rounding else HARD_CODED)
     return graph.freeze(reasons)
 
 
@@ -91,11 +103,13 @@ class _Probe:
     calls: Sequence[str]
     train: Run | None
     deadline: float | None
+    writes: bool
 
-    def failure(self, names: Sequence[str]) -> tuple[int, set[str]] | None:
+    def failure(self, names: Sequence[str]) -> _Difference | None:
         """Where the network cut in these groups differs from the masked one, if it does.
 
-        The number of the layer call, and the groups to suspect; `EVERYWHERE` in training mode.
+        The first cut is compared with the whole network, and further cuts, down to one unit of
+        each group, with the first one: that is cheap. `EVERYWHERE` in training mode.
         """
         if not names:
             return None
@@ -104,24 +118,67 @@ class _Probe:
                 "The time limit was reached while cuts were tried out. Give a smaller example "
                 "input, a larger time_limit, or freeze= what need not be pruned."
             )
-        graph, alive = self.graph, self._thinned(names)
-        exact = not any(graph[name].inexact for name in names)
-        small = cut_to(self.model, graph, alive, share=True)
-        found = self._difference(self.model, small, alive, exact, double=False)
+        alive = self._thinned(names)
+        exact = not any(self.graph[name].inexact for name in names)
+        whole = copy_with(self.model, {}, share=not self.writes)  # a run may change what it keeps
+        small = self._cut(alive)
+        found = self._compared(whole, small, np.ones_like(alive), alive, exact)
+        if found is None and self.train is not None and not self._trains(small):
+            return _Difference(EVERYWHERE)
+        for fewer in self._fewer(alive, names):
+            if found is None:
+                smaller = self._cut(fewer)
+                small = self._cut(alive) if self.writes else small
+                found = self._compared(small, smaller, alive, fewer, exact)
+                if found is not None and self._alike(small, smaller, alive, fewer):
+                    found = None
+        return found
+
+    def _cut(self, alive: np.ndarray) -> nn.Module:
+        return cut_to(self.model, self.graph, alive, share=not self.writes)
+
+    def _compared(
+        self,
+        whole: nn.Module,
+        small: nn.Module,
+        present: np.ndarray,
+        alive: np.ndarray,
+        exact: bool,
+    ) -> _Difference | None:
+        """`_difference` in float32 and, where rounding could explain what is found, in float64."""
+        found = self._difference(whole, small, present, alive, exact, double=False)
         if found is not None and found.rounding:
-            # deep random networks amplify float32 rounding: repeat the comparison in float64
-            whole, doubled = copy_with(self.model, {}), cut_to(self.model, graph, alive)
+            # deep random networks amplify float32 rounding
+            whole, small = (copy_with(net, {}).double() for net in (whole, small))
             with suppress(_Unable):
-                found = self._difference(whole.double(), doubled.double(), alive, exact, True)
-        if found is not None:
-            return found.place, self._suspects(found.place)
-        return None if self.train is None or self._trains(small) else (EVERYWHERE, set())
+                found = self._difference(whole, small, present, alive, exact, double=True)
+        return found
+
+    def _alike(
+        self, whole: nn.Module, small: nn.Module, present: np.ndarray, alive: np.ndarray
+    ) -> bool:
+        """Whether the outputs are the same in float64, whichever layers were called on the way.
+
+        With a single channel left, PyTorch computes some products and their biases in other steps.
+        """
+        whole, small = (copy_with(net, {}).double() for net in (whole, small))
+        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
+        try:
+            with torch.no_grad(), private_random():
+                made = in_double(self.evaluate, small)
+            with torch.no_grad(), private_random(), MaskedRun(whole, layers, alive, None, None):
+                due = in_double(self.evaluate, whole)
+        except Exception:  # any error of a cut network is due to the cut
+            return False
+        pairs = [[x for x in tree_leaves(out) if isinstance(x, Tensor)] for out in (made, due)]
+        return len(pairs[0]) == len(pairs[1]) and all(
+            close(a, b, 1e-7) for a, b in zip(*pairs, strict=True)
+        )
 
     def _trains(self, small: nn.Module) -> bool:
         """Whether a cut network runs in training mode; its outputs are not compared."""
         assert self.train is not None
-        buffers = {name: buffer.clone() for name, buffer in small.named_buffers()}
-        small = copy_with(small, buffers, share=True)  # training writes into these buffers only
+        small = copy_with(small, {})  # training writes into buffers, and perhaps into weights
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
                 with torch.no_grad(), private_random(), watch:
@@ -170,11 +227,38 @@ class _Probe:
             alive[group.first + rng.choice(group.width, size=count, replace=False)] = False
         return alive
 
+    def _fewer(self, alive: np.ndarray, names: Sequence[str]) -> Iterator[np.ndarray]:
+        """Keep one of the units in `alive` of each of these groups.
+
+        Where groups are so narrow that the same ones may be kept by chance, other numbers, too.
+        """
+        rng = np.random.default_rng(1)
+        groups = [self.graph[name] for name in names]
+        narrow = any(group.width < NARROW for group in groups)
+        for most in (1, None) if narrow else (1,):
+            kept = alive.copy()
+            for group in groups:
+                units = np.arange(group.first, group.first + group.width)
+                units = units[alive[units]]
+                count = most or int(rng.integers(1, len(units) + 1))
+                kept[units] = False
+                kept[rng.choice(units, count, replace=False)] = True
+            yield kept
+
     def _difference(
-        self, whole: nn.Module, small: nn.Module, alive: np.ndarray, exact: bool, double: bool
+        self,
+        whole: nn.Module,
+        small: nn.Module,
+        present: np.ndarray,
+        alive: np.ndarray,
+        exact: bool,
+        double: bool,
     ) -> _Difference | None:
-        """Where the cut network first differs from the masked one; None where it does not."""
-        layers = {layer.weight: layer for layer in self.graph.layers}
+        """Where the cut network first differs from the masked one; None where it does not.
+
+        `whole` has the units in `present`, `small` those in `alive`.
+        """
+        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
         tolerance = 1e-7 if double else 1e-4
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Recorder(small, layers, alive)
@@ -201,7 +285,7 @@ class _Probe:
             return None
         return _Difference(len(wanted.calls), alike)
 
-    def _suspects(self, place: int) -> set[str]:
+    def suspects(self, place: int) -> set[str]:
         """The groups that the failing call reads, or that the call before it issues."""
         calls = self.calls
         layers = {layer.weight: layer for layer in self.graph.layers}
@@ -216,9 +300,15 @@ class _Probe:
         }
 
 
+def _left(layer: Layer, present: np.ndarray) -> Layer:
+    """The layer in a network that has only the units in `present`."""
+    outs, ins = (units[present[units]] for units in (layer.out_units, layer.in_units))
+    return replace(layer, out_units=outs, in_units=ins)
+
+
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """The index of a layer call; `rounding` says that rounding could explain the difference."""
+    """The index of a layer call; `rounding` says that only values differ, no shapes."""
 
     place: int
     rounding: bool = False

@@ -58,7 +58,7 @@ class MaskedRun(Watch):
     Masking the inputs as they are read, rather than columns of weights, is the definition itself.
     Where a layer that keeps all its channels agrees within `tolerance`, its outputs are replaced
     by the recorded ones, bit for bit, so that code that ranks them (the boxes of a detector)
-    makes the same choices in both networks.
+    makes the same choices in both networks. Without `seen` nothing is compared.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MaskedRun(Watch):
         model: nn.Module,
         layers: Mapping[str, Layer],
         alive: np.ndarray,
-        seen: Sequence[CallRecord],
+        seen: Sequence[CallRecord] | None,
         tolerance: float | None,
     ) -> None:
         super().__init__(model)
@@ -87,6 +87,8 @@ class MaskedRun(Watch):
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Raise at a difference, in the channels that stay."""
+        if self.seen is None:
+            return
         note = self.seen[len(self.calls)] if len(self.calls) < len(self.seen) else None
         layer = self.layers.get(call.name)
         if note is None or note.name != call.name:

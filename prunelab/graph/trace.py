@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from prunelab.data.private_random import private_random
 from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.grouping import build_graph
+from prunelab.graph.kept_state import changed, kept_state, own, python_random_kept
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.surgery.editing import copy_with
@@ -79,46 +81,53 @@ def trace(
             f"The network is on the meta device ({meta[0]} has no values). Load its weights "
             "first: model.to_empty(device='cpu') and load_state_dict."
         )
+    given, model = model, copy_with(model, {}).eval()
     run = runner(example_inputs, forward)
     tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    with state_preserved(model):
-        model.eval()
+    try:
+        mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
+    except PruneLabError:
+        raise
+    except Exception as error:
+        shapes_given = [tuple(tensor.shape) for tensor in tensors]
+        raise TraceError(
+            f"The network does not run on the example inputs (shapes {shapes_given}): "
+            f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
+            "or forward=."
+        ) from error
+    calls, untrained = tuple(mode.calls), ""
+    train: Run | None = None
+    if train_inputs is not None or mode_dependent(model) or _unused(model, mode):
+        train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
+        again = _GuardRun(mode, model, run)
         try:
-            mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
-        except PruneLabError:
+            _follow_in_training(model, mode, train)
+        except TraceError:
             raise
         except Exception as error:
-            given = [tuple(tensor.shape) for tensor in tensors]
-            raise TraceError(
-                f"The network does not run on the example inputs (shapes {given}): "
-                f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
-                "or forward=."
-            ) from error
-        calls, untrained = tuple(mode.calls), ""
-        train: Run | None = None
-        if train_inputs is not None or mode_dependent(model) or _unused(model, mode):
-            train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
-            again = _GuardRun(mode, model, run)
-            try:
-                _follow_in_training(model, mode, train)
-            except TraceError:
-                raise
-            except Exception as error:
-                untrained = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-                if train_inputs is not None:
-                    raise TraceError(
-                        f"The network does not run in training mode on train_inputs: {untrained}."
-                    ) from error
-                again.guard()
-                train = None  # training mode fails on these inputs, so the probe cannot use it
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        graph = build_graph(model, mode.store.close(), shapes, itemsize)
-        graph = replace(graph, untrained=untrained)
-        graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
-        return probed(model, graph, run, calls, train, deadline)
+            untrained = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+            if train_inputs is not None:
+                raise TraceError(
+                    f"The network does not run in training mode on train_inputs: {untrained}."
+                ) from error
+            train = None  # training mode fails on these inputs, so the probe cannot use it
+        again.guard(failed=bool(untrained))
+    shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+    graph = build_graph(model, mode.store.close(), shapes, itemsize)
+    graph = replace(graph, untrained=untrained, network=weakref.ref(given))
+    graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
+    if mode.wrote:
+        model = copy_with(given, {}).eval()  # what was written are zeros in part
+    graph = probed(model, graph, run, calls, train, deadline, writes=mode.wrote)
+    if mode.keeps and any(group.prunable for group in graph.groups):
+        with torch.no_grad(), private_random():
+            run(model := copy_with(given, {}).eval())
+        why = f"the network keeps {', '.join(mode.keeps)} from one run to the next"
+        graph = probed(model, graph, run, calls, None, deadline, writes=mode.wrote, why=why)
+    return graph
 
 
 def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> LabelMode:
@@ -158,24 +167,28 @@ class _GuardRun:
         self.mode, self.model, self.run = mode, model, run
         self.numbers, self.known = mode.numbers, set(mode.store.trace.layers)
 
-    def guard(self) -> None:
-        """Freeze what training-only code may read, because that code could not be run.
+    def guard(self, failed: bool) -> None:
+        """Freeze what code may read that was not run; `failed` says that training mode was not.
 
-        Such code is in a module that reads its `training` flag, or that has an unused submodule.
-        It can access the module's inputs, what the module computes, and the outputs of its
-        submodules, but nothing inside these.
+        Such code is in a module that has an unused submodule or, after a failure, that reads its
+        `training` flag. It can access the module's inputs, what the module computes, and the
+        outputs of its submodules, but nothing inside these.
         """
         mode, store = self.mode, self.mode.store
-        for layer in store.trace.layers.values():
-            if layer.name not in self.known:
-                store.freeze(layer.out, "it runs only in training mode, which failed")
-        for name in mode_dependent(self.model):
-            store.guarded[name] = f"it may be read by training-only code of {name or 'the network'}"
+        if failed:
+            for layer in store.trace.layers.values():
+                if layer.name not in self.known:
+                    store.freeze(layer.out, "it runs only in training mode, which failed")
+            for name in mode_dependent(self.model):
+                reader = name or "the network"
+                store.guarded[name] = f"it may be read by training-only code of {reader}"
         for part in idle(self.model, mode.used):
             above = part.rpartition(".")[0]
             while above and above not in mode.stack.entered:
                 above = above.rpartition(".")[0]
-            store.guarded[above] = f"it may be read in training by {part}, which did not run"
+            store.guarded[above] = f"it may be read by {part}, which did not run"
+        if not store.guarded:
+            return
         mode.numbers, mode.careful = self.numbers, True
         self.model.eval()
         _run_stand_in(mode, self.model, self.run, OUTPUT)
@@ -186,8 +199,12 @@ def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> 
 
     Code may store what it computes in an attribute or a buffer, and zeros must not be stored.
     """
+    made = copy_with(model, {}, share=True)
+    before = kept_state(made)
     with state_preserved(model), private_random():
-        run_on_labels(mode, copy_with(model, {}, share=True), run, outputs)
+        run_on_labels(mode, made, run, outputs)
+        if outputs is OUTPUT:
+            mode.keeps = changed(before, kept_state(made))
 
 
 def _unused(model: nn.Module, mode: LabelMode) -> bool:
@@ -230,14 +247,29 @@ def _with_widths(graph: ChannelGraph, round_to: int, min_width: int) -> ChannelG
 def runner(
     inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Callable[[nn.Module], Any]:
-    """A function that runs a network on `inputs`: a tensor, a tuple of arguments or a dict."""
+    """A function that runs a network on `inputs`: a tensor, a tuple of arguments or a dict.
+
+    Every run has a copy of the inputs, and leaves the random state of Python and NumPy as it was.
+    """
+
+    def run(model: nn.Module) -> Any:
+        with python_random_kept():
+            return called(model, own(inputs), forward)
+
+    return run
+
+
+def called(
+    model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
+) -> Any:
+    """Run a network on `inputs`: a tensor, a tuple of arguments or a dict."""
     if forward is not None:
-        return lambda model: forward(model, inputs)
+        return forward(model, inputs)
     if isinstance(inputs, dict):
-        return lambda model: model(**inputs)
+        return model(**inputs)
     if isinstance(inputs, (tuple, list)):
-        return lambda model: model(*inputs)
-    return lambda model: model(inputs)
+        return model(*inputs)
+    return model(inputs)
 
 
 def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:

@@ -463,7 +463,7 @@ def test_what_an_idle_part_may_read_stays_when_training_does_not_run() -> None:
     graph = pl.trace(Apart(), torch.randn(1, 3, 6, 6))
     assert graph.untrained == "RuntimeError: say use"
     assert graph.unseen == ("inner.spare",)
-    assert graph["stem"].why == "it may be read in training by inner.spare, which did not run"
+    assert graph["stem"].why == "it may be read by inner.spare, which did not run"
     assert graph["inner.neck.a"].prunable
 
 
@@ -507,7 +507,7 @@ def test_what_training_writes_blinds_no_probe_and_is_not_kept() -> None:
     model = Scaled()
     graph = pl.trace(model, torch.randn(2, 3, 6, 6))
     assert graph["stem"].producers == ("stem", "body")
-    assert graph["stem"].why == "the network's code hard-codes its width"
+    assert graph["stem"].why == "the network's code computes with its width as a number"
     assert model.scale == 1
     assert model.seen is None or model.seen != 0
 

@@ -18,6 +18,7 @@ from prunelab.graph.labels.layout import (
     argument,
     axes_of,
     reduced,
+    tensors_in,
     varying_axes,
     widened,
 )
@@ -47,8 +48,10 @@ def elementwise(store: LabelStore, find: Finder, tensors: list[Tensor], out: Any
             store.settle(tensor, result)
             result = combine(store, result, widened(store.labels(tensor), made.ndim), why)
         else:
-            shape = (1,) * (made.ndim - tensor.ndim) + tuple(tensor.shape)
-            if any(shape[axis] > 1 for axis in varying_axes(result)):
+            more = made.ndim - tensor.ndim
+            wide = [axis - more for axis in varying_axes(result) if axis >= more]
+            # an expanded axis holds one value, whatever its length
+            if any(tensor.shape[axis] > 1 and tensor.stride(axis) for axis in wide):
                 store.freeze(result, f"it is combined with a tensor of fixed width by {why}")
     store.put(made, result)
 
@@ -177,6 +180,42 @@ def run_along(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, 
         return
     for made in out if isinstance(out, (tuple, list)) else (out,):
         store.put(made, labels)
+
+
+def unpool(
+    store: LabelStore, find: Finder, args: tuple[Any, ...], out: Tensor, planes: int, why: str
+) -> None:
+    """The inverse of max pooling: the indices of a plane place the values of a plane."""
+    x, indices = args[:2]
+    if any(a >= x.ndim - planes for t in (x, indices) for a in varying_axes(store.labels(t))):
+        for tensor in (x, indices):
+            store.freeze(store.labels(tensor), f"{why} mixes channels laid out over space")
+        return
+    elementwise(store, find, [x, indices], out, f"the {why}")
+
+
+def place(
+    store: LabelStore, find: Finder, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor
+) -> None:
+    """Elements taken or written at given positions along `dim`; the other axes meet by element."""
+    tensors = tensors_in(*args, kwargs)
+    axis = argument(func, args, kwargs, "dim") % max(1, args[0].ndim)
+    labels = [store.labels(tensor) for tensor in tensors]
+    if any(axis in varying_axes(found) for found in labels):
+        why = "its channels are selected by index"
+    elif any(
+        tensor.shape[a] != args[0].shape[a]
+        for found in labels
+        for a in varying_axes(found)
+        for tensor in tensors
+    ):
+        why = "a part of its channels is selected by index"
+    else:
+        name = func.overloadpacket.__name__.strip("_")
+        elementwise(store, find, tensors, out, f"the {name}")
+        return
+    for found in labels:
+        store.freeze(found, why)
 
 
 # ---------------------------------------------------------------- normalisation

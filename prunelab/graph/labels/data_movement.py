@@ -19,6 +19,7 @@ from prunelab.graph.labels.label_store import FROZEN, LabelStore
 from prunelab.graph.labels.layout import (
     along,
     argument,
+    axes_of,
     compact,
     moved,
     spread,
@@ -37,6 +38,8 @@ def rearrange(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, 
     packet = func.overloadpacket
     rule = RULES.get(packet)
     if packet in MOVES:
+        if packet is aten.squeeze:
+            _squeezed(store, func, args, kwargs)
         made = moved(func, store.labels(args[0]), args[0].shape, args[1:], kwargs)
         for tensor, labels in zip(tree_leaves(out), made, strict=True):
             store.put(tensor, labels)
@@ -49,6 +52,14 @@ def rearrange(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, 
     else:
         return False
     return True
+
+
+def _squeezed(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+    """An axis of channels that is squeezed stays only while it has two of them."""
+    labels = store.labels(args[0])
+    for axis in axes_of(argument(func, args, kwargs, "dim"), labels.ndim):
+        if labels.shape[axis] > 1:
+            store.trace.several.append(labels.transpose(0, axis).flatten(1))
 
 
 def _view(store: LabelStore, args: tuple[Any, ...], out: Tensor) -> None:

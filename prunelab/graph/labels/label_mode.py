@@ -33,10 +33,12 @@ from prunelab.graph.labels.op_tables import (
     ELEMENTWISE,
     KEEPS,
     NORMALISES_BATCH,
+    PLACES,
     PRODUCTS,
     REDUCES,
     RESIZES,
     UNIFORM,
+    UNPOOLS,
     VIEWS,
     aten,
 )
@@ -55,7 +57,8 @@ class LabelMode(Watch):
     `batch` is the number of inputs. With `counting`, the calls and positions of layers are
     counted; `used` holds the names of the parameters and buffers that were used. Without
     `numbers`, heavy operations return zeros; with `careful`, `NeedsValues` is then raised where
-    code depends on values. After `deadline` (of `time.monotonic`) it raises `TraceError`.
+    code depends on values. `wrote` says that code wrote into parameters; `keeps` names the
+    attributes that it changed. After `deadline` (of `time.monotonic`) it raises `TraceError`.
     """
 
     def __init__(
@@ -71,6 +74,9 @@ class LabelMode(Watch):
         self.store = LabelStore(self.stack)
         self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
+        self.wrote = False
+        self.keeps: list[str] = []
+        self._memory = {_address(parameter) for parameter in model.parameters()}
         self._batch = max(1, batch)
         self._inexact = inexact
         self._deadline = deadline
@@ -84,6 +90,8 @@ class LabelMode(Watch):
             origin = self.origin(tensor)
             if origin is not None:
                 self.used.add(origin.name)
+        if func._schema.is_mutable and _address(args[0]) in self._memory:
+            self.wrote = True
         if self.numbers:
             return func(*args, **kwargs)
         if self.careful and needs_values(func, args):
@@ -255,6 +263,10 @@ class LabelMode(Watch):
             if packet.__name__.startswith("grid_sampler"):
                 store.freeze(store.labels(args[1]), "it holds coordinates for resampling an image")
             arithmetic.resize(store, args[0], out, RESIZES[packet], name)
+        elif packet in UNPOOLS:
+            arithmetic.unpool(store, self.origin, args, out, UNPOOLS[packet], packet.__name__)
+        elif packet in PLACES:
+            arithmetic.place(store, self.origin, func, args, kwargs, out)
         elif packet in NORMALISES_BATCH:
             arithmetic.normalise_batch(store, self.origin, args, out)
             self._name_norm(args)
@@ -345,6 +357,11 @@ class LabelMode(Watch):
         origin = self.origin(target)
         if origin is not None:
             self.store.index(origin, labels, "a write into a buffer")
+
+
+def _address(given: Any) -> int | None:
+    """Where the data of a tensor is stored."""
+    return given.untyped_storage().data_ptr() if isinstance(given, Tensor) else None
 
 
 def layer_name(weight: str) -> str:

@@ -69,7 +69,8 @@ class Trace:
     `count` is the number of labels; `edges` are couplings, `frozen` labels with reasons. `slots`
     gives the labels along an axis of a parameter or buffer. `norms` are weight norms, (direction,
     length, axis); `inexact` are labels of channels whose normalisation changes with their number;
-    `bare` are the labels that normalisation modules without parameters read.
+    `bare` are the labels that normalisation modules without parameters read; `several` those along
+    an axis [length, rest] of which two positions must stay.
     """
 
     count: int = 1
@@ -80,6 +81,7 @@ class Trace:
     norms: set[tuple[str, str, int]] = field(default_factory=set)
     inexact: list[Tensor] = field(default_factory=list)
     bare: dict[str, Tensor] = field(default_factory=dict)
+    several: list[Tensor] = field(default_factory=list)
 
 
 class LabelStore:

@@ -38,7 +38,7 @@ RESIZES = {  # act on each channel's plane; the value is its number of trailing 
     aten.max_pool2d_with_indices: 2, aten.max_pool3d_with_indices: 3, aten.avg_pool1d: 1,
     aten.avg_pool2d: 2, aten.avg_pool3d: 3, aten._adaptive_avg_pool2d: 2,
     aten._adaptive_avg_pool3d: 3, aten.adaptive_max_pool2d: 2, aten.adaptive_max_pool3d: 3,
-    aten.adaptive_avg_pool2d: 2, aten.fractional_max_pool2d: 2, aten.max_unpool2d: 2,
+    aten.adaptive_avg_pool2d: 2, aten.fractional_max_pool2d: 2, aten.fractional_max_pool3d: 3,
     aten.upsample_nearest1d: 1, aten.upsample_nearest2d: 2, aten.upsample_nearest3d: 3,
     aten._upsample_nearest_exact1d: 1, aten._upsample_nearest_exact2d: 2,
     aten._upsample_nearest_exact3d: 3, aten.upsample_linear1d: 1, aten.upsample_bilinear2d: 2,
@@ -52,12 +52,18 @@ REDUCES = {
     aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm,
     aten.var_mean, aten.std_mean, aten.norm, aten.prod, aten.logsumexp, aten.max, aten.min,
     aten.any, aten.all, aten.nansum, aten.median, aten.argmax, aten.argmin, aten.aminmax,
+    aten.kthvalue, aten.mode, aten.nanmedian,
 }  # fmt: skip
-ALONG = {  # work along one axis, `dim`, and keep the shape
+ALONG = {  # work along one axis, `dim`, and keep the others
     aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.sort, aten.logcumsumexp,
-    aten._safe_softmax, aten.argsort,
+    aten._safe_softmax, aten.argsort, aten.topk, aten.cummax, aten.cummin,
 }  # fmt: skip
-PICKS = {aten.index, aten.index_select, aten.gather, aten.masked_select, aten.topk}
+PICKS = {aten.index, aten.index_select, aten.masked_select}
+UNPOOLS = {aten.max_unpool2d: 2, aten.max_unpool3d: 3}  # the value is as in RESIZES
+PLACES = {  # take or write elements at positions along `dim`, given for each element
+    aten.gather, aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_,
+    aten.scatter_reduce, aten.scatter_reduce_,
+}  # fmt: skip
 NORMALISES_BATCH = {
     aten.native_batch_norm, aten._native_batch_norm_legit, aten.cudnn_batch_norm,
     aten._native_batch_norm_legit_no_training, aten._batch_norm_with_update,

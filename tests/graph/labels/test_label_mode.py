@@ -68,7 +68,61 @@ def detokenised(net: Any, x: Tensor) -> Tensor:
     return net.b(net.c(x).relu())
 
 
+def unpooled(net: Any, x: Tensor) -> Tensor:
+    pooled, indices = F.max_pool2d(net.a(x), 2, return_indices=True)
+    return net.b(F.max_unpool2d(net.c(pooled), indices, 2))
+
+
+def strongest(net: Any, x: Tensor) -> Tensor:
+    x, other = net.a(x).flatten(2), net.c(x).flatten(2)
+    return net.b(other.gather(2, x.topk(9, 2).indices).unflatten(2, (3, 3)))
+
+
+def best_first(net: Any, x: Tensor) -> Tensor:
+    x, other = net.a(x).flatten(2), net.c(x).flatten(2)
+    return net.b(other.take_along_dim(x.argsort(2), 2).unflatten(2, (8, 8)))
+
+
+def chosen_tokens(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).flatten(2).transpose(1, 2)
+    first = x[..., :3].detach().mul(0).add(torch.arange(3.0)).long()[:, :9, :1]
+    return net.b(x.gather(1, first.expand(-1, -1, x.shape[2])).transpose(1, 2).unflatten(2, (3, 3)))
+
+
+def peaks(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    flat = x.flatten(2)
+    marks = torch.zeros_like(flat).scatter_(2, flat.argmax(2, keepdim=True), 1.0)
+    return net.b(net.c(x) * marks.view_as(x))
+
+
+def looked_up(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.table(net.a(x).flatten(2).argmax(2)).transpose(1, 2)[..., None])
+
+
 TOYS = {
+    "max unpooling": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(8, 8), "b": conv(8, 5)}, unpooled, {"a": 8, "c": 8}
+    ),
+    "gathering by another layer's order": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(3, 8), "b": conv(8, 5)}, strongest, {"a": 8, "c": 8}
+    ),
+    "gathering in sorted order": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(3, 8), "b": conv(8, 5)}, best_first, {"a": 8, "c": 8}
+    ),
+    "gathering in a layer of another width": Toy(
+        lambda: {"a": conv(3, 6), "c": conv(3, 8), "b": conv(6, 5)},
+        strongest,
+        {"a": "selected by index", "c": "selected by index"},
+    ),
+    "scattering at maxima": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(8, 8), "b": conv(8, 5)}, peaks, {"a": 8, "c": 8}
+    ),
+    "a table looked up at maxima": Toy(
+        lambda: {"a": conv(3, 8), "table": nn.Embedding(64, 6), "b": conv(6, 5)},
+        looked_up,
+        {"a": "no rule"},
+    ),
     "batch norm": Toy(
         **ab(lambda net, x: net.n(x).relu(), n=lambda: nn.BatchNorm2d(8)), groups={"a": 8}
     ),
@@ -178,7 +232,28 @@ TOYS = {
         groups={"a": "hard-codes"},
     ),
     "a scale by the stored width": Toy(
-        **ab(lambda net, x: x / net.a.weight.new_tensor(x.shape[1])), groups={"a": "hard-codes"}
+        **ab(lambda net, x: x / net.a.weight.new_tensor(x.shape[1])), groups={"a": "as a number"}
+    ),
+    "a scale of zero of what depends on the width": Toy(
+        **ab(
+            lambda net, x: x + net.gamma * torch.tanh(x * x.shape[1]),
+            gamma=lambda: nn.Parameter(torch.zeros(8, 1, 1)),
+        ),
+        groups={"a": "as a number"},
+    ),
+    "squeezed without an axis": Toy(
+        **ab(lambda net, x: x.mean((2, 3), keepdim=True).squeeze()[..., None, None]),
+        groups={"a": 7},
+    ),
+    "squeezed beside other channels": Toy(
+        **ab(
+            lambda net, x: (
+                torch.cat([x, net.c(x)], 1).mean((2, 3), keepdim=True).squeeze()[..., None, None]
+            ),
+            into=14,
+            c=lambda: conv(8, 6),
+        ),
+        groups={"a": 8, "c": 6},
     ),
     "flipped channels": Toy(**ab(lambda net, x: x.flip(1)), groups={"a": 8}),
     "padding": Toy(**ab(lambda net, x: F.pad(x, (0, 1, 0, 1))), groups={"a": 8}),
