@@ -56,7 +56,7 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
     if not isinstance(plan, WidthPlan):
         raise InvalidValue(f"cost(graph, plan) takes a WidthPlan, not {type(plan).__name__}.")
     alive = graph.alive(plan)
-    positions = applied = None
+    counted: _Counter | None = None
     at = "x".join(str(size) for size in graph.input_shapes[0][1:]) if graph.input_shapes else ""
     if example_inputs is not None:
         network = graph.network()
@@ -65,11 +65,10 @@ def _of_plan(graph: ChannelGraph, plan: WidthPlan, example_inputs: Any = None) -
                 "The traced network is gone, so its cost cannot be computed for another input "
                 "size. Trace it again, or leave example_inputs out."
             )
-        counter = _counted(network, example_inputs)
-        positions, applied = counter.positions, counter.applied
+        counted = _counted(network, example_inputs)
         at = _shape_text(example_inputs)
     sizes = _kept_sizes(graph, alive)
-    each = _layer_costs(graph, alive, sizes, positions, applied).values()
+    each = _layer_costs(graph, alive, sizes, counted).values()
     return Cost(
         sum(cost.macs for cost in each),
         sum(sizes.values()),
@@ -92,22 +91,27 @@ def _layer_costs(
     graph: ChannelGraph,
     alive: np.ndarray,
     sizes: Mapping[str, int],
-    positions: Mapping[str, int] | None = None,
-    applied: Mapping[str, int] | None = None,
+    counted: _Counter | None = None,
 ) -> dict[str, Cost]:
     found = {}
     for layer in graph.layers:
-        outs, ins = _count(alive, layer.out_units), _count(alive, layer.in_units)
-        per_output = ins if layer.dense else len(layer.in_units) // layer.conv_groups
-        times = layer.applied if applied is None else applied[layer.weight]
-        seen = layer.positions if positions is None else positions[layer.weight]
+        macs, elements = layer.macs, layer.elements
+        if counted is not None:
+            macs, elements = counted.macs[layer.weight], counted.elements[layer.weight]
+        axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
+        wide = [*axes, *([layer.in_units] if layer.dense else [])]
         own = {layer.weight, f"{layer.name}.bias", f"{layer.norm}.weight", f"{layer.norm}.bias"}
         found[layer.name] = Cost(
-            times * outs * per_output * prod(layer.kernel),
+            _kept(macs, alive, wide),
             sum(sizes.get(name, 0) for name in own),
-            seen * outs * graph.activation_itemsize,
+            _kept(elements, alive, axes) * graph.activation_itemsize,
         )
     return found
+
+
+def _kept(total: int, alive: np.ndarray, axes: Sequence[np.ndarray]) -> int:
+    """The part of `total`, a product over `axes`, that is left of the units in `alive`."""
+    return total * prod(_count(alive, a) for a in axes) // max(1, prod(len(a) for a in axes))
 
 
 def _count(alive: np.ndarray, units: np.ndarray) -> int:
@@ -133,16 +137,24 @@ def savings(graph: ChannelGraph, plan: WidthPlan) -> tuple[np.ndarray, np.ndarra
     alive = graph.alive(plan)
     macs, activations = np.zeros(graph.units), np.zeros(graph.units)
     for layer in graph.layers:
-        outs, ins = layer.out_units[alive[layer.out_units]], layer.in_units[alive[layer.in_units]]
-        made = np.bincount(outs[outs != FIXED], minlength=graph.units)
-        each = layer.positions * prod(layer.kernel)
+        axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
+        activations += layer.positions * _lost(graph, alive, axes)
+        each = layer.applied * prod(layer.kernel)
         if layer.dense:
-            read = np.bincount(ins[ins != FIXED], minlength=graph.units)
-            macs += each * (made * len(ins) + read * len(outs) - made * read)
+            macs += each * _lost(graph, alive, [*axes, layer.in_units])
         else:
-            macs += each * made * (len(layer.in_units) // layer.conv_groups)
-        activations += layer.positions * made
+            macs += each * (len(layer.in_units) // layer.conv_groups) * _lost(graph, alive, axes)
     return macs, activations * graph.activation_itemsize
+
+
+def _lost(graph: ChannelGraph, alive: np.ndarray, axes: Sequence[np.ndarray]) -> np.ndarray:
+    """By how much the product of the kept lengths of `axes` falls with each unit [units]."""
+    whole, left = 1, np.ones(graph.units)
+    for units in axes:
+        kept = units[alive[units]]
+        whole *= len(kept)
+        left = left * (len(kept) - np.bincount(kept[kept != FIXED], minlength=graph.units))
+    return whole - left
 
 
 def _shape_text(inputs: Any) -> str:
@@ -158,27 +170,29 @@ class _Counter(Watch):
         self.batch = batch
         self._selectors = set(selector_buffers(model))
         self.macs: dict[str, int] = {}
-        self.positions: dict[str, int] = {}
-        self.applied: dict[str, int] = {}
+        self.elements: dict[str, int] = {}  # of outputs
         self.bytes = 0
 
     def on_call(self, call: Call, out: Tensor) -> None:
-        applied = call.applied(out) // self.batch
-        self.macs[call.name] = self.macs.get(call.name, 0) + applied * call.weight.numel()
-        self.applied[call.name] = self.applied.get(call.name, 0) + applied
-        seen = out.numel() // (out.shape[1] * self.batch)
-        self.positions[call.name] = self.positions.get(call.name, 0) + seen
-        self.bytes += out.numel() // self.batch * out.element_size()
+        self._add(call.name, call.applied(out) // self.batch * call.weight.numel(), out)
+
+    def _add(self, name: str, macs: int, out: Tensor) -> None:
+        elements = out.numel() // self.batch
+        self.macs[name] = self.macs.get(name, 0) + macs
+        self.elements[name] = self.elements.get(name, 0) + elements
+        self.bytes += elements * out.element_size()
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Count a channel selector, which copies the channels that it selects."""
+        """Count a deformable convolution, and a channel selector, which copies what it selects."""
         if func.overloadpacket is torch.ops.aten.index_select:
             origin = self.origin(args[2])
             if origin is not None and origin.name in self._selectors:
-                seen = out.numel() // (out.shape[1] * self.batch)
-                self.positions[origin.name] = self.positions.get(origin.name, 0) + seen
-                self.applied[origin.name] = 0
-                self.bytes += out.numel() // self.batch * out.element_size()
+                self._add(origin.name, 0, out)
+        elif func.overloadpacket._qualified_op_name == "torchvision::deform_conv2d":
+            origin = self.origin(args[1])
+            if origin is not None and origin.plain:
+                positions = out.numel() // (out.shape[1] * self.batch)
+                self._add(origin.name, positions * args[1].numel(), out)
 
 
 def _counted(model: nn.Module, inputs: Any) -> _Counter:

@@ -87,6 +87,8 @@ def build_graph(
             norm=layer.norm,
             calls=layer.calls,
             computed=layer.computed,
+            rows=None if layer.rows is None else unit[layer.rows.numpy()],
+            other=layer.other,
         )
         for layer in layers
     ]

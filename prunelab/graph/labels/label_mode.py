@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -119,9 +120,7 @@ class LabelMode(Watch):
             if layer.cuttable:
                 self._reads(call, layer, into)
         if self.counting:
-            layer.calls += 1
-            layer.positions += out.numel() // max(1, out.shape[1] * self._batch)
-            layer.applied += call.applied(out) // self._batch
+            self._count(layer, call, out, labels[:, 0].reshape(-1) if rows else None)
         if layer.cuttable:
             shape = [1] * out.ndim
             shape[1] = -1
@@ -161,6 +160,28 @@ class LabelMode(Watch):
         if not cuttable and into is not None:
             store.freeze(into, f"the weight of {layer_name(key)} cannot be cut where it is used")
         return layer
+
+    def _count(self, layer: LayerTrace, call: Call, out: Tensor, rows: Tensor | None) -> None:
+        """Count a call; `rows` are the labels of the rows of its input, if these are channels."""
+        layer.calls += 1
+        positions = out.numel() // max(1, out.shape[1] * self._batch)
+        applied = call.applied(out) // self._batch
+        each = len(layer.into) // layer.groups * prod(layer.kernel)
+        first = not layer.positions and layer.other == (0, 0)
+        usual = call.weight.numel() == len(layer.out) * each and out.shape[1] == len(layer.out)
+        if usual and rows is not None and first and not len(rows) % self._batch:
+            layer.rows = rows[: len(rows) // self._batch]
+            layer.positions, layer.applied = (
+                positions // len(layer.rows),
+                applied // len(layer.rows),
+            )
+        elif usual and rows is None and layer.rows is None:
+            layer.positions += positions
+            layer.applied += applied
+        else:
+            macs, elements = layer.other
+            more = positions * out.shape[1]
+            layer.other = (macs + applied * call.weight.numel(), elements + more)
 
     def _reads(self, call: Call, layer: LayerTrace, into: Tensor) -> None:
         store, name, rank = self.store, layer_name(call.name), call.weight.ndim
@@ -317,8 +338,8 @@ class LabelMode(Watch):
             (mask, "it holds weights for the positions of a deformable convolution"),
         ):
             self.store.freeze(self.store.labels(tensor), why)
-        if origin is not None and origin.plain and args[11] == 1:
-            conv = Conv((), (), (), False, 1)
+        if origin is not None and origin.plain:
+            conv = Conv((), (), (), False, args[11])
             call = Call(origin.name, x, weight, bias, conv, replace(origin, scaled=True))
             labels = self.store.labels(x)
             self.store.put(x, torch.full((1,) * x.ndim, FROZEN))  # read as if it held no channels

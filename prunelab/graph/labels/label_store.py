@@ -41,8 +41,10 @@ class LayerTrace:
     `out` [out channels] and `into` [in channels] are labels; `in_axis` is the weight's axis that
     reads channels; `groups` and `transposed` are those of the convolution; `positions` is the
     number of output positions of one input, `applied` the number of applications of the kernel to
-    it, both summed over calls; `norm` names the BatchNorm that follows; `order` is the position in
-    execution order. `computed` says that the weight in use is computed from its parameters,
+    it, both summed over calls. Where the rows of the input are channels (labels `rows`, of one
+    input), both count for one row. `other` holds the multiply-adds and output elements of calls of
+    other shapes, which cannot be cut. `norm` names the BatchNorm that follows; `order` is the
+    position in execution order. `computed` says that the weight in use is computed from its parameters,
     `cuttable` that its channels can be removed.
     """
 
@@ -60,6 +62,8 @@ class LayerTrace:
     applied: int = 0
     calls: int = 0
     norm: str | None = None
+    rows: Tensor | None = None
+    other: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ it runs in training mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,23 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from toys import Net, Toy, assert_exact
+from toys import Net, Toy, ab, assert_exact, conv
 
 import prunelab as pl
-
-
-def conv(into: int, out: int, k: int = 3, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(into, out, k, padding=options.pop("padding", k // 2), **options)
-
-
-def ab(middle: Callable[[Any, Tensor], Tensor], into: int = 8, **parts: Any) -> dict[str, Any]:
-    """The parts and the forward pass of: convolution a, something, convolution b."""
-    return {
-        "parts": lambda: (
-            {"a": conv(3, 8), "b": conv(into, 5)} | {name: make() for name, make in parts.items()}
-        ),
-        "forward": lambda net, x: net.b(middle(net, net.a(x))),
-    }
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
