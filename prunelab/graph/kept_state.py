@@ -48,9 +48,8 @@ def kept_state(model: nn.Module) -> dict[str, Any]:
     found = {}
     for name, module in model.named_modules():
         for part in (vars(module), module._parameters, module._buffers):
-            for key, value in part.items():
-                if key not in INTERNAL:
-                    found[f"{name}.{key}".removeprefix(".")] = _form(value)
+            for key in part.keys() - INTERNAL:
+                found[f"{name}.{key}".removeprefix(".")] = _form(part[key])
     return found
 
 
@@ -59,17 +58,18 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [name for name, form in after.items() if name not in before or before[name] != form]
 
 
-INTERNAL = set(vars(nn.Module()))
+INTERNAL = vars(nn.Module()).keys()
+PLAIN = {bool, int, float, str}
 
 
 def _form(value: Any) -> Any:
     """A value that is equal as long as `value` holds the same objects."""
-    if isinstance(value, Mapping):
-        return [*((key, _form(item)) for key, item in value.items())]
+    if value is None or type(value) in PLAIN:
+        return value
+    if isinstance(value, dict):
+        return [(key, _form(item)) for key, item in value.items()]
     if isinstance(value, (list, tuple, set)):
         return [*map(_form, value)]
-    if isinstance(value, (int, float, str, bool, type(None))):
-        return value
     return _Same(value)
 
 

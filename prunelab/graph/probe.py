@@ -7,7 +7,7 @@ show such code.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,12 +24,11 @@ from prunelab.errors import TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
 from prunelab.graph.probe_runs import Differs, MaskedRun, Recorder, close, in_double
-from prunelab.graph.stirring import stirring
 from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # the failure cannot be located; sorts before every call
-WIDE, NARROW = 64, 8  # units
+WIDE = 64  # units
 HARD_CODED = "the network's code hard-codes its width"
 COMPUTED_WITH = "the network's code computes with its width as a number"
 
@@ -42,7 +41,7 @@ def probed(
     train: Run | None = None,
     deadline: float | None = None,
     *,
-    writes: bool = False,
+    private: bool = False,
     why: str = "",
 ) -> ChannelGraph:
     """`graph` with those groups frozen that cannot be cut correctly.
@@ -50,8 +49,7 @@ def probed(
     Parameters
     ----------
     model, graph
-        The network and its graph. Zeros and equal values in its parameters are replaced by random
-        ones, on a copy: a scale that begins at zero hides what it multiplies.
+        The network, a copy to which the caller has applied `stir`, and its graph.
     run
         Runs a network in evaluation mode.
     calls
@@ -60,17 +58,25 @@ def probed(
         Runs a network in training mode; there the cut network only has to run without an error.
     deadline
         Time of `time.monotonic` after which `TraceError` is raised.
-    writes
-        The network writes into its parameters while it runs, so copies must not share them.
+    private
+        A run changes what the network keeps, so each has a copy that shares nothing.
     why
         The reason to give instead of the one found.
 
     The call at which the cut network first differs determines which groups are suspected; where
     it cannot be located, the groups are bisected.
     """
-    stirred = copy_with(model, stirring(model), share=not writes)
-    probe = _Probe(stirred, graph, run, calls, train, deadline, writes)
+    probe = _Probe(model, graph, run, calls, train, deadline, private)
     good = [group.name for group in graph.groups if group.prunable]
+    reasons: dict[str, str] = {}
+    for probe.further in (False, True):
+        good, found = _located(probe, good)
+        reasons |= found
+    return graph.freeze(dict.fromkeys(reasons, why) if why else reasons)
+
+
+def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Those of the groups `good` that can be cut together, and why the others cannot."""
     doubtful: dict[str, _Difference] = {}
     last = -1
     while (failure := probe.failure(good)) is not None:
@@ -85,12 +91,12 @@ def probed(
         doubtful |= dict.fromkeys(found, failure)
     reasons = {}
     for name, first in doubtful.items():
-        failure = first if len(doubtful) == 1 else probe.failure([*good, name])
-        if failure is None:
+        again = first if len(doubtful) == 1 else probe.failure([*good, name])
+        if again is None:
             good.append(name)
         else:
-            reasons[name] = why or (COMPUTED_WITH if failure.rounding else HARD_CODED)
-    return graph.freeze(reasons)
+            reasons[name] = COMPUTED_WITH if again.rounding else HARD_CODED
+    return good, reasons
 
 
 @dataclass(slots=True)
@@ -103,13 +109,14 @@ class _Probe:
     calls: Sequence[str]
     train: Run | None
     deadline: float | None
-    writes: bool
+    private: bool
+    further: bool = False
 
     def failure(self, names: Sequence[str]) -> _Difference | None:
         """Where the network cut in these groups differs from the masked one, if it does.
 
-        The first cut is compared with the whole network, and further cuts, down to one unit of
-        each group, with the first one: that is cheap. `EVERYWHERE` in training mode.
+        A first cut is compared with the whole network. With `further`, a cut to one unit of each
+        group is compared with the first one instead: that is cheap. `EVERYWHERE` in training mode.
         """
         if not names:
             return None
@@ -120,22 +127,22 @@ class _Probe:
             )
         alive = self._thinned(names)
         exact = not any(self.graph[name].inexact for name in names)
-        whole = copy_with(self.model, {}, share=not self.writes)  # a run may change what it keeps
-        small = self._cut(alive)
-        found = self._compared(whole, small, np.ones_like(alive), alive, exact)
-        if found is None and self.train is not None and not self._trains(small):
-            return _Difference(EVERYWHERE)
-        for fewer in self._fewer(alive, names):
-            if found is None:
-                smaller = self._cut(fewer)
-                small = self._cut(alive) if self.writes else small
-                found = self._compared(small, smaller, alive, fewer, exact)
-                if found is not None and self._alike(small, smaller, alive, fewer):
-                    found = None
+        if not self.further:
+            small = self._cut(alive)
+            whole = copy_with(self.model, {}) if self.private else self.model
+            found = self._compared(whole, small, np.ones_like(alive), alive, exact)
+            if found is None and self.train is not None and not self._trains(small):
+                found = _Difference(EVERYWHERE)
+            return found
+        small, single = self._cut(alive), self._single(alive, names)
+        smallest = self._cut(single)
+        found = self._compared(small, smallest, alive, single, exact)
+        if found is None or self._alike(small, smallest, alive, single):
+            return None
         return found
 
     def _cut(self, alive: np.ndarray) -> nn.Module:
-        return cut_to(self.model, self.graph, alive, share=not self.writes)
+        return cut_to(self.model, self.graph, alive, share=not self.private)
 
     def _compared(
         self,
@@ -178,7 +185,8 @@ class _Probe:
     def _trains(self, small: nn.Module) -> bool:
         """Whether a cut network runs in training mode; its outputs are not compared."""
         assert self.train is not None
-        small = copy_with(small, {})  # training writes into buffers, and perhaps into weights
+        buffers = {name: buffer.clone() for name, buffer in small.named_buffers()}
+        small = copy_with(small, buffers, share=not self.private)  # training writes into these
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
                 with torch.no_grad(), private_random(), watch:
@@ -212,11 +220,15 @@ class _Probe:
 
         The remaining width has no divisor in common with the original one, so that code that
         needs a multiple of something (heads, groups) fails. The cut copy of a large network,
-        whose groups are wide, is small and fast. Returned as by `ChannelGraph.alive`.
+        whose groups are wide, is small and fast. Groups of one width lose different units, so
+        that none look coupled by chance. Returned as by `ChannelGraph.alive`.
         """
         rng = np.random.default_rng(0)
         alive = np.ones(self.graph.units + 1, dtype=bool)
+        orders: dict[int, np.ndarray] = {}
         for group in (self.graph[name] for name in names):
+            order = np.roll(orders.get(group.width, rng.permutation(group.width)), 1)
+            orders[group.width] = order
             share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
             most = max(1, int(group.width * share))
             count = next(
@@ -224,26 +236,18 @@ class _Probe:
                 for n in (*range(most, 0, -1), 1)
                 if n == 1 or gcd(group.width - n, group.width) == 1
             )
-            alive[group.first + rng.choice(group.width, size=count, replace=False)] = False
+            alive[group.first + order[:count]] = False
         return alive
 
-    def _fewer(self, alive: np.ndarray, names: Sequence[str]) -> Iterator[np.ndarray]:
-        """Keep one of the units in `alive` of each of these groups.
-
-        Where groups are so narrow that the same ones may be kept by chance, other numbers, too.
-        """
-        rng = np.random.default_rng(1)
-        groups = [self.graph[name] for name in names]
-        narrow = any(group.width < NARROW for group in groups)
-        for most in (1, None) if narrow else (1,):
-            kept = alive.copy()
-            for group in groups:
-                units = np.arange(group.first, group.first + group.width)
-                units = units[alive[units]]
-                count = most or int(rng.integers(1, len(units) + 1))
-                kept[units] = False
-                kept[rng.choice(units, count, replace=False)] = True
-            yield kept
+    def _single(self, alive: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Keep one of the units in `alive` of each of these groups."""
+        kept = alive.copy()
+        for place, group in enumerate(self.graph[name] for name in names):
+            units = np.arange(group.first, group.first + group.width)
+            units = units[alive[units]]
+            kept[units] = False
+            kept[units[place % len(units)]] = True
+        return kept
 
     def _difference(
         self,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 TINY = 1e-3
 
 
-def stirring(model: nn.Module) -> dict[str, Tensor]:
-    """New values for the parameters of `model` that are all equal, or all tiny, by name.
+def stir(model: nn.Module) -> None:
+    """Give the parameters of `model` that are all equal, or all tiny, random values.
 
     Such are zero-initialised scales, biases and layers, and scales of one. Values keep their sign
     and size where they have any, so that exponents and roots stay finite.
     """
     generator = torch.Generator().manual_seed(0)
-    made = {}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if not parameter.is_floating_point() or not parameter.numel():
             continue
         low, high = (float(x) for x in parameter.detach().aminmax())
@@ -30,5 +29,4 @@ def stirring(model: nn.Module) -> dict[str, Tensor]:
             sign = torch.where(noise * 64 % 1 < 0.5, -1.0, 1.0)
             rows = parameter.shape[0] if parameter.ndim else 1
             values = sign * (0.1 + 0.4 * noise) * (rows / parameter.numel()) ** 0.5
-        made[name] = values.to(parameter)
-    return made
+        parameter.data.copy_(values)

@@ -21,6 +21,7 @@ from prunelab.graph.grouping import build_graph
 from prunelab.graph.kept_state import changed, kept_state, own, python_random_kept
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
+from prunelab.graph.stirring import stir
 from prunelab.graph.surgery.editing import copy_with
 from prunelab.graph.train_mode import idle, mode_dependent
 
@@ -121,12 +122,15 @@ def trace(
     graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
     if mode.wrote:
         model = copy_with(given, {}).eval()  # what was written are zeros in part
-    graph = probed(model, graph, run, calls, train, deadline, writes=mode.wrote)
+    stir(model)
+    private = mode.wrote or bool(mode.keeps)
+    graph = probed(model, graph, run, calls, train, deadline, private=private)
     if mode.keeps and any(group.prunable for group in graph.groups):
+        stir(model := copy_with(given, {}).eval())
         with torch.no_grad(), private_random():
-            run(model := copy_with(given, {}).eval())
+            run(model)
         why = f"the network keeps {', '.join(mode.keeps)} from one run to the next"
-        graph = probed(model, graph, run, calls, None, deadline, writes=mode.wrote, why=why)
+        graph = probed(model, graph, run, calls, None, deadline, private=private, why=why)
     return graph
 
 
@@ -200,11 +204,11 @@ def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> 
     Code may store what it computes in an attribute or a buffer, and zeros must not be stored.
     """
     made = copy_with(model, {}, share=True)
-    before = kept_state(made)
+    before = kept_state(made) if outputs is OUTPUT else {}
     with state_preserved(model), private_random():
         run_on_labels(mode, made, run, outputs)
-        if outputs is OUTPUT:
-            mode.keeps = changed(before, kept_state(made))
+    if outputs is OUTPUT:
+        mode.keeps = changed(before, kept_state(made))
 
 
 def _unused(model: nn.Module, mode: LabelMode) -> bool:

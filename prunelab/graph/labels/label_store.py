@@ -44,8 +44,8 @@ class LayerTrace:
     it, both summed over calls. Where the rows of the input are channels (labels `rows`, of one
     input), both count for one row. `other` holds the multiply-adds and output elements of calls of
     other shapes, which cannot be cut. `norm` names the BatchNorm that follows; `order` is the
-    position in execution order. `computed` says that the weight in use is computed from its parameters,
-    `cuttable` that its channels can be removed.
+    position in execution order. `computed` says that the weight in use is computed from its
+    parameters, `cuttable` that its channels can be removed.
     """
 
     name: str
