@@ -61,8 +61,10 @@ def trace(
         Methods keep widths at multiples of `round_to` channels and at `min_width` units or more;
         a plan's own `drop` is literal.
     inexact
-        A LayerNorm over channels freezes them, because its statistics depend on their number.
-        True makes them prunable, marked `group.inexact`.
+        Statistics over channels freeze them, because they depend on their number: a LayerNorm,
+        RMSNorm, GroupNorm of one group, local or global response normalisation, attention by the
+        mean or maximum over channels or by a convolution over them, a standardised weight. True
+        makes them prunable, marked `group.inexact`.
     time_limit
         Seconds that tracing may take (None: no limit).
 

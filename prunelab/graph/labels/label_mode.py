@@ -72,14 +72,13 @@ class LabelMode(Watch):
         super().__init__(model)
         self.stack = ModuleStack()
         self.stack.on_pass = self._pass
-        self.store = LabelStore(self.stack)
+        self.store = LabelStore(self.stack, inexact)
         self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
         self.wrote = False
         self.keeps: list[str] = []
         self._memory = {_address(parameter) for parameter in model.parameters()}
         self._batch = max(1, batch)
-        self._inexact = inexact
         self._deadline = deadline
         self._views = Views(self.store)
         self._selectors = set(selector_buffers(model))
@@ -108,7 +107,11 @@ class LabelMode(Watch):
         store.settle(call.x)
         labels, rows = store.labels(call.x), False
         if call.conv is not None and any(axis > 1 for axis in varying_axes(labels)):
-            store.freeze(labels, f"{name} convolves over channels laid out over space")
+            why = f"{name} convolves over channels laid out over space"
+            if store.bend(labels, why) and out.shape == call.x.shape and labels.shape[1] == 1:
+                store.put(out, labels)
+            else:
+                store.freeze(labels, why)
             layer = self._layer(call, out, None)
         elif (
             labels.shape[1] == 1 and labels.shape[0] > 1
@@ -192,7 +195,7 @@ class LabelMode(Watch):
 
         if layer.groups == 1:
             if not call.origin.scaled:
-                store.freeze(into, f"the weight of {name} is computed from all of its inputs")
+                store.bend(into, f"the weight of {name} is computed from all of its inputs")
             store.unite(layer.into, into, f"the shared layer {name}")
             store.index(call.origin, shaped(into, in_axis), f"the shared layer {name}")
             store.index(call.origin, shaped(layer.out, out_axis), name)
@@ -294,7 +297,7 @@ class LabelMode(Watch):
         elif packet is aten.native_group_norm:
             arithmetic.normalise_groups(store, self.origin, args, out)
         elif packet is aten.native_layer_norm:
-            arithmetic.normalise_layer(store, self.origin, args, out, self._inexact)
+            arithmetic.normalise_layer(store, self.origin, args, out)
         elif packet in PRODUCTS:
             arithmetic.product(store, self.origin, packet.__name__, args, out)
         elif packet in ATTENTION:

@@ -92,11 +92,13 @@ class LabelStore:
     """The labels of all tensors of one run, and the `Trace` built from them.
 
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
-    frozen: its inputs, what it computes, and the outputs of its submodules.
+    frozen: its inputs, what it computes, and the outputs of its submodules. With `inexact`,
+    channels over which statistics are taken are marked instead of frozen.
     """
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, inexact: bool = False) -> None:
         self.trace = Trace()
+        self.inexact = inexact
         self._stack = stack
         self._labels = WeakTensorKeyDictionary()
         self._uniform = WeakTensorKeyDictionary()
@@ -189,6 +191,14 @@ class LabelStore:
         if len(some):
             self.trace.frozen.append((some, why))
 
+    def bend(self, labels: Tensor, why: str) -> bool:
+        """Mark these channels as inexact and return True or, unless `inexact`, freeze them."""
+        if self.inexact:
+            self.trace.inexact.append(torch.unique(labels))
+        else:
+            self.freeze(labels, why)
+        return self.inexact
+
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Couple `a` and `b` element by element; a label paired with FROZEN is frozen."""
         if a.shape == b.shape and torch.equal(a, b):
@@ -274,5 +284,5 @@ class LabelStore:
         """The finished trace."""
         for key, why in self._rigid.items():
             if key in self.trace.slots:
-                self.freeze(self.trace.slots[key], why)
+                self.bend(self.trace.slots[key], why)
         return self.trace

@@ -54,6 +54,10 @@ REDUCES = {
     aten.any, aten.all, aten.nansum, aten.median, aten.argmax, aten.argmin, aten.aminmax,
     aten.kthvalue, aten.mode, aten.nanmedian,
 }  # fmt: skip
+STATISTICS = {  # of about the same size for any number of elements
+    aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.var_mean,
+    aten.std_mean, aten.norm,
+}  # fmt: skip
 ALONG = {  # work along one axis, `dim`, and keep the others
     aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.sort, aten.logcumsumexp,
     aten._safe_softmax, aten.argsort, aten.topk, aten.cummax, aten.cummin,
