@@ -189,6 +189,10 @@ class _GuardRun:
                 reader = name or "the network"
                 store.guarded[name] = f"it may be read by training-only code of {reader}"
         for part in idle(self.model, mode.used):
+            owner = store.trace.layers.get(f"{part.removesuffix('bias')}weight")
+            if part.endswith("bias") and owner is not None and owner.cuttable:
+                store.slot((part, 0), owner.out, owner.name)  # it can belong to that layer alone
+                continue
             above = part.rpartition(".")[0]
             while above and above not in mode.stack.entered:
                 above = above.rpartition(".")[0]

@@ -91,7 +91,7 @@ class ChannelGroup:
     original numbers 0 .. width-1 (the order of the first producer's channels). `first` is the
     graph-wide number of its first unit. Methods keep `min_width` units or more, and a multiple of
     `step`. `residual`: they are the sum of several dense layers' outputs, or the input of a block
-    that adds a projection of it to its branch. `inexact`: a LayerNorm spans the group, so that the
+    that adds a projection of it to its branch. `inexact`: statistics span the group, so that the
     cut network differs slightly from the masked one.
     """
 

@@ -65,11 +65,9 @@ def combine(store: LabelStore, a: Tensor, b: Tensor, why: str) -> Tensor:
     """
     a_wide = any(x > 1 and y == 1 for x, y in zip(a.shape, b.shape, strict=True))
     b_wide = any(y > 1 and x == 1 for x, y in zip(a.shape, b.shape, strict=True))
-    if a_wide and b_wide:
-        store.freeze(a, f"channels are laid out along two axes at {why}")
-        store.freeze(b, f"channels are laid out along two axes at {why}")
-        return torch.full((1,) * a.ndim, FROZEN)
     if a_wide or b_wide:
+        if a_wide and b_wide:  # each is broadcast over the other: keep those along the usual axis
+            a_wide = (a.ndim > 1 and a.shape[1] > 1, a.numel()) > (b.shape[1] > 1, b.numel())
         wide, narrow = (a, b) if a_wide else (b, a)
         store.freeze(narrow, f"it is broadcast over other channels at {why}")
         return wide

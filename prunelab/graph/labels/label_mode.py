@@ -10,7 +10,7 @@ its inputs, so that an unknown operation never leads to a wrong cut.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -25,7 +25,7 @@ from prunelab.graph.labels import arithmetic
 from prunelab.graph.labels.data_movement import REGIONS, rearrange
 from prunelab.graph.labels.label_store import FROZEN, Edge, LabelStore, LayerTrace, Trace
 from prunelab.graph.labels.layer_calls import Call, Conv, Watch
-from prunelab.graph.labels.layout import tensors_in, varying_axes, widened
+from prunelab.graph.labels.layout import argument, tensors_in, varying_axes, widened
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.op_tables import (
     ALONG,
@@ -105,6 +105,7 @@ class LabelMode(Watch):
         store, name = self.store, layer_name(call.name)
         self._in_time(name)
         store.settle(call.x)
+        store.fill(call.x)
         labels, rows = store.labels(call.x), False
         if call.conv is not None and any(axis > 1 for axis in varying_axes(labels)):
             why = f"{name} convolves over channels laid out over space"
@@ -221,6 +222,25 @@ class LabelMode(Watch):
         """Label the outputs of any other operation."""
         packet, store = func.overloadpacket, self.store
         tensors = tensors_in(*args, kwargs)
+        if packet is aten.embedding and args[1] not in store:
+            self._looked_up(args[0], out)
+            return
+        labelled = any(x in store for x in tensors)
+        pointwise = torch.Tag.pointwise in func.tags or packet in ELEMENTWISE
+        if packet in VIEWS:
+            if labelled and store.uniform(args[0]):
+                store.make_uniform(out)
+        elif labelled:
+            for x in tensors:
+                if not (func._schema.is_mutable and x is args[0]):
+                    store.fill(x)
+        if pointwise and not labelled and any(x.ndim and self.origin(x) is None for x in tensors):
+            for x in tensors:
+                self._lend(x)
+        elif packet is aten.cat and labelled:
+            beside = {axis for x in tensors for axis in varying_axes(store.labels(x))}
+            for x in tensors:
+                self._lend(x, beside - {argument(func, args, kwargs, "dim", 0) % out.ndim})
         if packet is aten.index_select and self._selects(args[0], self.origin(args[2]), out):
             return
         if packet in VIEWS:
@@ -242,6 +262,34 @@ class LabelMode(Watch):
                 self._views.written_fixed(out)
         elif isinstance(out, Tensor) and func._schema.is_mutable:
             self._views.written_fixed(out)
+
+    def _lend(self, tensor: Tensor, among: Set[int] | None = None) -> None:
+        """Give a parameter that meets data labels of its own, which no layer issues.
+
+        It needs one axis with several entries, or one of those `among`.
+        """
+        origin = self.origin(tensor)
+        if origin is None or tensor in self.store:
+            return
+        axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        if among is not None:
+            axes = [axis for axis in axes if axis in among]
+        if len(axes) == 1 and origin.axes:
+            shape = [-1 if axis == axes[0] else 1 for axis in range(tensor.ndim)]
+            labels = self.store.issue(tensor.shape[axes[0]]).reshape(shape)
+            self.store.index(origin, labels, "a parameter")
+            self.store.put(tensor, labels)
+
+    def _looked_up(self, table: Tensor, out: Tensor) -> None:
+        """Rows of a table: each entry of a row is a channel that no layer issues."""
+        origin, store = self.origin(table), self.store
+        if origin is None or not origin.plain:
+            return
+        labels = store.trace.slots.get((origin.name, 1))
+        if labels is None:
+            labels = store.issue(table.shape[1])
+            store.slot((origin.name, 1), labels, "a table")
+        store.put(out, labels.reshape([*[1] * (out.ndim - 1), -1]))
 
     def _selects(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
         """Whether a convolution selects channels here; it then issues channels of its own."""

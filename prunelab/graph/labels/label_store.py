@@ -147,11 +147,27 @@ class LabelStore:
         """`tensor` is no longer uniform: position-dependent values were written into it."""
         self._uniform.pop(tensor, None)
 
-    def make_uniform(self, tensor: Tensor, like: Tensor | None = None) -> None:
-        """No element of `tensor` depends on its channel, so it fits any number of channels.
+    def fill(self, tensor: Tensor) -> None:
+        """Where nothing was written into a uniform tensor, it has the channels written beside."""
+        labels = self._labels.get(tensor)
+        if labels is None or tensor not in self._uniform:
+            return
+        for axis in varying_axes(labels):
+            most = labels.amax(axis, keepdim=True)
+            others = [a for a in varying_axes(labels) if a != axis]
+            if others and bool(((labels == most) | (labels == FROZEN)).all()):
+                labels = most
+        self.put(tensor, labels)
+
+    def make_uniform(self, made: Any, like: Tensor | None = None) -> None:
+        """No element of `made` depends on its channel, so it fits any number of channels.
 
         Where it has the shape of `like`, it is taken to have the channels of `like`.
         """
+        for tensor in tree_leaves(made):
+            self._make_uniform(tensor, like)
+
+    def _make_uniform(self, tensor: Tensor, like: Tensor | None) -> None:
         alike = like is not None and like.shape == tensor.shape and like in self
         self._uniform[tensor] = self.labels(like) if alike and like is not None else None
 
@@ -217,6 +233,12 @@ class LabelStore:
         self.freeze(high[fixed], f"it is combined with a tensor of fixed width by {why}")
         if (~fixed).any():
             self.trace.edges.append(Edge(low[~fixed], high[~fixed], why, self._stack.innermost))
+
+    def unite_known(self, a: Tensor, b: Tensor, why: str) -> None:
+        """Couple `a` and `b` element by element where both are channels."""
+        a, b = torch.broadcast_tensors(a, b)
+        known = (a != FROZEN) & (b != FROZEN)
+        self.unite(a[known], b[known], why)
 
     def collapse(self, labels: Tensor, axes: list[int], why: str) -> Tensor:
         """Couple the labels along `axes` with each other, and keep one of them."""

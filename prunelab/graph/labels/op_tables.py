@@ -10,7 +10,8 @@ VIEWS = {  # the result shares the memory of the first input
     aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.reshape,
     aten.unsqueeze, aten.squeeze, aten.expand, aten.slice, aten.select, aten.split,
     aten.split_with_sizes, aten.unbind, aten.alias, aten.detach, aten.unfold, aten.diagonal,
-    aten._reshape_alias,
+    aten._reshape_alias, aten.view_as_real, aten.view_as_complex, aten.as_strided, aten.real,
+    aten.imag,
 }  # fmt: skip
 CASTS = {aten._to_copy, aten.clone, aten.contiguous, aten.detach, aten.alias, aten.lift_fresh}
 RESHAPES = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias}
@@ -33,6 +34,7 @@ UNIFORM = {  # created from a size: no entry depends on its channel
 DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.zero_, aten.fill_}
 ELEMENTWISE = {  # pointwise, but without PyTorch's tag
     aten._prelu_kernel, aten.fake_quantize_per_channel_affine_cachemask, aten.glu_jvp,
+    aten.complex, aten.polar,
 }  # fmt: skip
 RESIZES = {  # act on each channel's plane; the value is its number of trailing axes
     aten.max_pool2d_with_indices: 2, aten.max_pool3d_with_indices: 3, aten.avg_pool1d: 1,
