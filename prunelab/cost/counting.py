@@ -20,7 +20,7 @@ from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
 from prunelab.graph.kept_state import own
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.modules.channel_selector import selector_buffers
-from prunelab.graph.trace import called, runner, state_preserved
+from prunelab.graph.trace import called, runner, several, state_preserved
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
@@ -100,7 +100,8 @@ def _layer_costs(
             macs, elements = counted.macs[layer.weight], counted.elements[layer.weight]
         axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
         wide = [*axes, *([layer.in_units] if layer.dense else [])]
-        own = {layer.weight, f"{layer.name}.bias", f"{layer.norm}.weight", f"{layer.norm}.bias"}
+        own = {layer.weight, f"{layer.norm}.weight", f"{layer.norm}.bias"}
+        own |= {f"{layer.name}.bias", f"{layer.name}.bias_orig"}  # masked, where it is pruned
         found[layer.name] = Cost(
             _kept(macs, alive, wide),
             sum(sizes.get(name, 0) for name in own),
@@ -266,10 +267,11 @@ def timing(
     with state_preserved(model):
         model.eval()
         for index in range(runs + 3):
-            inputs = own(example_inputs)  # a network may write into them
+            inputs = several(own(example_inputs), forward)  # a network may write into them
             with private_random(), torch.inference_mode():
                 started = time.perf_counter()
-                called(model, inputs, forward)
+                for call in inputs:
+                    called(model, call, forward)
                 wait(device)
                 took = time.perf_counter() - started
             if index >= 3:

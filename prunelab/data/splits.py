@@ -61,7 +61,11 @@ class Splits:
         Their order is drawn from `seed` unless the data fixes it: the first images of a folder are
         often all of one class.
         """
-        return self._usable(_privately(lambda: _take(self._epoch(self.seed), images), self.seed))
+        return self._usable(self.samples(images))
+
+    def samples(self, images: int) -> Iterator[Any]:
+        """The same batches, with unusable images."""
+        return _privately(lambda: _take(self._epoch(self.seed), images), self.seed)
 
     def validation(self, images: int) -> Iterator[Any]:
         """Validation batches up to `images` images, the same ones at every call."""

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
+
+from prunelab.data.tensors import tensors_of
 
 
 def own(inputs: Any) -> Any:
     """A copy of `inputs` for one run, which may write into them or take them apart."""
     memo: dict[int, Any] = {
-        id(leaf): leaf.detach().clone().requires_grad_(leaf.requires_grad)
-        for leaf in tree_leaves(inputs)
-        if isinstance(leaf, Tensor)
+        id(tensor): tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        for tensor in tensors_of(inputs)
     }
     try:
         return copy.deepcopy(inputs, memo)

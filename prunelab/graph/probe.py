@@ -16,14 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunelab.data.private_random import private_random
+from prunelab.data.tensors import tensors_of
 from prunelab.errors import TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
-from prunelab.graph.probe_runs import Differs, MaskedRun, Recorder, close, in_double
+from prunelab.graph.probe_runs import (
+    Differs,
+    MaskedRun,
+    Recorder,
+    close,
+    in_double,
+)
 from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
@@ -177,7 +183,7 @@ class _Probe:
                 due = in_double(self.evaluate, whole)
         except Exception:  # any error of a cut network is due to the cut
             return False
-        pairs = [[x for x in tree_leaves(out) if isinstance(x, Tensor)] for out in (made, due)]
+        pairs = [tensors_of(made), tensors_of(due)]
         return len(pairs[0]) == len(pairs[1]) and all(
             close(a, b, 1e-7) for a, b in zip(*pairs, strict=True)
         )
@@ -281,7 +287,7 @@ class _Probe:
             return _Difference(len(wanted.calls), difference.rounding)
         except Exception as error:
             raise _Unable from error
-        pairs = [[x for x in tree_leaves(out) if isinstance(x, Tensor)] for out in (made, due)]
+        pairs = [tensors_of(made), tensors_of(due)]
         alike = [x.shape for x in pairs[0]] == [x.shape for x in pairs[1]]
         alike = alike and len(got.calls) == len(wanted.calls)
         same = (close(a, b, tolerance) for a, b in zip(*pairs, strict=True))

@@ -18,6 +18,17 @@ from prunelab.graph.labels.op_tables import aten
 
 Run = Callable[[nn.Module], Any]
 SMALL = 2**20  # elements
+DRAWN = {  # draws, and what stands for each number
+    **dict.fromkeys([aten.bernoulli, aten.bernoulli_], 1.0),
+    **dict.fromkeys(
+        [
+            aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.normal, aten.normal_,
+            aten.uniform, aten.uniform_, aten.exponential, aten.exponential_, aten.log_normal,
+            aten.log_normal_, aten.cauchy, aten.cauchy_,
+        ],
+        0.5,
+    ),
+}  # fmt: skip
 
 
 class Differs(Exception):
@@ -37,7 +48,22 @@ class CallRecord:
     out: Tensor | None
 
 
-class Recorder(Watch):
+class _Steady(Watch):
+    """Random numbers are constants: two networks of different widths cannot draw the same ones.
+
+    Draws of whole numbers, such as a permutation, stay: their sizes are seldom widths.
+    """
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operation; a draw gives a constant."""
+        packet = func.overloadpacket
+        if packet is aten.native_dropout:
+            return args[0] / max(1 - args[1], 1e-3), torch.ones_like(args[0], dtype=torch.bool)
+        out = func(*args, **kwargs)
+        return out.fill_(DRAWN[packet]) if packet in DRAWN else out
+
+
+class Recorder(_Steady):
     """Records the outputs of each layer of the cut network."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer], alive: np.ndarray) -> None:
@@ -52,7 +78,7 @@ class Recorder(Watch):
         self.seen.append(CallRecord(call.name, _sums(out), out.clone() if head else None))
 
 
-class MaskedRun(Watch):
+class MaskedRun(_Steady):
     """Zeroes the dropped units in each layer's input, and stops where outputs differ from `seen`.
 
     Masking the inputs as they are read, rather than columns of weights, is the definition itself.
@@ -83,7 +109,7 @@ class MaskedRun(Watch):
                 x = call.x.index_fill(1, at, 0.0)
                 place = 1 if func.overloadpacket is aten.addmm else 0
                 args = (*args[:place], x, *args[place + 1 :])
-        return func(*args, **kwargs)
+        return super().run(func, args, kwargs)
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Raise at a difference, in the channels that stay."""

@@ -11,19 +11,22 @@ from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunelab.data.private_random import private_random
-from prunelab.errors import BadModel, InvalidValue, PruneLabError, TraceError
+from prunelab.data.tensors import tensors_of
+from prunelab.errors import InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.given import check_network
 from prunelab.graph.grouping import build_graph
+from prunelab.graph.independence import check_copies
 from prunelab.graph.kept_state import changed, kept_state, own, python_random_kept
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.stirring import stir
 from prunelab.graph.surgery.editing import copy_with
 from prunelab.graph.train_mode import idle, mode_dependent
+from prunelab.graph.untaken import entered_above, readable, untaken
 
 Run = Callable[[nn.Module], Any]
 OUTPUT = "it is an output of the network"
@@ -48,8 +51,10 @@ def trace(
     model
         Any network; it is left bitwise as it was.
     example_inputs
-        A tensor, a tuple of arguments, or a dict of keyword arguments; with `forward`, whatever
-        `forward(model, example_inputs)` takes. The network runs in evaluation mode and, where its
+        A tensor, a tuple of arguments, or a dict of keyword arguments; a list of such tuples and
+        dicts is several calls, traced together, for a network with several heads or branches (MACs
+        are those of the first). With `forward`, whatever `forward(model, example_inputs)` takes.
+        The network runs in evaluation mode and, where its
         code behaves differently there (auxiliary heads), in training mode; both traces are joined.
     forward
         How to run the network, where `model(example_inputs)` does not.
@@ -70,42 +75,41 @@ def trace(
 
     At the end a copy is cut and compared with the masked network; groups where the two differ
     are frozen, because forward code hard-codes their width. Layers that never ran are listed in
-    `graph.unseen`. Raises `TraceError` when the network does not run on these inputs or exceeds
-    `time_limit`, `BadModel` for a network on the meta device, `InvalidValue` for widths below 1.
+    `graph.unseen`; what they may read is frozen, unless no code mentions them. Raises `TraceError`
+    when the network does not run on these inputs or exceeds `time_limit`, `BadModel` for a network
+    that is scripted, exported, quantised or without values, `InvalidValue` for widths below 1.
     """
     if round_to < 1 or min_width < 1:
         raise InvalidValue(
             f"round_to and min_width count channels and units, 1 or more; not {round_to} and "
             f"{min_width}."
         )
-    meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if meta:
-        raise BadModel(
-            f"The network is on the meta device ({meta[0]} has no values). Load its weights "
-            "first: model.to_empty(device='cpu') and load_state_dict."
-        )
-    given, model = model, copy_with(model, {}).eval()
+    check_network(model)
+    calls_of = [_run(call, forward) for call in several(example_inputs, forward)]
     run = runner(example_inputs, forward)
-    tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    tensors = tensors_of(example_inputs)
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
+    with state_preserved(model):
+        check_copies(model, run, forward is not None)
+    given, model = model, copy_with(model, {}).eval()
     try:
-        mode = _followed(model, run, lambda: LabelMode(model, batch, inexact, deadline))
+        mode = _followed(model, calls_of, lambda: LabelMode(model, batch, inexact, deadline))
     except PruneLabError:
         raise
     except Exception as error:
-        shapes_given = [tuple(tensor.shape) for tensor in tensors]
+        shown = [tuple(tensor.shape) for tensor in tensors]
         raise TraceError(
-            f"The network does not run on the example inputs (shapes {shapes_given}): "
+            f"The network does not run on the example inputs (shapes {shown}): "
             f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
-            "or forward=."
+            f"{'two if it takes no batch of one, ' if batch == 1 else ''}or forward=."
         ) from error
     calls, untrained = tuple(mode.calls), ""
     train: Run | None = None
+    again = _SecondRun(mode, model, run)
     if train_inputs is not None or mode_dependent(model) or _unused(model, mode):
         train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
-        again = _GuardRun(mode, model, run)
         try:
             _follow_in_training(model, mode, train)
         except TraceError:
@@ -116,11 +120,16 @@ def trace(
                 raise TraceError(
                     f"The network does not run in training mode on train_inputs: {untrained}."
                 ) from error
+            again.guard()
             train = None  # training mode fails on these inputs, so the probe cannot use it
-        again.guard(failed=bool(untrained))
+    others = [] if untrained else again.unowned(untaken(model, mode.used))
+    again.keep(others)
     shapes = tuple(tuple(tensor.shape) for tensor in tensors)
     graph = build_graph(model, mode.store.close(), shapes, itemsize)
-    graph = replace(graph, untrained=untrained, network=weakref.ref(given))
+    named = [f"{layer}." for layer in graph.unseen]
+    others = [part for part in others if not any(n.startswith(f"{part}.") for n in named)]
+    unseen = (*graph.unseen, *others)
+    graph = replace(graph, untrained=untrained, unseen=unseen, network=weakref.ref(given))
     graph = _with_widths(graph.freeze(_asked(graph, freeze)), round_to, min_width)
     if mode.wrote:
         model = copy_with(given, {}).eval()  # what was written are zeros in part
@@ -136,18 +145,26 @@ def trace(
     return graph
 
 
-def _followed(model: nn.Module, run: Run, fresh: Callable[[], LabelMode]) -> LabelMode:
-    """The mode after `model` has run on labels; values are computed only where they are needed."""
+def _followed(model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelMode]) -> LabelMode:
+    """The mode after `calls` of `model` on labels; values are computed only where needed.
+
+    The work of layers is that of the first call.
+    """
+
+    def follow(mode: LabelMode) -> LabelMode:
+        for call in calls:
+            mode.counting = call is calls[0]
+            _run_stand_in(mode, model, call, OUTPUT)
+        return mode
+
     mode = fresh()
     mode.numbers = False
     try:
-        _run_stand_in(mode, model, run, OUTPUT)
+        return follow(mode)
     except TraceError:
         raise
     except Exception:  # code may branch on zeros: run again with the real values
-        mode = fresh()
-        _run_stand_in(mode, model, run, OUTPUT)
-    return mode
+        return follow(fresh())
 
 
 def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
@@ -166,40 +183,57 @@ def _follow_in_training(model: nn.Module, mode: LabelMode, train: Run) -> None:
         _run_stand_in(mode, model, train, outputs)
 
 
-class _GuardRun:
-    """Repeats the run in evaluation mode, to freeze what only training code may read."""
+class _SecondRun:
+    """Repeats the run in evaluation mode, to freeze what code that did not run may read."""
 
     def __init__(self, mode: LabelMode, model: nn.Module, run: Run) -> None:
         self.mode, self.model, self.run = mode, model, run
         self.numbers, self.known = mode.numbers, set(mode.store.trace.layers)
 
-    def guard(self, failed: bool) -> None:
-        """Freeze what code may read that was not run; `failed` says that training mode was not.
+    def guard(self) -> None:
+        """Freeze what training-only code may read, because that code could not be run.
 
-        Such code is in a module that has an unused submodule or, after a failure, that reads its
-        `training` flag. It can access the module's inputs, what the module computes, and the
-        outputs of its submodules, but nothing inside these.
+        Such code is in a module that reads its `training` flag, or that has an unused submodule.
+        It can access the module's inputs, what the module computes, and the outputs of its
+        submodules, but nothing inside these.
         """
         mode, store = self.mode, self.mode.store
-        if failed:
-            for layer in store.trace.layers.values():
-                if layer.name not in self.known:
-                    store.freeze(layer.out, "it runs only in training mode, which failed")
-            for name in mode_dependent(self.model):
-                reader = name or "the network"
-                store.guarded[name] = f"it may be read by training-only code of {reader}"
+        for layer in store.trace.layers.values():
+            if layer.name not in self.known:
+                store.freeze(layer.out, "it runs only in training mode, which failed")
+        for name in mode_dependent(self.model):
+            store.guarded[name] = f"it may be read by training-only code of {name or 'the network'}"
         for part in idle(self.model, mode.used):
-            owner = store.trace.layers.get(f"{part.removesuffix('bias')}weight")
+            above = entered_above(part, mode.stack.entered)
+            store.guarded[above] = f"it may be read in training by {part}, which did not run"
+        self._follow()
+
+    def unowned(self, parts: Sequence[str]) -> list[str]:
+        """Of `parts`, those that are not the unused bias of a layer that ran: it is cut with it."""
+        left = []
+        for part in parts:
+            owner = self.mode.store.trace.layers.get(f"{part.removesuffix('bias')}weight")
             if part.endswith("bias") and owner is not None and owner.cuttable:
-                store.slot((part, 0), owner.out, owner.name)  # it can belong to that layer alone
-                continue
-            above = part.rpartition(".")[0]
-            while above and above not in mode.stack.entered:
-                above = above.rpartition(".")[0]
-            store.guarded[above] = f"it may be read by {part}, which did not run"
-        if not store.guarded:
+                self.mode.store.slot((part, 0), owner.out, owner.name)
+            else:
+                left.append(part)
+        return left
+
+    def keep(self, parts: Sequence[str]) -> None:
+        """Freeze what `parts` may read, which other calls take: see `readable`."""
+        if not parts:
             return
-        mode.numbers, mode.careful = self.numbers, True
+        store = self.mode.store
+        store.met = []
+        self._follow()
+        for part in parts:
+            above = entered_above(part, self.mode.stack.entered)
+            for labels in readable(self.model, part, above, store.met):
+                store.freeze(labels, f"{part} may read it, in a call that was not traced")
+
+    def _follow(self) -> None:
+        mode = self.mode
+        mode.numbers, mode.careful, mode.counting = self.numbers, True, False
         self.model.eval()
         _run_stand_in(mode, self.model, self.run, OUTPUT)
 
@@ -257,11 +291,21 @@ def _with_widths(graph: ChannelGraph, round_to: int, min_width: int) -> ChannelG
 def runner(
     inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Callable[[nn.Module], Any]:
-    """A function that runs a network on `inputs`: a tensor, a tuple of arguments or a dict.
+    """A function that runs a network on `inputs`, as `trace` takes them.
 
     Every run has a copy of the inputs, and leaves the random state of Python and NumPy as it was.
     """
+    calls = [_run(call, forward) for call in several(inputs, forward)]
+    return calls[0] if len(calls) == 1 else lambda model: [call(model) for call in calls]
 
+
+def several(inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[Any]:
+    """The inputs of each call: of several if it is a list of tuples and dicts."""
+    listed = forward is None and isinstance(inputs, list) and bool(inputs)
+    return inputs if listed and all(isinstance(x, tuple | dict) for x in inputs) else [inputs]
+
+
+def _run(inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Run:
     def run(model: nn.Module) -> Any:
         with python_random_kept():
             return called(model, own(inputs), forward)
@@ -272,7 +316,7 @@ def runner(
 def called(
     model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Any:
-    """Run a network on `inputs`: a tensor, a tuple of arguments or a dict."""
+    """Run a network on `inputs`, one call."""
     if forward is not None:
         return forward(model, inputs)
     if isinstance(inputs, dict):

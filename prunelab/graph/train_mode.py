@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator, Set
+import inspect
+from collections.abc import Iterable, Iterator, Set
 from types import CodeType
+from typing import Any
 
 from torch import nn
 
@@ -18,17 +20,24 @@ def mode_dependent(model: nn.Module) -> tuple[str, ...]:
     couple channels in the same way in both modes.
     """
     kinds = {kind: _does(kind) for kind in {type(module) for module in model.modules()}}
-    return tuple(name for name, module in model.named_modules() if kinds[type(module)])
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if kinds[type(module)] or _reads(vars(module).values())
+    )
 
 
 def idle(model: nn.Module, used: Set[str]) -> list[str]:
     """The outermost modules and parameters of `model` of which nothing is in `used`."""
-    at_work = {id(parameter) for name, parameter in model.named_parameters() if name in used}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    at_work = {id(tensor) for name, tensor in tensors if name in used}
     found: list[str] = []
     for name, module in model.named_modules():
         if found and name.startswith(f"{found[-1]}."):
             continue
         own = [*module.parameters()]
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            own += [*module.buffers()]  # it may have no parameters
         if own and all(id(parameter) not in at_work for parameter in own):
             found.append(name)
         else:
@@ -42,9 +51,19 @@ def idle(model: nn.Module, used: Set[str]) -> list[str]:
 
 def _does(kind: type[nn.Module]) -> bool:
     kinds = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
-    functions = [getattr(f, "fget", f) for base in kinds for f in vars(base).values()]
-    codes = [code for f in functions if (code := getattr(f, "__code__", None)) is not None]
-    return any(_branches(code) for code in codes)
+    return _reads(value for base in kinds for value in vars(base).values())
+
+
+def _reads(values: Iterable[Any]) -> bool:
+    return any(_branches(code) for value in values if (code := code_of(value)) is not None)
+
+
+def code_of(value: Any) -> CodeType | None:
+    """The code of a function, method or property, below its decorators; None of anything else."""
+    value = getattr(value, "fget", value)
+    if not callable(value) or isinstance(value, nn.Module | type):
+        return None
+    return getattr(inspect.unwrap(value), "__code__", None)
 
 
 def _branches(code: CodeType) -> bool:

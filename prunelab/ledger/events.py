@@ -39,7 +39,7 @@ class Began(Event):
 
     `settings` are `repair`; `higher_is_better`, for the first metric; and, for a classifier,
     `chance`, the accuracy of always predicting the most frequent validation label. The latter two
-    are missing in older files.
+    are missing in older files. `unseen` are the layers that never ran when it was traced.
     """
 
     verb: ClassVar[str] = "begin"
@@ -54,6 +54,7 @@ class Began(Event):
     metrics: FrozenMap[float]
     cost: Cost
     weights: str
+    unseen: tuple[str, ...] = ()
     versions: FrozenMap[str] = field(default_factory=FrozenMap, compare=False)
 
 

@@ -21,7 +21,7 @@ from prunelab.ledger.events import (
 )
 from prunelab.ledger.guard import Alarm, alarm
 from prunelab.ledger.predictions import Prediction, locked, proposal, settled, withdrawn
-from prunelab.values import Cost, FrozenMap, Move, Units, as_text, many, si
+from prunelab.values import Cost, FrozenMap, Move, Units, as_text, listed, many, si
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,8 @@ class State:
             parts.append(f"validation {name} {as_text(name, value)}")
         if found := self.alarm():
             parts.append(found.mark)
+        if self.began.unseen:
+            parts.append(f"{listed(self.began.unseen, 2)} never ran")
         if self.pending is not None:
             share = self.pending.after.macs / base.cost.macs
             parts.append(

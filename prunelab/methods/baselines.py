@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from prunelab.errors import BadModel
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
+from prunelab.graph.surgery.effective_weights import effective_weights
 from prunelab.methods.base import Context
 from prunelab.methods.one_shot import Array, OneShot, Scope, Scores
 from prunelab.methods.settings import check_choice
@@ -174,23 +175,23 @@ class MaxResponse(OneShot):
         """Sums of absolute weights."""
         if self.weights == "producers":
             return _by_producers(context, 1)
-        parameters = dict(context.model.named_parameters())
+        weights = effective_weights(context.model, context.graph.layers)
         sums = np.zeros(context.graph.units)
         for layer in context.graph.layers:
-            if layer.dense:
-                weight = parameters[layer.weight].detach().transpose(0, 1 - layer.transposed)
+            if layer.dense and layer.name in weights:
+                weight = weights[layer.name].transpose(0, 1 - layer.transposed)
                 sums += _onto(context.graph, layer.in_units, weight.abs().flatten(1).sum(1))
         return _by_group(context, sums)
 
 
 def _by_producers(context: Context, norm: int) -> Scores:
     """The norm of each unit's filters, the mean over the layers that produce it."""
-    parameters = dict(context.model.named_parameters())
+    weights = effective_weights(context.model, context.graph.layers)
     sums, counts = np.zeros(context.graph.units), np.zeros(context.graph.units)
     for layer in context.graph.layers:
-        if layer.weight not in parameters:
+        if layer.name not in weights:
             continue  # a channel selector has no weights
-        powers = _filters(parameters[layer.weight].detach(), layer).abs().pow(norm).sum(1)
+        powers = _filters(weights[layer.name], layer).abs().pow(norm).sum(1)
         of_units = _onto(context.graph, layer.out_units, powers)  # all channels of a unit
         sums += of_units ** (1 / norm)
         counts += np.bincount(layer.out_units[layer.out_units != FIXED], minlength=len(sums)) > 0

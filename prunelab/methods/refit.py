@@ -23,6 +23,7 @@ from prunelab.evidence.gram_collector import distinct_units
 from prunelab.evidence.measure import measuring
 from prunelab.evidence.patch_moments import WIDEST
 from prunelab.graph.channels.channel_graph import Layer
+from prunelab.graph.surgery.effective_weights import effective_weights
 from prunelab.methods.base import Context
 from prunelab.repair.fit import ridge_without
 from prunelab.repair.regression import with_ridge
@@ -190,10 +191,14 @@ def refit_problem(
             f"{layer.name} did not run on these images, so it could not be measured. Give other "
             "images, or leave what it reads out of pruning_ratio={...}."
         )
-    parameters = dict(model.named_parameters())
-    weight = parameters[layer.weight].detach().double().cpu()
+    weight = effective_weights(model, (layer,))[layer.name].double().cpu()
     kernel = weight.reshape(len(weight), -1)
-    intercept = layer.norm is not None or layer.weight.removesuffix("weight") + "bias" in parameters
+    bias = {
+        layer.weight.removesuffix("weight") + "bias",
+        f"{layer.name}.bias",
+        f"{layer.name}.bias_orig",
+    }
+    intercept = layer.norm is not None or not bias.isdisjoint(dict(model.named_parameters()))
     unit_of_entry = np.repeat(layer.in_units, prod(layer.kernel))
     units = distinct_units(layer)
     seconds = [one.moment.cpu() for one in parts]

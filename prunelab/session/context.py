@@ -10,6 +10,7 @@ from prunelab.cost.counting import cost
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence, aiming
 from prunelab.evidence.mask_gradients import Masks
+from prunelab.evidence.reach import where_reached
 from prunelab.ledger.state import State
 from prunelab.loops.training import Training
 from prunelab.methods import Context
@@ -52,7 +53,7 @@ def search_context(
 
     return Context(
         model=history.network,
-        graph=history.graph,
+        graph=where_reached(history.graph, evaluator.reached),
         plan=evaluator.plan(state.now.kept),
         fingerprint=state.now.event.fingerprint,
         seed=splits.seed_of(state.events),

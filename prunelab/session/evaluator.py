@@ -6,6 +6,7 @@ It knows nothing of events: a session passes the networks and keeps the results.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sized
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,16 +16,20 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
 from prunelab.errors import BadData, BadModel
+from prunelab.evidence.reach import reached, where_reached
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.given import check_network
+from prunelab.graph.independence import check_copies
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.trace import copy_of, state_preserved, trace
+from prunelab.graph.trace import copy_of, runner, state_preserved, trace
 from prunelab.loops.batch import device_of, guarded
 from prunelab.loops.training import answering, number
 from prunelab.session.measurements import Measurements
 from prunelab.session.settings import Settings
-from prunelab.values import FrozenMap, Progress, Units, WidthPlan
+from prunelab.values import FrozenMap, Progress, Units, WidthPlan, listed
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
 
+IMAGES = 512  # of training: as many as most methods measure
 Judgement = tuple[dict[str, float], Answers | None]  # metrics, and the answers to each image
 
 
@@ -42,8 +47,7 @@ class Evaluator:
         device: Any,
         seed: int,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise BadModel(f"A session prunes an nn.Module, not a {type(model).__name__}.")
+        check_network(model)
         for split in ("train", "val", "test"):
             if not hasattr(data, split):
                 raise BadData(
@@ -53,15 +57,20 @@ class Evaluator:
         self.settings = settings
         self.splits = Splits(data, int(seed))
         self.base = _sound(copy_of(model), device)
+        self.fewest = self._fewest()
+        if example_inputs is None:
+            example_inputs = self.run_inputs()
+        forward = settings.forward if settings.own_forward else None
+        with state_preserved(model):
+            check_copies(model, runner(example_inputs, forward), forward is not None)
         if graph is None:
-            if example_inputs is None:
-                example_inputs = self.run_inputs()
-            forward = settings.forward if settings.own_forward else None
             graph = trace(self.base, example_inputs, forward=forward)
+        images = self.splits.samples(IMAGES)
+        self.reached = reached(self.base, graph, settings.forward, images)
+        found = where_reached(graph, self.reached)
+        self.graph = graph = graph.freeze({group.name: group.why for group in found if group.why})
         if not any(group.prunable for group in graph.groups):
-            reasons = "; ".join(f"{g.name}: {g.why}" for g in graph.groups[:5])
-            raise BadModel(f"No channel of this network can be pruned ({reasons}).")
-        self.graph = graph
+            raise BadModel(f"No channel of this network can be pruned: {_hindrances(graph)}.")
         self.measurements = Measurements(self.splits, settings, graph, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
 
@@ -80,17 +89,26 @@ class Evaluator:
     # ------------------------------------------------------------ inputs and outputs
 
     def example(self) -> Any:
-        """One training input, in the form that the network expects."""
-        return self._first_of(self.splits.sample())
+        """One training input, or `fewest`, in the form that the network expects."""
+        return self._first(self.fewest)
 
     def run_inputs(self) -> Any:
-        """The input of one run: one sample, or a batch for a forward of the user's."""
-        batch = self.splits.sample()
-        return batch if self.settings.own_forward else self._first_of(batch)
+        """The input of one run: an example, or a batch for a forward of the user's."""
+        return self.splits.sample() if self.settings.own_forward else self.example()
 
-    def _first_of(self, batch: Any) -> Any:
+    def _first(self, count: int) -> Any:
+        batch = self.splits.sample()
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return x[:1].to(device_of(self.base)) if isinstance(x, Tensor) else x
+        return x[:count].to(device_of(self.base)) if isinstance(x, Tensor) else x
+
+    def _fewest(self) -> int:
+        """How many inputs the network takes at least: 2 where it squeezes a batch of one."""
+        for count in () if self.settings.own_forward else (1, 2):
+            run = runner(self._first(count))
+            with suppress(Exception), state_preserved(self.base), private_random(), torch.no_grad():
+                run(self.base.eval())
+                return count
+        return 1  # the trace says what is wrong
 
     def outputs(self, network: nn.Module) -> Any:
         """The outputs of `network` for the first training batch, in evaluation mode."""
@@ -152,10 +170,18 @@ class Evaluator:
         return by_batch(name, mine, theirs, sizes, metric.higher_is_better)
 
 
+def _hindrances(graph: ChannelGraph) -> str:
+    """Why no group of a graph can be pruned."""
+    if graph.groups:
+        reasons = (f"{group.name}: {group.why}" for group in graph.groups[:5])
+        return "; ".join(reasons)
+    return "on these inputs no convolution and no linear layer ran whose weight is a parameter" + (
+        f" ({listed(graph.unseen, 5)} never ran)" if graph.unseen else ""
+    )
+
+
 def _sound(model: nn.Module, device: Any) -> nn.Module:
     """`model` on `device`; raises `BadModel` for weights that are not finite."""
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        return model  # tracing says what to do about it
     if device is not None:
         model = model.to(device)
     for name, tensor in model.state_dict().items():

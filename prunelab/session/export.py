@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import torch
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from prunelab.data.tensors import tensors_of
 from prunelab.errors import (
     BadModel,
     InvalidValue,
@@ -139,10 +139,7 @@ def _write_network(session: Session, path: Path) -> None:
 
 def _same_outputs(session: Session, again: nn.Module) -> None:
     again = again.to(device_of(session.model))
-    want, got = (
-        [x for x in tree_leaves(session.outputs(net)) if isinstance(x, Tensor)]
-        for net in (session.model, again)
-    )
+    want, got = (tensors_of(session.outputs(net)) for net in (session.model, again))
     if not all(torch.equal(a, b) for a, b in zip(want, got, strict=True)):
         raise PruneLabError(
             "The written network does not give the session's outputs when it is opened again; "
@@ -169,6 +166,7 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
             "before": session.evaluate(network=original),
             "after": session.evaluate(),
         },
+        "never_ran": list(session.graph.unseen),
         "cost": {
             "before": thaw(state.base.cost),
             "after": thaw(state.now.cost),

@@ -66,7 +66,8 @@ class Session:
     train
         A `Training`, or your own function (model, data, steps).
     example_inputs
-        One input for the trace; None takes a training input.
+        Inputs for the trace, as `trace` takes them, also several calls; None takes a training
+        input, or two where the network takes no batch of one.
     repair
         Follows every approve: "lstsq", "rescale", "bn" (see `repair`) or None.
     repair_images
@@ -238,7 +239,7 @@ class Session:
 
     @property
     def example(self) -> Any:
-        """One training input, in the form that the network expects."""
+        """One training input, as the network expects it; two if it takes no batch of one."""
         return self._evaluator.example()
 
     @property

@@ -70,6 +70,7 @@ def begin(parts: Parts) -> Work[None]:
         metrics=FrozenMap(metrics),
         cost=cost(graph, WidthPlan.full(graph)),
         weights=mark,
+        unseen=graph.unseen,
         versions=FrozenMap({"prunelab": prunelab.__version__, "torch": torch.__version__}),
     )  # fmt: skip
     history.commit(began, history.network, weights=base, answers=answers)

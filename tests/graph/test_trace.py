@@ -463,7 +463,7 @@ def test_what_an_idle_part_may_read_stays_when_training_does_not_run() -> None:
     graph = pl.trace(Apart(), torch.randn(1, 3, 6, 6))
     assert graph.untrained == "RuntimeError: say use"
     assert graph.unseen == ("inner.spare",)
-    assert graph["stem"].why == "it may be read by inner.spare, which did not run"
+    assert graph["stem"].why == "it may be read in training by inner.spare, which did not run"
     assert graph["inner.neck.a"].prunable
 
 

@@ -732,3 +732,126 @@ def test_a_parameter_that_is_no_plain_data_is_recorded_by_its_type(
     for path in (None, tmp_path / "run.prunelab"):
         session = pl.Session(trained, data, method=Guided(nn.Linear(2, 2)), path=path)
         assert dict(session.state.began.parameters) == {"guide": "<Linear>", "share": 0.5}
+
+
+class TwoHeads(nn.Module):
+    """The second head never runs on a plain batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Tiny()
+        self.spare = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, spare: bool = False) -> Tensor:
+        if not spare:
+            return self.body(x)
+        net = self.body
+        x = F.relu(net.conv3(F.relu(net.bn0(net.stem(x)))))
+        return self.spare(x.mean((2, 3)))
+
+
+def test_layers_that_never_ran_are_named_where_the_session_is_shown(
+    data: pl.Data, tmp_path: Path
+) -> None:
+    session = pl.Session(TwoHeads(), data, method="magnitude")
+    assert session.graph["body.conv3"].why
+    assert session.state.began.unseen == ("spare",)
+    assert "spare never ran" in session.state.line()
+    session.propose(0.8)
+    session.approve()
+    session.export(tmp_path / "net.safetensors")
+    assert json.loads((tmp_path / "net.card.json").read_text())["never_ran"] == ["spare"]
+    assert session.model(torch.randn(2, 1, 12, 12), spare=True).shape == (2, 3)
+
+
+class Auxiliary(nn.Module):
+    """A head that runs in training only reads what the next layer reads, as GoogLeNet's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.head, self.aux, self.aux_head = nn.Linear(12, 4), nn.Conv2d(8, 10, 1), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.a(x))
+        out = self.head(F.relu(self.b(x)).mean((2, 3)))
+        return (out, self.aux_head(F.relu(self.aux(x)).mean((2, 3)))) if self.training else out
+
+
+def summed_loss(model: nn.Module, batch: Any) -> Tensor:
+    outs = model(batch[0])
+    each = [F.cross_entropy(out, batch[1]) for out in (outs if model.training else [outs])]
+    return torch.stack(each).sum()
+
+
+@pytest.mark.parametrize(
+    "method", ["aofp", "elimination", "surgeon", "group_fisher", "taylor", "oracle", "thinet",
+               "channel_pruning", "magnitude"],
+)  # fmt: skip
+def test_what_no_image_reaches_is_kept_and_said(method: str, data: pl.Data) -> None:
+    session = pl.Session(Auxiliary(), data, method=method, loss=summed_loss)
+    assert session.graph["aux"].why.startswith("no training image reaches")
+    assert session.graph["a"].consumers == ("b", "aux")
+    move = session.propose(0.7)
+    assert move is not None
+    assert set(move.drop) <= {"a", "b"}
+    session.approve()
+    assert [out.shape for out in session.model.train()(torch.randn(2, 1, 12, 12))] == [(2, 4)] * 2
+
+
+def test_a_network_without_a_layer_says_so(data: pl.Data) -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare, self.scale = nn.Linear(3, 3), nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.scale).flatten(1)[:, :4]
+
+    with pytest.raises(pl.BadModel, match=r"no convolution and no linear layer ran .*\(spare"):
+        pl.Session(Weighted(), data)
+
+
+class Squeezes(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv3(F.relu(self.bn0(self.stem(x)))))
+        return F.log_softmax(self.fc(F.adaptive_avg_pool2d(x, 1).squeeze()), dim=1)
+
+
+def test_a_network_that_takes_no_batch_of_one_is_given_two(data: pl.Data, tmp_path: Path) -> None:
+    with pytest.raises(pl.TraceError, match="two if it takes no batch of one"):
+        pl.trace(Squeezes(), torch.randn(1, 1, 12, 12))
+    session = pl.Session(Squeezes(), data, method="magnitude", repair=None)
+    assert len(session.example) == 2
+    session.propose(0.7)
+    session.approve()
+    assert session.latency().inputs == 2
+    session.measure()
+    session.export(tmp_path / "net.safetensors")
+    whole = pl.cost(Squeezes(), torch.randn(2, 1, 12, 12))
+    assert session.state.base.cost.macs == whole.macs
+
+
+class Routed(nn.Module):
+    """Its images choose which of two layers runs, and few choose the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3)
+        self.ways = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 6, 3), nn.Conv2d(6, 8, 1)) for _ in "ab"
+        )
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.ways[int(x.max() > 50)](self.stem(x)).mean((2, 3)))
+
+
+def test_a_layer_that_later_images_reach_is_reached(data: pl.Data) -> None:
+    first, *others = data.train
+    bright = [first, *others[:2], (others[2][0] + 100, others[2][1])]
+    calls = [(first[0][:1],), (bright[-1][0][:1],)]
+    for train, reaches in ((bright, True), (others, False)):
+        session = pl.Session(Routed(), pl.Data(train, data.val), example_inputs=calls[::-1])
+        assert session.graph["ways.1.0"].prunable == reaches
+        assert session.graph["ways.0.0"].prunable

@@ -18,7 +18,7 @@ from prunelab.errors import IllegalPlan, MissingPackage, UnknownName
 from prunelab.graph.channels.couplings import Coupling
 from prunelab.graph.channels.explain import Explanation, explain_layer, explain_pair
 from prunelab.graph.channels.summary import table, table_html
-from prunelab.values import Units, WidthPlan, units_of
+from prunelab.values import Units, WidthPlan, listed, units_of
 
 FIXED = -1  # a position of an axis that belongs to no unit
 
@@ -302,7 +302,8 @@ class ChannelGraph:
         return table(self)
 
     def __repr__(self) -> str:
-        return f"<ChannelGraph: {len(self)} groups, {self.units} units>"
+        unseen = f"; {listed(self.unseen, 2)} never ran" if self.unseen else ""
+        return f"<ChannelGraph: {len(self)} groups, {self.units} units{unseen}>"
 
     def _repr_html_(self) -> str:
         return table_html(self)

@@ -366,6 +366,19 @@ def _regions(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, o
     store.freeze(store.labels(args[1]), "it holds coordinates for regions of interest")
 
 
+def _packed(
+    store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: tuple[Tensor, Tensor]
+) -> None:
+    """Sequences [time, sequences, *features] packed as rows [rows, *features], or padded again."""
+    x, made = args[0], out[0]
+    labels = store.labels(x)
+    ahead = 1 if func.overloadpacket is aten._pad_packed_sequence else 2
+    if any(axis < ahead for axis in varying_axes(labels)):
+        store.freeze(labels, "channels are laid out over sequences that are packed")
+        return
+    store.put(made, labels.reshape((1,) * (made.ndim - x.ndim + ahead) + labels.shape[ahead:]))
+
+
 RULES = {
     aten.slice: _slice,
     aten.select: _select,
@@ -392,5 +405,7 @@ RULES = {
     aten._fft_c2c: _transform,
     aten.view_as_real: _as_real,
     aten.view_as_complex: _as_complex,
+    aten._pack_padded_sequence: _packed,
+    aten._pad_packed_sequence: _packed,
 }
 REGIONS = {"torchvision::roi_align": _regions, "torchvision::roi_pool": _regions}

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunelab.data.tensors import tensors_of
 from prunelab.errors import TraceError
 from prunelab.graph.labels import arithmetic
 from prunelab.graph.labels.data_movement import REGIONS, rearrange
 from prunelab.graph.labels.label_store import FROZEN, Edge, LabelStore, LayerTrace, Trace
 from prunelab.graph.labels.layer_calls import Call, Conv, Watch
 from prunelab.graph.labels.layout import argument, tensors_in, varying_axes, widened
+from prunelab.graph.labels.leaving import Leaving
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.op_tables import (
     ALONG,
@@ -83,6 +85,7 @@ class LabelMode(Watch):
         self._views = Views(self.store)
         self._selectors = set(selector_buffers(model))
         self._from_layer = WeakTensorKeyDictionary()  # the output tensor of a layer -> its name
+        self._unfused = Leaving(self._leave)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Run an operation, and record which parameters and buffers it uses."""
@@ -328,6 +331,8 @@ class LabelMode(Watch):
             index_put(store, args, out)
         elif rearrange(store, func, args, kwargs, out):
             pass
+        elif packet is aten._is_all_true and bool(out):
+            pass  # what holds for all channels holds for fewer
         elif packet in KEEPS:
             store.copy(out[0] if isinstance(out, tuple) else out, tensors[0])
         elif packet in RESIZES:
@@ -410,8 +415,19 @@ class LabelMode(Watch):
                 self.store.unite(self.store.trace.bare[name], labels, f"the shared {name}")
             self.store.trace.bare[name] = labels
 
+    def _leave(self, tensor: Tensor) -> None:
+        if not self.numbers and self.careful:
+            raise NeedsValues
+        self.give(tensor, "its values are read outside PyTorch")
+
+    def give(self, out: Any, why: str) -> None:
+        """Freeze the tensors in `out`, which leave the network, whatever they are held by."""
+        with self.suspended():
+            for tensor in tensors_of(out):
+                self.store.freeze(self.store.labels(tensor), why)
+
     def _pass(self, given: Any) -> None:
-        if self.store.guarded:
+        if self.store.guarded or self.store.met is not None:
             with self.suspended():
                 self.store.guard(given)
 
@@ -476,12 +492,10 @@ def run_on_labels(
         for name, module in model.named_modules()
         if is_bare_norm(module)
     ]
+    hooks.append(model.register_forward_hook(lambda _, args, out: mode.give(out, outputs)))
     try:
         with torch.no_grad(), mode.stack.of(model), mode:
-            out = run(model)
+            mode.give(run(model), outputs)
     finally:
         for hook in hooks:
             hook.remove()
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            mode.store.freeze(mode.store.labels(leaf), outputs)

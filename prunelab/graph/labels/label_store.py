@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunelab.data.tensors import tensors_of
 from prunelab.graph.labels.layout import along, varying_axes
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.provenance import Key, Origin
@@ -92,7 +92,8 @@ class LabelStore:
     """The labels of all tensors of one run, and the `Trace` built from them.
 
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
-    frozen: its inputs, what it computes, and the outputs of its submodules. With `inexact`,
+    frozen: its inputs, what it computes, and the outputs of its submodules. `met` collects the
+    same tensors of every module, as labels and shapes, where it is a list. With `inexact`,
     channels over which statistics are taken are marked instead of frozen.
     """
 
@@ -104,6 +105,7 @@ class LabelStore:
         self._uniform = WeakTensorKeyDictionary()
         self._rigid: dict[Key, str] = {}
         self.guarded: dict[str, str] = {}
+        self.met: list[tuple[str, Tensor, torch.Size]] | None = None
 
     # ------------------------------------------------------------ labels of tensors
 
@@ -126,11 +128,16 @@ class LabelStore:
             self.guard(tensor)
 
     def guard(self, given: Any) -> None:
-        """Freeze the tensors in `given` while a guarded module is running."""
-        why = self.guarded.get(self._stack.innermost)
-        for tensor in tree_leaves(given) if why else ():
-            if isinstance(tensor, Tensor) and tensor in self:
-                self.freeze(self.labels(tensor), str(why))
+        """Freeze, or collect, the tensors in `given` while their module is running."""
+        here = self._stack.innermost
+        why = self.guarded.get(here)
+        for tensor in tensors_of(given) if why is not None or self.met is not None else ():
+            if tensor not in self:
+                continue
+            if why is not None:
+                self.freeze(self.labels(tensor), why)
+            if self.met is not None:
+                self.met.append((here, self.labels(tensor), tensor.shape))
 
     def copy(self, tensor: Tensor, other: Tensor) -> None:
         """`tensor` has the same elements as `other`, so it gets the same labels."""
@@ -164,7 +171,7 @@ class LabelStore:
 
         Where it has the shape of `like`, it is taken to have the channels of `like`.
         """
-        for tensor in tree_leaves(made):
+        for tensor in tensors_of(made):
             self._make_uniform(tensor, like)
 
     def _make_uniform(self, tensor: Tensor, like: Tensor | None) -> None:

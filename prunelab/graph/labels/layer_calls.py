@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -22,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import aten
 from prunelab.graph.labels.provenance import Origin, origin_after
+from prunelab.graph.labels.unfused import Unfused
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,15 @@ class Watch(TorchDispatchMode):
     """Runs operations unchanged and reports each layer call to `on_call`.
 
     `calls` names the layers in the order of their calls. It works below autograd: what `on_call`
-    computes is never recorded for a backward pass. Fused attention, which hides the layers
-    inside it, is switched off for the time, on this thread alone.
+    computes is never recorded for a backward pass. Operations that hide layers inside them are
+    taken apart, see `Unfused`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[str] = []
         self._suspended = False
-        self._unfused = BaseTorchFunctionMode()  # under any such mode attention is not fused
+        self._unfused: Any = Unfused()
         self._depth = 0  # it is entered again for operations that are made of others
         self.origins = WeakTensorKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunelab.graph.labels.layout import (
     Shape,
@@ -45,8 +45,9 @@ class Origin:
     `axes` gives for (parameter, axis) the index of the entry of every element, broadcastable to
     the tensor's shape. `mixed` holds the axes whose entries are combined with each other, so that
     none can be removed alone. `plain`: the tensor is the parameter itself, at most cast or
-    transposed. `scaled`: it is the parameter times something, so zero entries stay zero. `norms`
-    are weight norms, (direction, length, axis) for v, g and the axis that is not summed over.
+    transposed. `scaled`: it is the parameter times something, so zero entries stay zero. `learned`:
+    the main one is a parameter, not a buffer such as a mask. `norms` are weight norms, (direction,
+    length, axis) for v, g and the axis that is not summed over.
     """
 
     name: str
@@ -54,13 +55,15 @@ class Origin:
     mixed: frozenset[Key] = frozenset()
     plain: bool = True
     scaled: bool = True
+    learned: bool = False
     norms: frozenset[tuple[str, str, int]] = field(default_factory=frozenset)
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Origin:
         """The parameter or buffer itself."""
         rank = tensor.ndim
-        return cls(name, {(name, i): arange(s, rank, i) for i, s in enumerate(tensor.shape)})
+        axes = {(name, i): arange(s, rank, i) for i, s in enumerate(tensor.shape)}
+        return cls(name, axes, learned=isinstance(tensor, nn.Parameter))
 
     @property
     def blended(self) -> Origin:
@@ -148,8 +151,10 @@ def _merged(inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
             if key in axes and not _same(axes[key], index):
                 mixed.add(key)
             axes.setdefault(key, index)
-    main = max((origin for _, origin in inputs), key=lambda origin: len(origin.axes))
-    return Origin(main.name, axes, frozenset(mixed), False, main.scaled, frozenset(norms))
+    main = max((origin for _, origin in inputs), key=lambda one: (one.learned, len(one.axes)))
+    return Origin(
+        main.name, axes, frozenset(mixed), False, main.scaled, main.learned, frozenset(norms)
+    )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

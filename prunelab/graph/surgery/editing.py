@@ -5,7 +5,6 @@ All of these return a new module and leave the given one unchanged.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
@@ -17,6 +16,7 @@ from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
 from prunelab.graph.modules.module_attributes import set_width, sync_attributes
+from prunelab.graph.surgery.closures import deep_copy
 from prunelab.values import WidthPlan
 
 
@@ -260,12 +260,18 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
                     OrderedDict()
                 )  # empty hooks: deepcopy would spend most of its time on them
     try:
-        made: nn.Module = copy.deepcopy(model, memo)
+        made: nn.Module = deep_copy(model, memo)
     except Exception as error:
         raise BadModel(
             f"The network cannot be copied ({type(error).__name__}: {error}); prunelab works on "
             "copies so that yours stays as it is. Remove what deepcopy cannot take."
         ) from error
+    own = {id(part) for _, part in _parts(model, not share)}
+    if shared := next((name for name, part in _parts(made, not share) if id(part) in own), None):
+        raise BadModel(
+            f"A copy of the network would share {shared} with it (a __deepcopy__ of its own?); "
+            "prunelab works on copies so that yours stays as it is. Let copy.deepcopy copy it."
+        )
     _settle(made, tensors)
     return made
 
@@ -313,6 +319,11 @@ def _settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _parts(model: nn.Module, tensors: bool) -> list[tuple[str, object]]:
+    """The modules of a network and, with `tensors`, its parameters and buffers."""
+    return [*model.named_modules(), *(_tensors(model) if tensors else ())]
 
 
 def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:

@@ -1,0 +1,173 @@
+"""Copies of networks run themselves, whatever function was put into the original."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunelab as pl
+from prunelab.graph.trace import copy_of
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.b, self.h = nn.Conv2d(8, 12, 3), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.b(self.n(self.a(x)).relu()).relu().mean((2, 3)))
+
+
+def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return run
+
+
+class Timer:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def decorated(net: Net) -> None:
+    net.forward = timed(timed(net.forward))  # type: ignore[method-assign]
+
+
+def one_layer(net: Net) -> None:
+    net.n.forward = timed(net.n.forward)  # type: ignore[method-assign]
+
+
+def closure(net: Net) -> None:
+    net.forward = lambda x: Net.forward(net, x)  # type: ignore[method-assign]
+
+
+def default(net: Net) -> None:
+    net.forward = lambda x, *, first=net: Net.forward(first, x)  # type: ignore[method-assign]
+
+
+def partial(net: Net) -> None:
+    net.forward = functools.partial(Net.forward, net)  # type: ignore[method-assign]
+
+
+def method(net: Net) -> None:
+    net.forward = MethodType(lambda self, x: Net.forward(net, x), net)  # type: ignore[method-assign]
+
+
+def layers_in_a_list(net: Net) -> None:
+    layers = [net.a, net.n, net.b]
+    net.forward = lambda x: net.h(  # type: ignore[method-assign]
+        functools.reduce(lambda value, layer: layer(value), layers, x).mean((2, 3))
+    )
+
+
+def instance(net: Net) -> None:
+    timer = Timer(net.b.forward)
+    net.b.forward = lambda x: timer(x)  # type: ignore[method-assign]
+
+
+def hook(net: Net) -> None:
+    net.a.register_forward_hook(lambda module, args, out: net.n(out))
+
+
+PUT = [decorated, one_layer, closure, default, partial, method, layers_in_a_list, instance, hook]
+
+
+@pytest.mark.parametrize("put", PUT)
+def test_a_copy_runs_on_tensors_of_its_own(put: Callable[[Net], None]) -> None:
+    net = Net().eval()
+    put(net)
+    want, copy = net(X), copy_of(net)
+    assert torch.equal(copy(X), want)
+    with torch.no_grad():
+        for tensor in copy.parameters():
+            tensor.zero_()
+    assert not copy(X).any()
+    assert torch.equal(net(X), want)
+
+
+@pytest.mark.parametrize("put", PUT)
+def test_a_network_with_functions_in_it_is_traced_and_cut(put: Callable[[Net], None]) -> None:
+    net = Net()  # in training mode
+    put(net)
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    graph = pl.trace(net, X)
+    assert [group.name for group in graph.groups if group.prunable] == ["a", "b"]
+    small = pl.cut(net, graph, pl.WidthPlan.full(graph).drop({"a": [0, 1], "b": [3]}))
+    small(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_what_a_function_holds_besides_the_network_stays_the_users() -> None:
+    net, seen = Net().eval(), []
+    net.a.register_forward_hook(lambda module, args, out: seen.append(len(out) if net.h else 0))
+    copy_of(net)(X)
+    assert len(seen) == 1
+
+
+KEPT = Net().eval()
+
+
+def by_a_global(net: Net) -> None:
+    net.forward = lambda x: Net.forward(KEPT, x)  # type: ignore[method-assign]
+
+
+def by_a_cache(net: Net) -> None:
+    net.forward = functools.lru_cache(net.forward)  # type: ignore[method-assign]
+
+
+class Globally(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return Net.forward(GLOBALLY, x)
+
+
+GLOBALLY = Globally().eval()
+
+
+@pytest.mark.parametrize("net, put", [(KEPT, by_a_global), (Net(), by_a_cache), (GLOBALLY, None)])
+def test_a_copy_that_would_run_the_original_is_refused(net: Net, put: Any) -> None:
+    if put is not None:
+        put(net)
+    batches = [(X, torch.tensor([0, 1]))]
+    for attempt in (
+        lambda: pl.trace(net, X),
+        lambda: pl.Session(net, pl.Data(batches, batches)),
+        lambda: pl.Session(net, pl.Data(batches, batches), graph=pl.trace(Net(), X)),
+    ):
+        with pytest.raises(pl.BadModel, match="runs the original: it uses"):
+            attempt()
+
+
+def test_a_forward_that_runs_another_network_than_it_is_given_is_refused() -> None:
+    net, batches = Net(), [(X, torch.tensor([0, 1]))]
+    with pytest.raises(pl.BadModel, match="runs the original: it uses"):
+        pl.trace(net, X, forward=lambda model, x: net(x))
+    with pytest.raises(pl.BadModel, match="forward= the network that it is given"):
+        pl.Session(net, pl.Data(batches, batches), forward=lambda model, batch: net(batch[0]))
+
+
+class Shares(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> Shares:
+        return self
+
+
+def test_a_network_that_shares_its_tensors_with_copies_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), Shares(288, 4))
+    for attempt in (lambda: pl.trace(net, X), lambda: copy_of(net)):
+        with pytest.raises(pl.BadModel, match="would share 2 with it"):
+            attempt()
