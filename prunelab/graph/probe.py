@@ -117,6 +117,7 @@ class _Probe:
     deadline: float | None
     private: bool
     further: bool = False
+    first: tuple[bytes, nn.Module] | None = None  # the latest first cut, and what it keeps
 
     def failure(self, names: Sequence[str]) -> _Difference | None:
         """Where the network cut in these groups differs from the masked one, if it does.
@@ -135,12 +136,17 @@ class _Probe:
         exact = not any(self.graph[name].inexact for name in names)
         if not self.further:
             small = self._cut(alive)
+            self.first = (alive.tobytes(), small)
             whole = copy_with(self.model, {}) if self.private else self.model
             found = self._compared(whole, small, np.ones_like(alive), alive, exact)
             if found is None and self.train is not None and not self._trains(small):
                 found = _Difference(EVERYWHERE)
             return found
-        small, single = self._cut(alive), self._single(alive, names)
+        if self.private or self.first is None or self.first[0] != alive.tobytes():
+            small = self._cut(alive)
+        else:
+            small = self.first[1]
+        single = self._single(alive, names)
         smallest = self._cut(single)
         found = self._compared(small, smallest, alive, single, exact)
         if found is None or self._alike(small, smallest, alive, single):
