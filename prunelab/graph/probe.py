@@ -20,7 +20,7 @@ from torch import nn
 
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
-from prunelab.errors import TraceError
+from prunelab.errors import PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
 from prunelab.graph.probe_runs import (
@@ -132,6 +132,12 @@ class _Probe:
                 "The time limit was reached while cuts were tried out. Give a smaller example "
                 "input, a larger time_limit, or freeze= what need not be pruned."
             )
+        try:
+            return self._tried(names)
+        except _Uncut:
+            return _Difference(EVERYWHERE)
+
+    def _tried(self, names: Sequence[str]) -> _Difference | None:
         alive = self._thinned(names)
         exact = not any(self.graph[name].inexact for name in names)
         if not self.further:
@@ -154,7 +160,12 @@ class _Probe:
         return found
 
     def _cut(self, alive: np.ndarray) -> nn.Module:
-        return cut_to(self.model, self.graph, alive, share=not self.private)
+        try:
+            return cut_to(self.model, self.graph, alive, share=not self.private)
+        except PruneLabError:
+            raise
+        except Exception as error:  # a parametrization that computes a weight of another width
+            raise _Uncut from error
 
     def _compared(
         self,
@@ -328,6 +339,10 @@ class _Difference:
 
     place: int
     rounding: bool = False
+
+
+class _Uncut(Exception):
+    """The network cannot be cut in these groups."""
 
 
 class _Unable(Exception):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 from toys import assert_exact
 
 import prunelab as pl
@@ -346,3 +346,23 @@ def test_code_behind_a_decorator_is_read() -> None:
     model = Heads()
     model.forward = lambda x: model.b(model.a(x)) if model.training else model.a(x)  # type: ignore
     assert mode_dependent(model) == ("",)
+
+
+class LowRank(nn.Module):
+    """A low-rank update of a kernel [12, 8, 3, 3], as a parametrization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(12, 2))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.b @ self.a)[:, :, None, None]
+
+
+def test_a_weight_made_in_a_way_without_a_rule_stays_and_says_so() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 6, 3), nn.Flatten())
+    net.append(nn.Linear(24, 4))
+    parametrize.register_parametrization(net[1], "weight", LowRank())
+    graph = pl.trace(net, X)
+    assert graph["1"].why.endswith("is computed with others in a way without a rule")
+    assert [group.name for group in graph.groups if group.prunable] == ["2"]

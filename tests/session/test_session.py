@@ -808,6 +808,8 @@ def test_a_network_without_a_layer_says_so(data: pl.Data) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (x * self.scale).flatten(1)[:, :4]
 
+    graph = pl.trace(Weighted(), torch.randn(1, 1, 4, 4))
+    assert "no convolution or linear layer ran" in str(graph)
     with pytest.raises(pl.BadModel, match=r"no convolution and no linear layer ran .*\(spare"):
         pl.Session(Weighted(), data)
 

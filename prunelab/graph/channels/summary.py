@@ -102,6 +102,8 @@ def _reasons(graph: ChannelGraph) -> list[str]:
     lines = [f"  frozen: {many(count, 'group')} ({why})" for why, count in counts.most_common(3)]
     if len(counts) > 3:
         lines.append(f"  ... and {many(len(counts) - 3, 'more reason')}")
+    if not graph.groups:
+        lines.append("  no convolution or linear layer ran whose weight is a parameter")
     if graph.untrained:
         lines.append(f"  did not run in training mode ({graph.untrained}): give train_inputs=")
     if graph.unseen:

@@ -281,6 +281,8 @@ class LabelStore:
         """
         for key in origin.mixed:
             self._rigid.setdefault(key, f"the entries of {key[0]} depend on each other")
+        if origin.tangled:
+            self.freeze(labels, f"{origin.name} is computed with others in a way without a rule")
         self.trace.norms |= origin.norms
         axes = set(varying_axes(labels))
         for key, index in origin.axes.items():

@@ -46,8 +46,9 @@ class Origin:
     the tensor's shape. `mixed` holds the axes whose entries are combined with each other, so that
     none can be removed alone. `plain`: the tensor is the parameter itself, at most cast or
     transposed. `scaled`: it is the parameter times something, so zero entries stay zero. `learned`:
-    the main one is a parameter, not a buffer such as a mask. `norms` are weight norms, (direction,
-    length, axis) for v, g and the axis that is not summed over.
+    the main one is a parameter, not a buffer such as a mask. `tangled`: entries were computed from
+    parameters in a way that is not followed. `norms` are weight norms, (direction, length, axis)
+    for v, g and the axis that is not summed over.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Origin:
     plain: bool = True
     scaled: bool = True
     learned: bool = False
+    tangled: bool = False
     norms: frozenset[tuple[str, str, int]] = field(default_factory=frozenset)
 
     @classmethod
@@ -110,7 +112,7 @@ def origin_after(
     blend = origin.blended
     for _, other in inputs[1:]:
         blend = replace(blend, mixed=blend.mixed | other.mixed | set(other.axes))
-    return blend
+    return replace(blend, tangled=True)
 
 
 def _view(index: Tensor, old: Shape, new: Shape) -> Tensor | None:
@@ -152,9 +154,11 @@ def _merged(inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
                 mixed.add(key)
             axes.setdefault(key, index)
     main = max((origin for _, origin in inputs), key=lambda one: (one.learned, len(one.axes)))
+    tangled = any(origin.tangled and tensor.numel() > 1 for tensor, origin in inputs)
     return Origin(
-        main.name, axes, frozenset(mixed), False, main.scaled, main.learned, frozenset(norms)
-    )
+        main.name, axes, frozenset(mixed), False, main.scaled, main.learned, tangled,
+        frozenset(norms),
+    )  # fmt: skip
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
