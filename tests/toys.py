@@ -152,6 +152,20 @@ class Net(nn.Module):
         return self.toy.forward(self, x)
 
 
+def conv(into: int, out: int, k: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(into, out, k, padding=options.pop("padding", k // 2), **options)
+
+
+def ab(middle: Callable[[Any, Tensor], Tensor], into: int = 8, **parts: Any) -> dict[str, Any]:
+    """The parts and the forward pass of: convolution a, something, convolution b."""
+    return {
+        "parts": lambda: (
+            {"a": conv(3, 8), "b": conv(into, 5)} | {name: make() for name, make in parts.items()}
+        ),
+        "forward": lambda net, x: net.b(middle(net, net.a(x))),
+    }
+
+
 def measured(
     model: nn.Module, graph: pl.ChannelGraph, batches: Any, *, scalars: int | None = None,
     seed: int = 0, **more: Any,

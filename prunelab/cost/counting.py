@@ -18,10 +18,11 @@ from torch.utils._pytree import tree_leaves
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.kept_state import own
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.modules.channel_selector import selector_buffers
 from prunelab.graph.survey import Survey, checked_size, inputs_of, told, unknown
-from prunelab.graph.trace import copy_of, runner
+from prunelab.graph.trace import called, copy_of, runner, several
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
 
@@ -73,7 +74,7 @@ def _of_plan(
     if not isinstance(plan, WidthPlan):
         raise InvalidValue(f"cost(graph, plan) takes a WidthPlan, not {type(plan).__name__}.")
     alive = graph.alive(plan)
-    positions = applied = None
+    counted: _Counter | None = None
     if example_inputs is None:
         if graph.inputs is None:
             raise unknown(graph.input_shapes, "trace(model, example_inputs, batch_size=...)")
@@ -85,11 +86,10 @@ def _of_plan(
                 "The traced network is gone, so its cost cannot be computed for another input "
                 "size. Trace it again, or leave example_inputs out."
             )
-        counter = _counted(network, example_inputs, batch_size)
-        positions, applied = counter.positions, counter.applied
-        at, left_out = _shape_text(_shapes(example_inputs), counter.inputs), counter.left_out
+        counted = _counted(network, example_inputs, batch_size)
+        at, left_out = _shape_text(_shapes(example_inputs), counted.inputs), counted.left_out
     sizes = _kept_sizes(graph, alive)
-    each = _layer_costs(graph, alive, sizes, positions, applied).values()
+    each = _layer_costs(graph, alive, sizes, counted).values()
     return Cost(
         sum(cost.macs for cost in each),
         sum(sizes.values()),
@@ -114,24 +114,29 @@ def _layer_costs(
     graph: ChannelGraph,
     alive: np.ndarray,
     sizes: Mapping[str, int],
-    positions: Mapping[str, int] | None = None,
-    applied: Mapping[str, int] | None = None,
+    counted: _Counter | None = None,
 ) -> dict[str, Cost]:
     found = {}
     for layer in graph.layers:
-        outs, ins = _count(alive, layer.out_units), _count(alive, layer.in_units)
-        per_output = ins if layer.dense else len(layer.in_units) // layer.conv_groups
-        times = layer.applied if applied is None else applied[layer.weight]
-        seen = layer.positions if positions is None else positions[layer.weight]
+        macs, elements = layer.macs, layer.elements
+        if counted is not None:
+            macs, elements = counted.macs[layer.weight], counted.elements[layer.weight]
+        axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
+        wide = [*axes, *([layer.in_units] if layer.dense else [])]
         own = {layer.weight, f"{layer.norm}.weight", f"{layer.norm}.bias"}
         own |= {f"{layer.name}.bias", f"{layer.name}.bias_orig"}  # masked, where it is pruned
         found[layer.name] = Cost(
-            times * outs * per_output * prod(layer.kernel),
+            _kept(macs, alive, wide),
             sum(sizes.get(name, 0) for name in own),
-            seen * outs * graph.activation_itemsize,
+            _kept(elements, alive, axes) * graph.activation_itemsize,
             weights=sizes.get(layer.weight, 0),
         )
     return found
+
+
+def _kept(total: int, alive: np.ndarray, axes: Sequence[np.ndarray]) -> int:
+    """The part of `total`, a product over `axes`, that is left of the units in `alive`."""
+    return total * prod(_count(alive, a) for a in axes) // max(1, prod(len(a) for a in axes))
 
 
 def _count(alive: np.ndarray, units: np.ndarray) -> int:
@@ -157,16 +162,24 @@ def savings(graph: ChannelGraph, plan: WidthPlan) -> tuple[np.ndarray, np.ndarra
     alive = graph.alive(plan)
     macs, activations = np.zeros(graph.units), np.zeros(graph.units)
     for layer in graph.layers:
-        outs, ins = layer.out_units[alive[layer.out_units]], layer.in_units[alive[layer.in_units]]
-        made = np.bincount(outs[outs != FIXED], minlength=graph.units)
-        each = layer.positions * prod(layer.kernel)
+        axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
+        activations += layer.positions * _lost(graph, alive, axes)
+        each = layer.applied * prod(layer.kernel)
         if layer.dense:
-            read = np.bincount(ins[ins != FIXED], minlength=graph.units)
-            macs += each * (made * len(ins) + read * len(outs) - made * read)
+            macs += each * _lost(graph, alive, [*axes, layer.in_units])
         else:
-            macs += each * made * (len(layer.in_units) // layer.conv_groups)
-        activations += layer.positions * made
+            macs += each * (len(layer.in_units) // layer.conv_groups) * _lost(graph, alive, axes)
     return macs, activations * graph.activation_itemsize
+
+
+def _lost(graph: ChannelGraph, alive: np.ndarray, axes: Sequence[np.ndarray]) -> np.ndarray:
+    """By how much the product of the kept lengths of `axes` falls with each unit [units]."""
+    whole, left = 1, np.ones(graph.units)
+    for units in axes:
+        kept = units[alive[units]]
+        whole *= len(kept)
+        left = left * (len(kept) - np.bincount(kept[kept != FIXED], minlength=graph.units))
+    return whole - left
 
 
 def _shapes(inputs: Any) -> list[tuple[int, ...]]:
@@ -189,30 +202,32 @@ class _Counter(Survey):
         self.inputs = 1
         self.left_out = ""
         self.macs: dict[str, int] = {}
-        self.positions: dict[str, int] = {}
-        self.applied: dict[str, int] = {}
+        self.elements: dict[str, int] = {}  # of outputs
         self.bytes = 0
 
     def on_call(self, call: Call, out: Tensor) -> None:
         super().on_call(call, out)
-        self._calls.append((call.name, call.applied(out), call.weight.numel(), out.to("meta")))
+        self._add(call.name, call.applied(out), call.weight.numel(), out)
+
+    def _add(self, name: str, applied: int, kernel: int, out: Tensor) -> None:
+        self._calls.append((name, applied, kernel, out.to("meta")))
 
     def on_operation(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
-        """Count a channel selector, which copies the channels that it selects."""
+        """Count a deformable convolution, and a channel selector, which copies what it selects."""
         super().on_operation(func, args, kwargs, out)
         if func.overloadpacket is torch.ops.aten.index_select:
             origin = self.origin(args[2])
             if origin is not None and origin.name in self._selectors:
-                self._calls.append((origin.name, 0, 0, out.to("meta")))
+                self._add(origin.name, 0, 0, out)
+        elif (name := self.deformable(func, args)) is not None:
+            self._add(name, out.numel() // max(1, out.shape[1]), args[1].numel(), out)
 
     def divide(self, count: int) -> None:
         """Sum the calls, each that of one of `count` inputs."""
         self.inputs, self.left_out = count, told(self.left, count)
         for name, applied, kernel, out in self._calls:
             self.macs[name] = self.macs.get(name, 0) + applied // count * kernel
-            self.applied[name] = self.applied.get(name, 0) + applied // count
-            seen = out.numel() // max(1, out.shape[1] * count)
-            self.positions[name] = self.positions.get(name, 0) + seen
+            self.elements[name] = self.elements.get(name, 0) + out.numel() // count
             self.bytes += out.numel() // count * out.element_size()
 
 
@@ -291,15 +306,15 @@ def timing(
     backward: bool = False,
 ) -> Iterator[float]:
     """Yield the seconds of each run, after a few runs that warm up; arguments as in `latency`."""
-    run = runner(example_inputs, forward)
     model = copy_of(model).eval()
     device = device_of(model)
     for index in range(runs + 3):
+        inputs = several(own(example_inputs), forward)  # a network may write into them
         with private_random(), nullcontext() if backward else torch.inference_mode():
             started = time.perf_counter()
-            out = run(model)
+            outs = [called(model, call, forward) for call in inputs]
             if backward:
-                _backward(model, out)
+                _backward(model, outs)
             wait(device)
             took = time.perf_counter() - started
         if index >= 3:

@@ -131,13 +131,17 @@ def terms_of(
         ]
     terms = []
     for layer in graph.layers:
-        outs = axis(layer.out_units)
+        wide = [axis(layer.out_units), *([] if layer.rows is None else [axis(layer.rows)])]
         if kind == "activation_bytes":
-            terms.append(Term(layer.positions * graph.activation_itemsize, (outs,)))
-        elif layer.dense:
-            factor = layer.positions * prod(layer.kernel)
-            terms.append(Term(factor, (outs, axis(layer.in_units))))
+            itemsize = graph.activation_itemsize
+            terms.append(Term(layer.positions * itemsize, tuple(wide)))
+            terms.append(Term(layer.other[1] * itemsize, ()))
+            continue
+        factor = layer.applied * prod(layer.kernel)
+        if layer.dense:
+            wide.append(axis(layer.in_units))
         else:
-            each = len(layer.in_units) // layer.conv_groups
-            terms.append(Term(layer.positions * prod(layer.kernel) * each, (outs,)))
+            factor *= len(layer.in_units) // layer.conv_groups
+        terms.append(Term(factor, tuple(wide)))
+        terms.append(Term(layer.other[0], ()))
     return terms

@@ -14,6 +14,8 @@ from prunelab.graph.channels.couplings import GATE, distinct, find_couplings
 from prunelab.graph.labels.data_movement import PARTS
 from prunelab.graph.labels.label_mode import FROZEN, LayerTrace, Trace, layer_name
 
+ALONE = "squeeze() would remove the axis of its channels if no other were left"
+
 
 def build_graph(
     model: nn.Module, trace: Trace, input_shapes: tuple[tuple[int, ...], ...], itemsize: int
@@ -27,6 +29,7 @@ def build_graph(
     reasons = _reasons(trace, component)
     bent = set(np.unique(component[_joined(trace.inexact)]).tolist())
     makers, maker = _makers(component, layers)
+    _keep_two(trace, component, makers, maker, reasons)
     joined = _joining(trace, layers, {GATE})
     summed = _joining(trace, layers, {GATE, PARTS})
     readers = _readers(component, maker, layers)
@@ -86,6 +89,8 @@ def build_graph(
             norm=layer.norm,
             calls=layer.calls,
             computed=layer.computed,
+            rows=None if layer.rows is None else unit[layer.rows.numpy()],
+            other=layer.other,
         )
         for layer in layers
     ]
@@ -156,6 +161,29 @@ def _makers(
         maker[roots] = len(sets) + which
         sets += [(*sets[old], layer_name(layer.name)) for old in before.tolist()]
     return sets, maker
+
+
+def _keep_two(
+    trace: Trace,
+    component: np.ndarray,
+    makers: list[tuple[str, ...]],
+    maker: np.ndarray,
+    reasons: dict[int, str],
+) -> None:
+    """Keep two positions of the axes in `trace.several`, by keeping one unit in a set of its own.
+
+    At least one unit stays of every set, so the last unit of an axis of one set gets another.
+    """
+    for labels in trace.several:
+        roots, counts = np.unique(component[labels[:, 0].numpy()], return_counts=True)
+        sets = np.unique(maker[roots])
+        held = any(root in reasons for root in np.flatnonzero(np.isin(maker, sets)).tolist())
+        if held or len(sets) > 1 or counts.min() > 1 or FROZEN in roots:
+            continue
+        if len(roots) == np.count_nonzero(maker == sets[0]):
+            makers.append(makers[sets[0]])
+            maker[roots[-1]] = len(makers) - 1
+        reasons[int(roots[-1])] = ALONE
 
 
 def _joining(trace: Trace, layers: Sequence[LayerTrace], without: Collection[str]) -> set[int]:

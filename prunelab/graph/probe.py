@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
 from typing import Any
@@ -21,14 +21,13 @@ from torch import nn
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
 from prunelab.errors import PruneLabError, TraceError
-from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
 from prunelab.graph.probe_runs import (
     Differs,
     MaskedRun,
     Recorder,
     close,
-    drawn_again,
     in_double,
 )
 from prunelab.graph.surgery.editing import copy_with, cut_to
@@ -37,6 +36,7 @@ Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # the failure cannot be located; sorts before every call
 WIDE = 64  # units
 HARD_CODED = "the network's code hard-codes its width"
+COMPUTED_WITH = "the network's code computes with its width as a number"
 
 
 def probed(
@@ -46,13 +46,16 @@ def probed(
     calls: Sequence[str],
     train: Run | None = None,
     deadline: float | None = None,
+    *,
+    private: bool = False,
+    why: str = "",
 ) -> ChannelGraph:
     """`graph` with those groups frozen that cannot be cut correctly.
 
     Parameters
     ----------
     model, graph
-        The network and its graph.
+        The network, a copy to which the caller has applied `stir`, and its graph.
     run
         Runs a network in evaluation mode.
     calls
@@ -61,31 +64,45 @@ def probed(
         Runs a network in training mode; there the cut network only has to run without an error.
     deadline
         Time of `time.monotonic` after which `TraceError` is raised.
+    private
+        A run changes what the network keeps, so each has a copy that shares nothing.
+    why
+        The reason to give instead of the one found.
 
     The call at which the cut network first differs determines which groups are suspected; where
     it cannot be located, the groups are bisected.
     """
-    probe = _Probe(model, graph, run, calls, train, deadline)
+    probe = _Probe(model, graph, run, calls, train, deadline, private)
     good = [group.name for group in graph.groups if group.prunable]
-    doubtful: list[str] = []
+    reasons: dict[str, str] = {}
+    for probe.further in (False, True):
+        good, found = _located(probe, good)
+        reasons |= found
+    return graph.freeze(dict.fromkeys(reasons, why) if why else reasons)
+
+
+def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Those of the groups `good` that can be cut together, and why the others cannot."""
+    doubtful: dict[str, _Difference] = {}
     last = -1
     while (failure := probe.failure(good)) is not None:
-        place, suspects = failure
+        place, suspects = failure.place, probe.suspects(failure.place)
         found = [name for name in good if name in suspects]
         if place <= last or not found:
             good, guilty = probe.bisected(good)
-            doubtful += guilty
+            doubtful |= dict.fromkeys(guilty, failure)
             break
         last = place
         good = [name for name in good if name not in found]
-        doubtful += found
+        doubtful |= dict.fromkeys(found, failure)
     reasons = {}
-    for name in doubtful:
-        if len(doubtful) > 1 and probe.failure([*good, name]) is None:
+    for name, first in doubtful.items():
+        again = first if len(doubtful) == 1 else probe.failure([*good, name])
+        if again is None:
             good.append(name)
         else:
-            reasons[name] = HARD_CODED
-    return graph.freeze(reasons)
+            reasons[name] = COMPUTED_WITH if again.rounding else HARD_CODED
+    return good, reasons
 
 
 @dataclass(slots=True)
@@ -98,11 +115,15 @@ class _Probe:
     calls: Sequence[str]
     train: Run | None
     deadline: float | None
+    private: bool
+    further: bool = False
+    first: tuple[bytes, nn.Module] | None = None  # the latest first cut, and what it keeps
 
-    def failure(self, names: Sequence[str]) -> tuple[int, set[str]] | None:
+    def failure(self, names: Sequence[str]) -> _Difference | None:
         """Where the network cut in these groups differs from the masked one, if it does.
 
-        The number of the layer call, and the groups to suspect; `EVERYWHERE` in training mode.
+        A first cut is compared with the whole network. With `further`, a cut to one unit of each
+        group is compared with the first one instead: that is cheap. `EVERYWHERE` in training mode.
         """
         if not names:
             return None
@@ -111,32 +132,87 @@ class _Probe:
                 "The time limit was reached while cuts were tried out. Give a smaller example "
                 "input, a larger time_limit, or freeze= what need not be pruned."
             )
-        graph, alive = self.graph, self._thinned(names)
-        exact = not any(graph[name].inexact for name in names)
         try:
-            small = cut_to(self.model, graph, alive, share=True)
+            return self._tried(names)
+        except _Uncut:
+            return _Difference(EVERYWHERE)
+
+    def _tried(self, names: Sequence[str]) -> _Difference | None:
+        alive = self._thinned(names)
+        exact = not any(self.graph[name].inexact for name in names)
+        if not self.further:
+            small = self._cut(alive)
+            self.first = (alive.tobytes(), small)
+            whole = copy_with(self.model, {}) if self.private else self.model
+            found = self._compared(whole, small, np.ones_like(alive), alive, exact)
+            if found is None and self.train is not None and not self._trains(small):
+                found = _Difference(EVERYWHERE)
+            return found
+        if self.private or self.first is None or self.first[0] != alive.tobytes():
+            small = self._cut(alive)
+        else:
+            small = self.first[1]
+        single = self._single(alive, names)
+        smallest = self._cut(single)
+        found = self._compared(small, smallest, alive, single, exact)
+        if found is None or self._alike(small, smallest, alive, single):
+            return None
+        return found
+
+    def _cut(self, alive: np.ndarray) -> nn.Module:
+        try:
+            return cut_to(self.model, self.graph, alive, share=not self.private)
         except PruneLabError:
             raise
-        except Exception:  # a parametrization that computes a weight of another width
-            return EVERYWHERE, set()
-        found = self._difference(self.model, small, alive, exact, double=False)
+        except Exception as error:  # a parametrization that computes a weight of another width
+            raise _Uncut from error
+
+    def _compared(
+        self,
+        whole: nn.Module,
+        small: nn.Module,
+        present: np.ndarray,
+        alive: np.ndarray,
+        exact: bool,
+    ) -> _Difference | None:
+        """`_difference` in float32 and, where rounding could explain what is found, in float64."""
+        found = self._difference(whole, small, present, alive, exact, double=False)
         if found is not None and found.rounding:
-            # deep random networks amplify float32 rounding: repeat the comparison in float64
-            whole, doubled = copy_with(self.model, {}), cut_to(self.model, graph, alive)
+            # deep random networks amplify float32 rounding
+            whole, small = (copy_with(net, {}).double() for net in (whole, small))
             with suppress(_Unable):
-                found = self._difference(whole.double(), doubled.double(), alive, exact, True)
-        if found is not None:
-            return found.place, self._suspects(found.place)
-        return None if self.train is None or self._trains(small) else (EVERYWHERE, set())
+                found = self._difference(whole, small, present, alive, exact, double=True)
+        return found
+
+    def _alike(
+        self, whole: nn.Module, small: nn.Module, present: np.ndarray, alive: np.ndarray
+    ) -> bool:
+        """Whether the outputs are the same in float64, whichever layers were called on the way.
+
+        With a single channel left, PyTorch computes some products and their biases in other steps.
+        """
+        whole, small = (copy_with(net, {}).double() for net in (whole, small))
+        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
+        try:
+            with torch.no_grad(), private_random():
+                made = in_double(self.evaluate, small)
+            with torch.no_grad(), private_random(), MaskedRun(whole, layers, alive, None, None):
+                due = in_double(self.evaluate, whole)
+        except Exception:  # any error of a cut network is due to the cut
+            return False
+        pairs = [tensors_of(made), tensors_of(due)]
+        return len(pairs[0]) == len(pairs[1]) and all(
+            close(a, b, 1e-7) for a, b in zip(*pairs, strict=True)
+        )
 
     def _trains(self, small: nn.Module) -> bool:
         """Whether a cut network runs in training mode; its outputs are not compared."""
         assert self.train is not None
         buffers = {name: buffer.clone() for name, buffer in small.named_buffers()}
-        small = copy_with(small, buffers, share=True)  # training writes into these buffers only
+        small = copy_with(small, buffers, share=not self.private)  # training writes into these
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
-                with torch.no_grad(), private_random(), drawn_again(), watch:
+                with torch.no_grad(), private_random(), watch:
                     self.train(small)
                 return True
         return False
@@ -167,11 +243,15 @@ class _Probe:
 
         The remaining width has no divisor in common with the original one, so that code that
         needs a multiple of something (heads, groups) fails. The cut copy of a large network,
-        whose groups are wide, is small and fast. Returned as by `ChannelGraph.alive`.
+        whose groups are wide, is small and fast. Groups of one width lose different units, so
+        that none look coupled by chance. Returned as by `ChannelGraph.alive`.
         """
         rng = np.random.default_rng(0)
         alive = np.ones(self.graph.units + 1, dtype=bool)
+        orders: dict[int, np.ndarray] = {}
         for group in (self.graph[name] for name in names):
+            order = np.roll(orders.get(group.width, rng.permutation(group.width)), 1)
+            orders[group.width] = order
             share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
             most = max(1, int(group.width * share))
             count = next(
@@ -179,19 +259,38 @@ class _Probe:
                 for n in (*range(most, 0, -1), 1)
                 if n == 1 or gcd(group.width - n, group.width) == 1
             )
-            alive[group.first + rng.choice(group.width, size=count, replace=False)] = False
+            alive[group.first + order[:count]] = False
         return alive
 
+    def _single(self, alive: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Keep one of the units in `alive` of each of these groups."""
+        kept = alive.copy()
+        for place, group in enumerate(self.graph[name] for name in names):
+            units = np.arange(group.first, group.first + group.width)
+            units = units[alive[units]]
+            kept[units] = False
+            kept[units[place % len(units)]] = True
+        return kept
+
     def _difference(
-        self, whole: nn.Module, small: nn.Module, alive: np.ndarray, exact: bool, double: bool
+        self,
+        whole: nn.Module,
+        small: nn.Module,
+        present: np.ndarray,
+        alive: np.ndarray,
+        exact: bool,
+        double: bool,
     ) -> _Difference | None:
-        """Where the cut network first differs from the masked one; None where it does not."""
-        layers = {layer.weight: layer for layer in self.graph.layers}
+        """Where the cut network first differs from the masked one; None where it does not.
+
+        `whole` has the units in `present`, `small` those in `alive`.
+        """
+        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
         tolerance = 1e-7 if double else 1e-4
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Recorder(small, layers, alive)
         try:
-            with torch.no_grad(), private_random(), drawn_again(), got:
+            with torch.no_grad(), private_random(), got:
                 made = run(small)
         except Exception as error:
             if double:
@@ -199,7 +298,7 @@ class _Probe:
             return _Difference(len(got.calls))  # any error of a cut network is due to the cut
         wanted = MaskedRun(whole, layers, alive, got.seen, tolerance if exact else None)
         try:
-            with torch.no_grad(), private_random(), drawn_again(), wanted:
+            with torch.no_grad(), private_random(), wanted:
                 due = run(whole)
         except Differs as difference:
             return _Difference(len(wanted.calls), difference.rounding)
@@ -213,7 +312,7 @@ class _Probe:
             return None
         return _Difference(len(wanted.calls), alike)
 
-    def _suspects(self, place: int) -> set[str]:
+    def suspects(self, place: int) -> set[str]:
         """The groups that the failing call reads, or that the call before it issues."""
         calls = self.calls
         layers = {layer.weight: layer for layer in self.graph.layers}
@@ -228,12 +327,22 @@ class _Probe:
         }
 
 
+def _left(layer: Layer, present: np.ndarray) -> Layer:
+    """The layer in a network that has only the units in `present`."""
+    outs, ins = (units[present[units]] for units in (layer.out_units, layer.in_units))
+    return replace(layer, out_units=outs, in_units=ins)
+
+
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """The index of a layer call; `rounding` says that rounding could explain the difference."""
+    """The index of a layer call; `rounding` says that only values differ, no shapes."""
 
     place: int
     rounding: bool = False
+
+
+class _Uncut(Exception):
+    """The network cannot be cut in these groups."""
 
 
 class _Unable(Exception):

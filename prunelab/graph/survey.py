@@ -42,6 +42,13 @@ class Survey(Watch):
             kind = found[0] if self.origin(out) is None else WEIGHTS
             self.left[kind] = self.left.get(kind, 0) + found[1]
 
+    def deformable(self, func: Any, args: tuple[Any, ...]) -> str | None:
+        """The weight of a deformable convolution that is a layer; None for other operations."""
+        if func.overloadpacket._qualified_op_name != "torchvision::deform_conv2d":
+            return None
+        origin = self.origin(args[1])
+        return origin.name if origin is not None and origin.plain else None
+
     def _left_out(self, func: Any, args: tuple[Any, ...], out: Any) -> tuple[str, int] | None:
         """The kind and the multiply-adds of a product of matrices; None for other operations."""
         packet, name = func.overloadpacket, func.name()
@@ -57,6 +64,8 @@ class Survey(Watch):
             weights = [x for x in tree_leaves(args[1:]) if self.origin(x) is not None]
             each = sum(weight.numel() for weight in weights if weight.ndim > 1)
             return RECURRENT, args[0].numel() // args[0].shape[-1] * each
+        if self.deformable(func, args) is not None:
+            return None
         if packet is aten.convolution or "deform_conv2d" in name:
             return COMPUTED, out.numel() * args[1][0].numel()
         return None

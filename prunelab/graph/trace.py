@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunelab.data.private_random import private_random
@@ -17,8 +19,10 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.given import check_network
 from prunelab.graph.grouping import build_graph
 from prunelab.graph.independence import check_copies
+from prunelab.graph.kept_state import changed, kept_state, own, python_random_kept
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
+from prunelab.graph.stirring import stir
 from prunelab.graph.surgery.editing import copy_with
 from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.graph.survey import checked_size, surveyed, told
@@ -65,8 +69,10 @@ def trace(
         Methods keep widths at multiples of `round_to` channels and at `min_width` units or more;
         a plan's own `drop` is literal.
     inexact
-        A LayerNorm over channels freezes them, because its statistics depend on their number.
-        True makes them prunable, marked `group.inexact`.
+        Statistics over channels freeze them, because they depend on their number: a LayerNorm,
+        RMSNorm, GroupNorm of one group, local or global response normalisation, attention by the
+        mean or maximum over channels or by a convolution over them, a standardised weight. True
+        makes them prunable, marked `group.inexact`.
     time_limit
         Seconds that tracing may take (None: no limit).
     batch_size
@@ -81,7 +87,7 @@ def trace(
     """
     _check_widths(round_to, min_width)
     check_network(model)
-    calls_of = _calls(example_inputs, forward)
+    calls_of = [_run(call, forward) for call in several(example_inputs, forward)]
     run = runner(example_inputs, forward)
     tensors = tensors_of(example_inputs)
     single = bool(tensors) and tensors[0].shape[:1] == (1,)
@@ -89,51 +95,63 @@ def trace(
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
     with state_preserved(model):
-        model.eval()
         check_copies(model, run, forward is not None)
+    given, model = model, copy_with(model, {}).eval()
+    try:
+        with state_preserved(model), private_random():
+            stand_in = copy_with(model, {}, share=True)
+            found, left = surveyed(stand_in, run, example_inputs)
+        count = count or found
+        size = count or 1
+        mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline))
+    except PruneLabError:
+        raise
+    except Exception as error:
+        shown = [tuple(tensor.shape) for tensor in tensors]
+        raise TraceError(
+            f"The network does not run on the example inputs (shapes {shown}): "
+            f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
+            f"{'two if it takes no batch of one, ' if single else ''}or forward=."
+        ) from error
+    calls, untrained = tuple(mode.calls), ""
+    train: Run | None = None
+    again = _SecondRun(mode, model, run)
+    if train_inputs is not None or mode_dependent(model) or _unused(model, mode):
+        train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
         try:
-            with state_preserved(model), private_random():
-                stand_in = copy_with(model, {}, share=True)
-                found, left = surveyed(stand_in, run, example_inputs)
-            count = count or found
-            size = count or 1
-            mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline))
-        except PruneLabError:
+            _follow_in_training(model, mode, train)
+        except TraceError:
             raise
         except Exception as error:
-            given = [tuple(tensor.shape) for tensor in tensors]
-            raise TraceError(
-                f"The network does not run on the example inputs (shapes {given}): "
-                f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
-                f"{'two if it takes no batch of one, ' if single else ''}or forward=."
-            ) from error
-        calls, untrained = tuple(mode.calls), ""
-        train: Run | None = None
-        again = _SecondRun(mode, model, run)
-        if train_inputs is not None or mode_dependent(model) or _unused(model, mode):
-            train = _in_training(run if train_inputs is None else runner(train_inputs, forward))
-            try:
-                _follow_in_training(model, mode, train)
-            except TraceError:
-                raise
-            except Exception as error:
-                untrained = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-                if train_inputs is not None:
-                    raise TraceError(
-                        f"The network does not run in training mode on train_inputs: {untrained}."
-                    ) from error
-                again.guard()
-                train = None  # training mode fails on these inputs, so the probe cannot use it
-        others = [] if untrained else untaken(model, mode.used)
-        again.keep(others)
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        graph = build_graph(model, mode.store.close(), shapes, itemsize)
-        named = [f"{layer}." for layer in graph.unseen]
-        others = [part for part in others if not any(n.startswith(f"{part}.") for n in named)]
-        graph = replace(graph, untrained=untrained, inputs=count, left_out=told(left, count or 1))
-        graph = replace(graph, unseen=(*graph.unseen, *others))
-        graph = restricted(graph, freeze, round_to, min_width)
-        return probed(model, graph, run, calls, train, deadline)
+            untrained = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+            if train_inputs is not None:
+                raise TraceError(
+                    f"The network does not run in training mode on train_inputs: {untrained}."
+                ) from error
+            again.guard()
+            train = None  # training mode fails on these inputs, so the probe cannot use it
+    others = [] if untrained else again.unowned(untaken(model, mode.used))
+    again.keep(others)
+    shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+    graph = build_graph(model, mode.store.close(), shapes, itemsize)
+    named = [f"{layer}." for layer in graph.unseen]
+    others = [part for part in others if not any(n.startswith(f"{part}.") for n in named)]
+    unseen = (*graph.unseen, *others)
+    graph = replace(graph, untrained=untrained, unseen=unseen, network=weakref.ref(given))
+    graph = replace(graph, inputs=count, left_out=told(left, size))
+    graph = restricted(graph, freeze, round_to, min_width)
+    if mode.wrote:
+        model = copy_with(given, {}).eval()  # what was written are zeros in part
+    stir(model)
+    private = mode.wrote or bool(mode.keeps)
+    graph = probed(model, graph, run, calls, train, deadline, private=private)
+    if mode.keeps and any(group.prunable for group in graph.groups):
+        stir(model := copy_with(given, {}).eval())
+        with torch.no_grad(), private_random():
+            run(model)
+        why = f"the network keeps {', '.join(mode.keeps)} from one run to the next"
+        graph = probed(model, graph, run, calls, None, deadline, private=private, why=why)
+    return graph
 
 
 def _followed(model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelMode]) -> LabelMode:
@@ -199,6 +217,17 @@ class _SecondRun:
             store.guarded[above] = f"it may be read in training by {part}, which did not run"
         self._follow()
 
+    def unowned(self, parts: Sequence[str]) -> list[str]:
+        """Of `parts`, those that are not the unused bias of a layer that ran: it is cut with it."""
+        left = []
+        for part in parts:
+            owner = self.mode.store.trace.layers.get(f"{part.removesuffix('bias')}weight")
+            if part.endswith("bias") and owner is not None and owner.cuttable:
+                self.mode.store.slot((part, 0), owner.out, owner.name)
+            else:
+                left.append(part)
+        return left
+
     def keep(self, parts: Sequence[str]) -> None:
         """Freeze what `parts` may read, which other calls take: see `readable`."""
         if not parts:
@@ -223,8 +252,12 @@ def _run_stand_in(mode: LabelMode, model: nn.Module, run: Run, outputs: str) -> 
 
     Code may store what it computes in an attribute or a buffer, and zeros must not be stored.
     """
+    made = copy_with(model, {}, share=True)
+    before = kept_state(made) if outputs is OUTPUT else {}
     with state_preserved(model), private_random():
-        run_on_labels(mode, copy_with(model, {}, share=True), run, outputs)
+        run_on_labels(mode, made, run, outputs)
+    if outputs is OUTPUT:
+        mode.keeps = changed(before, kept_state(made))
 
 
 def _unused(model: nn.Module, mode: LabelMode) -> bool:
@@ -284,26 +317,39 @@ def _check_widths(*given: int) -> None:
 def runner(
     inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Callable[[nn.Module], Any]:
-    """A function that runs a network on `inputs`, as `trace` takes them."""
-    calls = _calls(inputs, forward)
+    """A function that runs a network on `inputs`, as `trace` takes them.
+
+    Every run has a copy of the inputs, and leaves the random state of Python and NumPy as it was.
+    """
+    calls = [_run(call, forward) for call in several(inputs, forward)]
     return calls[0] if len(calls) == 1 else lambda model: [call(model) for call in calls]
 
 
-def _calls(inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> list[Run]:
-    """The calls that `inputs` stand for: several if it is a list of tuples and dicts."""
+def several(inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[Any]:
+    """The inputs of each call: of several if it is a list of tuples and dicts."""
+    listed = forward is None and isinstance(inputs, list) and bool(inputs)
+    return inputs if listed and all(isinstance(x, tuple | dict) for x in inputs) else [inputs]
+
+
+def _run(inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Run:
+    def run(model: nn.Module) -> Any:
+        with python_random_kept():
+            return called(model, own(inputs), forward)
+
+    return run
+
+
+def called(
+    model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None
+) -> Any:
+    """Run a network on `inputs`, one call."""
     if forward is not None:
-        return [lambda model: forward(model, inputs)]
-    if isinstance(inputs, list) and inputs and all(isinstance(x, tuple | dict) for x in inputs):
-        return [_call(call) for call in inputs]
-    return [_call(inputs)]
-
-
-def _call(inputs: Any) -> Run:
+        return forward(model, inputs)
     if isinstance(inputs, dict):
-        return lambda model: model(**inputs)
+        return model(**inputs)
     if isinstance(inputs, (tuple, list)):
-        return lambda model: model(*inputs)
-    return lambda model: model(inputs)
+        return model(*inputs)
+    return model(inputs)
 
 
 def _asked(graph: ChannelGraph, freeze: Sequence[str]) -> dict[str, str]:

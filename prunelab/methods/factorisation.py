@@ -30,7 +30,15 @@ from torch import Tensor
 from prunelab.errors import IllegalPlan, InvalidValue
 from prunelab.evidence.output_moments import output_moments
 from prunelab.graph.channels.channel_graph import ChannelGraph, Layer
-from prunelab.graph.surgery.factorisation import Factors, Kind, extended, factorised, factors, unfit
+from prunelab.graph.surgery.factorisation import (
+    Factors,
+    Kind,
+    extended,
+    factorised,
+    factors,
+    is_plain,
+    unfit,
+)
 from prunelab.methods.base import Context, Found, Search
 from prunelab.methods.settings import check_counts, freeze_ratio
 from prunelab.values import FrozenMap, Importance, Move, WidthPlan
@@ -168,6 +176,8 @@ class _Factorisation:
 
     def _fits(self, graph: ChannelGraph, name: str) -> bool:
         """Whether a layer is no part of another, or one that goes on to be factorised: 1 x k."""
+        if not is_plain(graph.layer(name)):
+            return False
         above, _, part = name.rpartition(".")
         if above not in graph.factors:
             return True

@@ -507,7 +507,7 @@ def test_what_training_writes_blinds_no_probe_and_is_not_kept() -> None:
     model = Scaled()
     graph = pl.trace(model, torch.randn(2, 3, 6, 6))
     assert graph["stem"].producers == ("stem", "body")
-    assert graph["stem"].why == "the network's code hard-codes its width"
+    assert graph["stem"].why == "the network's code computes with its width as a number"
     assert model.scale == 1
     assert model.seen is None or model.seen != 0
 

@@ -34,7 +34,10 @@ class Layer:
     follows the layer, if any. `in_axis` is the axis of the weight that reads channels. `computed`
     says that the weight in use is computed from its parameters (a weight norm, a mask). A channel
     selector (`SelectingConv2d`) is a layer too: it issues channels without multiplying, and its
-    `in_units` are empty; `weight` is its buffer.
+    `in_units` are empty; `weight` is its buffer. A layer whose input has channels as its rows (one
+    kernel for all of them) has the units of the rows of one input in `rows`; `positions` and
+    `applied` then count for one row. `other` holds the multiply-adds and output elements of calls
+    in which the weight is used in another way.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Layer:
     norm: str | None
     calls: int = 1
     computed: bool = False
+    rows: np.ndarray | None = None
+    other: tuple[int, int] = (0, 0)
 
     @property
     def transposed(self) -> bool:
@@ -64,7 +69,18 @@ class Layer:
     def macs(self) -> int:
         """Multiply-adds for one input."""
         into = len(self.in_units) // self.conv_groups
-        return self.applied * len(self.out_units) * into * prod(self.kernel)
+        times = self.applied * self.row_count
+        return times * len(self.out_units) * into * prod(self.kernel) + self.other[0]
+
+    @property
+    def elements(self) -> int:
+        """Output elements for one input."""
+        return self.positions * self.row_count * len(self.out_units) + self.other[1]
+
+    @property
+    def row_count(self) -> int:
+        """The rows of one input, if these are channels; otherwise 1."""
+        return 1 if self.rows is None else len(self.rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +91,7 @@ class ChannelGroup:
     original numbers 0 .. width-1 (the order of the first producer's channels). `first` is the
     graph-wide number of its first unit. Methods keep `min_width` units or more, and a multiple of
     `step`. `residual`: they are the sum of several dense layers' outputs, or the input of a block
-    that adds a projection of it to its branch. `inexact`: a LayerNorm spans the group, so that the
+    that adds a projection of it to its branch. `inexact`: statistics span the group, so that the
     cut network differs slightly from the masked one. `fully_connected`: linear layers make them,
     at one position an input.
     """
@@ -218,7 +234,9 @@ class ChannelGraph:
             conv_groups = layer.conv_groups
             if not layer.dense:
                 conv_groups = conv_groups * len(ins) // len(layer.in_units)
-            layers.append(replace(layer, out_units=outs, in_units=ins, conv_groups=conv_groups))
+            rows = None if layer.rows is None else layer.rows[alive[layer.rows]]
+            made = replace(layer, out_units=outs, in_units=ins, conv_groups=conv_groups, rows=rows)
+            layers.append(made)
         slots = {key: units[alive[units]] for key, units in self.slots.items()}
         bare = {name: units[alive[units]] for name, units in self.bare.items()}
         sizes = dict(self.sizes)

@@ -18,9 +18,11 @@ from prunelab.graph.labels.layout import (
     argument,
     axes_of,
     reduced,
+    tensors_in,
     varying_axes,
     widened,
 )
+from prunelab.graph.labels.op_tables import STATISTICS
 from prunelab.graph.labels.provenance import Origin
 
 Finder = Callable[[Any], Origin | None]
@@ -47,8 +49,10 @@ def elementwise(store: LabelStore, find: Finder, tensors: list[Tensor], out: Any
             store.settle(tensor, result)
             result = combine(store, result, widened(store.labels(tensor), made.ndim), why)
         else:
-            shape = (1,) * (made.ndim - tensor.ndim) + tuple(tensor.shape)
-            if any(shape[axis] > 1 for axis in varying_axes(result)):
+            more = made.ndim - tensor.ndim
+            wide = [axis - more for axis in varying_axes(result) if axis >= more]
+            # an expanded axis holds one value, whatever its length
+            if any(tensor.shape[axis] > 1 and tensor.stride(axis) for axis in wide):
                 store.freeze(result, f"it is combined with a tensor of fixed width by {why}")
     store.put(made, result)
 
@@ -61,11 +65,9 @@ def combine(store: LabelStore, a: Tensor, b: Tensor, why: str) -> Tensor:
     """
     a_wide = any(x > 1 and y == 1 for x, y in zip(a.shape, b.shape, strict=True))
     b_wide = any(y > 1 and x == 1 for x, y in zip(a.shape, b.shape, strict=True))
-    if a_wide and b_wide:
-        store.freeze(a, f"channels are laid out along two axes at {why}")
-        store.freeze(b, f"channels are laid out along two axes at {why}")
-        return torch.full((1,) * a.ndim, FROZEN)
     if a_wide or b_wide:
+        if a_wide and b_wide:  # each is broadcast over the other: keep those along the usual axis
+            a_wide = (a.ndim > 1 and a.shape[1] > 1, a.numel()) > (b.shape[1] > 1, b.numel())
         wide, narrow = (a, b) if a_wide else (b, a)
         store.freeze(narrow, f"it is broadcast over other channels at {why}")
         return wide
@@ -94,9 +96,19 @@ def reduce(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
     x, labels = args[0], store.labels(args[0])
     axes = axes_of(argument(func, args, kwargs, "dim"), x.ndim)
     if any(labels.shape[axis] > 1 for axis in axes):
-        name = func.overloadpacket.__name__
-        store.freeze(labels, f"{name} is taken over its channels")
-        return
+        packet, why = (
+            func.overloadpacket,
+            f"{func.overloadpacket.__name__} is taken over its channels",
+        )
+        if packet not in STATISTICS or len(axes) == x.ndim:
+            store.freeze(labels, why)
+            return
+        if not store.bend(labels, why):
+            return
+        labels = labels.clone()
+        for axis in axes:
+            if labels.shape[axis] > 1:
+                labels = torch.full_like(labels.narrow(axis, 0, 1), FROZEN)
     for made in out if isinstance(out, (tuple, list)) else (out,):
         if made.ndim == x.ndim or len(axes) < x.ndim:
             store.put(made, reduced(labels, axes, made.ndim))
@@ -161,9 +173,16 @@ def attend(store: LabelStore, args: tuple[Any, ...], out: Any) -> None:
 def resize(store: LabelStore, x: Tensor, out: Any, planes: int, why: str) -> None:
     """Pooling and resizing, plane by plane; `planes` is the number of trailing axes they span."""
     labels = store.labels(x)
-    if any(axis >= x.ndim - planes for axis in varying_axes(labels)):
-        store.freeze(labels, f"{why} mixes channels laid out over space")
-        return
+    over = [axis for axis in varying_axes(labels) if axis >= x.ndim - planes]
+    if over:
+        mixes = f"{why} mixes channels laid out over space"
+        inside = _inside(labels, over, out) if isinstance(out, Tensor) else None
+        if inside is None:
+            store.freeze(labels, mixes)
+            return
+        if not store.bend(labels, mixes):
+            return
+        labels = inside
     for made in out if isinstance(out, (tuple, list)) else (out,):
         store.put(made, labels)
 
@@ -177,6 +196,51 @@ def run_along(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, 
         return
     for made in out if isinstance(out, (tuple, list)) else (out,):
         store.put(made, labels)
+
+
+def _inside(labels: Tensor, axes: list[int], out: Tensor) -> Tensor | None:
+    """The labels without their padding along an axis, where as many positions come out of it."""
+    if len(axes) != 1:
+        return None
+    (axis,) = axes
+    places = torch.nonzero((labels != FROZEN).transpose(0, axis).flatten(1).any(1)).flatten()
+    return labels.index_select(axis, places) if len(places) == out.shape[axis] else None
+
+
+def unpool(
+    store: LabelStore, find: Finder, args: tuple[Any, ...], out: Tensor, planes: int, why: str
+) -> None:
+    """The inverse of max pooling: the indices of a plane place the values of a plane."""
+    x, indices = args[:2]
+    if any(a >= x.ndim - planes for t in (x, indices) for a in varying_axes(store.labels(t))):
+        for tensor in (x, indices):
+            store.freeze(store.labels(tensor), f"{why} mixes channels laid out over space")
+        return
+    elementwise(store, find, [x, indices], out, f"the {why}")
+
+
+def place(
+    store: LabelStore, find: Finder, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor
+) -> None:
+    """Elements taken or written at given positions along `dim`; the other axes meet by element."""
+    tensors = tensors_in(*args, kwargs)
+    axis = argument(func, args, kwargs, "dim") % max(1, args[0].ndim)
+    labels = [store.labels(tensor) for tensor in tensors]
+    if any(axis in varying_axes(found) for found in labels):
+        why = "its channels are selected by index"
+    elif any(
+        tensor.shape[a] != args[0].shape[a]
+        for found in labels
+        for a in varying_axes(found)
+        for tensor in tensors
+    ):
+        why = "a part of its channels is selected by index"
+    else:
+        name = func.overloadpacket.__name__.strip("_")
+        elementwise(store, find, tensors, out, f"the {name}")
+        return
+    for found in labels:
+        store.freeze(found, why)
 
 
 # ---------------------------------------------------------------- normalisation
@@ -207,28 +271,24 @@ def normalise_groups(store: LabelStore, find: Finder, args: tuple[Any, ...], out
         store.freeze(labels, "GroupNorm reads channels from an unsupported axis layout")
         return
     wide = along(labels, 1, x.shape[1]).reshape(-1)
-    if x.shape[1] > groups:
-        parts = wide.view(groups, -1)
-        why = "GroupNorm's statistics would change within one of its groups"
-        store.collapse(parts, [1], why)
+    why = "GroupNorm's statistics would change within one of its groups"
+    if groups == 1 and store.inexact:
+        store.bend(labels, why)
+    elif x.shape[1] > groups:
+        store.collapse(wide.view(groups, -1), [1], why)
     for parameter in (weight, bias):
         if isinstance(parameter, Tensor):
             _own(store, find, parameter, wide, "a shared GroupNorm")
     store.put(out[0], labels)
 
 
-def normalise_layer(
-    store: LabelStore, find: Finder, args: tuple[Any, ...], out: Any, inexact: bool
-) -> None:
+def normalise_layer(store: LabelStore, find: Finder, args: tuple[Any, ...], out: Any) -> None:
     """LayerNorm: exact only where it does not span channels."""
     x, axes = args[0], len(args[1])
     labels = store.labels(x)
     spanned = [axis for axis in varying_axes(labels) if axis >= x.ndim - axes]
-    if spanned and not inexact:
-        store.freeze(labels, "LayerNorm's statistics would change with its width")
+    if spanned and not store.bend(labels, "LayerNorm's statistics would change with its width"):
         return
-    if spanned:
-        store.trace.inexact.append(torch.unique(labels))
     for parameter in args[2:4]:
         if isinstance(parameter, Tensor) and spanned:
             origin = find(parameter)

@@ -19,6 +19,7 @@ from prunelab.graph.labels.label_store import FROZEN, LabelStore
 from prunelab.graph.labels.layout import (
     along,
     argument,
+    axes_of,
     compact,
     moved,
     spread,
@@ -37,6 +38,8 @@ def rearrange(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, 
     packet = func.overloadpacket
     rule = RULES.get(packet)
     if packet in MOVES:
+        if packet is aten.squeeze:
+            _squeezed(store, func, args, kwargs)
         made = moved(func, store.labels(args[0]), args[0].shape, args[1:], kwargs)
         for tensor, labels in zip(tree_leaves(out), made, strict=True):
             store.put(tensor, labels)
@@ -49,6 +52,14 @@ def rearrange(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, 
     else:
         return False
     return True
+
+
+def _squeezed(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+    """An axis of channels that is squeezed stays only while it has two of them."""
+    labels = store.labels(args[0])
+    for axis in axes_of(argument(func, args, kwargs, "dim"), labels.ndim):
+        if labels.shape[axis] > 1:
+            store.trace.several.append(labels.transpose(0, axis).flatten(1))
 
 
 def _view(store: LabelStore, args: tuple[Any, ...], out: Tensor) -> None:
@@ -69,10 +80,9 @@ def _view(store: LabelStore, args: tuple[Any, ...], out: Tensor) -> None:
 # ---------------------------------------------------------------- parts of an axis
 
 
-def _part(
-    store: LabelStore, labels: Tensor, axis: int, size: int, start: int, length: int
-) -> Tensor:
-    """The labels of channels start .. start+length-1 of `axis`, of `size` channels."""
+def _part(store: LabelStore, x: Tensor, axis: int, start: int, length: int) -> Tensor:
+    """The labels of channels start .. start+length-1 of `axis` of `x`."""
+    labels, size = store.labels(x), x.shape[axis]
     if labels.shape[axis] == 1 or length >= size:
         return labels
     if not along(labels, axis, size).narrow(axis, start, max(0, length)).any():
@@ -81,6 +91,9 @@ def _part(
         store.freeze(labels, FIXED_PART)
         return torch.full((1,) * labels.ndim, FROZEN)
     parts = along(labels, axis, size).unflatten(axis, (size // length, length))
+    if store.uniform(x):  # made to be written to; where nothing was, it has any width
+        store.unite_known(parts, parts.narrow(axis, start // length, 1), PARTS)
+        return compact(parts.select(axis, start // length))
     return compact(store.collapse(parts, [axis], PARTS).squeeze(axis))
 
 
@@ -92,17 +105,21 @@ def _slice(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
     ).indices(size)
     step = argument(func, args, kwargs, "step", 1)
     if step == 1 or labels.shape[axis] == 1:
-        store.put(out, _part(store, labels, axis, size, start, end - start))
+        store.put(out, _part(store, x, axis, start, end - start))
     elif size % step == 0 and start < step and end > size - step:
         parts = along(labels, axis, size).unflatten(axis, (size // step, step))
-        store.put(out, compact(store.collapse(parts, [axis + 1], PARTS).squeeze(axis + 1)))
+        if store.uniform(x):
+            store.unite_known(parts, parts.narrow(axis + 1, start, 1), PARTS)
+            store.put(out, compact(parts.select(axis + 1, start)))
+        else:
+            store.put(out, compact(store.collapse(parts, [axis + 1], PARTS).squeeze(axis + 1)))
     else:
         store.freeze(labels, FIXED_PART)
 
 
 def _select(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
     x, axis, place = args[0], args[1] % args[0].ndim, args[2] % max(1, args[0].shape[args[1]])
-    labels = _part(store, store.labels(x), axis, x.shape[axis], place, 1)
+    labels = _part(store, x, axis, place, 1)
     store.put(out, labels.squeeze(axis))
 
 
@@ -113,7 +130,7 @@ def _split(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
     for part in out:
         length = part.shape[axis]
         if equal or labels.shape[axis] == 1:
-            store.put(part, _part(store, labels, axis, x.shape[axis], place, length))
+            store.put(part, _part(store, x, axis, place, length))
         place += length
     if not equal and labels.shape[axis] > 1:
         store.freeze(labels, "it is split into unequal parts by fixed numbers")
@@ -121,15 +138,14 @@ def _split(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
 
 def _unbind(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
     x, axis = args[0], argument(func, args, kwargs, "dim", 0) % args[0].ndim
-    labels = _part(store, store.labels(x), axis, x.shape[axis], 0, 1).squeeze(axis)
+    labels = _part(store, x, axis, 0, 1).squeeze(axis)
     for part in out:
         store.put(part, labels)
 
 
 def _glu(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
     x, axis = args[0], argument(func, args, kwargs, "dim", -1) % args[0].ndim
-    size = x.shape[axis]
-    store.put(out, _part(store, store.labels(x), axis, size, 0, size // 2))
+    store.put(out, _part(store, x, axis, 0, x.shape[axis] // 2))
 
 
 def _pick(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
@@ -299,6 +315,40 @@ def _col2im(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, ou
         _put_channels(store, out, out.ndim - 3, store.collapse(blocks, [1], why))
 
 
+def _strided(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
+    x, labels = args[0], store.labels(args[0])
+    if not x.is_contiguous() or x.storage_offset():
+        store.freeze(labels, "it is read with given strides")
+    else:
+        whole = spread(labels, x.shape).contiguous()
+        store.put(out, compact(func(whole, *args[1:], **kwargs)))
+
+
+def _transform(
+    store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor
+) -> None:
+    """A Fourier transform over axes that hold no channels."""
+    labels = store.labels(args[0])
+    if any(labels.shape[axis] > 1 for axis in args[1]):
+        store.freeze(labels, "a Fourier transform is taken over its channels")
+    else:
+        store.put(out, labels)
+
+
+def _as_real(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
+    store.put(out, store.labels(args[0]).unsqueeze(-1))
+
+
+def _as_complex(
+    store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor
+) -> None:
+    labels = store.labels(args[0])
+    if labels.shape[-1] > 1:
+        store.freeze(labels, "two of its channels make one complex number")
+    else:
+        store.put(out, labels.squeeze(-1))
+
+
 def _windows(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
     labels = store.labels(args[0])
     if labels.shape[args[1]] > 1:
@@ -334,6 +384,8 @@ RULES = {
     aten.select: _select,
     aten.split: _split,
     aten.split_with_sizes: _split,
+    aten.unsafe_split: _split,
+    aten.unsafe_split_with_sizes: _split,
     aten.unbind: _unbind,
     aten.glu: _glu,
     aten.cat: _cat,
@@ -347,6 +399,12 @@ RULES = {
     aten.im2col: _im2col,
     aten.col2im: _col2im,
     aten.unfold: _windows,
+    aten.as_strided: _strided,
+    aten._fft_r2c: _transform,
+    aten._fft_c2r: _transform,
+    aten._fft_c2c: _transform,
+    aten.view_as_real: _as_real,
+    aten.view_as_complex: _as_complex,
     aten._pack_padded_sequence: _packed,
     aten._pad_packed_sequence: _packed,
 }

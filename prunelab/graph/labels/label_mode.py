@@ -10,8 +10,9 @@ its inputs, so that an unknown operation never leads to a wrong cut.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from prunelab.graph.labels import arithmetic
 from prunelab.graph.labels.data_movement import REGIONS, rearrange
 from prunelab.graph.labels.label_store import FROZEN, Edge, LabelStore, LayerTrace, Trace
 from prunelab.graph.labels.layer_calls import Call, Conv, Watch
-from prunelab.graph.labels.layout import tensors_in, varying_axes, widened
+from prunelab.graph.labels.layout import argument, tensors_in, varying_axes, widened
 from prunelab.graph.labels.leaving import Leaving
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.op_tables import (
@@ -35,10 +36,12 @@ from prunelab.graph.labels.op_tables import (
     ELEMENTWISE,
     KEEPS,
     NORMALISES_BATCH,
+    PLACES,
     PRODUCTS,
     REDUCES,
     RESIZES,
     UNIFORM,
+    UNPOOLS,
     VIEWS,
     aten,
 )
@@ -57,7 +60,8 @@ class LabelMode(Watch):
     `batch` is the number of inputs. With `counting`, the calls and positions of layers are
     counted; `used` holds the names of the parameters and buffers that were used. Without
     `numbers`, heavy operations return zeros; with `careful`, `NeedsValues` is then raised where
-    code depends on values. After `deadline` (of `time.monotonic`) it raises `TraceError`.
+    code depends on values. `wrote` says that code wrote into parameters; `keeps` names the
+    attributes that it changed. After `deadline` (of `time.monotonic`) it raises `TraceError`.
     """
 
     def __init__(
@@ -70,11 +74,13 @@ class LabelMode(Watch):
         super().__init__(model)
         self.stack = ModuleStack()
         self.stack.on_pass = self._pass
-        self.store = LabelStore(self.stack)
+        self.store = LabelStore(self.stack, inexact)
         self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
+        self.wrote = False
+        self.keeps: list[str] = []
+        self._memory = {_address(parameter) for parameter in model.parameters()}
         self._batch = max(1, batch)
-        self._inexact = inexact
         self._deadline = deadline
         self._views = Views(self.store)
         self._selectors = set(selector_buffers(model))
@@ -87,6 +93,8 @@ class LabelMode(Watch):
             origin = self.origin(tensor)
             if origin is not None:
                 self.used.add(origin.name)
+        if func._schema.is_mutable and _address(args[0]) in self._memory:
+            self.wrote = True
         if self.numbers:
             return func(*args, **kwargs)
         if self.careful and needs_values(func, args):
@@ -100,9 +108,14 @@ class LabelMode(Watch):
         store, name = self.store, layer_name(call.name)
         self._in_time(name)
         store.settle(call.x)
+        store.fill(call.x)
         labels, rows = store.labels(call.x), False
         if call.conv is not None and any(axis > 1 for axis in varying_axes(labels)):
-            store.freeze(labels, f"{name} convolves over channels laid out over space")
+            why = f"{name} convolves over channels laid out over space"
+            if store.bend(labels, why) and out.shape == call.x.shape and labels.shape[1] == 1:
+                store.put(out, labels)
+            else:
+                store.freeze(labels, why)
             layer = self._layer(call, out, None)
         elif (
             labels.shape[1] == 1 and labels.shape[0] > 1
@@ -114,9 +127,7 @@ class LabelMode(Watch):
             if layer.cuttable:
                 self._reads(call, layer, into)
         if self.counting:
-            layer.calls += 1
-            layer.positions += out.numel() // max(1, out.shape[1] * self._batch)
-            layer.applied += call.applied(out) // self._batch
+            self._count(layer, call, out, labels[:, 0].reshape(-1) if rows else None)
         if layer.cuttable:
             shape = [1] * out.ndim
             shape[1] = -1
@@ -157,6 +168,28 @@ class LabelMode(Watch):
             store.freeze(into, f"the weight of {layer_name(key)} cannot be cut where it is used")
         return layer
 
+    def _count(self, layer: LayerTrace, call: Call, out: Tensor, rows: Tensor | None) -> None:
+        """Count a call; `rows` are the labels of the rows of its input, if these are channels."""
+        layer.calls += 1
+        positions = out.numel() // max(1, out.shape[1] * self._batch)
+        applied = call.applied(out) // self._batch
+        each = len(layer.into) // layer.groups * prod(layer.kernel)
+        first = not layer.positions and layer.other == (0, 0)
+        usual = call.weight.numel() == len(layer.out) * each and out.shape[1] == len(layer.out)
+        if usual and rows is not None and first and not len(rows) % self._batch:
+            layer.rows = rows[: len(rows) // self._batch]
+            layer.positions, layer.applied = (
+                positions // len(layer.rows),
+                applied // len(layer.rows),
+            )
+        elif usual and rows is None and layer.rows is None:
+            layer.positions += positions
+            layer.applied += applied
+        else:
+            macs, elements = layer.other
+            more = positions * out.shape[1]
+            layer.other = (macs + applied * call.weight.numel(), elements + more)
+
     def _reads(self, call: Call, layer: LayerTrace, into: Tensor) -> None:
         store, name, rank = self.store, layer_name(call.name), call.weight.ndim
         out_axis, in_axis = (1, 0) if layer.transposed else (0, 1)
@@ -166,7 +199,7 @@ class LabelMode(Watch):
 
         if layer.groups == 1:
             if not call.origin.scaled:
-                store.freeze(into, f"the weight of {name} is computed from all of its inputs")
+                store.bend(into, f"the weight of {name} is computed from all of its inputs")
             store.unite(layer.into, into, f"the shared layer {name}")
             store.index(call.origin, shaped(into, in_axis), f"the shared layer {name}")
             store.index(call.origin, shaped(layer.out, out_axis), name)
@@ -192,6 +225,25 @@ class LabelMode(Watch):
         """Label the outputs of any other operation."""
         packet, store = func.overloadpacket, self.store
         tensors = tensors_in(*args, kwargs)
+        if packet is aten.embedding and args[1] not in store:
+            self._looked_up(args[0], out)
+            return
+        labelled = any(x in store for x in tensors)
+        pointwise = torch.Tag.pointwise in func.tags or packet in ELEMENTWISE
+        if packet in VIEWS:
+            if labelled and store.uniform(args[0]):
+                store.make_uniform(out)
+        elif labelled:
+            for x in tensors:
+                if not (func._schema.is_mutable and x is args[0]):
+                    store.fill(x)
+        if pointwise and not labelled and any(x.ndim and self.origin(x) is None for x in tensors):
+            for x in tensors:
+                self._lend(x)
+        elif packet is aten.cat and labelled:
+            beside = {axis for x in tensors for axis in varying_axes(store.labels(x))}
+            for x in tensors:
+                self._lend(x, beside - {argument(func, args, kwargs, "dim", 0) % out.ndim})
         if packet is aten.index_select and self._selects(args[0], self.origin(args[2]), out):
             return
         if packet in VIEWS:
@@ -213,6 +265,34 @@ class LabelMode(Watch):
                 self._views.written_fixed(out)
         elif isinstance(out, Tensor) and func._schema.is_mutable:
             self._views.written_fixed(out)
+
+    def _lend(self, tensor: Tensor, among: Set[int] | None = None) -> None:
+        """Give a parameter that meets data labels of its own, which no layer issues.
+
+        It needs one axis with several entries, or one of those `among`.
+        """
+        origin = self.origin(tensor)
+        if origin is None or tensor in self.store:
+            return
+        axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        if among is not None:
+            axes = [axis for axis in axes if axis in among]
+        if len(axes) == 1 and origin.axes:
+            shape = [-1 if axis == axes[0] else 1 for axis in range(tensor.ndim)]
+            labels = self.store.issue(tensor.shape[axes[0]]).reshape(shape)
+            self.store.index(origin, labels, "a parameter")
+            self.store.put(tensor, labels)
+
+    def _looked_up(self, table: Tensor, out: Tensor) -> None:
+        """Rows of a table: each entry of a row is a channel that no layer issues."""
+        origin, store = self.origin(table), self.store
+        if origin is None or not origin.plain:
+            return
+        labels = store.trace.slots.get((origin.name, 1))
+        if labels is None:
+            labels = store.issue(table.shape[1])
+            store.slot((origin.name, 1), labels, "a table")
+        store.put(out, labels.reshape([*[1] * (out.ndim - 1), -1]))
 
     def _selects(self, x: Tensor, origin: Origin | None, out: Tensor) -> bool:
         """Whether a convolution selects channels here; it then issues channels of its own."""
@@ -260,13 +340,17 @@ class LabelMode(Watch):
             if packet.__name__.startswith("grid_sampler"):
                 store.freeze(store.labels(args[1]), "it holds coordinates for resampling an image")
             arithmetic.resize(store, args[0], out, RESIZES[packet], name)
+        elif packet in UNPOOLS:
+            arithmetic.unpool(store, self.origin, args, out, UNPOOLS[packet], packet.__name__)
+        elif packet in PLACES:
+            arithmetic.place(store, self.origin, func, args, kwargs, out)
         elif packet in NORMALISES_BATCH:
             arithmetic.normalise_batch(store, self.origin, args, out)
             self._name_norm(args)
         elif packet is aten.native_group_norm:
             arithmetic.normalise_groups(store, self.origin, args, out)
         elif packet is aten.native_layer_norm:
-            arithmetic.normalise_layer(store, self.origin, args, out, self._inexact)
+            arithmetic.normalise_layer(store, self.origin, args, out)
         elif packet in PRODUCTS:
             arithmetic.product(store, self.origin, packet.__name__, args, out)
         elif packet in ATTENTION:
@@ -310,8 +394,8 @@ class LabelMode(Watch):
             (mask, "it holds weights for the positions of a deformable convolution"),
         ):
             self.store.freeze(self.store.labels(tensor), why)
-        if origin is not None and origin.plain and args[11] == 1:
-            conv = Conv((), (), (), False, 1)
+        if origin is not None and origin.plain:
+            conv = Conv((), (), (), False, args[11])
             call = Call(origin.name, x, weight, bias, conv, replace(origin, scaled=True))
             labels = self.store.labels(x)
             self.store.put(x, torch.full((1,) * x.ndim, FROZEN))  # read as if it held no channels
@@ -361,6 +445,11 @@ class LabelMode(Watch):
         origin = self.origin(target)
         if origin is not None:
             self.store.index(origin, labels, "a write into a buffer")
+
+
+def _address(given: Any) -> int | None:
+    """Where the data of a tensor is stored."""
+    return given.untyped_storage().data_ptr() if isinstance(given, Tensor) else None
 
 
 def layer_name(weight: str) -> str:

@@ -41,9 +41,11 @@ class LayerTrace:
     `out` [out channels] and `into` [in channels] are labels; `in_axis` is the weight's axis that
     reads channels; `groups` and `transposed` are those of the convolution; `positions` is the
     number of output positions of one input, `applied` the number of applications of the kernel to
-    it, both summed over calls; `norm` names the BatchNorm that follows; `order` is the position in
-    execution order. `computed` says that the weight in use is computed from its parameters,
-    `cuttable` that its channels can be removed.
+    it, both summed over calls. Where the rows of the input are channels (labels `rows`, of one
+    input), both count for one row. `other` holds the multiply-adds and output elements of calls of
+    other shapes, which cannot be cut. `norm` names the BatchNorm that follows; `order` is the
+    position in execution order. `computed` says that the weight in use is computed from its
+    parameters, `cuttable` that its channels can be removed.
     """
 
     name: str
@@ -60,6 +62,8 @@ class LayerTrace:
     applied: int = 0
     calls: int = 0
     norm: str | None = None
+    rows: Tensor | None = None
+    other: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -69,7 +73,8 @@ class Trace:
     `count` is the number of labels; `edges` are couplings, `frozen` labels with reasons. `slots`
     gives the labels along an axis of a parameter or buffer. `norms` are weight norms, (direction,
     length, axis); `inexact` are labels of channels whose normalisation changes with their number;
-    `bare` are the labels that normalisation modules without parameters read.
+    `bare` are the labels that normalisation modules without parameters read; `several` those along
+    an axis [length, rest] of which two positions must stay.
     """
 
     count: int = 1
@@ -80,6 +85,7 @@ class Trace:
     norms: set[tuple[str, str, int]] = field(default_factory=set)
     inexact: list[Tensor] = field(default_factory=list)
     bare: dict[str, Tensor] = field(default_factory=dict)
+    several: list[Tensor] = field(default_factory=list)
 
 
 class LabelStore:
@@ -87,11 +93,13 @@ class LabelStore:
 
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
     frozen: its inputs, what it computes, and the outputs of its submodules. `met` collects the
-    same tensors of every module, as labels and shapes, where it is a list.
+    same tensors of every module, as labels and shapes, where it is a list. With `inexact`,
+    channels over which statistics are taken are marked instead of frozen.
     """
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, inexact: bool = False) -> None:
         self.trace = Trace()
+        self.inexact = inexact
         self._stack = stack
         self._labels = WeakTensorKeyDictionary()
         self._uniform = WeakTensorKeyDictionary()
@@ -146,11 +154,27 @@ class LabelStore:
         """`tensor` is no longer uniform: position-dependent values were written into it."""
         self._uniform.pop(tensor, None)
 
-    def make_uniform(self, tensor: Tensor, like: Tensor | None = None) -> None:
-        """No element of `tensor` depends on its channel, so it fits any number of channels.
+    def fill(self, tensor: Tensor) -> None:
+        """Where nothing was written into a uniform tensor, it has the channels written beside."""
+        labels = self._labels.get(tensor)
+        if labels is None or tensor not in self._uniform:
+            return
+        for axis in varying_axes(labels):
+            most = labels.amax(axis, keepdim=True)
+            others = [a for a in varying_axes(labels) if a != axis]
+            if others and bool(((labels == most) | (labels == FROZEN)).all()):
+                labels = most
+        self.put(tensor, labels)
+
+    def make_uniform(self, made: Any, like: Tensor | None = None) -> None:
+        """No element of `made` depends on its channel, so it fits any number of channels.
 
         Where it has the shape of `like`, it is taken to have the channels of `like`.
         """
+        for tensor in tensors_of(made):
+            self._make_uniform(tensor, like)
+
+    def _make_uniform(self, tensor: Tensor, like: Tensor | None) -> None:
         alike = like is not None and like.shape == tensor.shape and like in self
         self._uniform[tensor] = self.labels(like) if alike and like is not None else None
 
@@ -190,6 +214,14 @@ class LabelStore:
         if len(some):
             self.trace.frozen.append((some, why))
 
+    def bend(self, labels: Tensor, why: str) -> bool:
+        """Mark these channels as inexact and return True or, unless `inexact`, freeze them."""
+        if self.inexact:
+            self.trace.inexact.append(torch.unique(labels))
+        else:
+            self.freeze(labels, why)
+        return self.inexact
+
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Couple `a` and `b` element by element; a label paired with FROZEN is frozen."""
         if a.shape == b.shape and torch.equal(a, b):
@@ -208,6 +240,12 @@ class LabelStore:
         self.freeze(high[fixed], f"it is combined with a tensor of fixed width by {why}")
         if (~fixed).any():
             self.trace.edges.append(Edge(low[~fixed], high[~fixed], why, self._stack.innermost))
+
+    def unite_known(self, a: Tensor, b: Tensor, why: str) -> None:
+        """Couple `a` and `b` element by element where both are channels."""
+        a, b = torch.broadcast_tensors(a, b)
+        known = (a != FROZEN) & (b != FROZEN)
+        self.unite(a[known], b[known], why)
 
     def collapse(self, labels: Tensor, axes: list[int], why: str) -> Tensor:
         """Couple the labels along `axes` with each other, and keep one of them."""
@@ -277,5 +315,5 @@ class LabelStore:
         """The finished trace."""
         for key, why in self._rigid.items():
             if key in self.trace.slots:
-                self.freeze(self.trace.slots[key], why)
+                self.bend(self.trace.slots[key], why)
         return self.trace

@@ -27,7 +27,7 @@ def sync_attributes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = sized.shape[0]
     elif isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * sized.shape[0] // module.num_channels
+        module.num_groups = max(1, module.num_groups * sized.shape[0] // module.num_channels)
         module.num_channels = sized.shape[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(sized.shape)
@@ -45,7 +45,7 @@ def is_bare_norm(module: nn.Module) -> bool:
 def set_width(module: nn.Module, width: int) -> None:
     """Set the number of channels of a normalisation module without parameters."""
     if isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * width // module.num_channels
+        module.num_groups = max(1, module.num_groups * width // module.num_channels)
         module.num_channels = width
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = width

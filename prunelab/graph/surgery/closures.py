@@ -17,7 +17,9 @@ from prunelab.data.tensors import reachable
 
 def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy(model, memo)`, with functions that hold `model` bound to the copy."""
-    own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
+    own = {id(part) for part in _parts(model)}
+    twins = _twins(model)
+    own |= {id(twin) for twin, _ in twins}
 
     def holds(value: Any) -> bool:
         return any(id(item) in own for item in reachable(value))
@@ -33,6 +35,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             function.__code__, function.__globals__, function.__name__, None, closure or None
         )
     made: nn.Module = copy.deepcopy(model, memo)
+    memo.update({id(twin): memo[id(part)] for twin, part in twins if id(part) in memo})
 
     def copied(value: Any) -> Any:
         return copy.deepcopy(value, memo) if holds(value) else value
@@ -53,6 +56,32 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 if isinstance(value, MethodType) and id(value.__func__) in memo:
                     held[name] = MethodType(memo[id(value.__func__)], value.__self__)
     return made
+
+
+def _parts(model: nn.Module) -> list[Any]:
+    return [*model.modules(), *model.parameters(), *model.buffers()]
+
+
+def _twins(model: nn.Module) -> list[tuple[Any, Any]]:
+    """The parts of a network from which the user copied `model`, each with that of `model`.
+
+    `copy.deepcopy` left its functions in `model`, and they hold that other network.
+    """
+    owners = [
+        (module, value)
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, FunctionType)
+    ]
+    pairs: list[tuple[Any, Any]] = []
+    for module, function in owners:
+        for other in reachable(function):
+            same = isinstance(other, type(module)) and other is not module
+            if same and any(value is function for value in vars(other).values()):
+                parts = _parts(other), _parts(module)
+                if [type(part) for part in parts[0]] == [type(part) for part in parts[1]]:
+                    pairs += zip(*parts, strict=True)
+    return pairs
 
 
 def functions_of(model: nn.Module) -> list[FunctionType]:

@@ -290,6 +290,10 @@ def factorised_graph(
     IllegalPlan
         For a layer that cannot be factorised.
     """
+    for name in layers:
+        known = [layer for layer in graph.layers if layer.name == name]
+        if not all(map(is_plain, known)):
+            raise IllegalPlan(f"{name} cannot be factorised: its weight is used in other ways too.")
     made = factorised(model, layers, lambda name, w: plain_factors(w, layers[name]), share=True)
     order = sorted(layers, key=len)  # a layer before its parts
     names = [f"{name}.{part}" for name in order for part in (0, 1)]
@@ -306,6 +310,11 @@ def factorised_graph(
         ratio = seen[f"{name}.0"] / seen[f"{name}.1"]
         graph = _split(graph, name, layers[name], ratio)
     return made, replace(graph, network=weakref.ref(made))
+
+
+def is_plain(layer: Layer) -> bool:
+    """Whether a layer's weight is used as that of a convolution over an image's channels only."""
+    return layer.rows is None and layer.other == (0, 0) and not layer.computed
 
 
 def _positions(

@@ -6,7 +6,6 @@ it runs in training mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,23 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from toys import Net, Toy, assert_exact
+from toys import Net, Toy, ab, assert_exact, conv
 
 import prunelab as pl
-
-
-def conv(into: int, out: int, k: int = 3, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(into, out, k, padding=options.pop("padding", k // 2), **options)
-
-
-def ab(middle: Callable[[Any, Tensor], Tensor], into: int = 8, **parts: Any) -> dict[str, Any]:
-    """The parts and the forward pass of: convolution a, something, convolution b."""
-    return {
-        "parts": lambda: (
-            {"a": conv(3, 8), "b": conv(into, 5)} | {name: make() for name, make in parts.items()}
-        ),
-        "forward": lambda net, x: net.b(middle(net, net.a(x))),
-    }
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
@@ -68,7 +53,163 @@ def detokenised(net: Any, x: Tensor) -> Tensor:
     return net.b(net.c(x).relu())
 
 
+def unpooled(net: Any, x: Tensor) -> Tensor:
+    pooled, indices = F.max_pool2d(net.a(x), 2, return_indices=True)
+    return net.b(F.max_unpool2d(net.c(pooled), indices, 2))
+
+
+def strongest(net: Any, x: Tensor) -> Tensor:
+    x, other = net.a(x).flatten(2), net.c(x).flatten(2)
+    return net.b(other.gather(2, x.topk(9, 2).indices).unflatten(2, (3, 3)))
+
+
+def best_first(net: Any, x: Tensor) -> Tensor:
+    x, other = net.a(x).flatten(2), net.c(x).flatten(2)
+    return net.b(other.take_along_dim(x.argsort(2), 2).unflatten(2, (8, 8)))
+
+
+def chosen_tokens(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).flatten(2).transpose(1, 2)
+    first = x[..., :3].detach().mul(0).add(torch.arange(3.0)).long()[:, :9, :1]
+    return net.b(x.gather(1, first.expand(-1, -1, x.shape[2])).transpose(1, 2).unflatten(2, (3, 3)))
+
+
+def peaks(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    flat = x.flatten(2)
+    marks = torch.zeros_like(flat).scatter_(2, flat.argmax(2, keepdim=True), 1.0)
+    return net.b(net.c(x) * marks.view_as(x))
+
+
+def looked_up(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.table(net.a(x).flatten(2).argmax(2)).transpose(1, 2)[..., None])
+
+
+def cost_volume(net: Any, x: Tensor) -> Tensor:
+    left, right = net.a(x), net.a(x.flip(3))
+    n, c, h, w = left.shape
+    volume = left.new_zeros(n, 2 * c, 3, h, w)
+    for shift in range(3):
+        volume[:, :c, shift, :, shift:] = left[..., shift:]
+        volume[:, c:, shift, :, shift:] = right[..., : w - shift]
+    return net.b(volume)
+
+
+def in_steps(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    wide = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    wide[:, :, ::2, ::2] = x
+    wide[:, :, 1::2, 1::2] = -x
+    return net.b(wide.relu())
+
+
+def tokens(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).flatten(2).transpose(1, 2)
+    hidden = (torch.arange(x.shape[1]) % 3 == 0).to(x)[None, :, None]
+    x = torch.cat([net.first.expand(x.shape[0], -1, -1), x * (1 - hidden) + net.mask * hidden], 1)
+    return net.b(x[:, 1:].transpose(1, 2).unflatten(2, (8, 8)))
+
+
+def conditioned(net: Any, x: Tensor) -> Tensor:
+    scale, shift = net.table(torch.arange(x.shape[0]))[..., None, None].chunk(2, 1)
+    return net.b(net.n(net.a(x)) * (1 + scale) + shift)
+
+
+def involution(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    n, c, h, w = x.shape
+    windows = F.unfold(x, 3, padding=1).view(n, c, 9, h, w)
+    return net.b((windows * net.k(x).view(n, 1, 9, h, w)).sum(2))
+
+
+def spectrum(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    waves = torch.fft.rfft2(x)
+    waves = net.c(torch.cat([waves.real, waves.imag], 1))
+    return net.b(torch.fft.irfft2(torch.complex(*waves.chunk(2, 1)), s=x.shape[-2:]))
+
+
+def windows(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).contiguous()
+    (n, c, h, w), (a, b, d, e) = x.shape, x.stride()
+    return net.b(x.as_strided((n, c, h - 2, w - 2, 3, 3), (a, b, d, e, d, e)).amax((-2, -1)))
+
+
 TOYS = {
+    "a cost volume": Toy(
+        lambda: {"a": conv(3, 8), "b": nn.Conv3d(16, 5, 1)}, cost_volume, {"a": 8}
+    ),
+    "written in steps over space": Toy(
+        lambda: {"a": conv(3, 8), "b": conv(8, 5)}, in_steps, {"a": 8}
+    ),
+    "tokens that are parameters": Toy(
+        lambda: {
+            "a": conv(3, 8),
+            "b": conv(8, 5),
+            "first": nn.Parameter(torch.zeros(1, 1, 8)),
+            "mask": nn.Parameter(torch.zeros(8)),
+        },
+        tokens,
+        {"a": 8},
+    ),
+    "noise of a strength per channel": Toy(
+        **ab(
+            lambda net, x: x + 0 * torch.randn(x.shape[0], 1, *x.shape[2:]).to(x) * net.strength,
+            strength=lambda: nn.Parameter(torch.rand(8, 1, 1)),
+        ),
+        groups={"a": 8},
+    ),
+    "batch norm of a condition": Toy(
+        lambda: {
+            "a": conv(3, 8),
+            "n": nn.BatchNorm2d(8),
+            "table": nn.Embedding(4, 16),
+            "b": conv(8, 5),
+        },
+        conditioned,
+        {"a": 8},
+    ),
+    "involution": Toy(
+        lambda: {"a": conv(3, 8), "k": conv(8, 9), "b": conv(8, 5)},
+        involution,
+        {"a": 8, "k": "broadcast over other channels"},
+    ),
+    "a convolution of the spectrum": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(16, 16, 1), "b": conv(8, 5)},
+        spectrum,
+        {"a": 8, "c": 8},
+        (2, 3, 8, 8),
+    ),
+    "windows by strides": Toy(lambda: {"a": conv(3, 8), "b": conv(8, 5)}, windows, {"a": 8}),
+    "unsafe chunk": Toy(
+        **ab(lambda net, x: torch.mul(*torch.unsafe_chunk(x, 2, 1)), into=4), groups={"a": 4}
+    ),
+    "a layer whose bias is not used": Toy(
+        **ab(lambda net, x: F.conv2d(x, net.c.weight, padding=1), into=6, c=lambda: conv(8, 6)),
+        groups={"a": 8, "c": 6},
+    ),
+    "max unpooling": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(8, 8), "b": conv(8, 5)}, unpooled, {"a": 8, "c": 8}
+    ),
+    "gathering by another layer's order": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(3, 8), "b": conv(8, 5)}, strongest, {"a": 8, "c": 8}
+    ),
+    "gathering in sorted order": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(3, 8), "b": conv(8, 5)}, best_first, {"a": 8, "c": 8}
+    ),
+    "gathering in a layer of another width": Toy(
+        lambda: {"a": conv(3, 6), "c": conv(3, 8), "b": conv(6, 5)},
+        strongest,
+        {"a": "selected by index", "c": "selected by index"},
+    ),
+    "scattering at maxima": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(8, 8), "b": conv(8, 5)}, peaks, {"a": 8, "c": 8}
+    ),
+    "a table looked up at maxima": Toy(
+        lambda: {"a": conv(3, 8), "table": nn.Embedding(64, 6), "b": conv(6, 5)},
+        looked_up,
+        {"a": "no rule"},
+    ),
     "batch norm": Toy(
         **ab(lambda net, x: net.n(x).relu(), n=lambda: nn.BatchNorm2d(8)), groups={"a": 8}
     ),
@@ -178,7 +319,28 @@ TOYS = {
         groups={"a": "hard-codes"},
     ),
     "a scale by the stored width": Toy(
-        **ab(lambda net, x: x / net.a.weight.new_tensor(x.shape[1])), groups={"a": "hard-codes"}
+        **ab(lambda net, x: x / net.a.weight.new_tensor(x.shape[1])), groups={"a": "as a number"}
+    ),
+    "a scale of zero of what depends on the width": Toy(
+        **ab(
+            lambda net, x: x + net.gamma * torch.tanh(x * x.shape[1]),
+            gamma=lambda: nn.Parameter(torch.zeros(8, 1, 1)),
+        ),
+        groups={"a": "as a number"},
+    ),
+    "squeezed without an axis": Toy(
+        **ab(lambda net, x: x.mean((2, 3), keepdim=True).squeeze()[..., None, None]),
+        groups={"a": 7},
+    ),
+    "squeezed beside other channels": Toy(
+        **ab(
+            lambda net, x: (
+                torch.cat([x, net.c(x)], 1).mean((2, 3), keepdim=True).squeeze()[..., None, None]
+            ),
+            into=14,
+            c=lambda: conv(8, 6),
+        ),
+        groups={"a": 8, "c": 6},
     ),
     "flipped channels": Toy(**ab(lambda net, x: x.flip(1)), groups={"a": 8}),
     "padding": Toy(**ab(lambda net, x: F.pad(x, (0, 1, 0, 1))), groups={"a": 8}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from types import MethodType
@@ -171,3 +172,24 @@ def test_a_network_that_shares_its_tensors_with_copies_is_refused() -> None:
     for attempt in (lambda: pl.trace(net, X), lambda: copy_of(net)):
         with pytest.raises(pl.BadModel, match="would share 2 with it"):
             attempt()
+
+
+class Held(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.inner = lambda x: self.b(self.a(x).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_a_network_that_the_user_copied_is_cut_by_its_own_weights() -> None:
+    model, x = Held().eval(), torch.randn(2, 3, 6, 6)
+    graph = pl.trace(model, x)
+    plan = pl.WidthPlan.full(graph).drop({"a": [1, 5]})
+    other = copy.deepcopy(model).double()  # its lambda still runs `model`
+    x = x.double()
+    with torch.no_grad():
+        got, want = pl.cut(other, graph, plan)(x), pl.masked(other, graph, plan)(x)
+    assert float((got - want).norm()) <= 1e-10 * float(want.norm())
