@@ -36,11 +36,17 @@ GIVEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}),
         "3 is quantised .*nn.Module that it was made from",
     ),
-    "path": (lambda: "model.pt", "not a path .*load_state_dict"),
-    "file": (lambda: Path("model.pt"), "not a path"),
-    "weights": (lambda: net().state_dict(), "not a OrderedDict. Build it"),
-    "function": (lambda: net().forward, "nn.Module, not a method"),
-    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), "0.weight of a lazy layer .*Run"),
+    "path": (lambda: "model.pt", "the network itself, an nn.Module.*load_state_dict"),
+    "file": (lambda: Path("model.pt"), "model.pt; it must be the network itself"),
+    "weights": (
+        lambda: net().state_dict(),
+        "a OrderedDict; it must be the network itself.*Build it",
+    ),
+    "function": (lambda: net().forward, "a method; it must be the network itself"),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyConv2d(8, 3)),
+        "0.weight has no values: .*run the network once",
+    ),
     "meta": (lambda: net().to("meta"), "0.weight has no values"),
 }
 

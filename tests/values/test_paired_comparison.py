@@ -71,13 +71,14 @@ def test_the_network_now_is_not_run_again(
     def run(*_: Any) -> Any:
         raise AssertionError("the network now was run")
 
-    monkeypatch.setattr(session.model, "forward", run)
+    now = session._history.network
+    monkeypatch.setattr(now, "forward", run)
     with pytest.raises(AssertionError):
         session.compare_move({})  # a copy of it
     monkeypatch.undo()
     small = pl.cut(session.model, session.graph, session.plan.drop(HALF))
     monkeypatch.setattr("prunelab.session.comparing.cut", lambda *_: small)
-    monkeypatch.setattr(session.model, "forward", run)
+    monkeypatch.setattr(now, "forward", run)
     assert session.compare_move(HALF) == want
 
 

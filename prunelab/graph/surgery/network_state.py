@@ -209,7 +209,8 @@ def state_preserved(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training, held in flags:
             module.training = training
-            module._buffers.update(held)
+            if not isinstance(module, torch.jit.ScriptModule):  # which replaces none
+                module._buffers.update(held)
         with torch.no_grad():
             for buffer, value in buffers:
                 if buffer.shape != value.shape:  # resized, as by an observer of quantisation
