@@ -18,7 +18,7 @@ from torch import Tensor
 from prunelab.repair.regression import Rows, solver, with_ridge
 
 PENALTIES = ((0.1, 30), (1.0, 20))  # and how often both steps are done with each
-ROWS = 8192
+ROWS = 4096
 LEAST = 1e-3  # of the largest scale: an output with a smaller one is left as it is
 
 
@@ -39,16 +39,18 @@ def rectified(
         The scale and shift [out] of the outputs between the layer and the ReLU (bias, BatchNorm).
     """
     scale, shift = affine
-    p, want = solved.p.double(), (scale * solved.y.double() + shift).relu()
-    start, mean = weight * scale, p.mean(0)
-    centred = p - mean
-    solution = solver(with_ridge(centred.T @ centred / len(p), ridge))
+    p = solved.p if solved.p.dtype == torch.float64 else solved.p.float()
+    want = (scale * solved.y.double() + shift).relu().to(p)
+    start, mean = weight * scale, p.double().mean(0)
+    centred = p - mean.to(p)
+    solution = solver(with_ridge(centred.double().T @ centred.double() / len(p), ridge))
+    present = p @ start.to(p)
     w, b = start, constant * scale + shift
     for penalty, steps in PENALTIES:
         for _ in range(steps):
-            z = auxiliary(p @ w + b, want, penalty)
-            w = start + solution(centred.T @ (z - p @ start) / len(p))
-            b = z.mean(0) - mean @ w
+            z = auxiliary(p @ w.to(p) + b.to(p), want, penalty)
+            w = start + solution((centred.T @ (z - present)).double() / len(p))
+            b = z.double().mean(0) - mean @ w
     usable = scale.abs() > LEAST * scale.abs().max()
     safe = torch.where(usable, scale, 1.0)
     new = torch.where(usable, w / safe, weight), torch.where(usable, (b - shift) / safe, constant)
