@@ -74,9 +74,14 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         )
         self._endings += [self._background.cancel, self.figure.leave]
         self._endings += [self.head.close, self.below.close]
-        self.children: tuple[Any, ...]
-        super().__init__([self.head, self.below])
-        self._endings += [part.layout.close for part in (self.head, self.below, self)]
+        # The figure comes and goes in a place of its own: a box makes all views anew that stand
+        # behind one that changed, and what is typed into them would be lost.
+        self.place = ipw.VBox()
+        self.place.add_class("prunelab-place")
+        super().__init__([self.head, self.place, self.below])
+        self._endings.append(self.place.close)
+        parts = (self.head, self.place, self.below, self)
+        self._endings += [part.layout.close for part in parts]
         for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
             self.add_class(name)
         self._refresh()
@@ -258,7 +263,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def make_figure(self) -> None:
         """Put the interactive figure in its place."""
         self.figure.make(self._info())
-        self.children = (self.head, self.figure.live.widget, self.below)
+        self.place.children = (self.figure.live.widget,)
 
     def _draw(self, info: BoardInfo, **parts: str) -> None:
         """Show `parts`, and the figure `info` that belongs to them."""
@@ -269,9 +274,9 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         """Put the figure in its place anew, for a page that missed a redraw."""
         with self._ui:
             if self.figure.live is not None:
-                self.children = (self.head, self.below)
+                self.place.children = ()
                 self.figure.settle()
-                self.children = (self.head, self.figure.live.widget, self.below)
+                self.place.children = (self.figure.live.widget,)
 
     def _fit(self, narrow: bool) -> None:
         with self._ui:

@@ -36,7 +36,7 @@ def write(path: Path, cells: Sequence[str]) -> None:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The address of a JupyterLab on `folder`."""
+    """The address of a JupyterLab on `folder`, with the settings of `prunelab lab`."""
     news = folder / "settings" / "@jupyterlab" / "apputils-extension"
     news.mkdir(parents=True, exist_ok=True)
     (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
@@ -60,6 +60,7 @@ def serving(folder: Path) -> Iterator[str]:
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_CONFIG_PATH": str(REPOSITORY / "prunelab" / "assets" / "jupyter"),
     }
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -779,11 +779,13 @@ def test_text_and_figure_carry_the_same_number(figured: Screen) -> None:
 def test_a_page_that_drew_an_old_figure_is_sent_the_whole(figured: Screen) -> None:
     figured.press("propose")
     sent: list[int] = []
-    figured.observe(lambda change: sent.append(len(change["new"])), "children")
+    parts = figured.children
+    figured.place.observe(lambda change: sent.append(len(change["new"])), "children")
     figured._told("figure", None, figured.head.drawing, False)
     assert sent == []
     figured._told("figure", None, figured.head.drawing - 1, False)
-    assert sent == [2, 3], "the figure is put in its place anew"
+    assert sent == [0, 1], "the figure is put in its place anew"
+    assert figured.children == parts, "and the parts that are typed into stay on the page"
 
 
 def test_plotlys_private_names_are_there(figured: Screen) -> None:
