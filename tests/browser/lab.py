@@ -189,8 +189,10 @@ def drawn(page: Any) -> dict[str, Any]:
 def wait_for_drawn(page: Any, test: str, arg: Any = None) -> None:
     """Wait until plotly's data pass `test`, JavaScript of (traces by name, arg)."""
     page.wait_for_function(
-        f"""arg => ({test})(Object.fromEntries(
-              document.querySelector('.js-plotly-plot').data.map(t => [t.name, t])), arg)""",
+        f"""arg => {{
+              const data = document.querySelector('.js-plotly-plot')?.data;  // none: put anew
+              return data && ({test})(Object.fromEntries(data.map(t => [t.name, t])), arg);
+            }}""",
         arg=arg,
         timeout=90 * SECONDS,
     )
