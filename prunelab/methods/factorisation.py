@@ -30,15 +30,8 @@ from torch import Tensor
 from prunelab.errors import IllegalPlan, InvalidValue
 from prunelab.evidence.output_moments import output_moments
 from prunelab.graph.channels.channel_graph import ChannelGraph, Layer
-from prunelab.graph.surgery.factorisation import (
-    Factors,
-    Kind,
-    extended,
-    factorised,
-    factors,
-    is_plain,
-    unfit,
-)
+from prunelab.graph.surgery.factorisation import Factors, Kind, factorised, factors, unfit
+from prunelab.graph.surgery.factorised_graph import extended, is_plain
 from prunelab.methods.base import Context, Found, Search
 from prunelab.methods.settings import check_counts, freeze_ratio
 from prunelab.values import FrozenMap, Importance, Move, WidthPlan
@@ -163,14 +156,14 @@ class _Factorisation:
         ratio = self.pruning_ratio
         named = self.ranks if self.ranks is not None else ratio
         own = [layer.name for layer in context.graph.layers]
-        asked = list(named) if isinstance(named, Mapping) else []
-        for name in asked:
+        asked = list(named) if isinstance(named, Mapping) else own
+        for name in named if isinstance(named, Mapping) else ():
             reason = unfit(context.model, name, self.kind)
             if reason and name not in context.graph.factors:
                 raise IllegalPlan(f"{name} cannot be factorised ({self.kind}): {reason}.")
         return [
             name
-            for name in asked or own
+            for name in asked
             if not unfit(context.model, name, self.kind) and self._fits(context.graph, name)
         ]
 

@@ -66,7 +66,8 @@ class ThreeC:
             raise InvalidValue(f"speed_up is a factor above 1, not {self.speed_up!r}.")
         if not 0 < self.channels <= 1:
             raise InvalidValue(f"channels is a share above 0, at most 1, not {self.channels!r}.")
-        SpatialFactorisation(ranks=self.ranks, images=self.images)  # checks both
+        checked = SpatialFactorisation(ranks=self.ranks, images=self.images)
+        object.__setattr__(self, "ranks", checked.ranks)
 
     def search(self, context: Context) -> Search:
         """The next move of the first stage that still has one."""
@@ -93,7 +94,8 @@ class ThreeC:
         method = (SpatialFactorisation, ChannelFactorisation)[stage]
         ranks = self.ranks
         if ranks is not None and stage == 1:
-            ranks = {f"{name}.1": rank for name, rank in ranks.items()}
+            split = context.graph.factors  # a layer whose rank saves nothing was left whole
+            ranks = {f"{name}.1": rank for name, rank in ranks.items() if name in split}
         factorising = method(ranks=ranks, images=self.images)
         result: Found = found((yield from factorising.search(replace(context, target_macs=wanted))))
         return result

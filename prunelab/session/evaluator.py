@@ -21,12 +21,8 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.given import check_network
 from prunelab.graph.independence import check_copies
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.surgery.factorisation import (
-    extended,
-    factorised,
-    factorised_graph,
-    factorised_like,
-)
+from prunelab.graph.surgery.factorisation import factorised
+from prunelab.graph.surgery.factorised_graph import extended, factorised_graph, factorised_like
 from prunelab.graph.surgery.held_tensors import not_finite
 from prunelab.graph.surgery.network_state import NetworkState, restore, state_preserved
 from prunelab.graph.trace import copy_of, restricted, runner, trace

@@ -12,7 +12,7 @@ from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.editing import cut
-from prunelab.graph.surgery.factorisation import extended
+from prunelab.graph.surgery.factorised_graph import extended
 from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
 from prunelab.ledger.events import Began, Event, Noted, Proposed, Step, Tuned

@@ -170,3 +170,16 @@ def test_unfit_layers_and_ranks_are_refused() -> None:
         pl.SpatialFactorisation(ranks={"conv2": 0})
     with pytest.raises(pl.PruneLabError, match="speed_up"):
         pl.ThreeC(speed_up=1.0)
+
+
+def test_three_c_goes_on_where_a_given_rank_saves_nothing() -> None:
+    work = session(pl.ThreeC(ranks={"conv2": 3, "conv3": 1000}))
+    work.propose()
+    work.approve()
+    assert dict(work.plan.graph.factors) == {"conv2": "spatial"}
+    move = work.propose()
+    assert move is not None
+    assert set(move.factors) <= {"conv2.1"}, "no layer that was not named"
+    none = session(pl.ThreeC(ranks={"conv3": 1000})).propose()
+    assert none is not None
+    assert not none.factors, "nothing to factorise: channels are next"

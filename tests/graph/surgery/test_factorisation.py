@@ -9,14 +9,8 @@ import torchvision
 from torch import nn
 
 import prunelab as pl
-from prunelab.graph.surgery.factorisation import (
-    Kind,
-    extended,
-    factorised,
-    factorised_graph,
-    factors,
-    factors_like,
-)
+from prunelab.graph.surgery.factorisation import Kind, factorised, factors, factors_like
+from prunelab.graph.surgery.factorised_graph import extended, factorised_graph
 
 NETWORKS: dict[str, dict[str, Kind]] = {
     "resnet18": {
