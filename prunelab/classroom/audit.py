@@ -5,11 +5,13 @@ Widths and costs, which follow from the graph, are recomputed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prunelab.cost.counting import cost
 from prunelab.errors import PruneLabError
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.surgery.factorised_graph import extended
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -26,17 +28,20 @@ from prunelab.ledger.predictions import checked
 from prunelab.ledger.state import State, advance, fold
 from prunelab.values import Cost, Move, WidthPlan
 
+Graphs = Callable[[Mapping[str, Any]], ChannelGraph]  # by the layers that are factorised, and how
+
 
 class Contradiction(PruneLabError):
     """An entry of a ledger that no session can have written; the message names the event."""
 
 
-def audit(events: Sequence[Event], graph: ChannelGraph) -> State:
+def audit(events: Sequence[Event], graphs: Graphs) -> State:
     """The state after `events`, each of which must be possible after the events before it.
 
     Raises `Contradiction` at the first that is not, `PruneLabError` for a plan that is impossible
-    for this graph.
+    for the network.
     """
+    graph = graphs({})
     if not events or not isinstance(events[0], Began):
         raise Contradiction("the ledger must start with a Began event")
     began = events[0]
@@ -47,14 +52,14 @@ def audit(events: Sequence[Event], graph: ChannelGraph) -> State:
     _check_metrics(began)
     state = fold(events[:1])
     for event in events[1:]:
-        _check(state, event, graph)
+        _check(state, event, graphs)
         state = advance(state, event)
     return state
 
 
-def plan_of(state: State, graph: ChannelGraph) -> WidthPlan:
+def plan_of(state: State, graphs: Graphs) -> WidthPlan:
     """The units kept now, checked against the graph."""
-    full = WidthPlan.full(graph)
+    full = WidthPlan.full(graphs(state.now.factors))
     kept = state.now.kept
     if kept is None:
         return full
@@ -65,7 +70,7 @@ def plan_of(state: State, graph: ChannelGraph) -> WidthPlan:
     return plan
 
 
-def _check(state: State, event: Event, graph: ChannelGraph) -> None:
+def _check(state: State, event: Event, graphs: Graphs) -> None:
     """Raise if `event` cannot come next; its fields may even have wrong types."""
     move = state.pending
     match event:
@@ -75,16 +80,16 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
             if move is not None and not state.stale:
                 raise _impossible(event, "proposed while a move was pending")
             if event.move is not None:
-                _check_move(state, event, event.move, graph)
+                _check_move(state, event, event.move, graphs)
         case Adjusted():
             if move is None or state.stale:
                 raise _impossible(event, "adjusted though no move was pending")
-            _check_move(state, event, event.move, graph)
+            _check_move(state, event, event.move, graphs)
         case Rejected():
             if move is None:
                 raise _impossible(event, "rejected though no move was pending")
         case Step():
-            plan = plan_of(state, graph)
+            plan = plan_of(state, graphs)
             if isinstance(event, Approved):
                 if move is None or state.stale:
                     raise _impossible(event, "approved though no move was pending")
@@ -92,10 +97,10 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
                     raise _impossible(
                         event, "the target of the run that approved it is not a number"
                     )
-                plan = plan.drop(move.drop)
+                plan = _factorised(plan, move, graphs).drop(move.drop)
             if event.kept != plan.kept:
                 raise _impossible(event, "it keeps other units than the moves leave")
-            _same_cost(event, event.cost, cost(graph, plan))
+            _same_cost(event, event.cost, _cost(plan, graphs))
             _check_metrics(event)
         case Undone():
             undone = (state.undo_target()[0], move is not None)
@@ -116,12 +121,24 @@ def _check(state: State, event: Event, graph: ChannelGraph) -> None:
                     raise _impossible(event, str(error)) from None
 
 
-def _check_move(state: State, event: Event, move: Move, graph: ChannelGraph) -> None:
+def _check_move(state: State, event: Event, move: Move, graphs: Graphs) -> None:
     if move.fingerprint != state.now.event.fingerprint:
         raise _impossible(event, "the move is of another network")
-    plan = plan_of(state, graph)
-    _same_cost(event, move.before, cost(graph, plan))
-    _same_cost(event, move.after, cost(graph, plan.drop(move.drop)))
+    plan = plan_of(state, graphs)
+    _same_cost(event, move.before, _cost(plan, graphs))
+    whole = _factorised(plan, move, graphs)
+    if dict(move.adds) != {name: len(whole.kept[name]) for name in whole.kept.keys() - plan.kept}:
+        raise _impossible(event, "the move adds other units than its factorised layers have")
+    _same_cost(event, move.after, _cost(whole.drop(move.drop), graphs))
+
+
+def _cost(plan: WidthPlan, graphs: Graphs) -> Cost:
+    return cost(graphs(plan.graph.factors), plan)
+
+
+def _factorised(plan: WidthPlan, move: Move, graphs: Graphs) -> WidthPlan:
+    """The plan that a move drops units from: layers that it factorises are two, at full rank."""
+    return extended(plan, graphs({**plan.graph.factors, **move.factors}))
 
 
 def _check_metrics(event: Began | Step) -> None:

@@ -29,6 +29,7 @@ from prunelab.data.import_spec import call
 from prunelab.errors import BadData, BadModel, HandInError, PruneLabError
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.editing import cut
+from prunelab.graph.surgery.factorised_graph import Forms
 from prunelab.graph.surgery.held_tensors import entries
 from prunelab.graph.surgery.network_state import NetworkState, captured, restore
 from prunelab.graph.trace import copy_of, trace
@@ -36,7 +37,7 @@ from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
 from prunelab.loops.training import accuracy
 from prunelab.session.repairing import check_finite
-from prunelab.values import FrozenMap, WidthPlan
+from prunelab.values import FrozenMap, WidthPlan, factors_in
 
 TOLERANCE = 0.005  # of accuracy: rounding on another machine may change a few of 1,000 predictions
 SPARE = 1 << 20  # bytes for names and shapes, in addition to the weights
@@ -108,10 +109,11 @@ class Grader:
         self._data = _data(rubric)
         self._base = _network(rubric, self._data)
         batch = next(iter(getattr(self._data, rubric.split)))
-        self._graph = trace(self._base, batch[0][:1])
-        self._whole = cost(self._graph, WidthPlan.full(self._graph))
+        graph = trace(self._base, batch[0][:1])
+        self._forms = Forms(self._base, graph, lambda network: network(batch[0][:1]))
+        self._whole = cost(graph, WidthPlan.full(graph))
         state = captured(self._base).packed().values()
-        self._most = sum(tensor.nbytes for tensor in state) + SPARE
+        self._most = 2 * sum(tensor.nbytes for tensor in state) + SPARE  # factors may hold more
         self.accuracy = accuracy(self._base, getattr(self._data, rubric.split))
 
     def grade(self, path: str | Path) -> Grade:
@@ -134,11 +136,12 @@ class Grader:
 
     def _look(self, archive: handin.Archive, found: Findings) -> None:
         """Fill in `found`, the most reliable facts first, until an error occurs."""
-        plan = WidthPlan.from_json(archive.plan(), self._graph)
+        text = archive.plan()
+        plan = WidthPlan.from_json(text, self._forms.graph(factors_in(text)))
         network = self._rebuilt(archive.read(handin.WEIGHTS, self._most), plan)
         found.measured = self._measured(network, plan)
         found.events = archive.events()
-        state = audit(found.events, self._graph)
+        state = audit(found.events, self._forms.graph)
         found.claimed = _accuracy(state.now.metrics)
         found.problems += self._contradictions(archive, state, network, plan)
         found.state = None if found.problems else state
@@ -146,7 +149,7 @@ class Grader:
     def _rebuilt(self, weights: bytes, plan: WidthPlan) -> nn.Module:
         """The lecturer's network cut by `plan`, with these weights: names and shapes must fit."""
         state = NetworkState.unpacked(load_tensors(weights))
-        network = cut(self._base, self._graph, plan)
+        network = cut(*self._forms.of(plan.graph.factors), plan)
         own = {entry.name: entry.tensor for entry in entries(network)}
         for name, found in state.tensors.items():
             wanted = found if name in state.about.get("layout", {}) else own.get(name, found)
@@ -163,7 +166,7 @@ class Grader:
         return network.eval()
 
     def _measured(self, network: nn.Module, plan: WidthPlan) -> FrozenMap[Any]:
-        found = cost(self._graph, plan)
+        found = cost(self._forms.graph(plan.graph.factors), plan)
         return FrozenMap(
             {
                 "accuracy": accuracy(network, getattr(self._data, self.rubric.split)),
@@ -181,11 +184,11 @@ class Grader:
         found = []
         if self.rubric.same_start and state.began.fingerprint != fingerprint(self._base):
             found.append("the session did not begin with the network of the rubric")
-        if plan_of(state, self._graph) != plan:
+        if plan_of(state, self._forms.graph) != plan:
             found.append("the plan is not the one that the ledger ends with")
         found += self._unlike(state, state.head, network)
         for seq in handin.deciding_steps(state):
-            then = plan_of(replace(state, head=seq), self._graph)
+            then = plan_of(replace(state, head=seq), self._forms.graph)
             weights = archive.read(handin.step(seq), self._most)
             found += self._unlike(state, seq, self._rebuilt(weights, then))
         return found

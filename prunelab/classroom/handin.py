@@ -23,7 +23,7 @@ from prunelab.ledger.events import Event, Step
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore
-from prunelab.values import revive, thaw
+from prunelab.values import plan_json, revive, thaw
 
 LEDGER, PLAN, WEIGHTS = "ledger.jsonl", "plan.json", "weights.safetensors"
 TEXT = 16 << 20  # largest size of ledger or plan, in bytes
@@ -54,10 +54,10 @@ def submit(source: Any, out: str | Path | None = None) -> Path:
 
     state = ledger.state
     full = {name: tuple(range(width)) for name, width in state.began.widths.items()}
-    plan = {"format": 1, "kept": thaw(full if state.now.kept is None else state.now.kept)}
+    kept = full if state.now.kept is None else state.now.kept
     parts = {
         LEDGER: "".join(json.dumps(thaw(event)) + "\n" for event in ledger).encode(),
-        PLAN: json.dumps(plan).encode(),
+        PLAN: plan_json(kept, state.now.factors).encode(),
         WEIGHTS: save(ledger.weights(state.now.event.weights)),
     }
     for seq in deciding_steps(state):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
+from statistics import mean
 from typing import Any, ClassVar
 
 from prunelab.errors import InvalidValue
@@ -32,6 +33,10 @@ VGG16: Mapping[str, int] = FrozenMap({
     "features.14": 141, "features.17": 233, "features.19": 256, "features.21": 302,
     "features.24": 398, "features.26": 390, "features.28": 379,
 })  # fmt: skip
+# And the share of channels that stays in the groups which it prunes (`alldic`, `pooldic`).
+VGG16_CHANNELS: Mapping[str, float] = FrozenMap({
+    f"features.{place}.1.1": CHANNELS for place in (2, 5, 7, 10, 12, 17, 19)
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,9 @@ class ThreeC:
         None: chosen by energy, and both factorisations save the same factor.
         `prunelab.methods.three_c.VGG16` has those of the released code.
     channels
-        The share of channels that stay in the third stage, of the layers' inputs. With a MAC
-        target this is what the third stage would save before the target decides.
+        The share of channels that stay in the third stage, of the layers' inputs: one number, or
+        a mapping from groups to numbers (the others stay whole; `VGG16_CHANNELS` has the released
+        ones). With a MAC target this is what the third stage would save before the target decides.
     images
         How many training images are measured.
     """
@@ -58,14 +64,18 @@ class ThreeC:
 
     speed_up: float = 4.0
     ranks: Mapping[str, int] | None = None
-    channels: float = CHANNELS
+    channels: float | Mapping[str, float] = CHANNELS
     images: int = 512
 
     def __post_init__(self) -> None:
         if not self.speed_up > 1:
             raise InvalidValue(f"speed_up is a factor above 1, not {self.speed_up!r}.")
-        if not 0 < self.channels <= 1:
-            raise InvalidValue(f"channels is a share above 0, at most 1, not {self.channels!r}.")
+        own = self.channels
+        for share in own.values() if isinstance(own, Mapping) else [own]:
+            if not 0 < share <= 1:
+                raise InvalidValue(f"channels is a share above 0, at most 1, not {share!r}.")
+        if isinstance(own, Mapping):
+            object.__setattr__(self, "channels", FrozenMap(own))
         checked = SpatialFactorisation(ranks=self.ranks, images=self.images)
         object.__setattr__(self, "ranks", checked.ranks)
 
@@ -85,11 +95,12 @@ class ThreeC:
     def _stage(self, context: Context, stage: int, goal: int, now: int) -> Any:
         """What a stage finds; the first two share what the third leaves, in equal factors."""
         if stage == 2:
-            names = [g.name for g in context.prunable if g.name not in _ranks(context)]
-            pruning = ChannelPruning(dict.fromkeys(names, 1 - self.channels), images=self.images)
+            pruning = ChannelPruning(self._ratios(context), images=self.images)
             wanted = None if self.ranks is not None else goal
             return found((yield from pruning.search(replace(context, target_macs=wanted))))
-        share = min(1.0, goal / now / self.channels**2)
+        own = self.channels
+        stays = mean(own.values()) if isinstance(own, Mapping) else own
+        share = min(1.0, goal / now / stays**2)
         wanted = round(now * (sqrt(share) if stage == 0 else share))
         method = (SpatialFactorisation, ChannelFactorisation)[stage]
         ranks = self.ranks
@@ -100,6 +111,10 @@ class ThreeC:
         result: Found = found((yield from factorising.search(replace(context, target_macs=wanted))))
         return result
 
-
-def _ranks(context: Context) -> set[str]:
-    return {f"{name}.0" for name in context.graph.factors}
+    def _ratios(self, context: Context) -> dict[str, float]:
+        """The share of each group to remove in the third stage; the ranks stay."""
+        if isinstance(self.channels, Mapping):
+            return {name: 1 - share for name, share in self.channels.items()}
+        ranks = {f"{name}.0" for name in context.graph.factors}
+        names = [group.name for group in context.prunable if group.name not in ranks]
+        return dict.fromkeys(names, 1 - self.channels)

@@ -22,7 +22,7 @@ from prunelab.graph.given import check_network
 from prunelab.graph.independence import check_copies
 from prunelab.graph.surgery.editing import cut
 from prunelab.graph.surgery.factorisation import factorised
-from prunelab.graph.surgery.factorised_graph import extended, factorised_graph, factorised_like
+from prunelab.graph.surgery.factorised_graph import Forms, extended, factorised_like
 from prunelab.graph.surgery.held_tensors import not_finite
 from prunelab.graph.surgery.network_state import NetworkState, restore, state_preserved
 from prunelab.graph.trace import copy_of, restricted, runner, trace
@@ -85,9 +85,7 @@ class Evaluator:
         self.graph = graph = graph.freeze({group.name: group.why for group in found if group.why})
         if not any(group.prunable for group in graph.groups):
             raise BadModel(f"No channel of this network can be pruned: {_hindrances(graph)}.")
-        self._forms: dict[tuple[tuple[str, Any], ...], tuple[nn.Module, ChannelGraph]] = {
-            (): (self.base, graph)
-        }
+        self._forms = Forms(self.base, graph, self.run_once)
         self.measurements = Measurements(self.splits, settings, self.run_inputs)
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
 
@@ -110,10 +108,7 @@ class Evaluator:
 
         Raises `IllegalPlan` for a layer that cannot be factorised.
         """
-        key = tuple(sorted(factors.items()))
-        if key not in self._forms:
-            self._forms[key] = factorised_graph(self.graph, self.base, factors, self.run_once)
-        return self._forms[key]
+        return self._forms.of(factors)
 
     def plan(self, kept: FrozenMap[Units] | None, factors: Mapping[str, Any]) -> WidthPlan:
         """The plan that keeps these units (None: all), with these layers factorised."""

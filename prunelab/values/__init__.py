@@ -15,7 +15,9 @@ from prunelab.values.plan import (
     Group,
     Units,
     WidthPlan,
+    factors_in,
     parts_of,
+    plan_json,
     units_of,
 )
 from prunelab.values.search import (
@@ -53,9 +55,11 @@ __all__ = [
     "Verdict",
     "WidthPlan",
     "as_text",
+    "factors_in",
     "listed",
     "many",
     "parts_of",
+    "plan_json",
     "revive",
     "si",
     "table",

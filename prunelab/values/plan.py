@@ -66,6 +66,24 @@ class Graph(Protocol):
         ...
 
 
+def plan_json(kept: Mapping[str, Units], factors: Mapping[str, str]) -> str:
+    """A plan as JSON text: the units kept, and the layers that became two, if any."""
+    told = {"format": 1, "kept": thaw(kept)}
+    return json.dumps({**told, "factors": dict(factors)} if factors else told)
+
+
+def factors_in(text: str) -> dict[str, str]:
+    """The layers that became two, and how, in a plan as JSON text.
+
+    Raises `IllegalPlan` when the text is not a plan.
+    """
+    try:
+        factors = json.loads(text).get("factors", {})
+        return {str(name): str(kind) for name, kind in factors.items()}
+    except (ValueError, AttributeError) as error:
+        raise IllegalPlan(f"This text is not a width plan in JSON: {error}.") from None
+
+
 @dataclass(frozen=True, slots=True)
 class WidthPlan:
     """The kept units of every channel group of `graph`, in original numbers.
@@ -128,7 +146,7 @@ class WidthPlan:
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back."""
-        return json.dumps({"format": 1, "kept": thaw(self.kept)})
+        return plan_json(self.kept, self.graph.factors)
 
     @classmethod
     def from_json(cls, text: str, graph: Graph) -> WidthPlan:

@@ -102,20 +102,26 @@ def vgg16() -> nn.Module:
 
 
 def vgg16_factorised() -> nn.Module:
-    """VGG-16 with all layers that 3C factorises as three, at full rank."""
+    """VGG-16 with the layers that 3C factorises, at full rank.
+
+    Where a 1 x 1 at the released rank saves nothing its code joins it to the layer before
+    (`combineHP`): conv5_1 to conv5_3 become two layers, the others three.
+    """
     kinds: dict[str, Kind] = dict.fromkeys(three_c.VGG16, "spatial")
-    kinds |= {f"{name}.1": "channel" for name in kinds}
+    kinds |= {f"{name}.1": "channel" for name in list(kinds) if name not in VGG16[10:]}
     return factorised(vgg16(), kinds, lambda name, weight: plain_factors(weight, kinds[name]))
 
 
 def three_c_widths() -> dict[str, int]:
-    """The released ranks, and 1 / 1.15 of the channels before the last resolution."""
+    """The released ranks, and the channels that its third stage leaves."""
     ranks = dict(three_c.VGG16)
     found = {f"{name}.0": rank for name, rank in ranks.items()}
-    found |= {f"{name}.1.0": rank for name, rank in ranks.items()}
-    pruned = dict(zip(VGG16[:10], (64, 64, 128, 128, *[256] * 3, *[512] * 3), strict=True))
-    last = {name: name if name == VGG16[0] else f"{name}.1.1" for name in pruned}
-    return found | {last[name]: int(width / 1.15) for name, width in pruned.items()}
+    found |= {f"{name}.1.0": rank for name, rank in ranks.items() if name not in VGG16[10:]}
+    widths = dict(zip(VGG16, (64, 64, 128, 128, *[256] * 3, *[512] * 6), strict=True))
+    return found | {
+        name: int(widths[name.removesuffix(".1.1")] * share)
+        for name, share in three_c.VGG16_CHANNELS.items()
+    }
 
 
 def resnet50_v1() -> nn.Module:

@@ -203,6 +203,46 @@ def test_a_session_in_memory_can_be_handed_in(
     assert grade.measured["macs_share"] == 1
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_a_hand_in_with_factorised_layers_is_graded_as_the_network_that_it_is(
+    session: pl.Session, grader: Grader, tmp_path: Path, later: bool
+) -> None:
+    session.method = pl.SpatialFactorisation(pruning_ratio=0.4)
+    session.propose()
+    session.predict(accuracy=0.5)
+    session.approve()
+    if later:
+        session.method = pl.Magnitude(pruning_ratio=0.3)
+        session.propose()
+        session.approve()
+        session.undo()
+    grade = grader.grade(pl.submit(session, tmp_path / "split.zip"))
+    cost = pl.cost(session.model, torch.zeros(1, 1, 12, 12))
+    assert grade.problems == ()
+    assert (grade.measured["macs"], grade.measured["params"]) == (cost.macs, cost.params)
+    assert grade.measured["accuracy"] == session.evaluate("test", session.model)["accuracy"]
+
+
+@pytest.mark.parametrize("field", ["factors", "adds"])
+def test_a_ledger_that_hides_what_became_two_layers_is_found_out(
+    session: pl.Session, grader: Grader, tmp_path: Path, field: str
+) -> None:
+    session.method = pl.SpatialFactorisation(pruning_ratio=0.4)
+    session.propose()
+    session.approve()
+    path = pl.submit(session, tmp_path / "split.zip")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    events = [json.loads(line) for line in parts["ledger.jsonl"].splitlines()]
+    (event,) = steps(events, "Proposed")
+    event["move"][field] = {"is": "FrozenMap"} if "is" in str(event["move"][field]) else {}
+    parts["ledger.jsonl"] = "\n".join(map(json.dumps, events)).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    assert grader.grade(path).problems
+
+
 def test_the_rubric_may_be_named_in_one_call(lab: Path, grader: Grader) -> None:
     path = lab / "run.zip"
     assert pl.grade(path, lab / "lab.toml") == grader.grade(path)

@@ -183,3 +183,16 @@ def test_three_c_goes_on_where_a_given_rank_saves_nothing() -> None:
     none = session(pl.ThreeC(ranks={"conv3": 1000})).propose()
     assert none is not None
     assert not none.factors, "nothing to factorise: channels are next"
+
+
+def test_three_c_prunes_the_named_groups_only_in_its_third_stage() -> None:
+    work = session(pl.ThreeC(ranks={"conv2": 3}, channels={"conv1": 0.5}))
+    while work.propose() is not None:
+        work.approve()
+    widths = {name: len(kept) for name, kept in work.plan.kept.items()}
+    full = {group.name: group.width for group in work.plan.graph.groups}
+    thinner = {name for name in full if widths[name] < full[name]}
+    assert widths["conv1"] == full["conv1"] // 2
+    assert thinner <= {"conv1", "conv2.0", "conv2.1.0"}
+    with pytest.raises(pl.PruneLabError, match="channels is a share"):
+        pl.ThreeC(channels={"conv1": 0.0})

@@ -76,6 +76,40 @@ def factorised_graph(
     return made, replace(graph, network=weakref.ref(made))
 
 
+class Forms:
+    """A network with any of its layers factorised, at full rank, and its graph; each made once.
+
+    Parameters
+    ----------
+    model, graph
+        The network and its graph.
+    run
+        As for `factorised_graph`.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, run: Callable[[nn.Module], object]
+    ) -> None:
+        self._run = run
+        self._made: dict[tuple[tuple[str, Any], ...], tuple[nn.Module, ChannelGraph]]
+        self._made = {(): (model, graph)}
+
+    def of(self, factors: Mapping[str, Any]) -> tuple[nn.Module, ChannelGraph]:
+        """The network with these layers factorised, and its graph.
+
+        Raises `IllegalPlan` for a layer that cannot be factorised.
+        """
+        key = tuple(sorted(factors.items()))
+        if key not in self._made:
+            model, graph = self._made[()]
+            self._made[key] = factorised_graph(graph, model, factors, self._run)
+        return self._made[key]
+
+    def graph(self, factors: Mapping[str, Any]) -> ChannelGraph:
+        """The graph of the network with these layers factorised."""
+        return self.of(factors)[1]
+
+
 def factorised_like(
     model: nn.Module, graph: ChannelGraph, like: nn.Module, like_graph: ChannelGraph
 ) -> nn.Module:
