@@ -190,12 +190,18 @@ def _joining(trace: Trace, layers: Sequence[LayerTrace], without: Collection[str
     """The components in which several dense layers meet, other than by the operations `without`.
 
     Squeeze-and-excitation multiplies: its gate is no second addend. Nor does a split into equal
-    parts, as in a channel shuffle, add anything.
+    parts, as in a channel shuffle, add anything. Layers that read the same channels, such as the
+    parallel kernels of RepVGG, count as one.
     """
     component, parts = _components(trace), _components(trace, without)
-    dense = np.zeros(trace.count, dtype=np.int64)
+    issued: dict[bytes, list[np.ndarray]] = {}
     for layer in layers:
-        dense[_issued(layer, parts)] += layer.groups == 1
+        if layer.groups == 1:
+            source = distinct(component[layer.into.numpy()]).tobytes()
+            issued.setdefault(source, []).append(_issued(layer, parts))
+    dense = np.zeros(trace.count, dtype=np.int64)
+    for roots in issued.values():
+        dense[distinct(np.concatenate(roots))] += 1
     return set(component[dense > 1].tolist())
 
 

@@ -145,6 +145,30 @@ def test_a_blocks_input_leads_to_its_sum_alone(read_again: bool) -> None:
     assert not graph["two"].residual
 
 
+class Parallel(nn.Module):
+    """Two blocks of parallel kernels as RepVGG trains them; with `identity` the second adds x."""
+
+    def __init__(self, identity: bool) -> None:
+        super().__init__()
+        self.identity = identity
+        self.wide1, self.point1 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+        self.wide2, self.point2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.wide1(x) + self.point1(x))
+        return self.head(self.wide2(x) + self.point2(x) + (x if self.identity else 0))
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_parallel_kernels_of_one_input_are_no_stream_but_for_the_identity(identity: bool) -> None:
+    graph = pl.trace(Parallel(identity), torch.randn(1, 3, 8, 8))
+    assert graph["wide1"] is graph["point1"]
+    assert graph["wide2"] is graph["point2"]
+    assert (graph["wide1"] is graph["wide2"]) == identity
+    assert [graph[name].residual for name in ("wide1", "wide2")] == [identity, identity]
+
+
 SPARED = {  # residual streams and the inputs of their first blocks
     "resnet50": "conv1 layer1.0.conv3 layer2.0.conv3 layer3.0.conv3 layer4.0.conv3",
     "regnet_y_400mf": "stem.0 "
