@@ -23,7 +23,7 @@ from prunelab.repair.regression import Moments, Outputs, Rows, regression
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of each entry's mean square
 NEARLY = 1.1  # times the smallest error
 OUTPUTS = 64  # of a layer, evenly spread, that choose its ridge
-DEFAULT_RIDGE = 1e-2  # where there are no held-out samples
+DEFAULT_RIDGE = 1e-2  # where there are no held-out samples, and where the search begins
 Choice = Literal["lstsq", "bn", "kept"]
 
 
@@ -172,11 +172,11 @@ def ridge_without(
 def _smallest(error_at: Callable[[int], float]) -> tuple[int, float]:
     """The index of the ridge in RIDGES with the smallest error, and that error.
 
-    The error is assumed to fall with the ridge and then to rise, so the search descends from the
-    middle and tries two or three besides the best. A weak ridge may have no solution, which
-    counts as an infinite error.
+    The error is assumed to fall with the ridge and then to rise, so the search descends from
+    `DEFAULT_RIDGE`, near which most layers choose theirs, and tries two besides the best. A weak
+    ridge may have no solution, which counts as an infinite error.
     """
-    place = len(RIDGES) // 2
+    place = RIDGES.index(DEFAULT_RIDGE)
     least = error_at(place)
     for step in (1, -1):
         start = place
