@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -99,11 +100,13 @@ def trace(
     given, model = model, copy_with(model, {}).eval()
     try:
         with state_preserved(model), private_random():
-            stand_in = copy_with(model, {}, share=True)
-            found, left = surveyed(stand_in, run, example_inputs)
+            stand_in = partial(copy_with, model, {}, share=True)
+            found, left, values = surveyed(stand_in, run, example_inputs)
         count = count or found
         size = count or 1
-        mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline))
+        mode = _followed(
+            model, calls_of, lambda: LabelMode(model, size, inexact, deadline), values
+        )
     except PruneLabError:
         raise
     except Exception as error:
@@ -154,10 +157,12 @@ def trace(
     return graph
 
 
-def _followed(model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelMode]) -> LabelMode:
+def _followed(
+    model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelMode], values: bool
+) -> LabelMode:
     """The mode after `calls` of `model` on labels; values are computed only where needed.
 
-    The work of layers is that of the first call.
+    The work of layers is that of the first call; with `values`, code depends on values.
     """
 
     def follow(mode: LabelMode) -> LabelMode:
@@ -167,12 +172,14 @@ def _followed(model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelM
         return mode
 
     mode = fresh()
-    mode.numbers = False
+    mode.numbers = values
     try:
         return follow(mode)
     except TraceError:
         raise
     except Exception:  # code may branch on zeros: run again with the real values
+        if values:
+            raise
         return follow(fresh())
 
 

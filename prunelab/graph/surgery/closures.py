@@ -1,22 +1,71 @@
-"""Copies of networks that hold functions: a `forward` set on an instance, decorators, hooks.
+"""Copies of networks, also of those that hold functions: a `forward` of an instance, hooks.
 
 `copy.deepcopy` shares functions. One whose variables hold the network would go on running the
-original, so it is made again with variables that hold the copy.
+original, so it is made again with variables that hold the copy. Modules that are copied in the
+usual way are copied here one by one, which takes a small part of the time.
 """
 
 from __future__ import annotations
 
 import copy
+import copyreg
+from collections import OrderedDict
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from prunelab.data.tensors import reachable
+
+ATOMIC = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
+EMPTY = {dict, OrderedDict, list, set}  # containers that `deepcopy` makes anew even if empty
+SPECIAL = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
 
 def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy(model, memo)`, with functions that hold `model` bound to the copy."""
+    functions = functions_of(model)
+    return _rebound(model, functions, memo) if functions else _copied(model, memo)
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """`copy.deepcopy(model, memo)`, in less time.
+
+    It makes every module that has no protocol of its own first, and then fills it: so nothing is
+    copied by recursion, nor do containers that are empty take part in it.
+    """
+    usual = {kind: _usual(kind) for kind in {type(module) for module in model.modules()}}
+    own = [
+        module
+        for module in model.modules()
+        if usual[type(module)] and id(module) not in memo and "__deepcopy__" not in vars(module)
+    ]
+    for module in own:
+        memo[id(module)] = module.__new__(type(module))
+    for module in reversed(own):  # submodules first
+        state: dict[str, Any] = {}
+        for key, value in module.__getstate__().items():
+            kind = type(value)
+            if kind in EMPTY and not value and id(value) not in memo:
+                memo[id(value)] = kind()
+            state[key] = value if kind in ATOMIC else copy.deepcopy(value, memo)
+        memo[id(module)].__setstate__(state)
+    return copy.deepcopy(model, memo)
+
+
+def _usual(kind: type) -> bool:
+    """Whether `deepcopy` copies the attributes of such a module, and does nothing else."""
+    return (
+        all(getattr(kind, name) is getattr(nn.Module, name)
+            for name in ("__reduce_ex__", "__reduce__", "__getstate__", "__new__"))
+        and not any(hasattr(kind, name) for name in SPECIAL)
+        and kind not in copyreg.dispatch_table
+    )  # fmt: skip
+
+
+def _rebound(model: nn.Module, functions: list[FunctionType], memo: dict[int, Any]) -> nn.Module:
+    """As `deep_copy`, of a network that holds these functions."""
     own = {id(part) for part in _parts(model)}
     twins = _twins(model)
     own |= {id(twin) for twin, _ in twins}
@@ -24,7 +73,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     def holds(value: Any) -> bool:
         return any(id(item) in own for item in reachable(value))
 
-    bound = [function for function in functions_of(model) if holds(function)]
+    bound = [function for function in functions if holds(function)]
     cells: dict[int, CellType] = {}
     for function in bound:
         for cell in function.__closure__ or ():
@@ -34,7 +83,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo[id(function)] = FunctionType(
             function.__code__, function.__globals__, function.__name__, None, closure or None
         )
-    made: nn.Module = copy.deepcopy(model, memo)
+    made = _copied(model, memo)
     memo.update({id(twin): memo[id(part)] for twin, part in twins if id(part) in memo})
 
     def copied(value: Any) -> Any:
@@ -86,9 +135,19 @@ def _twins(model: nn.Module) -> list[tuple[Any, Any]]:
 
 def functions_of(model: nn.Module) -> list[FunctionType]:
     """The functions that the modules of a network hold as attributes and hooks."""
-    found: dict[int, FunctionType] = {}
-    for module in model.modules():
-        for item in reachable([value for value in vars(module).values() if value is not None]):
-            if isinstance(item, FunctionType):
-                found.setdefault(id(item), item)
-    return list(found.values())
+    held = [v for module in model.modules() for v in vars(module).values() if not _bare(v)]
+    return [item for item in reachable(held) if isinstance(item, FunctionType)]
+
+
+def _bare(value: Any, depth: int = 2) -> bool:
+    """Whether `value` clearly holds no function: most attributes of modules."""
+    kind = type(value)
+    if kind in ATOMIC or (kind in EMPTY and not value):
+        return True
+    if kind is Tensor or kind is nn.Parameter:
+        return not vars(value)
+    if kind is dict and depth:
+        return all(_bare(item, depth - 1) for pair in value.items() for item in pair)
+    if kind in (tuple, list, set) and depth:
+        return all(_bare(item, depth - 1) for item in value)
+    return isinstance(value, nn.Module)

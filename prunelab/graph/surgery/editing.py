@@ -6,7 +6,6 @@ All of these return a new module and leave the given one unchanged.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -256,12 +255,6 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
             memo[id(old)] = like(old, tensors[name])
         elif share:
             memo[id(old)] = old
-    for module in model.modules():
-        for value in vars(module).values():
-            if type(value) is OrderedDict and not value:
-                memo[id(value)] = (
-                    OrderedDict()
-                )  # empty hooks: deepcopy would spend most of its time on them
     try:
         with _Detached():
             made: nn.Module = deep_copy(model, memo)
