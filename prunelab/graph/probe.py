@@ -21,7 +21,7 @@ from torch import nn
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
 from prunelab.errors import PruneLabError, TraceError
-from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
 from prunelab.graph.probe_runs import (
     Differs,
@@ -72,7 +72,9 @@ def probed(
     The call at which the cut network first differs determines which groups are suspected; where
     it cannot be located, the groups are bisected.
     """
-    probe = _Probe(model, graph, run, calls, train, deadline, private)
+    thinned = _thinned(graph)
+    single = _single(graph, thinned)
+    probe = _Probe(model, graph, run, calls, train, deadline, private, thinned, single)
     good = [group.name for group in graph.groups if group.prunable]
     reasons: dict[str, str] = {}
     for probe.further in (False, True):
@@ -84,6 +86,7 @@ def probed(
 def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]:
     """Those of the groups `good` that can be cut together, and why the others cannot."""
     doubtful: dict[str, _Difference] = {}
+    alone: dict[str, list[str]] = {}  # the only suspect of a failure -> the groups cut there
     last = -1
     while (failure := probe.failure(good)) is not None:
         place, suspects = failure.place, probe.suspects(failure.place)
@@ -93,11 +96,15 @@ def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]
             doubtful |= dict.fromkeys(guilty, failure)
             break
         last = place
+        if len(found) == 1:
+            alone[found[0]] = good
         good = [name for name in good if name not in found]
         doubtful |= dict.fromkeys(found, failure)
     reasons = {}
     for name, first in doubtful.items():
-        again = first if len(doubtful) == 1 else probe.failure([*good, name])
+        now = [*good, name]
+        known = name in alone and probe.alike(alone[name], now, first.place)
+        again = first if known or len(doubtful) == 1 else probe.failure(now)
         if again is None:
             good.append(name)
         else:
@@ -116,6 +123,8 @@ class _Probe:
     train: Run | None
     deadline: float | None
     private: bool
+    thinned: np.ndarray
+    single: np.ndarray
     further: bool = False
     first: tuple[bytes, nn.Module] | None = None  # the latest first cut, and what it keeps
 
@@ -138,7 +147,7 @@ class _Probe:
             return _Difference(EVERYWHERE)
 
     def _tried(self, names: Sequence[str]) -> _Difference | None:
-        alive = self._thinned(names)
+        alive = self._left(self.thinned, names)
         exact = not any(self.graph[name].inexact for name in names)
         if not self.further:
             small = self._cut(alive)
@@ -152,7 +161,7 @@ class _Probe:
             small = self._cut(alive)
         else:
             small = self.first[1]
-        single = self._single(alive, names)
+        single = self._left(self.single, names)
         smallest = self._cut(single)
         found = self._compared(small, smallest, alive, single, exact)
         if found is None or self._alike(small, smallest, alive, single):
@@ -192,7 +201,7 @@ class _Probe:
         With a single channel left, PyTorch computes some products and their biases in other steps.
         """
         whole, small = (copy_with(net, {}).double() for net in (whole, small))
-        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
+        layers = {layer.weight: _present(layer, present) for layer in self.graph.layers}
         try:
             with torch.no_grad(), private_random():
                 made = in_double(self.evaluate, small)
@@ -238,39 +247,26 @@ class _Probe:
             (good if self.failure([*good, name]) is None else bad).append(name)
         return good, bad
 
-    def _thinned(self, names: Sequence[str]) -> np.ndarray:
-        """Drop about a third of the units of these groups at random, and more of wide groups.
+    def alike(self, some: Sequence[str], others: Sequence[str], place: int) -> bool:
+        """Whether the networks cut in these groups are the same up to the call `place`.
 
-        The remaining width has no divisor in common with the original one, so that code that
-        needs a multiple of something (heads, groups) fails. The cut copy of a large network,
-        whose groups are wide, is small and fast. Groups of one width lose different units, so
-        that none look coupled by chance. Returned as by `ChannelGraph.alive`.
+        The groups in which they differ are then first made behind it.
         """
-        rng = np.random.default_rng(0)
-        alive = np.ones(self.graph.units + 1, dtype=bool)
-        orders: dict[int, np.ndarray] = {}
-        for group in (self.graph[name] for name in names):
-            order = np.roll(orders.get(group.width, rng.permutation(group.width)), 1)
-            orders[group.width] = order
-            share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
-            most = max(1, int(group.width * share))
-            count = next(
-                n
-                for n in (*range(most, 0, -1), 1)
-                if n == 1 or gcd(group.width - n, group.width) == 1
-            )
-            alive[group.first + order[:count]] = False
-        return alive
+        odd = [self.graph[name] for name in {*some} ^ {*others}]
+        layers = {layer.weight: layer for layer in self.graph.layers}
+        before = [layers[name] for name in self.calls[: place + 1] if name in layers]
+        met = np.zeros(self.graph.units + 1, dtype=bool)
+        for layer in before:
+            met[layer.in_units] = met[layer.out_units] = True
+        return not any(met[group.first : group.first + group.width].any() for group in odd)
 
-    def _single(self, alive: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Keep one of the units in `alive` of each of these groups."""
-        kept = alive.copy()
-        for place, group in enumerate(self.graph[name] for name in names):
-            units = np.arange(group.first, group.first + group.width)
-            units = units[alive[units]]
-            kept[units] = False
-            kept[units[place % len(units)]] = True
-        return kept
+    def _left(self, every: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """The units that stay where only these groups are cut, as `every` cuts them."""
+        alive = np.ones_like(every)
+        for group in (self.graph[name] for name in names):
+            own = slice(group.first, group.first + group.width)
+            alive[own] = every[own]
+        return alive
 
     def _difference(
         self,
@@ -285,7 +281,7 @@ class _Probe:
 
         `whole` has the units in `present`, `small` those in `alive`.
         """
-        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
+        layers = {layer.weight: _present(layer, present) for layer in self.graph.layers}
         tolerance = 1e-7 if double else 1e-4
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Recorder(small, layers, alive)
@@ -327,7 +323,43 @@ class _Probe:
         }
 
 
-def _left(layer: Layer, present: np.ndarray) -> Layer:
+def _thinned(graph: ChannelGraph) -> np.ndarray:
+    """Drop about a third of the units of every prunable group at random, and more of wide groups.
+
+    The remaining width has no divisor in common with the original one, so that code that
+    needs a multiple of something (heads, groups) fails. The cut copy of a large network,
+    whose groups are wide, is small and fast. Groups of one width lose different units, so
+    that none look coupled by chance. Returned as by `ChannelGraph.alive`.
+    """
+    rng = np.random.default_rng(0)
+    alive = np.ones(graph.units + 1, dtype=bool)
+    orders: dict[int, np.ndarray] = {}
+    for group in _prunable(graph):
+        order = np.roll(orders.get(group.width, rng.permutation(group.width)), 1)
+        orders[group.width] = order
+        share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
+        most = max(1, int(group.width * share))
+        fits = (n for n in range(most, 0, -1) if gcd(group.width - n, group.width) == 1)
+        alive[group.first + order[: next(fits, 1)]] = False
+    return alive
+
+
+def _single(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
+    """Keep one of the units in `alive` of every prunable group."""
+    kept = alive.copy()
+    for place, group in enumerate(_prunable(graph)):
+        own = slice(group.first, group.first + group.width)
+        units = np.flatnonzero(alive[own])
+        kept[own] = False
+        kept[group.first + units[place % len(units)]] = True
+    return kept
+
+
+def _prunable(graph: ChannelGraph) -> list[ChannelGroup]:
+    return [group for group in graph.groups if group.prunable]
+
+
+def _present(layer: Layer, present: np.ndarray) -> Layer:
     """The layer in a network that has only the units in `present`."""
     outs, ins = (units[present[units]] for units in (layer.out_units, layer.in_units))
     return replace(layer, out_units=outs, in_units=ins)
