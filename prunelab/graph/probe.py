@@ -23,6 +23,7 @@ from prunelab.data.tensors import tensors_of
 from prunelab.errors import PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
+from prunelab.graph.local_cuts import LocalCuts
 from prunelab.graph.probe_runs import (
     Differs,
     MaskedRun,
@@ -87,10 +88,15 @@ def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]
     """Those of the groups `good` that can be cut together, and why the others cannot."""
     doubtful: dict[str, _Difference] = {}
     alone: dict[str, list[str]] = {}  # the only suspect of a failure -> the groups cut there
+    reasons: dict[str, str] = {}
     last = -1
     while (failure := probe.failure(good)) is not None:
         place, suspects = failure.place, probe.suspects(failure.place)
         found = [name for name in good if name in suspects]
+        if found and (certain := probe.failing_alone(good, found, failure)):
+            reasons |= dict.fromkeys(certain, HARD_CODED)
+            good = [name for name in good if name not in reasons]
+            continue
         if place <= last or not found:
             good, guilty = probe.bisected(good)
             doubtful |= dict.fromkeys(guilty, failure)
@@ -100,7 +106,6 @@ def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]
             alone[found[0]] = good
         good = [name for name in good if name not in found]
         doubtful |= dict.fromkeys(found, failure)
-    reasons = {}
     for name, first in doubtful.items():
         now = [*good, name]
         known = name in alone and probe.alike(alone[name], now, first.place)
@@ -127,6 +132,7 @@ class _Probe:
     single: np.ndarray
     further: bool = False
     first: tuple[bytes, nn.Module] | None = None  # the latest first cut, and what it keeps
+    local: LocalCuts | None = None
 
     def failure(self, names: Sequence[str]) -> _Difference | None:
         """Where the network cut in these groups differs from the masked one, if it does.
@@ -307,6 +313,16 @@ class _Probe:
         if alike and (not exact or all(same)):
             return None
         return _Difference(len(wanted.calls), alike)
+
+    def failing_alone(
+        self, names: Sequence[str], suspects: Sequence[str], failure: _Difference
+    ) -> list[str]:
+        """Those of the groups `names`, as far as the failure makes them suspect, that fail alone."""
+        if self.further or self.private or failure.rounding:
+            return []
+        if self.local is None:
+            self.local = LocalCuts(self.model, self.graph, self.thinned, self.evaluate)
+        return self.local.failing(suspects, names)
 
     def suspects(self, place: int) -> set[str]:
         """The groups that the failing call reads, or that the call before it issues."""

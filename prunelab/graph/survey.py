@@ -32,7 +32,7 @@ class Survey(Watch):
     on values.
     """
 
-    def __init__(self, model: nn.Module, numbers: bool) -> None:
+    def __init__(self, model: nn.Module, numbers: bool = True) -> None:
         super().__init__(model)
         self.numbers = numbers
         self._unfused = Leaving(self._leave)

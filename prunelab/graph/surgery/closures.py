@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
+from functools import lru_cache
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -35,25 +36,46 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     It makes every module that has no protocol of its own first, and then fills it: so nothing is
     copied by recursion, nor do containers that are empty take part in it.
     """
-    usual = {kind: _usual(kind) for kind in {type(module) for module in model.modules()}}
     own = [
         module
         for module in model.modules()
-        if usual[type(module)] and id(module) not in memo and "__deepcopy__" not in vars(module)
+        if _usual(type(module)) and id(module) not in memo and "__deepcopy__" not in vars(module)
     ]
     for module in own:
         memo[id(module)] = module.__new__(type(module))
     for module in reversed(own):  # submodules first
-        state: dict[str, Any] = {}
-        for key, value in module.__getstate__().items():
+        state: dict[str, Any] = dict(module.__getstate__())  # type: ignore[no-untyped-call]
+        for key, value in state.items():
             kind = type(value)
+            if kind in ATOMIC:
+                continue
             if kind in EMPTY and not value and id(value) not in memo:
-                memo[id(value)] = kind()
-            state[key] = value if kind in ATOMIC else copy.deepcopy(value, memo)
+                state[key] = memo[id(value)] = kind()
+            elif not _atomic(value):
+                state[key] = _filled(value, memo)
         memo[id(module)].__setstate__(state)
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo)  # which it finds in `memo`, unless it is unusual
 
 
+def _atomic(value: Any) -> bool:
+    """Whether `deepcopy` returns `value` itself: most attributes of modules."""
+    kind = type(value)
+    return kind in ATOMIC or (kind is tuple and all(type(item) in ATOMIC for item in value))
+
+
+def _filled(value: Any, memo: dict[int, Any]) -> Any:
+    """The copy of an attribute; the contents of a dict are mostly in `memo`."""
+    if type(value) is not dict or id(value) in memo:
+        return copy.deepcopy(value, memo)
+    made = memo[id(value)] = {}
+    for key, item in value.items():
+        kept = type(key) is str and (item is None or id(item) in memo)
+        where = key if kept else copy.deepcopy(key, memo)
+        made[where] = memo.get(id(item)) if kept else copy.deepcopy(item, memo)
+    return made
+
+
+@lru_cache(maxsize=1024)
 def _usual(kind: type) -> bool:
     """Whether `deepcopy` copies the attributes of such a module, and does nothing else."""
     return (
@@ -135,7 +157,12 @@ def _twins(model: nn.Module) -> list[tuple[Any, Any]]:
 
 def functions_of(model: nn.Module) -> list[FunctionType]:
     """The functions that the modules of a network hold as attributes and hooks."""
-    held = [v for module in model.modules() for v in vars(module).values() if not _bare(v)]
+    held = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) not in ATOMIC and not _bare(value)
+    ]
     return [item for item in reachable(held) if isinstance(item, FunctionType)]
 
 

@@ -112,9 +112,14 @@ def settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
         return
     ids = {id(entry.tensor) for entry in entries(model) if entry.name in changed}
     for module in model.modules():
-        parts = [module, *getattr(module, "parametrizations", {}).values()]
-        own = [x for part in parts for x in (*part._parameters.values(), *part._buffers.values())]
-        if any(id(tensor) in ids for tensor in own):
+        held = module._modules.get("parametrizations")
+        parts = [module] if held is None else [module, *held.children()]
+        if any(
+            id(tensor) in ids
+            for part in parts
+            for own in (part._parameters, part._buffers)
+            for tensor in own.values()
+        ):
             sync_attributes(module)
 
 
