@@ -74,8 +74,9 @@ class LocalCuts:
             return
         hooks = [
             self.model.get_submodule(home).register_forward_pre_hook(
-                lambda _, args, kwargs, home=home: self._given.setdefault(home, (args, kwargs))
-                and None,
+                lambda _, args, kwargs, home=home: (
+                    self._given.setdefault(home, (args, kwargs)) and None
+                ),
                 with_kwargs=True,
             )
             for home in homes

@@ -49,6 +49,7 @@ def probed(
     deadline: float | None = None,
     *,
     private: bool = False,
+    writes: bool = False,
     why: str = "",
 ) -> ChannelGraph:
     """`graph` with those groups frozen that cannot be cut correctly.
@@ -66,7 +67,10 @@ def probed(
     deadline
         Time of `time.monotonic` after which `TraceError` is raised.
     private
-        A run changes what the network keeps, so each has a copy that shares nothing.
+        A run changes what the network keeps, so each has a copy with attributes and buffers of its
+        own.
+    writes
+        A run writes into parameters, so each has a copy that shares nothing.
     why
         The reason to give instead of the one found.
 
@@ -75,7 +79,7 @@ def probed(
     """
     thinned = _thinned(graph)
     single = _single(graph, thinned)
-    probe = _Probe(model, graph, run, calls, train, deadline, private, thinned, single)
+    probe = _Probe(model, graph, run, calls, train, deadline, private, writes, thinned, single)
     good = [group.name for group in graph.groups if group.prunable]
     reasons: dict[str, str] = {}
     for probe.further in (False, True):
@@ -128,6 +132,7 @@ class _Probe:
     train: Run | None
     deadline: float | None
     private: bool
+    writes: bool
     thinned: np.ndarray
     single: np.ndarray
     further: bool = False
@@ -158,7 +163,7 @@ class _Probe:
         if not self.further:
             small = self._cut(alive)
             self.first = (alive.tobytes(), small)
-            whole = copy_with(self.model, {}) if self.private else self.model
+            whole = self._for_a_run(self.model)
             found = self._compared(whole, small, np.ones_like(alive), alive, exact)
             if found is None and self.train is not None and not self._trains(small):
                 found = _Difference(EVERYWHERE)
@@ -174,9 +179,13 @@ class _Probe:
             return None
         return found
 
+    def _for_a_run(self, net: nn.Module) -> nn.Module:
+        """`net`, or a copy with as much of its own as a run may change."""
+        return _with_own_state(net, self.writes) if self.private else net
+
     def _cut(self, alive: np.ndarray) -> nn.Module:
         try:
-            return cut_to(self.model, self.graph, alive, share=not self.private)
+            return cut_to(self._for_a_run(self.model), self.graph, alive, share=True)
         except PruneLabError:
             raise
         except Exception as error:  # a parametrization that computes a weight of another width
@@ -223,8 +232,7 @@ class _Probe:
     def _trains(self, small: nn.Module) -> bool:
         """Whether a cut network runs in training mode; its outputs are not compared."""
         assert self.train is not None
-        buffers = {name: buffer.clone() for name, buffer in small.named_buffers()}
-        small = copy_with(small, buffers, share=not self.private)  # training writes into these
+        small = _with_own_state(small, self.writes)  # training writes into buffers
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
                 with torch.no_grad(), private_random(), watch:
@@ -317,7 +325,7 @@ class _Probe:
     def failing_alone(
         self, names: Sequence[str], suspects: Sequence[str], failure: _Difference
     ) -> list[str]:
-        """Those of the groups `names`, as far as the failure makes them suspect, that fail alone."""
+        """Those of the groups `names` that a failure makes suspect and that fail alone."""
         if self.further or self.private or failure.rounding:
             return []
         if self.local is None:
@@ -369,6 +377,12 @@ def _single(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
         kept[own] = False
         kept[group.first + units[place % len(units)]] = True
     return kept
+
+
+def _with_own_state(net: nn.Module, writes: bool) -> nn.Module:
+    """A copy that shares the parameters of `net`, or nothing with `writes`."""
+    own = {} if writes else {name: buffer.clone() for name, buffer in net.named_buffers()}
+    return copy_with(net, own, share=not writes)
 
 
 def _prunable(graph: ChannelGraph) -> list[ChannelGroup]:

@@ -104,9 +104,7 @@ def trace(
             found, left, values = surveyed(stand_in, run, example_inputs)
         count = count or found
         size = count or 1
-        mode = _followed(
-            model, calls_of, lambda: LabelMode(model, size, inexact, deadline), values
-        )
+        mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline), values)
     except PruneLabError:
         raise
     except Exception as error:
@@ -146,14 +144,14 @@ def trace(
     if mode.wrote:
         model = copy_with(given, {}).eval()  # what was written are zeros in part
     stir(model)
-    private = mode.wrote or bool(mode.keeps)
-    graph = probed(model, graph, run, calls, train, deadline, private=private)
+    how = {"private": mode.wrote or bool(mode.keeps), "writes": mode.wrote}
+    graph = probed(model, graph, run, calls, train, deadline, **how)
     if mode.keeps and any(group.prunable for group in graph.groups):
         stir(model := copy_with(given, {}).eval())
         with torch.no_grad(), private_random():
             run(model)
         why = f"the network keeps {', '.join(mode.keeps)} from one run to the next"
-        graph = probed(model, graph, run, calls, None, deadline, private=private, why=why)
+        graph = probed(model, graph, run, calls, None, deadline, **how, why=why)
     return graph
 
 

@@ -22,6 +22,7 @@ from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import aten
 from prunelab.graph.labels.provenance import Origin, origin_after
 from prunelab.graph.labels.unfused import Unfused
+from prunelab.graph.modules.walk import tensors_by_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Origins:
     """The origin of each tensor that comes from parameters and buffers of `model` alone."""
 
     def __init__(self, model: nn.Module) -> None:
-        named = [*model.named_parameters(), *model.named_buffers()]
+        named = tensors_by_name(model).items()
         self._own = {id(tensor): (name, tensor) for name, tensor in named}  # held: ids stay theirs
         self._found: dict[int, Origin] = {}
         self._computed = WeakTensorKeyDictionary()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.data.tensors import reachable
+from prunelab.graph.modules.walk import walk
 
 ATOMIC = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
 EMPTY = {dict, OrderedDict, list, set}  # containers that `deepcopy` makes anew even if empty
@@ -26,11 +28,14 @@ SPECIAL = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
 def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy(model, memo)`, with functions that hold `model` bound to the copy."""
-    functions = functions_of(model)
-    return _rebound(model, functions, memo) if functions else _copied(model, memo)
+    modules = [module for _, module in walk(model)]
+    functions = functions_of(modules)
+    if functions:
+        return _rebound(model, modules, functions, memo)
+    return _copied(model, modules, memo)
 
 
-def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied(model: nn.Module, modules: Sequence[nn.Module], memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy(model, memo)`, in less time.
 
     It makes every module that has no protocol of its own first, and then fills it: so nothing is
@@ -38,7 +43,7 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """
     own = [
         module
-        for module in model.modules()
+        for module in modules
         if _usual(type(module)) and id(module) not in memo and "__deepcopy__" not in vars(module)
     ]
     for module in own:
@@ -86,7 +91,12 @@ def _usual(kind: type) -> bool:
     )  # fmt: skip
 
 
-def _rebound(model: nn.Module, functions: list[FunctionType], memo: dict[int, Any]) -> nn.Module:
+def _rebound(
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    functions: Sequence[FunctionType],
+    memo: dict[int, Any],
+) -> nn.Module:
     """As `deep_copy`, of a network that holds these functions."""
     own = {id(part) for part in _parts(model)}
     twins = _twins(model)
@@ -105,7 +115,7 @@ def _rebound(model: nn.Module, functions: list[FunctionType], memo: dict[int, An
         memo[id(function)] = FunctionType(
             function.__code__, function.__globals__, function.__name__, None, closure or None
         )
-    made = _copied(model, memo)
+    made = _copied(model, modules, memo)
     memo.update({id(twin): memo[id(part)] for twin, part in twins if id(part) in memo})
 
     def copied(value: Any) -> Any:
@@ -155,11 +165,11 @@ def _twins(model: nn.Module) -> list[tuple[Any, Any]]:
     return pairs
 
 
-def functions_of(model: nn.Module) -> list[FunctionType]:
-    """The functions that the modules of a network hold as attributes and hooks."""
+def functions_of(modules: Iterable[nn.Module]) -> list[FunctionType]:
+    """The functions that modules hold as attributes and hooks."""
     held = [
         value
-        for module in model.modules()
+        for module in modules
         for value in vars(module).values()
         if type(value) not in ATOMIC and not _bare(value)
     ]
