@@ -7,6 +7,7 @@ of the network, and shows whether its code fails where this group alone is narro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +83,7 @@ class LocalCuts:
             for home in homes
         ]
         try:
-            with torch.no_grad(), private_random():
+            with suppress(Exception), torch.no_grad(), private_random():
                 self.run(self.model)
         finally:
             for hook in hooks:

@@ -36,6 +36,7 @@ from prunelab.graph.surgery.editing import copy_with, cut_to
 Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # the failure cannot be located; sorts before every call
 WIDE = 64  # units
+NEAR = 3  # layer calls before a failure, whose groups are tried alone
 HARD_CODED = "the network's code hard-codes its width"
 COMPUTED_WITH = "the network's code computes with its width as a number"
 
@@ -92,14 +93,14 @@ def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]
     """Those of the groups `good` that can be cut together, and why the others cannot."""
     doubtful: dict[str, _Difference] = {}
     alone: dict[str, list[str]] = {}  # the only suspect of a failure -> the groups cut there
-    reasons: dict[str, str] = {}
+    certain: set[str] = set()
     last = -1
     while (failure := probe.failure(good)) is not None:
         place, suspects = failure.place, probe.suspects(failure.place)
         found = [name for name in good if name in suspects]
-        if found and (certain := probe.failing_alone(good, found, failure)):
-            reasons |= dict.fromkeys(certain, HARD_CODED)
-            good = [name for name in good if name not in reasons]
+        if sure := probe.failing_alone(good, failure):
+            certain |= {*sure}
+            good = [name for name in good if name not in certain]
             continue
         if place <= last or not found:
             good, guilty = probe.bisected(good)
@@ -110,10 +111,12 @@ def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]
             alone[found[0]] = good
         good = [name for name in good if name not in found]
         doubtful |= dict.fromkeys(found, failure)
+    reasons = dict.fromkeys(sorted(certain), HARD_CODED)
     for name, first in doubtful.items():
         now = [*good, name]
         known = name in alone and probe.alike(alone[name], now, first.place)
-        again = first if known or len(doubtful) == 1 else probe.failure(now)
+        only = len(doubtful) == 1 and not certain
+        again = first if known or only else probe.failure(now)
         if again is None:
             good.append(name)
         else:
@@ -322,15 +325,17 @@ class _Probe:
             return None
         return _Difference(len(wanted.calls), alike)
 
-    def failing_alone(
-        self, names: Sequence[str], suspects: Sequence[str], failure: _Difference
-    ) -> list[str]:
-        """Those of the groups `names` that a failure makes suspect and that fail alone."""
-        if self.further or self.private or failure.rounding:
+    def failing_alone(self, names: Sequence[str], failure: _Difference) -> list[str]:
+        """Those of the groups `names` that fail alone, as the latest ones before a failure do."""
+        if self.further or self.private or failure.rounding or failure.place < 0:
             return []
         if self.local is None:
             self.local = LocalCuts(self.model, self.graph, self.thinned, self.evaluate)
-        return self.local.failing(suspects, names)
+        layers = {layer.weight: layer for layer in self.graph.layers}
+        before = self.calls[max(0, failure.place - NEAR) : failure.place + 1]
+        met = [x for n in before if n in layers for x in (layers[n].in_units, layers[n].out_units)]
+        near = self._groups(met)
+        return self.local.failing([name for name in names if name in near], names)
 
     def suspects(self, place: int) -> set[str]:
         """The groups that the failing call reads, or that the call before it issues."""
@@ -339,6 +344,10 @@ class _Probe:
         met = [layers[name].in_units for name in calls[place : place + 1] if name in layers]
         if place >= len(calls) or not (np.concatenate([[FIXED], *met]) != FIXED).any():
             met += [layers[name].out_units for name in calls[place - 1 : place] if name in layers]
+        return self._groups(met)
+
+    def _groups(self, met: Sequence[np.ndarray]) -> set[str]:
+        """The groups of these units."""
         units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *met]))
         return {
             group.name
