@@ -159,9 +159,9 @@ def _named_units(graph: ChannelGraph) -> Iterator[tuple[str, np.ndarray]]:
     for name, units in graph.bare.items():
         yield f"{name}.", units
     for layer in graph.layers:
-        for units in (layer.in_units, layer.out_units, layer.rows):
-            if units is not None:
-                yield layer.weight, units
+        yield layer.weight, np.concatenate([layer.in_units, layer.out_units])
+        if layer.rows is not None:
+            yield layer.weight, layer.rows
 
 
 def _shared(a: list[str], b: list[str]) -> list[str]:

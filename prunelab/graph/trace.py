@@ -144,14 +144,14 @@ def trace(
     if mode.wrote:
         model = copy_with(given, {}).eval()  # what was written are zeros in part
     stir(model)
-    how = {"private": mode.wrote or bool(mode.keeps), "writes": mode.wrote}
-    graph = probed(model, graph, run, calls, train, deadline, **how)
+    try_out = partial(probed, private=mode.wrote or bool(mode.keeps), writes=mode.wrote)
+    graph = try_out(model, graph, run, calls, train, deadline)
     if mode.keeps and any(group.prunable for group in graph.groups):
         stir(model := copy_with(given, {}).eval())
         with torch.no_grad(), private_random():
             run(model)
         why = f"the network keeps {', '.join(mode.keeps)} from one run to the next"
-        graph = probed(model, graph, run, calls, None, deadline, **how, why=why)
+        graph = try_out(model, graph, run, calls, None, deadline, why=why)
     return graph
 
 

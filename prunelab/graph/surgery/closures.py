@@ -49,7 +49,7 @@ def _copied(model: nn.Module, modules: Sequence[nn.Module], memo: dict[int, Any]
     for module in own:
         memo[id(module)] = module.__new__(type(module))
     for module in reversed(own):  # submodules first
-        state: dict[str, Any] = dict(module.__getstate__())  # type: ignore[no-untyped-call]
+        state: dict[str, Any] = dict(module.__getstate__())
         for key, value in state.items():
             kind = type(value)
             if kind in ATOMIC:
@@ -81,7 +81,7 @@ def _filled(value: Any, memo: dict[int, Any]) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _usual(kind: type) -> bool:
+def _usual(kind: Any) -> bool:
     """Whether `deepcopy` copies the attributes of such a module, and does nothing else."""
     return (
         all(getattr(kind, name) is getattr(nn.Module, name)
