@@ -6,9 +6,10 @@ Every ratio is of CPU times of one thread in this run, after a first one, agains
 forward pass, or training step, over the same images: other work on the machine hardly shows.
 resnet50 has random weights and sees noise at 224 pixels, in batches of 16; resnet20 is the shipped
 one on Fashion-MNIST. "surgeon" times its first move on resnet50, which is no matter of
-milliseconds. "trace" times the trace of networks of the coverage table, timm's as timm/NAME, against
-three forwards and a second, and beside Torch-Pruning's graph of the same network. "choice" times what a repair's choice of a ridge costs: all ridges but one, and what
-judges them, as a share of an approve. Nothing here is asserted.
+milliseconds. "trace" times the trace of networks of the coverage table, timm's as timm/NAME,
+against three forwards and a second, and beside Torch-Pruning's graph of the same network. "choice"
+times what a repair's choice of a ridge costs: all ridges but one, and what judges them, as a share
+of an approve. Nothing here is asserted.
 """
 
 from __future__ import annotations
