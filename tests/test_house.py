@@ -31,7 +31,7 @@ ORDER: dict[str, str] = {
     "graph/labels": "data graph/modules",
     "graph/channels": "values figures graph/labels",
     "graph/surgery": "values data graph/modules graph/channels",
-    "graph": "data graph/labels graph/channels graph/surgery",
+    "graph": "data graph/modules graph/labels graph/channels graph/surgery",
     "loops": "values data graph",
     "evidence": "values ledger data graph/labels graph/channels graph/surgery graph loops",
     "cost": "values data graph/modules graph/labels graph/channels graph/surgery graph loops "

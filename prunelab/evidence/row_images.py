@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.data.batches import batch_size, sample_lists
+from prunelab.graph.labels.layer_calls import Origins
 from prunelab.graph.labels.layout import (
     arange,
     axes_of,
@@ -43,7 +44,7 @@ class RowImages:
     nothing else is known, has one row an image, unless it is one of `weights`.
     """
 
-    def __init__(self, batch: Any, weights: WeakTensorKeyDictionary) -> None:
+    def __init__(self, batch: Any, weights: Origins) -> None:
         self.count = batch_size(batch)
         self._weights = weights
         self._labels = WeakTensorKeyDictionary()

@@ -68,7 +68,7 @@ def _referred(model: nn.Module) -> bool:
         if not kind.__module__.startswith("torch.")
         for item in vars(kind).values()
     ]
-    return bool(functions_of(model)) or any(
+    return bool(functions_of(model.modules())) or any(
         id(item) in own
         for function in functions
         if isinstance(function, FunctionType)

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from prunelab.data.tensors import tensors_of
+from prunelab.graph.modules.walk import walk
 
 
 def own(inputs: Any) -> Any:
@@ -46,7 +47,7 @@ def _same_numpy(a: Any, b: Any) -> bool:
 def kept_state(model: nn.Module) -> dict[str, Any]:
     """Everything that the modules of `model` keep beside submodules and hooks, by name."""
     found = {}
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         for part in (vars(module), module._parameters, module._buffers):
             for key in part.keys() - INTERNAL:
                 found[f"{name}.{key}".removeprefix(".")] = _form(part[key])

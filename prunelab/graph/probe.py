@@ -21,8 +21,9 @@ from torch import nn
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
 from prunelab.errors import PruneLabError, TraceError
-from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
+from prunelab.graph.local_cuts import LocalCuts
 from prunelab.graph.probe_runs import (
     Differs,
     MaskedRun,
@@ -35,6 +36,7 @@ from prunelab.graph.surgery.editing import copy_with, cut_to
 Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # the failure cannot be located; sorts before every call
 WIDE = 64  # units
+NEAR = 3  # layer calls before a failure, whose groups are tried alone
 HARD_CODED = "the network's code hard-codes its width"
 COMPUTED_WITH = "the network's code computes with its width as a number"
 
@@ -48,6 +50,7 @@ def probed(
     deadline: float | None = None,
     *,
     private: bool = False,
+    writes: bool = False,
     why: str = "",
 ) -> ChannelGraph:
     """`graph` with those groups frozen that cannot be cut correctly.
@@ -65,14 +68,19 @@ def probed(
     deadline
         Time of `time.monotonic` after which `TraceError` is raised.
     private
-        A run changes what the network keeps, so each has a copy that shares nothing.
+        A run changes what the network keeps, so each has a copy with attributes and buffers of its
+        own.
+    writes
+        A run writes into parameters, so each has a copy that shares nothing.
     why
         The reason to give instead of the one found.
 
     The call at which the cut network first differs determines which groups are suspected; where
     it cannot be located, the groups are bisected.
     """
-    probe = _Probe(model, graph, run, calls, train, deadline, private)
+    thinned = _thinned(graph)
+    single = _single(graph, thinned)
+    probe = _Probe(model, graph, run, calls, train, deadline, private, writes, thinned, single)
     good = [group.name for group in graph.groups if group.prunable]
     reasons: dict[str, str] = {}
     for probe.further in (False, True):
@@ -84,20 +92,31 @@ def probed(
 def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]:
     """Those of the groups `good` that can be cut together, and why the others cannot."""
     doubtful: dict[str, _Difference] = {}
+    alone: dict[str, list[str]] = {}  # the only suspect of a failure -> the groups cut there
+    certain: set[str] = set()
     last = -1
     while (failure := probe.failure(good)) is not None:
         place, suspects = failure.place, probe.suspects(failure.place)
         found = [name for name in good if name in suspects]
+        if sure := probe.failing_alone(good, failure):
+            certain |= {*sure}
+            good = [name for name in good if name not in certain]
+            continue
         if place <= last or not found:
             good, guilty = probe.bisected(good)
             doubtful |= dict.fromkeys(guilty, failure)
             break
         last = place
+        if len(found) == 1:
+            alone[found[0]] = good
         good = [name for name in good if name not in found]
         doubtful |= dict.fromkeys(found, failure)
-    reasons = {}
+    reasons = dict.fromkeys(sorted(certain), HARD_CODED)
     for name, first in doubtful.items():
-        again = first if len(doubtful) == 1 else probe.failure([*good, name])
+        now = [*good, name]
+        known = name in alone and probe.alike(alone[name], now, first.place)
+        only = len(doubtful) == 1 and not certain
+        again = first if known or only else probe.failure(now)
         if again is None:
             good.append(name)
         else:
@@ -116,8 +135,12 @@ class _Probe:
     train: Run | None
     deadline: float | None
     private: bool
+    writes: bool
+    thinned: np.ndarray
+    single: np.ndarray
     further: bool = False
     first: tuple[bytes, nn.Module] | None = None  # the latest first cut, and what it keeps
+    local: LocalCuts | None = None
 
     def failure(self, names: Sequence[str]) -> _Difference | None:
         """Where the network cut in these groups differs from the masked one, if it does.
@@ -138,12 +161,12 @@ class _Probe:
             return _Difference(EVERYWHERE)
 
     def _tried(self, names: Sequence[str]) -> _Difference | None:
-        alive = self._thinned(names)
+        alive = self._left(self.thinned, names)
         exact = not any(self.graph[name].inexact for name in names)
         if not self.further:
             small = self._cut(alive)
             self.first = (alive.tobytes(), small)
-            whole = copy_with(self.model, {}) if self.private else self.model
+            whole = self._for_a_run(self.model)
             found = self._compared(whole, small, np.ones_like(alive), alive, exact)
             if found is None and self.train is not None and not self._trains(small):
                 found = _Difference(EVERYWHERE)
@@ -152,16 +175,20 @@ class _Probe:
             small = self._cut(alive)
         else:
             small = self.first[1]
-        single = self._single(alive, names)
+        single = self._left(self.single, names)
         smallest = self._cut(single)
         found = self._compared(small, smallest, alive, single, exact)
         if found is None or self._alike(small, smallest, alive, single):
             return None
         return found
 
+    def _for_a_run(self, net: nn.Module) -> nn.Module:
+        """`net`, or a copy with as much of its own as a run may change."""
+        return _with_own_state(net, self.writes) if self.private else net
+
     def _cut(self, alive: np.ndarray) -> nn.Module:
         try:
-            return cut_to(self.model, self.graph, alive, share=not self.private)
+            return cut_to(self._for_a_run(self.model), self.graph, alive, share=True)
         except PruneLabError:
             raise
         except Exception as error:  # a parametrization that computes a weight of another width
@@ -192,7 +219,7 @@ class _Probe:
         With a single channel left, PyTorch computes some products and their biases in other steps.
         """
         whole, small = (copy_with(net, {}).double() for net in (whole, small))
-        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
+        layers = {layer.weight: _present(layer, present) for layer in self.graph.layers}
         try:
             with torch.no_grad(), private_random():
                 made = in_double(self.evaluate, small)
@@ -208,8 +235,7 @@ class _Probe:
     def _trains(self, small: nn.Module) -> bool:
         """Whether a cut network runs in training mode; its outputs are not compared."""
         assert self.train is not None
-        buffers = {name: buffer.clone() for name, buffer in small.named_buffers()}
-        small = copy_with(small, buffers, share=not self.private)  # training writes into these
+        small = _with_own_state(small, self.writes)  # training writes into buffers
         for watch in (ShapeRun(), nullcontext()):  # code may branch on zeros
             with suppress(Exception):  # any error of the forward pass is due to the cut
                 with torch.no_grad(), private_random(), watch:
@@ -238,39 +264,26 @@ class _Probe:
             (good if self.failure([*good, name]) is None else bad).append(name)
         return good, bad
 
-    def _thinned(self, names: Sequence[str]) -> np.ndarray:
-        """Drop about a third of the units of these groups at random, and more of wide groups.
+    def alike(self, some: Sequence[str], others: Sequence[str], place: int) -> bool:
+        """Whether the networks cut in these groups are the same up to the call `place`.
 
-        The remaining width has no divisor in common with the original one, so that code that
-        needs a multiple of something (heads, groups) fails. The cut copy of a large network,
-        whose groups are wide, is small and fast. Groups of one width lose different units, so
-        that none look coupled by chance. Returned as by `ChannelGraph.alive`.
+        The groups in which they differ are then first made behind it.
         """
-        rng = np.random.default_rng(0)
-        alive = np.ones(self.graph.units + 1, dtype=bool)
-        orders: dict[int, np.ndarray] = {}
-        for group in (self.graph[name] for name in names):
-            order = np.roll(orders.get(group.width, rng.permutation(group.width)), 1)
-            orders[group.width] = order
-            share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
-            most = max(1, int(group.width * share))
-            count = next(
-                n
-                for n in (*range(most, 0, -1), 1)
-                if n == 1 or gcd(group.width - n, group.width) == 1
-            )
-            alive[group.first + order[:count]] = False
-        return alive
+        odd = [self.graph[name] for name in {*some} ^ {*others}]
+        layers = {layer.weight: layer for layer in self.graph.layers}
+        before = [layers[name] for name in self.calls[: place + 1] if name in layers]
+        met = np.zeros(self.graph.units + 1, dtype=bool)
+        for layer in before:
+            met[layer.in_units] = met[layer.out_units] = True
+        return not any(met[group.first : group.first + group.width].any() for group in odd)
 
-    def _single(self, alive: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Keep one of the units in `alive` of each of these groups."""
-        kept = alive.copy()
-        for place, group in enumerate(self.graph[name] for name in names):
-            units = np.arange(group.first, group.first + group.width)
-            units = units[alive[units]]
-            kept[units] = False
-            kept[units[place % len(units)]] = True
-        return kept
+    def _left(self, every: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """The units that stay where only these groups are cut, as `every` cuts them."""
+        alive = np.ones_like(every)
+        for group in (self.graph[name] for name in names):
+            own = slice(group.first, group.first + group.width)
+            alive[own] = every[own]
+        return alive
 
     def _difference(
         self,
@@ -285,7 +298,7 @@ class _Probe:
 
         `whole` has the units in `present`, `small` those in `alive`.
         """
-        layers = {layer.weight: _left(layer, present) for layer in self.graph.layers}
+        layers = {layer.weight: _present(layer, present) for layer in self.graph.layers}
         tolerance = 1e-7 if double else 1e-4
         run = partial(in_double, self.evaluate) if double else self.evaluate
         got = Recorder(small, layers, alive)
@@ -312,6 +325,18 @@ class _Probe:
             return None
         return _Difference(len(wanted.calls), alike)
 
+    def failing_alone(self, names: Sequence[str], failure: _Difference) -> list[str]:
+        """Those of the groups `names` that fail alone, as the latest ones before a failure do."""
+        if self.further or self.private or failure.rounding or failure.place < 0:
+            return []
+        if self.local is None:
+            self.local = LocalCuts(self.model, self.graph, self.thinned, self.evaluate)
+        layers = {layer.weight: layer for layer in self.graph.layers}
+        before = self.calls[max(0, failure.place - NEAR) : failure.place + 1]
+        met = [x for n in before if n in layers for x in (layers[n].in_units, layers[n].out_units)]
+        near = self._groups(met)
+        return self.local.failing([name for name in names if name in near], names)
+
     def suspects(self, place: int) -> set[str]:
         """The groups that the failing call reads, or that the call before it issues."""
         calls = self.calls
@@ -319,6 +344,10 @@ class _Probe:
         met = [layers[name].in_units for name in calls[place : place + 1] if name in layers]
         if place >= len(calls) or not (np.concatenate([[FIXED], *met]) != FIXED).any():
             met += [layers[name].out_units for name in calls[place - 1 : place] if name in layers]
+        return self._groups(met)
+
+    def _groups(self, met: Sequence[np.ndarray]) -> set[str]:
+        """The groups of these units."""
         units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *met]))
         return {
             group.name
@@ -327,7 +356,49 @@ class _Probe:
         }
 
 
-def _left(layer: Layer, present: np.ndarray) -> Layer:
+def _thinned(graph: ChannelGraph) -> np.ndarray:
+    """Drop about a third of the units of every prunable group at random, and more of wide groups.
+
+    The remaining width has no divisor in common with the original one, so that code that
+    needs a multiple of something (heads, groups) fails. The cut copy of a large network,
+    whose groups are wide, is small and fast. Groups of one width lose different units, so
+    that none look coupled by chance. Returned as by `ChannelGraph.alive`.
+    """
+    rng = np.random.default_rng(0)
+    alive = np.ones(graph.units + 1, dtype=bool)
+    orders: dict[int, np.ndarray] = {}
+    for group in _prunable(graph):
+        order = np.roll(orders.get(group.width, rng.permutation(group.width)), 1)
+        orders[group.width] = order
+        share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
+        most = max(1, int(group.width * share))
+        fits = (n for n in range(most, 0, -1) if gcd(group.width - n, group.width) == 1)
+        alive[group.first + order[: next(fits, 1)]] = False
+    return alive
+
+
+def _single(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
+    """Keep one of the units in `alive` of every prunable group."""
+    kept = alive.copy()
+    for place, group in enumerate(_prunable(graph)):
+        own = slice(group.first, group.first + group.width)
+        units = np.flatnonzero(alive[own])
+        kept[own] = False
+        kept[group.first + units[place % len(units)]] = True
+    return kept
+
+
+def _with_own_state(net: nn.Module, writes: bool) -> nn.Module:
+    """A copy that shares the parameters of `net`, or nothing with `writes`."""
+    own = {} if writes else {name: buffer.clone() for name, buffer in net.named_buffers()}
+    return copy_with(net, own, share=not writes)
+
+
+def _prunable(graph: ChannelGraph) -> list[ChannelGroup]:
+    return [group for group in graph.groups if group.prunable]
+
+
+def _present(layer: Layer, present: np.ndarray) -> Layer:
     """The layer in a network that has only the units in `present`."""
     outs, ins = (units[present[units]] for units in (layer.out_units, layer.in_units))
     return replace(layer, out_units=outs, in_units=ins)

@@ -100,7 +100,7 @@ class MaskedRun(_Steady):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Zero the dropped inputs of a dense layer."""
-        call = self.read(func, args)
+        call = self.call
         layer = self.layers.get(call.name) if call is not None else None
         if call is not None and layer is not None and layer.dense:
             gone = np.flatnonzero(~self.alive[layer.in_units])

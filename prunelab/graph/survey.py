@@ -5,7 +5,7 @@ The number of inputs is never guessed: where neither the layers nor the outputs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import InvalidValue
 from prunelab.graph.labels.layer_calls import Call, Watch
+from prunelab.graph.labels.leaving import Leaving
 from prunelab.graph.labels.op_tables import aten
+from prunelab.graph.labels.shape_run import NeedsValues, needs_values, shapes_only
 
 ATTENTION = "attention and other products of activations"
 RECURRENT = "recurrent layers"
@@ -24,12 +26,30 @@ WEIGHTS = "products of weights alone"
 
 
 class Survey(Watch):
-    """Watches one run: `first` is the input of its first layer, `left` the MACs of no layer."""
+    """Watches one run: `first` is the input of its first layer, `left` the MACs of no layer.
 
-    def __init__(self, model: nn.Module) -> None:
+    Without `numbers`, heavy operations return zeros, and `NeedsValues` is raised where code depends
+    on values.
+    """
+
+    def __init__(self, model: nn.Module, numbers: bool = True) -> None:
         super().__init__(model)
+        self.numbers = numbers
+        self._unfused = Leaving(self._leave)
         self.first: tuple[int, ...] | None = None
         self.left: dict[str, int] = {}
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operation, as `numbers` says."""
+        if self.numbers:
+            return func(*args, **kwargs)
+        if needs_values(func, args):
+            raise NeedsValues
+        return shapes_only(func, args, kwargs)
+
+    def _leave(self, tensor: Tensor) -> None:
+        if not self.numbers:
+            raise NeedsValues
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Keep the shape of the first layer's input."""
@@ -148,9 +168,23 @@ def unknown(shapes: Any, how: str) -> InvalidValue:
 
 
 @torch.no_grad()
-def surveyed(model: nn.Module, run: Any, given: Any) -> tuple[int | None, Mapping[str, int]]:
-    """The number of inputs of one run (None: unknown), and the multiply-adds of no layer in it."""
-    survey = Survey(model)
+def surveyed(
+    fresh: Callable[[], nn.Module], run: Any, given: Any
+) -> tuple[int | None, Mapping[str, int], bool]:
+    """The number of inputs of one run (None: unknown), and the multiply-adds of no layer in it.
+
+    Each run has a `fresh` network. Also returns whether its code depends on values.
+    """
+    try:
+        return (*_surveyed(fresh(), run, given, numbers=False), False)
+    except Exception:  # code may branch on zeros
+        return (*_surveyed(fresh(), run, given, numbers=True), True)
+
+
+def _surveyed(
+    model: nn.Module, run: Any, given: Any, numbers: bool
+) -> tuple[int | None, Mapping[str, int]]:
+    survey = Survey(model, numbers)
     with survey:
         outputs = run(model)
     return inputs_of(given, outputs, survey.first), survey.left

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -99,11 +100,11 @@ def trace(
     given, model = model, copy_with(model, {}).eval()
     try:
         with state_preserved(model), private_random():
-            stand_in = copy_with(model, {}, share=True)
-            found, left = surveyed(stand_in, run, example_inputs)
+            stand_in = partial(copy_with, model, {}, share=True)
+            found, left, values = surveyed(stand_in, run, example_inputs)
         count = count or found
         size = count or 1
-        mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline))
+        mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline), values)
     except PruneLabError:
         raise
     except Exception as error:
@@ -143,21 +144,23 @@ def trace(
     if mode.wrote:
         model = copy_with(given, {}).eval()  # what was written are zeros in part
     stir(model)
-    private = mode.wrote or bool(mode.keeps)
-    graph = probed(model, graph, run, calls, train, deadline, private=private)
+    try_out = partial(probed, private=mode.wrote or bool(mode.keeps), writes=mode.wrote)
+    graph = try_out(model, graph, run, calls, train, deadline)
     if mode.keeps and any(group.prunable for group in graph.groups):
         stir(model := copy_with(given, {}).eval())
         with torch.no_grad(), private_random():
             run(model)
         why = f"the network keeps {', '.join(mode.keeps)} from one run to the next"
-        graph = probed(model, graph, run, calls, None, deadline, private=private, why=why)
+        graph = try_out(model, graph, run, calls, None, deadline, why=why)
     return graph
 
 
-def _followed(model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelMode]) -> LabelMode:
+def _followed(
+    model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelMode], values: bool
+) -> LabelMode:
     """The mode after `calls` of `model` on labels; values are computed only where needed.
 
-    The work of layers is that of the first call.
+    The work of layers is that of the first call; with `values`, code depends on values.
     """
 
     def follow(mode: LabelMode) -> LabelMode:
@@ -167,12 +170,14 @@ def _followed(model: nn.Module, calls: Sequence[Run], fresh: Callable[[], LabelM
         return mode
 
     mode = fresh()
-    mode.numbers = False
+    mode.numbers = values
     try:
         return follow(mode)
     except TraceError:
         raise
     except Exception:  # code may branch on zeros: run again with the real values
+        if values:
+            raise
         return follow(fresh())
 
 

@@ -106,13 +106,22 @@ class _Plan:
     """What is taken from the runs of one shape of batch, by layer.
 
     `stale` are the layers whose inputs depend on an unsolved layer: on themselves, where they run
-    more than once. What has been computed with them is computed anew.
+    more than once. What has been computed with them is computed anew. `ran` are the sums over the
+    last output of each layer when the target itself ran on the batch that was recorded.
     """
 
     small: Recording
     target: Recording
     taken: dict[str, list[_Taken]]
     stale: frozenset[str]
+    batch: Any
+    ran: Mapping[str, tuple[float, float]]
+
+    def check(self, name: str, y: Tensor) -> None:
+        """Raise `NotReplayable` where the recording gives a layer another last output `y`."""
+        pairs = zip(self.ran[name], _sums(y), strict=True)
+        if not all(isclose(a, b, rel_tol=ALIKE, abs_tol=1e-9) for a, b in pairs):
+            raise NotReplayable(f"{name} gives other outputs than it does")
 
 
 class _Queue:
@@ -135,10 +144,11 @@ class _Queue:
             raise BadData("There are no batches to repair on; give at least one.")
         self.coming = chain([first], self.coming)
         self.left = [task.layer.weight for task in tasks]
-        recordings = self._recorded(first.batch)
-        self.order = _by_readiness(recordings[0], tasks)
+        recorded = self._recorded(first.batch)
+        self.order = _by_readiness(recorded[0], tasks)
         self.left = [task.layer.weight for task in self.order]
-        self.plans: dict[Hashable, _Plan] = {signature(first.batch): self._planned(*recordings)}
+        plan = self._planned(first.batch, *recorded)
+        self.plans: dict[Hashable, _Plan] = {signature(first.batch): plan}
 
     def images_for(self, task: LayerProblem) -> Iterator[_Waiting]:
         """The images to solve a layer on: those that wait and, where it needs more, others."""
@@ -185,24 +195,32 @@ class _Queue:
         if key not in self.plans:
             if len(self.plans) == SHAPES:
                 raise NotReplayable("the batches have too many shapes")
-            self.plans[key] = self._planned(*self._recorded(batch))
+            self.plans[key] = self._planned(batch, *self._recorded(batch))
         return self.plans[key]
 
-    def _recorded(self, batch: Any) -> tuple[Recording, Recording]:
+    def _recorded(
+        self, batch: Any
+    ) -> tuple[Recording, Recording, Mapping[str, tuple[float, float]]]:
         """Both networks recorded, after both have run on the batch themselves.
 
-        Raises `NotReplayable` unless the target's layers give what they gave then.
+        Also returns the sums over what the target's layers gave then.
         """
-        ran = [_Sums(network, self.left) for network in self.networks]
+        small, target = self.networks
+        ran = _Sums(small, ()), _Sums(target, self.left)
         for network, sums in zip(self.networks, ran, strict=True):
             with state_preserved(network), sums:
                 network.eval()
                 checked(self.forward, network, batch)
-        small, target = (record(network, batch, self.forward) for network in self.networks)
-        self._check(target, batch, ran[1].found)
-        return small, target
+        recordings = [record(network, batch, self.forward) for network in self.networks]
+        return recordings[0], recordings[1], ran[1].found
 
-    def _planned(self, small: Recording, target: Recording) -> _Plan:
+    def _planned(
+        self,
+        batch: Any,
+        small: Recording,
+        target: Recording,
+        ran: Mapping[str, tuple[float, float]],
+    ) -> _Plan:
         taken: dict[str, list[_Taken]] = {}
         stale = set()
         for place, task in enumerate(self.order):
@@ -215,20 +233,7 @@ class _Queue:
             ]
             if any(small.upstream(call.x) & unsolved for call in small.layers.get(name, ())):
                 stale.add(name)
-        return _Plan(small, target, taken, frozenset(stale))
-
-    def _check(
-        self, recording: Recording, batch: Any, ran: Mapping[str, tuple[float, float]]
-    ) -> None:
-        last = sorted(
-            (recording.layers[name][-1] for name in self.left if name in recording.layers),
-            key=lambda call: call.at,
-        )
-        run = Run(recording, batch, [call.y for call in last])
-        for call in last:
-            pairs = zip(ran[call.call.name], _sums(run.take(call.y)), strict=True)
-            if not all(isclose(a, b, rel_tol=ALIKE, abs_tol=1e-9) for a, b in pairs):
-                raise NotReplayable(f"{call.call.name} gives other outputs than it does")
+        return _Plan(small, target, taken, frozenset(stale), batch, ran)
 
 
 def _rows(x: Tensor) -> tuple[int, ...]:
@@ -277,8 +282,13 @@ class _Waiting:
 
     def samples(self, task: LayerProblem) -> Iterator[tuple[Call, Tensor, bool]]:
         """The layer's calls in the small network, their targets, whether a ReLU follows."""
-        for one in self.ahead.pop(task.layer.weight):
-            y = unbiased(one.target, self.there.take(one.y))
+        name = task.layer.weight
+        last = self.plan.target.layers[name][-1].y if name in self.plan.ran else None
+        for one in self.ahead.pop(name):
+            y = self.there.take(one.y)
+            if one.y == last and self.part.batch is self.plan.batch:
+                self.plan.check(name, y)
+            y = unbiased(one.target, y)
             x = self.here.take(one.x)
             aim, given = LayerOutput(one.target, y), LayerOutput(one.call, y)
             if one.norm is not None:
@@ -319,11 +329,14 @@ class _Sums(Watch):
 
     def on_call(self, call: Call, out: Tensor) -> None:
         """Sum a wanted layer's output."""
+        if isinstance(out, FakeTensor):
+            raise NotReplayable("the network keeps tensors without data")
         if call.name in self.found:
             self.found[call.name] = _sums(out)
 
 
 def _sums(out: Tensor) -> tuple[float, float]:
-    if isinstance(out, FakeTensor):
-        raise NotReplayable("the network keeps tensors without data")
-    return float(out.double().abs().sum()), float(out.double().square().sum())
+    """The sums of sizes and of squares."""
+    out = out if out.dtype in (torch.float32, torch.float64) else out.double()
+    wide = torch.float64
+    return float(out.abs().sum(dtype=wide)), float(out.square().sum(dtype=wide))

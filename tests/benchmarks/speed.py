@@ -1,13 +1,15 @@
 """Speed of the evidence against its targets, as a table in Markdown.
 
-    python tests/benchmarks/speed.py [images | surgeon | choice NETWORK]
+    python tests/benchmarks/speed.py [images | surgeon | choice NETWORK | trace [NETWORK ...]]
 
 Every ratio is of CPU times of one thread in this run, after a first one, against a plain
 forward pass, or training step, over the same images: other work on the machine hardly shows.
 resnet50 has random weights and sees noise at 224 pixels, in batches of 16; resnet20 is the shipped
 one on Fashion-MNIST. "surgeon" times its first move on resnet50, which is no matter of
-milliseconds. "choice" times what a repair's choice of a ridge costs: all ridges but one, and what
-judges them, as a share of an approve. Nothing here is asserted.
+milliseconds. "trace" times the trace of networks of the coverage table, timm's as timm/NAME,
+against three forwards and a second, and beside Torch-Pruning's graph of the same network. "choice"
+times what a repair's choice of a ridge costs: all ridges but one, and what judges them, as a share
+of an approve. Nothing here is asserted.
 """
 
 from __future__ import annotations
@@ -279,6 +281,47 @@ def choice(name: str, images: int = 256) -> None:
     print(f"the choice {extra / one:.1f} forwards, {extra / approve:.1%} of it")
 
 
+TRACED = [
+    "resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v3_large", "inception_v3",
+    "swin_t",
+    *(f"timm/{name}" for name in (
+        "repvit_m0_9", "fastvit_t8", "efficientformer_l1", "levit_128s", "coatnet_nano_rw_224",
+        "ghostnet_050", "fbnetv3_b", "nextvit_small", "lambda_resnet26rpt_256", "mixnet_m",
+        "ese_vovnet39b_evos", "res2net50d",
+    )),
+]  # fmt: skip
+
+
+def traces(names: list[str]) -> None:
+    """The trace of each network, against three forwards and a second of its own."""
+    from coverage import torch_pruning
+    from networks import build
+
+    torch.set_num_threads(1)
+    print("| network | a forward | trace | forwards | of the bar | | Torch-Pruning's graph |")
+    print("|--|--|--|--|--|--|--|")
+    for name in names or TRACED:
+        model, inputs, train_inputs = build(name)
+        model.eval()
+
+        def forward(model: nn.Module = model, inputs: Any = inputs) -> None:
+            with torch.no_grad():
+                model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+        def trace(model: nn.Module = model, inputs: Any = inputs, more: Any = train_inputs) -> None:
+            pl.trace(model, inputs, train_inputs=more)
+
+        one, taken = seconds(forward, 5), seconds(trace, 3)
+        share, theirs = taken / (3 * one + 1), torch_pruning(model, inputs)
+        verdict = "met" if share <= 1 else "not met"
+        beside = f"{theirs:.2f} s" if isinstance(theirs, float) else theirs or "not installed"
+        print(
+            f"| {name} | {one:.3f} s | {taken:.2f} s | {taken / one:.1f} | {share:.2f} | {verdict} "
+            f"| {beside} |",
+            flush=True,
+        )
+
+
 def main(images: int) -> None:
     """Print the table."""
     from torchvision.models import resnet50
@@ -301,6 +344,8 @@ if __name__ == "__main__":
         stream(int(sys.argv[2]))
     elif sys.argv[1:] == ["surgeon"]:
         surgeon()
+    elif sys.argv[1:2] == ["trace"]:
+        traces(sys.argv[2:])
     elif sys.argv[1:2] == ["choice"]:
         choice(sys.argv[2])
     else:

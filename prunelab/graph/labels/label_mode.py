@@ -50,6 +50,7 @@ from prunelab.graph.labels.shape_run import NeedsValues, needs_values, shapes_on
 from prunelab.graph.labels.views import Views, index_put
 from prunelab.graph.modules.channel_selector import selector_buffers
 from prunelab.graph.modules.module_attributes import is_bare_norm
+from prunelab.graph.modules.walk import walk
 
 __all__ = ["FROZEN", "Edge", "LabelMode", "LayerTrace", "Trace", "layer_name", "run_on_labels"]
 
@@ -489,7 +490,7 @@ def run_on_labels(
         module.register_forward_pre_hook(
             lambda _, args, name=name: mode.on_bare_norm(name, args[0])
         )
-        for name, module in model.named_modules()
+        for name, module in walk(model)
         if is_bare_norm(module)
     ]
     hooks.append(model.register_forward_hook(lambda _, args, out: mode.give(out, outputs)))

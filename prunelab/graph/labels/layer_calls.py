@@ -22,6 +22,7 @@ from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import aten
 from prunelab.graph.labels.provenance import Origin, origin_after
 from prunelab.graph.labels.unfused import Unfused
+from prunelab.graph.modules.walk import tensors_by_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,37 @@ def _composite(func: Any) -> bool:
     )
 
 
+class Origins:
+    """The origin of each tensor that comes from parameters and buffers of `model` alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        named = tensors_by_name(model).items()
+        self._own = {id(tensor): (name, tensor) for name, tensor in named}  # held: ids stay theirs
+        self._found: dict[int, Origin] = {}
+        self._computed = WeakTensorKeyDictionary()
+
+    def get(self, tensor: Tensor) -> Origin | None:
+        """The origin of `tensor`; None where it comes from the inputs."""
+        key = id(tensor)
+        if key in self._own:
+            if key not in self._found:
+                self._found[key] = Origin.of(*self._own[key])
+            return self._found[key]
+        return self._computed.get(tensor) if self._computed.data else None
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return self.get(tensor) is not None
+
+    def __setitem__(self, tensor: Tensor, origin: Origin) -> None:
+        self._computed[tensor] = origin
+
+
 class Watch(TorchDispatchMode):
     """Runs operations unchanged and reports each layer call to `on_call`.
 
     `calls` names the layers in the order of their calls. It works below autograd: what `on_call`
     computes is never recorded for a backward pass. Operations that hide layers inside them are
-    taken apart, see `Unfused`.
+    taken apart, see `Unfused`. `call` is the layer call that is being run.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -82,9 +108,8 @@ class Watch(TorchDispatchMode):
         self._suspended = False
         self._unfused: Any = Unfused()
         self._depth = 0  # it is entered again for operations that are made of others
-        self.origins = WeakTensorKeyDictionary()
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            self.origins[tensor] = Origin.of(name, tensor)
+        self.call: Call | None = None
+        self.origins = Origins(model)
 
     def __enter__(self) -> Any:
         if not self._depth:
@@ -136,9 +161,9 @@ class Watch(TorchDispatchMode):
             out = self._as_layer(func.overloadpacket, *args[:2])
             if out is not None:
                 return out
+        call = self.call = self.read(func, args)
         out = self.run(func, args, kwargs)
         self._follow(func, args, kwargs, out)
-        call = self.read(func, args)
         if call is not None:
             self.on_call(call, out)
             self.calls.append(call.name)
@@ -164,6 +189,8 @@ class Watch(TorchDispatchMode):
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         """Record the origin of what was computed from parameters and buffers alone."""
+        if args and isinstance(args[0], Tensor) and args[0].ndim and args[0] not in self.origins:
+            return
         inputs = []
         for tensor in tensors_in(*args, kwargs):
             origin = self.origins.get(tensor)

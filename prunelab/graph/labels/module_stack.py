@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from prunelab.graph.modules.walk import walk
+
 
 class ModuleStack:
     """While a network runs inside `of`, `innermost` names the innermost running module.
@@ -35,7 +37,7 @@ class ModuleStack:
         """Observe `model` inside the `with` block."""
         hooks: list[RemovableHandle] = []
         try:
-            for name, module in model.named_modules():
+            for name, module in walk(model):
                 if isinstance(module, torch.jit.ScriptModule):
                     continue  # takes no hooks; its operations count as those of its parent
                 hooks += [

@@ -6,7 +6,6 @@ All of these return a new module and leave the given one unchanged.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
 from prunelab.graph.modules.module_attributes import set_width
+from prunelab.graph.modules.walk import tensors_by_name, walk
 from prunelab.graph.surgery.closures import deep_copy
 from prunelab.graph.surgery.held_tensors import checked_network, like, settle
 from prunelab.values import WidthPlan
@@ -82,7 +82,7 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
 
 def zero_columns(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Iterable[int]]) -> None:
     """Mask the units in `drop` in `model` itself, by zeroing the columns that read them."""
-    state = dict(_tensors(model))
+    state = tensors_by_name(model)
     with torch.no_grad():
         for name, tensor in masked_tensors(model, graph, graph.gone(drop)).items():
             state[name].copy_(tensor)
@@ -93,7 +93,7 @@ def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> d
 
     `gone` marks the dropped units, as `ChannelGraph.gone` returns it [units + 1].
     """
-    state = dict(_tensors(model))
+    state = tensors_by_name(model)
     lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
     changed: dict[str, Tensor] = {}
     for layer in graph.layers:
@@ -180,7 +180,7 @@ def cut_tensors(model: nn.Module, graph: ChannelGraph, alive: np.ndarray) -> dic
 
     `alive` is as `ChannelGraph.alive` returns it [units + 1].
     """
-    state = dict(_tensors(model))
+    state = tensors_by_name(model)
     taken: dict[str, list[tuple[int, Tensor]]] = {}
     for (name, axis), units in graph.slots.items():
         stays = alive[units]
@@ -251,17 +251,11 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
     """
     checked_network(model)
     memo: dict[int, object] = {}
-    for name, old in _tensors(model):
+    for name, old in tensors_by_name(model).items():
         if name in tensors:
             memo[id(old)] = like(old, tensors[name])
         elif share:
             memo[id(old)] = old
-    for module in model.modules():
-        for value in vars(module).values():
-            if type(value) is OrderedDict and not value:
-                memo[id(value)] = (
-                    OrderedDict()
-                )  # empty hooks: deepcopy would spend most of its time on them
     try:
         with _Detached():
             made: nn.Module = deep_copy(model, memo)
@@ -313,18 +307,14 @@ def _uncopied(model: nn.Module) -> str:
     return f"{type(model).__name__} has no copy"
 
 
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
 def _parts(model: nn.Module, tensors: bool) -> list[tuple[str, object]]:
     """The modules of a network and, with `tensors`, its parameters and buffers."""
-    return [*model.named_modules(), *(_tensors(model) if tensors else ())]
+    return [*walk(model), *(tensors_by_name(model).items() if tensors else ())]
 
 
 def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
     checked_network(model)
-    state = dict(_tensors(model))
+    state = tensors_by_name(model)
     for (name, axis), units in graph.slots.items():
         if name not in state or state[name].shape[axis] != len(units):
             found = tuple(state[name].shape) if name in state else "nothing of that name"

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from prunelab.errors import BadModel
 from prunelab.graph.modules.module_attributes import sync_attributes
+from prunelab.graph.modules.walk import walk
 
 
 class Entry(NamedTuple):
@@ -111,10 +112,15 @@ def settle(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
     if not changed:
         return
     ids = {id(entry.tensor) for entry in entries(model) if entry.name in changed}
-    for module in model.modules():
-        parts = [module, *getattr(module, "parametrizations", {}).values()]
-        own = [x for part in parts for x in (*part._parameters.values(), *part._buffers.values())]
-        if any(id(tensor) in ids for tensor in own):
+    for _, module in walk(model):
+        held = module._modules.get("parametrizations")
+        parts = [module] if held is None else [module, *held.children()]
+        if any(
+            id(tensor) in ids
+            for part in parts
+            for own in (part._parameters, part._buffers)
+            for tensor in own.values()
+        ):
             sync_attributes(module)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import BadModel
+from prunelab.graph.modules.walk import walk
 from prunelab.graph.surgery.extra_state import check_saved, decoded, encoded, quantised
 from prunelab.graph.surgery.held_tensors import (
     entries,
@@ -202,8 +203,10 @@ def state_preserved(model: nn.Module) -> Iterator[None]:
 
     What a network of the user's keeps while it runs is lost only on a copy.
     """
-    flags = [(module, module.training, dict(module._buffers)) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    modules = [module for _, module in walk(model)]
+    flags = [(module, module.training, dict(module._buffers)) for module in modules]
+    kept = {id(x): x for _, _, held in flags for x in held.values() if x is not None}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in kept.values()]
     try:
         yield
     finally:

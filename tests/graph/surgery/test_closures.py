@@ -193,3 +193,46 @@ def test_a_network_that_the_user_copied_is_cut_by_its_own_weights() -> None:
     with torch.no_grad():
         got, want = pl.cut(other, graph, plan)(x), pl.masked(other, graph, plan)(x)
     assert float((got - want).norm()) <= 1e-10 * float(want.norm())
+
+
+class Odd(Net):
+    """Containers, ties and state as a network may hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared: list[int] = []
+        self.again = self.shared
+        self.by_name = {"conv": self.a, "none": None, (1, 2): [self.b, {3}]}
+        self.sizes, self.nested = (1, 2), ((1, [2]), {"x": torch.ones(2)})
+        self.tied = self.a.weight
+        self.loaded = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.loaded += 1
+
+
+class Own(nn.Module):
+    """Says itself how it is copied."""
+
+    def __init__(self, copies: int = 0) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Own:
+        return Own(self.copies + 1)
+
+
+def test_a_copy_is_that_of_deepcopy_whatever_the_modules_hold() -> None:
+    net = Odd()
+    net.own = Own()
+    for made in (copy_of(net), copy.deepcopy(net)):
+        assert made.shared is made.again and made.shared is not net.shared
+        assert made.by_name["conv"] is made.a and made.by_name["none"] is None
+        assert made.by_name[1, 2][0] is made.b and made.by_name[1, 2][1] == {3}
+        assert made.nested[0] == (1, [2]) and made.nested[0][1] is not net.nested[0][1]
+        assert made.nested[1]["x"] is not net.nested[1]["x"] and made.sizes == (1, 2)
+        assert made.tied is made.a.weight and made.tied is not net.tied
+        assert made.loaded == 1 and made.own.copies == 1
+        assert made.h._forward_hooks is not net.h._forward_hooks
+        assert torch.equal(made(X), net(X))
