@@ -159,27 +159,82 @@ def savings(graph: ChannelGraph, plan: WidthPlan) -> tuple[np.ndarray, np.ndarra
     By graph-wide unit number; zero for units that `plan` has dropped. These are exactly the
     differences of `cost(graph, plan)`.
     """
-    alive = graph.alive(plan)
-    macs, activations = np.zeros(graph.units), np.zeros(graph.units)
-    for layer in graph.layers:
-        axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
-        activations += layer.positions * _lost(graph, alive, axes)
-        each = layer.applied * prod(layer.kernel)
-        if layer.dense:
-            macs += each * _lost(graph, alive, [*axes, layer.in_units])
-        else:
-            macs += each * (len(layer.in_units) // layer.conv_groups) * _lost(graph, alive, axes)
-    return macs, activations * graph.activation_itemsize
+    macs = Savings(graph, plan, "macs")
+    return macs.each, Savings(graph, plan, "activation_bytes").each
 
 
-def _lost(graph: ChannelGraph, alive: np.ndarray, axes: Sequence[np.ndarray]) -> np.ndarray:
-    """By how much the product of the kept lengths of `axes` falls with each unit [units]."""
-    whole, left = 1, np.ones(graph.units)
-    for units in axes:
-        kept = units[alive[units]]
-        whole *= len(kept)
-        left = left * (len(kept) - np.bincount(kept[kept != FIXED], minlength=graph.units))
-    return whole - left
+class Savings:
+    """What dropping each unit alone saves, while units are dropped one by one.
+
+    `each` [units] are the multiply-adds, or activation bytes, that a unit saves next, by
+    graph-wide unit number; zero for units that are gone. `dropped` is what all of them saved.
+    """
+
+    def __init__(self, graph: ChannelGraph, plan: WidthPlan, kind: str) -> None:
+        alive = graph.alive(plan)
+        self.each = np.zeros(graph.units)
+        self.dropped = 0.0
+        self._terms: list[_Term] = []
+        self._of_unit: dict[int, list[int]] = {}
+        for layer in graph.layers:
+            axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
+            each = layer.positions * graph.activation_itemsize
+            if kind == "macs":
+                each = layer.applied * prod(layer.kernel)
+                if layer.dense:
+                    axes.append(layer.in_units)
+                else:
+                    each *= len(layer.in_units) // layer.conv_groups
+            term = _Term.of(each, [units[alive[units]] for units in axes])
+            for unit in term.units.tolist():
+                self._of_unit.setdefault(unit, []).append(len(self._terms))
+            self._terms.append(term)
+            self.each[term.units] += term.saved
+
+    def drop(self, unit: int) -> None:
+        """Drop a unit, by its graph-wide number."""
+        self.dropped += float(self.each[unit])
+        for index in self._of_unit.pop(unit, ()):
+            term = self._terms[index]
+            self.each[term.units] -= term.saved
+            term.drop(unit)
+            self.each[term.units] += term.saved
+
+
+@dataclass(slots=True, eq=False)
+class _Term:
+    """A product of the lengths of axes, `factor` times: one layer's part of a cost.
+
+    `units` [n] are its distinct units, `times` [axes, n] how often each is on an axis.
+    """
+
+    factor: int
+    lengths: np.ndarray
+    units: np.ndarray
+    times: np.ndarray
+
+    @classmethod
+    def of(cls, factor: int, axes: Sequence[np.ndarray]) -> _Term:
+        """The term of axes, given by the unit of each position."""
+        units = np.unique(np.concatenate(axes))
+        units = units[units != FIXED]
+        times = np.zeros((len(axes), len(units)))
+        for row, axis in zip(times, axes, strict=True):
+            np.add.at(row, np.searchsorted(units, axis[axis != FIXED]), 1)
+        return cls(factor, np.array([float(len(axis)) for axis in axes]), units, times)
+
+    @property
+    def saved(self) -> np.ndarray:
+        """By how much it falls with each unit [n]; exact, in whole numbers below 2^53."""
+        left = np.prod(self.lengths[:, None] - self.times, axis=0)
+        found: np.ndarray = self.factor * (np.prod(self.lengths) - left)
+        return found
+
+    def drop(self, unit: int) -> None:
+        """Shorten the axes by a unit."""
+        place = np.searchsorted(self.units, unit)
+        self.lengths -= self.times[:, place]
+        self.times[:, place] = 0
 
 
 def _shapes(inputs: Any) -> list[tuple[int, ...]]:

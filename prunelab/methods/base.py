@@ -92,8 +92,10 @@ class Context:
     search must come from it. `carry` is what the approved move before this one left, and
     `momentum()` what its `Found` brought, cut as the network was (None: nothing, or it was tuned).
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
-    batches that hold n of them; `aimed(layers, images)` measures layers against the network last
-    trained, an `AimedGram` for each. `forward(model, batch)` runs a network on a batch,
+    batches that hold n of them; `apart(kinds, images, layers)` gives two Evidences, of most of n
+    training images and of those held out to choose by (None: none are);
+    `aimed(layers, images)` measures layers against the network last trained, an `AimedGram` for
+    each. `forward(model, batch)` runs a network on a batch,
     `loss(model, batch)` gives its loss. `form(factors)` is the graph of the uncut network with
     these layers factorised as well.
     """
@@ -106,6 +108,7 @@ class Context:
     carry: FrozenMap[Any]
     target_macs: int | None
     measure: Callable[..., Generator[Any, None, Evidence]]
+    apart: Callable[..., Generator[Any, None, tuple[Evidence, Evidence | None]]]
     aimed: Callable[..., Generator[Any, None, Mapping[str, AimedGram]]]
     images: Callable[[int], Iterator[Any]]
     training_batches: Callable[[int], Iterator[Any]]

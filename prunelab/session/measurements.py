@@ -11,7 +11,7 @@ from torch import nn
 
 from prunelab.cost.counting import Latency, summed_up, timing
 from prunelab.cost.timing import LayerTimes, layer_times
-from prunelab.data.batches import batch_size
+from prunelab.data.batches import HOLD, batch_size, nonempty, part, take
 from prunelab.data.splits import Splits
 from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks
@@ -35,6 +35,17 @@ class Request:
     masks: Masks = "readers"
 
 
+@dataclass(frozen=True, slots=True)
+class ApartRequest:
+    """A request for evidence of training images drawn from `seed`, a part of them held out."""
+
+    mark: str
+    kinds: tuple[str, ...]
+    images: int
+    layers: tuple[str, ...]
+    seed: int
+
+
 class Measurements:
     """Measures, and caches the latest result of each kind with its network's fingerprint.
 
@@ -46,6 +57,7 @@ class Measurements:
         self._settings = settings
         self._inputs = inputs  # what one run is given
         self._evidence: dict[tuple[str, ...], tuple[str, Request, Evidence]] = {}
+        self._apart: tuple[ApartRequest, tuple[Evidence, Evidence | None]] | None = None
         self.layer_times: LayerTimes | None = None  # of the network timed last
         self.latencies: dict[str, Latency] = {}  # by fingerprint
 
@@ -70,6 +82,42 @@ class Measurements:
         )
         self._evidence = {**self._evidence, request.kinds: (mark, request, found)}
         return found
+
+    def apart(
+        self, network: nn.Module, graph: ChannelGraph, request: ApartRequest
+    ) -> Generator[Progress, None, tuple[Evidence, Evidence | None]]:
+        """Evidence to solve on, and that on held-out images (None: there are none)."""
+        if self._apart is not None and self._apart[0] == request:
+            return self._apart[1]
+        self._apart = None
+        found: list[Evidence | None] = []
+        held = request.images // HOLD
+        for judges, expected in ((False, request.images - held), (True, held)):
+            images = take(self._splits.shuffled(request.seed), request.images)
+            batches = nonempty(part(images, judges))
+            if batches is None and judges:
+                found.append(None)
+                continue
+            found.append(
+                (
+                    yield from measuring(
+                        network,
+                        graph,
+                        batches or (),
+                        request.kinds,
+                        layers=request.layers,
+                        seed=request.seed,
+                        forward=self._settings.forward,
+                        loss=self._settings.loss,
+                        expected=expected,
+                        mark=request.mark,
+                    )
+                )
+            )
+        solved, apart = found
+        assert solved is not None
+        self._apart = request, (solved, apart)
+        return solved, apart
 
     def known(self, mark: str, request: Request) -> Evidence | None:
         """Evidence of the network `mark` for exactly this request, if it is in the cache."""
