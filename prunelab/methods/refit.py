@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 from math import prod
 from operator import add
+from weakref import ref
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from prunelab.errors import BadData, InvalidValue
 from prunelab.evidence import Evidence, PatchMoments
 from prunelab.evidence.gram_collector import distinct_units
 from prunelab.evidence.output_fisher import Root
+from prunelab.evidence.patch_correlation import symmetric_product
 from prunelab.evidence.patch_moments import WIDEST
+from prunelab.evidence.weak_cache import weak_cache
 from prunelab.graph.channels.channel_graph import Layer
 from prunelab.graph.surgery.effective_weights import effective_weights
 from prunelab.repair.fit import ridge_without
@@ -28,6 +31,7 @@ from prunelab.repair.regression import sizes_of
 
 Array = np.ndarray
 Metric = Array | Root | None
+Built = tuple[Tensor, Tensor | None, float]  # what an `Inverse` is made of, and an energy
 ROOM = 4  # an n-th of a matrix's rows may wait to be subtracted from it
 
 
@@ -76,8 +80,8 @@ class Inverse:
         """Subtract left' right, both [some, n]."""
         if self._used + len(left) > len(self._left):
             whole = self._base if self._base.ndim == 2 else torch.diag(self._base)
-            whole.addmm_(self._left[: self._used].T, self._right[: self._used], alpha=-1)
-            self._base, self._used = whole, 0
+            left, right = self._left[: self._used], self._right[: self._used]
+            self._base, self._used = whole.addmm(left.T, right, alpha=-1), 0
         places = slice(self._used, self._used + len(left))
         self._left[places], self._right[places] = left, right
         self._used = places.stop
@@ -103,7 +107,7 @@ class RefitProblem:
     Parameters
     ----------
     inverse
-        The inverse of the patches' second moment [n, n]; used up.
+        The inverse of the patches' second moment [n, n].
     kernel
         The kernel that gives the present outputs [out, n].
     entries
@@ -274,15 +278,18 @@ def refit_problem(
     intercept = layer.norm is not None or not bias.isdisjoint(dict(model.named_parameters()))
     unit_of_entry = np.repeat(layer.in_units, prod(layer.kernel))
     units = distinct_units(layer)
-    ridge = ridge_without(
-        torch.from_numpy(np.isin(unit_of_entry, units[1::2])),
-        kernel.T,
-        *(one.kept.cpu() if one.kept is not None else one.moment.cpu() for one in parts),
-        constant=intercept,
-    )
-    inverse, energy = _inverse(reduce(add, parts), ridge, kernel, intercept)
+    known, place = _known(solved), (layer.name, None if held is None else ref(held))
+    if place not in known:
+        ridge = ridge_without(
+            torch.from_numpy(np.isin(unit_of_entry, units[1::2])),
+            kernel.T,
+            *(one.kept.cpu() if one.kept is not None else one.moment.cpu() for one in parts),
+            constant=intercept,
+        )
+        known[place] = _inverse(reduce(add, parts), ridge, kernel, intercept)
+    base, less, energy = known[place]
     return RefitProblem(
-        inverse=inverse,
+        inverse=Inverse(base, less),
         kernel=kernel.numpy(),
         entries={unit: np.flatnonzero(unit_of_entry == unit) for unit in units.tolist()},
         outputs=layer.out_units,
@@ -291,9 +298,13 @@ def refit_problem(
     )
 
 
-def _inverse(
-    moments: PatchMoments, ridge: float, kernel: Tensor, intercept: bool
-) -> tuple[Inverse, float]:
+@weak_cache
+def _known(solved: Evidence) -> dict[tuple[str, ref[Evidence] | None], Built]:
+    """What was built of an evidence, by layer and held-out evidence: a move asked for again."""
+    return {}
+
+
+def _inverse(moments: PatchMoments, ridge: float, kernel: Tensor, intercept: bool) -> Built:
     """The inverse of the patches' second moment plus a ridge, and the outputs' squared norm.
 
     The moment is about the patches' mean where there is an intercept. Of a few patches P the
@@ -302,13 +313,13 @@ def _inverse(
     if moments.kept is not None:
         p = moments.kept.cpu().double()
         p = p - p.mean(0) if intercept else p
-        diagonal = ridge * sizes_of(p.square().sum(0))
-        scaled = p / diagonal
-        inner = scaled @ p.T
+        energy = float((p @ kernel.T).square().sum())
+        sizes = (ridge * sizes_of(p.square().sum(0))).sqrt()
+        inner = symmetric_product(p := p / sizes)
         inner.diagonal().add_(1)
         root = torch.linalg.cholesky(inner)
-        less = torch.linalg.solve_triangular(root, scaled, upper=False)
-        return Inverse(1 / diagonal, less), float((p @ kernel.T).square().sum())
+        less = torch.linalg.solve_triangular(root, p, upper=False)
+        return sizes.square().reciprocal(), less / sizes, energy
     whole = moments.moment.cpu()
     moment = whole[:-1, :-1].clone()
     if intercept:
@@ -317,4 +328,4 @@ def _inverse(
     moment.diagonal().add_(ridge * sizes_of(moment.diagonal()))
     root, info = torch.linalg.cholesky_ex(moment)
     inverse = torch.linalg.inv(moment) if int(info) else torch.cholesky_inverse(root)
-    return Inverse(inverse), energy
+    return inverse, None, energy

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunelab.evidence.patch_correlation import symmetric_product
+
 Outputs = Tensor | slice  # indices of outputs
 Solution = Callable[[Outputs], Tensor]
 DEAD = 1e-3  # of the mean over entries: a smaller mean square counts as this much
@@ -160,7 +162,7 @@ class _ByRows(Regression):
             p, missing = p - self.centre.entries, missing + self.centre.shift
         self._sizes = sizes_of(p.square().mean(0))
         self._p = p / self._sizes.sqrt()
-        self._products = self._p @ self._p.T
+        self._products = symmetric_product(self._p)
         self._missing = missing
 
     def changes(self, ridge: float) -> Solution:
