@@ -80,8 +80,8 @@ class Inverse:
         """Subtract left' right, both [some, n]."""
         if self._used + len(left) > len(self._left):
             whole = self._base if self._base.ndim == 2 else torch.diag(self._base)
-            left, right = self._left[: self._used], self._right[: self._used]
-            self._base, self._used = whole.addmm(left.T, right, alpha=-1), 0
+            waiting = self._left[: self._used].T, self._right[: self._used]
+            self._base, self._used = whole.addmm(*waiting, alpha=-1), 0
         places = slice(self._used, self._used + len(left))
         self._left[places], self._right[places] = left, right
         self._used = places.stop
