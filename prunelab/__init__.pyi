@@ -43,6 +43,9 @@ from .errors import (
     NotFinite as NotFinite,
 )
 from .errors import (
+    OverBudget as OverBudget,
+)
+from .errors import (
     PruneLabError as PruneLabError,
 )
 from .errors import (

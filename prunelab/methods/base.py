@@ -18,6 +18,7 @@ from prunelab.evidence import AimedGram, Evidence
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.loops.training import Training
 from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, thaw
+from prunelab.values.machine import Memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +98,7 @@ class Context:
     `aimed(layers, images)` measures layers against the network last trained, an `AimedGram` for
     each. `forward(model, batch)` runs a network on a batch,
     `loss(model, batch)` gives its loss. `form(factors)` is the graph of the uncut network with
-    these layers factorised as well.
+    these layers factorised as well. `memory.ask(...)` is called before much is allocated.
     """
 
     model: nn.Module
@@ -117,6 +118,7 @@ class Context:
     cost: Callable[[WidthPlan], Cost]
     form: Callable[[Mapping[str, str]], ChannelGraph]
     train: Training
+    memory: Memory
     momentum: Callable[[], nn.Module | None] = lambda: None
 
     @property

@@ -230,6 +230,15 @@ def refittable(layer: Layer) -> bool:
     return not layer.transposed and len(layer.in_units) * prod(layer.kernel) <= WIDEST
 
 
+def problem_bytes(layer: Layer, images: int) -> float:
+    """The memory of a layer's problem on so many images: its inverse, rows that wait, weights."""
+    rows = images * layer.positions * layer.row_count
+    entries, outputs = len(layer.in_units) * prod(layer.kernel), len(layer.out_units)
+    room, few = max(64, entries // ROOM), 2 * rows <= entries
+    base = 3 * rows if few else entries + 2 * room
+    return 8.0 * (entries * (base + 2 * outputs) + outputs * min(outputs, 2048))
+
+
 def refit_problem(
     model: nn.Module,
     layer: Layer,

@@ -32,10 +32,11 @@ import numpy as np
 from prunelab.cost.counting import Savings
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
+from prunelab.evidence.measure import evidence_bytes
 from prunelab.evidence.output_fisher import Curvature, Root, added
 from prunelab.graph.channels.channel_graph import ChannelGroup, Layer
 from prunelab.methods.base import Context, Search
-from prunelab.methods.refit import RefitProblem, refit_problem, refittable
+from prunelab.methods.refit import RefitProblem, problem_bytes, refit_problem, refittable
 from prunelab.methods.settings import check_counts, check_groups, selects
 from prunelab.values import Importance, Progress, Units, WidthPlan, many
 
@@ -88,7 +89,14 @@ class Surgeon:
         layers = {layer.name: layer for group in groups for layer in context.graph.consumers(group)}
         if not groups:
             return None
-        evidence = yield from context.apart(("patches", "curvature"), self.images, tuple(layers))
+        kinds = ("patches", "curvature")
+        context.memory.ask(
+            2 * evidence_bytes(layers.values(), kinds, self.images)
+            + sum(problem_bytes(layer, self.images) for layer in layers.values()),
+            f"The surgeon's least squares of {many(len(layers), 'layer')}",
+            'use "elimination", which solves one layer at a time, or groups="internal".',
+        )
+        evidence = yield from context.apart(kinds, self.images, tuple(layers))
         state = RefitState(context, groups)
         yield from state.building(list(layers.values()), *evidence)
         whole = context.cost(WidthPlan.full(context.plan.graph)).macs

@@ -81,6 +81,7 @@ def search_context(
         cost=lambda plan: cost(evaluator.graph_of(plan), plan),
         form=lambda factors: evaluator.form({**history.graph.factors, **factors})[1],
         train=settings.train if isinstance(settings.train, Training) else Training(),
+        memory=settings.memory,
         momentum=history.momentum,
     )
 

@@ -15,11 +15,11 @@ from prunelab.data.batches import HOLD, batch_size, nonempty, part, take
 from prunelab.data.splits import Splits
 from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks
-from prunelab.evidence.measure import measuring
+from prunelab.evidence.measure import evidence_bytes, measured_layers, measuring
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import copy_of
 from prunelab.session.settings import Settings
-from prunelab.values import Progress, WidthPlan
+from prunelab.values import Progress, WidthPlan, many
 
 CONTRIBUTION = ("contribution",)
 RUNS = 30  # of which a latency is the median
@@ -68,6 +68,7 @@ class Measurements:
         known = self.known(mark, request)
         if known is not None:
             return known
+        self._ask(graph, request.kinds, request.images, None)
         found = yield from measuring(
             network,
             graph,
@@ -90,6 +91,7 @@ class Measurements:
         if self._apart is not None and self._apart[0] == request:
             return self._apart[1]
         self._apart = None
+        self._ask(graph, request.kinds, request.images, request.layers, parts=2)
         found: list[Evidence | None] = []
         held = request.images // HOLD
         for judges, expected in ((False, request.images - held), (True, held)):
@@ -118,6 +120,22 @@ class Measurements:
         assert solved is not None
         self._apart = request, (solved, apart)
         return solved, apart
+
+    def _ask(
+        self,
+        graph: ChannelGraph,
+        kinds: Sequence[str],
+        images: int,
+        layers: Sequence[str] | None,
+        parts: int = 1,
+    ) -> None:
+        """Raise `OverBudget` where the evidence would take more than the session's memory."""
+        wanted = measured_layers(graph, layers)
+        self._settings.memory.ask(
+            parts * evidence_bytes(wanted, kinds, images),
+            f"Measuring {' and '.join(kinds)} of {many(len(wanted), 'layer')}",
+            "freeze= the widest layers, or choose a method that measures one layer a move.",
+        )
 
     def known(self, mark: str, request: Request) -> Evidence | None:
         """Evidence of the network `mark` for exactly this request, if it is in the cache."""
