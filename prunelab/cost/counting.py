@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue
-from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.kept_state import own
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.modules.channel_selector import selector_buffers
@@ -25,6 +25,8 @@ from prunelab.graph.survey import Survey, checked_size, inputs_of, told, unknown
 from prunelab.graph.trace import called, copy_of, runner, several
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
+
+OfLengths = Callable[[np.ndarray], np.ndarray]
 
 
 @overload
@@ -168,9 +170,15 @@ class Savings:
 
     `each` [units] are the multiply-adds, or activation bytes, that a unit saves next, by
     graph-wide unit number; zero for units that are gone. `dropped` is what all of them saved.
+    `kind` may also give, for a layer, the cost of it with axes of these lengths [axes, n].
     """
 
-    def __init__(self, graph: ChannelGraph, plan: WidthPlan, kind: str) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        plan: WidthPlan,
+        kind: Literal["macs", "activation_bytes"] | Callable[[Layer], OfLengths],
+    ) -> None:
         alive = graph.alive(plan)
         self.each = np.zeros(graph.units)
         self.dropped = 0.0
@@ -179,13 +187,14 @@ class Savings:
         for layer in graph.layers:
             axes = [layer.out_units, *([] if layer.rows is None else [layer.rows])]
             each = layer.positions * graph.activation_itemsize
-            if kind == "macs":
+            if kind != "activation_bytes":
                 each = layer.applied * prod(layer.kernel)
                 if layer.dense:
                     axes.append(layer.in_units)
                 else:
                     each *= len(layer.in_units) // layer.conv_groups
-            term = _Term.of(each, [units[alive[units]] for units in axes])
+            cost = kind(layer) if callable(kind) else _product(each)
+            term = _Term.of(cost, [units[alive[units]] for units in axes])
             for unit in term.units.tolist():
                 self._of_unit.setdefault(unit, []).append(len(self._terms))
             self._terms.append(term)
@@ -201,34 +210,37 @@ class Savings:
             self.each[term.units] += term.saved
 
 
+def _product(factor: int) -> OfLengths:
+    return lambda lengths: factor * np.prod(lengths, axis=0)
+
+
 @dataclass(slots=True, eq=False)
 class _Term:
-    """A product of the lengths of axes, `factor` times: one layer's part of a cost.
+    """One layer's part of a cost, a function of the lengths of its axes.
 
     `units` [n] are its distinct units, `times` [axes, n] how often each is on an axis.
     """
 
-    factor: int
+    cost: OfLengths
     lengths: np.ndarray
     units: np.ndarray
     times: np.ndarray
 
     @classmethod
-    def of(cls, factor: int, axes: Sequence[np.ndarray]) -> _Term:
+    def of(cls, cost: OfLengths, axes: Sequence[np.ndarray]) -> _Term:
         """The term of axes, given by the unit of each position."""
         units = np.unique(np.concatenate(axes))
         units = units[units != FIXED]
         times = np.zeros((len(axes), len(units)))
         for row, axis in zip(times, axes, strict=True):
             np.add.at(row, np.searchsorted(units, axis[axis != FIXED]), 1)
-        return cls(factor, np.array([float(len(axis)) for axis in axes]), units, times)
+        return cls(cost, np.array([float(len(axis)) for axis in axes]), units, times)
 
     @property
     def saved(self) -> np.ndarray:
-        """By how much it falls with each unit [n]; exact, in whole numbers below 2^53."""
-        left = np.prod(self.lengths[:, None] - self.times, axis=0)
-        found: np.ndarray = self.factor * (np.prod(self.lengths) - left)
-        return found
+        """By how much it falls with each unit [n]; of products exact, below 2^53."""
+        whole = self.lengths[:, None]
+        return self.cost(whole) - self.cost(whole - self.times)
 
     def drop(self, unit: int) -> None:
         """Shorten the axes by a unit."""

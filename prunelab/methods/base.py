@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from prunelab.cost.latency_table import LatencyTable
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
@@ -99,6 +100,7 @@ class Context:
     each. `forward(model, batch)` runs a network on a batch,
     `loss(model, batch)` gives its loss. `form(factors)` is the graph of the uncut network with
     these layers factorised as well. `memory.ask(...)` is called before much is allocated.
+    `latency_table()` estimates the seconds of a plan on this machine.
     """
 
     model: nn.Module
@@ -119,6 +121,7 @@ class Context:
     form: Callable[[Mapping[str, str]], ChannelGraph]
     train: Training
     memory: Memory
+    latency_table: Callable[[], LatencyTable]
     momentum: Callable[[], nn.Module | None] = lambda: None
 
     @property

@@ -30,6 +30,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from prunelab.cost.counting import Savings
+from prunelab.cost.latency_table import SecondsSaved
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
 from prunelab.evidence.measure import evidence_bytes
@@ -37,7 +38,7 @@ from prunelab.evidence.output_fisher import Curvature, Root, added
 from prunelab.graph.channels.channel_graph import ChannelGroup, Layer
 from prunelab.methods.base import Context, Search
 from prunelab.methods.refit import RefitProblem, problem_bytes, refit_problem, refittable
-from prunelab.methods.settings import check_counts, check_groups, selects
+from prunelab.methods.settings import check_choice, check_counts, check_groups, selects
 from prunelab.values import Importance, Progress, Units, WidthPlan, many
 
 Array = np.ndarray
@@ -61,6 +62,9 @@ class Surgeon:
         "all", or "internal" to leave residual streams whole.
     images
         How many training images are measured.
+    per
+        What a rise of the loss is set against: the "macs" that a unit saves, or its "latency", by
+        a `LatencyTable` measured on this machine.
     """
 
     name: ClassVar[str] = "surgeon"
@@ -68,6 +72,7 @@ class Surgeon:
     step: float = 0.1
     groups: Literal["internal", "all"] = "all"
     images: int = 1024
+    per: Literal["macs", "latency"] = "macs"
 
     def __post_init__(self) -> None:
         if isinstance(self.step, bool) or not 0 < self.step <= 1:
@@ -77,6 +82,7 @@ class Surgeon:
             )
         check_groups(self)
         check_counts(self, "images")
+        check_choice(self, "per", "macs", "latency")
 
     def search(self, context: Context) -> Search:
         """One move: the units with the least rise of the loss, until the step is done."""
@@ -102,7 +108,9 @@ class Surgeon:
         whole = context.cost(WidthPlan.full(context.plan.graph)).macs
         steps = (1 - context.cost(context.plan).macs / whole) / self.step
         goal = whole * (1 - self.step * (floor(steps + 1e-9) + 1))
-        drop = yield from state.removing(max(goal, context.target_macs or 0))
+        timed = self.per == "latency"
+        saved = SecondsSaved(context.latency_table(), context.plan) if timed else None
+        drop = yield from state.removing(max(goal, context.target_macs or 0), saved)
         for group in groups:
             rises = state.rises[group.first + np.asarray(group.units)]
             yield Importance(group.name, group.units, tuple(rises.tolist()), MEANING)
@@ -158,8 +166,13 @@ class RefitState:
         for group in self.groups:
             self._update_rises(group)
 
-    def removing(self, goal: float) -> Generator[Progress, None, dict[str, Units]]:
-        """Step 3: remove units until the network has at most `goal` MACs; returns the drop."""
+    def removing(
+        self, goal: float, seconds: SecondsSaved | None = None
+    ) -> Generator[Progress, None, dict[str, Units]]:
+        """Step 3: remove units until the network has at most `goal` MACs; returns the drop.
+
+        The least rise goes first for each MAC saved or, where they are given, the `seconds`.
+        """
         context, graph = self.context, self.context.graph
         start = context.cost(context.plan).macs
         wanted = Savings(graph, context.plan, "macs")  # after `drop`
@@ -170,7 +183,8 @@ class RefitState:
             done = int(wanted.dropped)
             yield Progress(done, ceil(start - goal), f"{many(len(order), 'unit')} out")
             candidates = self._candidates()
-            rates = self.rises / np.maximum(wanted.each, 1.0)
+            saved = np.maximum(wanted.each, 1.0) if seconds is None else seconds.each
+            rates = self.rises / saved
             number = int(np.argmin(np.where(candidates, rates, np.inf)))
             if not candidates[number]:
                 break
@@ -181,6 +195,8 @@ class RefitState:
             legal = graph.rounded(context.plan, {group.name: removed[group.name]}, order)
             for unit in set(legal.get(group.name, ())) - set(drop.get(group.name, ())):
                 wanted.drop(group.first + unit)
+                if seconds is not None:
+                    seconds.drop(group.first + unit)
             drop |= legal
         return drop
 

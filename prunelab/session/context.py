@@ -82,6 +82,7 @@ def search_context(
         form=lambda factors: evaluator.form({**history.graph.factors, **factors})[1],
         train=settings.train if isinstance(settings.train, Training) else Training(),
         memory=settings.memory,
+        latency_table=lambda: evaluator.latency_table(history.plan_at(state.now)),
         momentum=history.momentum,
     )
 

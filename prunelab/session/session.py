@@ -602,6 +602,7 @@ class Session:
         *,
         moves: int | None = None,
         repair: bool = True,
+        target_latency: float | None = None,
     ) -> State:
         """Propose and approve until the network has `target_macs`, or `moves` moves are made.
 
@@ -622,6 +623,9 @@ class Session:
             The largest number of moves; None: no limit.
         repair
             Whether each move is repaired with the session's `repair`.
+        target_latency
+            In place of `target_macs`: the share of the original's seconds that is left, by a
+            `LatencyTable` measured on this machine with a training input.
 
         Raises
         ------
@@ -630,7 +634,8 @@ class Session:
         InvalidValue
             For an invalid target, floor or number of moves.
         """
-        self._runner.run("run", run.run(self._parts, target_macs, min_accuracy, moves, repair))
+        work = run.run(self._parts, target_macs, min_accuracy, moves, repair, target_latency)
+        self._runner.run("run", work)
         return self.state
 
     def note(self, text: str, kind: str = "note") -> State:
