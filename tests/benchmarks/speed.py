@@ -1,6 +1,7 @@
 """Speed of the evidence against its targets, as a table in Markdown.
 
-    python tests/benchmarks/speed.py [images | surgeon | choice NETWORK | latency NETWORK BACKEND | scaling]
+    python tests/benchmarks/speed.py [IMAGES | surgeon | choice NETWORK | scaling]
+    python tests/benchmarks/speed.py latency NETWORK [torch | onnxruntime]
 
 Every ratio is of CPU times of one thread in this run, after a first one, against a plain
 forward pass, or training step, over the same images: other work on the machine hardly shows.
