@@ -115,6 +115,11 @@ class Evidence:
         found: np.ndarray = sums[..., group.first + np.asarray(group.units, dtype=np.int64)]
         return found
 
+    def release(self, layer: str) -> None:
+        """Give up a layer's patches, whose least squares are solved, and keep their number."""
+        if isinstance(self.moments, dict) and layer in self.moments:
+            self.moments[layer] = PatchMoments(self.moments[layer].rows)
+
     @property
     def groups(self) -> list[str]:
         """The prunable groups that were measured."""

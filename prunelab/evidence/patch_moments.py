@@ -31,7 +31,8 @@ class PatchMoments:
         The number of patches.
     summed
         The sum [c k + 1, c k + 1] in float64, c input channels and k kernel entries, channel-major
-        as in a weight flattened from axis 1; None while `kept` holds the patches.
+        as in a weight flattened from axis 1; None while `kept` holds the patches, and where
+        neither is needed any more.
     kept
         The patches themselves [rows, c k], while they are at most half as many as their entries.
     """

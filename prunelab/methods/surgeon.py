@@ -161,6 +161,8 @@ class RefitState:
             metric = _mean(found, scale) if found else np.zeros((len(layer.out_units),) * 2)
             problem = refit_problem(self.context.model, layer, solved, held, metric)
             self.problems[layer.name] = problem
+            for one in parts:
+                one.release(layer.name)
             for number in np.unique(layer.out_units).tolist():
                 self._makers.setdefault(number, []).append(layer.name)
         for group in self.groups:
