@@ -13,6 +13,8 @@ from .cost.allocate import allocate as allocate
 from .cost.counting import Latency as Latency
 from .cost.counting import cost as cost
 from .cost.counting import latency as latency
+from .cost.latency_table import LatencyTable as LatencyTable
+from .cost.latency_table import latency_table as latency_table
 from .data import zoo as zoo
 from .data.batches import Data as Data
 from .errors import (
@@ -41,6 +43,9 @@ from .errors import (
 )
 from .errors import (
     NotFinite as NotFinite,
+)
+from .errors import (
+    OverBudget as OverBudget,
 )
 from .errors import (
     PruneLabError as PruneLabError,

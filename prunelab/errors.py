@@ -85,6 +85,10 @@ class AtChance(PruneLabError):
         self.result = result
 
 
+class OverBudget(PruneLabError):
+    """Something needs more memory than the budget of the session allows."""
+
+
 class BudgetUnreachable(PruneLabError):
     """The target cannot be met: no legal move is left, or the next would break the floor.
 

@@ -11,13 +11,14 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from prunelab.data import fashion_mnist as fashion
 from prunelab.errors import MissingPackage
+from prunelab.values.machine import cores, memory
 
 CORE = (
     *("prunelab", "torch", "torchvision", "numpy", "scipy", "safetensors", "scikit-learn"),
@@ -118,59 +119,6 @@ def environment() -> str:
 
 
 # ---------------------------------------------------------------- cores and memory
-
-
-def cores(system: Path = Path("/")) -> float:
-    """Cores that this process may use: affinity and the quotas of its control groups."""
-    count = float(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    for folder in _groups(system, "cpu"):
-        words = _words(folder / "cpu.max")  # version 2: "quota period" or "max period"
-        if not words:
-            words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
-        if len(words) == 2 and words[0] not in ("max", "-1"):
-            count = min(count, int(words[0]) / int(words[1]))
-    return count
-
-
-def memory(system: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process may use, or None where it is unknown."""
-    sizes = []
-    for line in _lines(system / "proc/meminfo"):
-        if line.startswith("MemTotal:"):
-            sizes.append(int(line.split()[1]) * 1024)
-    for folder in _groups(system, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            sizes += [int(word) for word in _words(folder / name) if word != "max"]
-    return min(sizes, default=None)
-
-
-def _groups(system: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control groups, from its own up to the root's."""
-    mount = system / "sys/fs/cgroup"
-    for line in _lines(system / "proc/self/cgroup"):
-        number, names, path = line.split(":", 2)
-        if number == "0":  # version 2
-            top = mount
-        elif controller in names.split(","):
-            top = mount / names if (mount / names).is_dir() else mount / controller
-        else:
-            continue
-        # Inside a container the path may be the host's; only existing folders count.
-        own = top / path.lstrip("/")
-        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(top))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _words(path: Path) -> list[str]:
-    return " ".join(_lines(path)).split()
 
 
 def _cores() -> Finding:

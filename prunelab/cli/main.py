@@ -20,6 +20,7 @@ from prunelab.data.import_spec import call
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger.words import at_chance, stopped
 from prunelab.values import as_text, si, table
+from prunelab.values.machine import cores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,7 +201,7 @@ def _prune(options: argparse.Namespace) -> int:
     import prunelab as pl
 
     # torch counts the machine's cores, a container may have fewer.
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), int(doctor.cores()))))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), int(cores()))))
     terminal = Terminal(sys.stderr)
     data = _data(options)
     model = _model(options, data)

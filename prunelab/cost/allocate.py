@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunelab.cost.latency_table import BLOCK, LatencyTable
 from prunelab.cost.pricing import IncrementalCost, terms_of
 from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
@@ -31,7 +32,9 @@ def allocate(
     evidence: Evidence,
     budget: float = 0.5,
     *,
-    of: Literal["macs", "params", "activation_bytes"] | Callable[[WidthPlan], float] = "macs",
+    of: Literal["macs", "params", "activation_bytes"]
+    | LatencyTable
+    | Callable[[WidthPlan], float] = "macs",
     by: Literal["marginal", "convex", "uniform"] | Mapping[str, float] = "marginal",
     plan: WidthPlan | None = None,
     groups: Iterable[str] | None = None,
@@ -53,9 +56,9 @@ def allocate(
     budget
         A share of the original cost when at most 1, else a number in units of `of`.
     of
-        The cost that is limited: a field of `Cost`, or a function of a plan such as measured
-        seconds, for which `budget` is always an absolute number. A function is assumed to grow
-        with MACs.
+        The cost that is limited: a field of `Cost`; a `LatencyTable`, for which `budget` is a
+        share of the original's seconds, and widths are multiples of its `BLOCK`; or a function of
+        a plan, for which it is an absolute number. Both are assumed to grow with MACs.
     by
         "marginal" drops, unit by unit, where the damage per cost saved is least, each group on
         the convex hull of its damages. "convex" gives every group the width that minimises
@@ -73,6 +76,8 @@ def allocate(
         and what the graph was traced with.
     """
     _check(budget, of, by, min_width, round_to)
+    if isinstance(of, LatencyTable):
+        budget, round_to = budget * of(WidthPlan.full(graph)), lcm(round_to, BLOCK)
     start = WidthPlan.full(graph) if plan is None else plan
     names = evidence.groups if groups is None else [graph[name].name for name in groups]
     names = [name for name in names if groups is not None or graph[name].prunable]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.cost.counting import layer_costs, wait
+from prunelab.cost.kernel_times import clock_of
 from prunelab.data.private_random import private_random
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.labels.layer_calls import Call, Watch
@@ -90,19 +90,20 @@ def layer_times(
     found: dict[str, list[float]] = {name: [] for name in names.values()}
     whole = []
     device = device_of(model)
+    clock = clock_of(device.type)
     with state_preserved(model), private_random(), torch.no_grad():
         model.eval()
         for index in range(runs + 1):
-            started = time.perf_counter()
+            started = clock()
             run()
             wait(device)
-            took = time.perf_counter() - started
-            with _Clock(model, device) as clock:
+            took = clock() - started
+            with _Clock(model, device) as each:
                 run()
             if index:  # the first run warms up
                 whole.append(took)
                 for weight, name in names.items():
-                    found[name].append(clock.seconds.get(weight, 0.0))
+                    found[name].append(each.seconds.get(weight, 0.0))
     layers = {name: min(seconds) for name, seconds in found.items()}
     total = min(whole)
     spent = sum(layers.values())
@@ -118,15 +119,16 @@ class _Clock(Watch):
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__(model)
         self.device = device
+        self.clock = clock_of(device.type)
         self.seconds: dict[str, float] = {}
         self._took = 0.0
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         wait(self.device)
-        started = time.perf_counter()
+        started = self.clock()
         out = func(*args, **kwargs)
         wait(self.device)
-        self._took = time.perf_counter() - started
+        self._took = self.clock() - started
         return out
 
     def on_call(self, call: Call, out: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from prunelab.evidence.ablation import Ablation
 from prunelab.evidence.contribution import ConsumerGram, ContributionGram
 from prunelab.evidence.gram_collector import Sums, distinct_units
 from prunelab.evidence.mask_gradients import BatchNorm, MaskGradients, Masks
+from prunelab.evidence.output_fisher import Curvature, added
 from prunelab.evidence.patch_moments import PatchMoments
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
 
@@ -45,8 +45,8 @@ class Evidence:
     ablated
         The loss, summed over images, without each unit [units + 1]; last, with all of them.
     curvature
-        By layer: the sum of g g' [out, out], where g is the loss gradient of its outputs; of a
-        layer with more than 2048 outputs, its `Root`.
+        By layer: the sum of g g' [out, out], where g is the loss gradient of its outputs; of few
+        gradients, or a layer with more than 2048 outputs, its `Root`.
     """
 
     graph: ChannelGraph
@@ -60,7 +60,7 @@ class Evidence:
     ablated: np.ndarray | None = None
     masks: Masks = "readers"
     bn: BatchNorm = "running"
-    curvature: Mapping[str, Any] = field(default_factory=dict)
+    curvature: Mapping[str, Curvature] = field(default_factory=dict)
     _groups: dict[str, ContributionGram] = field(default_factory=dict, init=False, repr=False)
     _totals: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
@@ -115,6 +115,11 @@ class Evidence:
         found: np.ndarray = sums[..., group.first + np.asarray(group.units, dtype=np.int64)]
         return found
 
+    def release(self, layer: str) -> None:
+        """Give up a layer's patches, whose least squares are solved, and keep their number."""
+        if isinstance(self.moments, dict) and layer in self.moments:
+            self.moments[layer] = PatchMoments(self.moments[layer].rows)
+
     @property
     def groups(self) -> list[str]:
         """The prunable groups that were measured."""
@@ -154,7 +159,7 @@ class Evidence:
             None if self.ablated is None else self.ablated + other.ablated,
             self.masks,
             self.bn,
-            {name: self.curvature[name] + other.curvature[name] for name in self.curvature},
+            {name: added(value, other.curvature[name]) for name, value in self.curvature.items()},
         )
 
     def _measured(self) -> tuple[object, ...]:

@@ -70,9 +70,8 @@ class GramCollector(Watch):
         if "contribution" in self.kinds:
             self.grams.setdefault(call.name, LayerAccumulators(self._empty)).add(call)
         if "patches" in self.kinds:
-            found = patch_moments(call.x, layer.kernel, call.conv)
             before = self.moments.get(call.name)
-            self.moments[call.name] = found if before is None else before + found
+            self.moments[call.name] = patch_moments(call.x, layer.kernel, call.conv, before)
 
     def _empty(self, call: Call) -> GramAccumulator:
         return self.create(call, *self.columns[call.name], self.scales[call.name])
@@ -81,8 +80,7 @@ class GramCollector(Watch):
         """Raise `NotFinite` for the first layer whose signal has NaN or infinity."""
         finite = {name: found.finite for name, found in self.grams.items()}
         for name, moments in self.moments.items():
-            diagonal = moments.moment.diagonal()  # no other entry is larger
-            finite[name] = finite.get(name, True) and bool(torch.isfinite(diagonal).all())
+            finite[name] = finite.get(name, True) and moments.finite
         for name in (name for name, is_finite in finite.items() if not is_finite):
             raise NotFinite(
                 f"NaN or infinity reaches {name.removesuffix('.weight')}: its signal cannot "

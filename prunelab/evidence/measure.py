@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from prunelab.evidence.evidence import KINDS, Evidence
 from prunelab.evidence.few_positions import CreateAccumulator, few_positions
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.evidence.gram_accumulators import accumulator_of
-from prunelab.evidence.gram_collector import GramCollector, Sums
+from prunelab.evidence.gram_collector import GramCollector, Sums, columns_of
 from prunelab.evidence.mask_gradients import BatchNorm, Masks, MaskWatch, differentiable
-from prunelab.evidence.output_fisher import OutputFisherWatch, fisher_loss
-from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.evidence.output_fisher import RANK, WIDE, OutputFisherWatch, fisher_loss
+from prunelab.graph.channels.channel_graph import ChannelGraph, Layer
 from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import (
     Loss,
@@ -107,6 +108,37 @@ def measure(
     )  # fmt: skip
 
 
+def measured_layers(graph: ChannelGraph, layers: Sequence[str] | None) -> list[Layer]:
+    """The dense layers of these names, or all that read prunable channels."""
+    read = {name for group in graph.groups if group.prunable for name in group.consumers}
+    wanted = read if layers is None else layers
+    return [layer for layer in graph.layers if layer.dense and layer.name in wanted]
+
+
+def evidence_bytes(layers: Iterable[Layer], kinds: Sequence[str], images: int) -> float:
+    """The memory of evidence of these layers, from an upper bound of the rows that it keeps.
+
+    While G is measured it is there twice in float64, and the weight products of each pair of
+    kernel entries in float32; patches and gradients are rows while there are few (`PatchMoments`,
+    `Root`).
+    """
+    found = 0.0
+    for layer in layers:
+        rows = images * layer.positions * layer.row_count
+        inputs, outputs = len(layer.in_units), len(layer.out_units)
+        entries = inputs * prod(layer.kernel)
+        if "contribution" in kinds:
+            flattened = not layer.kernel and columns_of(layer)[1] < inputs
+            units = columns_of(layer)[1] if flattened else inputs
+            pairs = prod(layer.kernel) * (prod(layer.kernel) + 1) // 2
+            found += (16 + 4 * pairs) * units**2 + 8 * units * outputs
+        if "patches" in kinds:
+            found += 4 * rows * entries if 2 * rows <= entries else 8 * (entries + 1) ** 2
+        if "curvature" in kinds:
+            found += 8 * outputs * (min(RANK, rows) if outputs > WIDE else outputs)
+    return found
+
+
 @private_steps
 @torch.no_grad()
 def measuring(
@@ -140,12 +172,7 @@ def measuring(
             "bn is 'running', or 'batch' where kinds=('gradient',) alone is measured; not "
             f"{bn!r} with kinds={tuple(kinds)}."
         )
-    read = {name for group in graph.groups if group.prunable for name in group.consumers}
-    targets = {
-        layer.weight: layer
-        for layer in graph.layers
-        if layer.dense and (layer.name in read if layers is None else layer.name in layers)
-    }
+    targets = {layer.weight: layer for layer in measured_layers(graph, layers)}
     forward = forward or run_batch
     loss = loss_of(loss, forward)
     model = copy_of(model).eval()

@@ -4,8 +4,8 @@ With g the gradient of an image's loss with respect to a layer's output at one p
 sum of g g' over images and positions: the layer's output factor of K-FAC (Martens, Grosse; ICML
 2015). A small output error e changes the loss by g' e to first order and, if e is independent of
 g, by e' C e / 2 on average to second order, so that errors of different layers can be compared.
-Of a layer with more than `WIDE` outputs C would be larger than the network: it is kept as a root,
-rows R with C = R' R.
+Few gradients, and those of a layer with more than `WIDE` outputs, whose C would be larger than
+the network, are kept as a root: rows R with C = R' R.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prunelab.data.batches import batch_size
 from prunelab.errors import NotFinite
 from prunelab.evidence.backward import BackwardWatch
+from prunelab.evidence.patch_correlation import symmetric_product
 from prunelab.graph.channels.channel_graph import Layer
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.loops.batch import Loss, run_batch
@@ -32,19 +33,36 @@ RANK = 1024  # rows of a root
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Root:
-    """C = rows' rows, of a layer with many outputs; rows [up to RANK, out] in float64.
+    """C = rows' rows; rows [up to RANK, out] in float64.
 
-    Exact for up to RANK gradients. Further ones are added to rows drawn at random, with random
-    signs, so that C is right on average (count sketch: Clarkson, Woodruff; STOC 2013).
+    Exact for up to RANK gradients. Further ones, of a layer with more than WIDE outputs, are added
+    to rows drawn at random, with random signs, so that C is right on average (count sketch:
+    Clarkson, Woodruff; STOC 2013).
     """
 
     rows: np.ndarray
 
-    def __add__(self, other: Root) -> Root:
-        both = np.zeros((min(RANK, len(self.rows) + len(other.rows)), self.rows.shape[1]))
-        filled = _fill(both, 0, self.rows, np.random.default_rng(0))
-        _fill(both, filled, other.rows, np.random.default_rng(filled))
-        return Root(both)
+    @property
+    def whole(self) -> np.ndarray:
+        """C itself."""
+        found: np.ndarray = self.rows.T @ self.rows
+        return found
+
+
+Curvature = np.ndarray | Root
+
+
+def added(one: Curvature, other: Curvature) -> Curvature:
+    """The sum of two curvatures of the same layer."""
+    if isinstance(one, Root) and isinstance(other, Root):
+        count, out = len(one.rows) + len(other.rows), one.rows.shape[1]
+        if out > WIDE or 2 * count <= out:
+            both = np.zeros((min(RANK, count), out))
+            filled = _fill(both, 0, one.rows, np.random.default_rng(0))
+            _fill(both, filled, other.rows, np.random.default_rng(filled))
+            return Root(both)
+    one, other = (part.whole if isinstance(part, Root) else part for part in (one, other))
+    return one + other
 
 
 def _fill(root: np.ndarray, filled: int, rows: np.ndarray, generator: np.random.Generator) -> int:
@@ -68,7 +86,7 @@ class OutputFisherWatch(BackwardWatch):
     def __init__(self, model: nn.Module, targets: Mapping[str, Layer], seed: int = 0) -> None:
         super().__init__(model)
         self.targets = targets
-        self.sums: dict[str, np.ndarray | Root] = {}
+        self.sums: dict[str, Curvature] = {}
         self._roots: dict[str, np.ndarray] = {}
         self._generator = np.random.default_rng(seed)
         self._outputs: list[tuple[str, Any]] = []  # a layer and its output's gradient edge
@@ -109,9 +127,14 @@ class OutputFisherWatch(BackwardWatch):
             filled = len(have.rows) if isinstance(have, Root) else 0
             now = _fill(root, filled, rows.double().cpu().numpy(), self._generator)
             self.sums[name] = Root(root[:now])
+        elif isinstance(have, np.ndarray):
+            have += symmetric_product(rows.T).cpu().numpy()
+        elif 2 * len(rows) <= out:
+            new = Root(rows.double().cpu().numpy())
+            self.sums[name] = new if have is None else added(have, new)
         else:
-            product = (rows.T @ rows).double().cpu().numpy()
-            self.sums[name] = product if have is None else have + product
+            product = symmetric_product(rows.T).double().cpu().numpy()
+            self.sums[name] = product if have is None else added(have, product)
 
     def check(self) -> None:
         """Raise `NotFinite` for the first layer whose gradients have NaN or infinity."""

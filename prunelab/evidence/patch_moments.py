@@ -1,4 +1,8 @@
-"""Patch moments: the second moments of the patches a layer reads, with a constant 1 appended."""
+"""Patch moments: the second moments of the patches a layer reads, with a constant 1 appended.
+
+Few patches are kept as they are: they need less memory than their products, and least squares on
+them takes their number cubed, not that of their entries.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunelab.evidence.patch_correlation import correlations_of
+from prunelab.evidence.patch_correlation import correlations_of, symmetric_product
 from prunelab.graph.labels.layer_calls import Conv
 
 ENTRIES = 2**25  # of patches made at once: 128 MB in float32
@@ -21,15 +25,46 @@ WIDEST = 8192  # patch entries up to which a second moment is kept or inverted: 
 class PatchMoments:
     """Sums over all samples and positions of p p', where p = (patch, 1).
 
-    `moment` [c k + 1, c k + 1] in float64, c input channels and k kernel entries, channel-major
-    as in a weight flattened from axis 1; `rows` is the number of patches.
+    Attributes
+    ----------
+    rows
+        The number of patches.
+    summed
+        The sum [c k + 1, c k + 1] in float64, c input channels and k kernel entries, channel-major
+        as in a weight flattened from axis 1; None while `kept` holds the patches, and where
+        neither is needed any more.
+    kept
+        The patches themselves [rows, c k], while they are at most half as many as their entries.
     """
 
-    moment: Tensor
     rows: int
+    summed: Tensor | None = None
+    kept: Tensor | None = None
+
+    @property
+    def moment(self) -> Tensor:
+        """The sum, also of kept patches [c k + 1, c k + 1]."""
+        if self.summed is not None:
+            return self.summed
+        assert self.kept is not None
+        rows = torch.cat([self.kept, self.kept.new_ones(self.rows, 1)], 1).double()
+        return symmetric_product(rows.T)
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is no NaN or infinity: no entry of the sum is above the diagonal."""
+        found = self.moment.diagonal() if self.kept is None else self.kept
+        return bool(torch.isfinite(found).all())
 
     def __add__(self, other: PatchMoments) -> PatchMoments:
-        return PatchMoments(self.moment + other.moment, self.rows + other.rows)
+        rows = self.rows + other.rows
+        if self.kept is not None and other.kept is not None and _few(rows, self.kept.shape[1]):
+            return PatchMoments(rows, kept=torch.cat([self.kept, other.kept]))
+        return PatchMoments(rows, self.moment + other.moment)
+
+
+def _few(rows: int, entries: int) -> bool:
+    return 2 * rows <= entries
 
 
 def patches(
@@ -79,8 +114,10 @@ def positions_of(y: Tensor, at: Tensor | None = None) -> Tensor:
     return (rows if at is None else rows[:, at]).reshape(-1, y.shape[1])
 
 
-def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> PatchMoments:
-    """The patch moments of one batch.
+def patch_moments(
+    x: Tensor, kernel: tuple[int, ...], conv: Conv | None, before: PatchMoments | None = None
+) -> PatchMoments:
+    """The patch moments of one batch, and of those `before`, which are used up.
 
     Parameters
     ----------
@@ -88,19 +125,27 @@ def patch_moments(x: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Patc
         The layer's input [N, c, *space], or [rows, c] of a linear layer.
     kernel, conv
         The kernel's shape and how it is applied (None: a linear layer).
+    before
+        The moments of other batches.
     """
     x = _summable(x)
     plan = correlations_of(tuple(x.shape[2:]), kernel, conv)
     channels, entries = x.shape[1], prod(kernel)
-    size = channels * entries
-    moment = torch.zeros(size + 1, size + 1, dtype=torch.float64, device=x.device)
+    size, added = channels * entries, len(x) * plan.outputs
+    rows = added + (before.rows if before else 0)
+    if _few(rows, size) and (before is None or before.kept is not None):
+        earlier = () if before is None or before.kept is None else (before.kept,)
+        return PatchMoments(rows, kept=torch.cat([*earlier, patches(x, kernel, conv)]))
+    moment = before.moment if before else x.new_zeros(size + 1, size + 1, dtype=torch.float64)
     blocks = moment[:size, :size].view(channels, entries, channels, entries)
-    for (a, b), found in plan.second_moment(x).items():
-        blocks[:, a, :, b] = found
-        blocks[:, b, :, a] = found.T
-    moment[:size, size] = moment[size, :size] = plan.entry_sums(x).flatten()
-    moment[size, size] = rows = len(x) * plan.outputs
-    return PatchMoments(moment, rows)
+    for (a, b), block in plan.second_moment(x).items():
+        blocks[:, a, :, b] += block
+        if a != b:
+            blocks[:, b, :, a] += block.T
+    moment[:size, size] += (sums := plan.entry_sums(x).flatten())
+    moment[size, :size] += sums
+    moment[size, size] += added
+    return PatchMoments(rows, moment)
 
 
 def cross_moment(x: Tensor, y: Tensor, kernel: tuple[int, ...], conv: Conv | None) -> Tensor:

@@ -67,7 +67,9 @@ def contributions(
     if conv is None:
         order = torch.argsort(columns, stable=True)
         sizes = torch.bincount(columns, minlength=count).tolist()
-        xs, ws = (a[:, order].split(sizes, dim=1) for a in (x, weight))
+        if not bool((columns.diff() >= 0).all()):  # as after a flatten: a copy would be large
+            x, weight = x[:, order], weight[:, order]
+        xs, ws = (a.split(sizes, dim=1) for a in (x, weight))
         return torch.stack([a @ w.T for a, w in zip(xs, ws, strict=True)])[..., None]
     deconvolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
     apply = deconvolve[weight.ndim - 2]

@@ -13,11 +13,13 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from prunelab.cost.latency_table import LatencyTable
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.loops.training import Training
 from prunelab.values import Cost, FrozenMap, Move, Units, WidthPlan, thaw
+from prunelab.values.machine import Memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,10 +94,13 @@ class Context:
     search must come from it. `carry` is what the approved move before this one left, and
     `momentum()` what its `Found` brought, cut as the network was (None: nothing, or it was tuned).
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
-    batches that hold n of them; `aimed(layers, images)` measures layers against the network last
-    trained, an `AimedGram` for each. `forward(model, batch)` runs a network on a batch,
+    batches that hold n of them; `apart(kinds, images, layers)` gives two Evidences, of most of n
+    training images and of those held out to choose by (None: none are);
+    `aimed(layers, images)` measures layers against the network last trained, an `AimedGram` for
+    each. `forward(model, batch)` runs a network on a batch,
     `loss(model, batch)` gives its loss. `form(factors)` is the graph of the uncut network with
-    these layers factorised as well.
+    these layers factorised as well. `memory.ask(...)` is called before much is allocated.
+    `latency_table()` estimates the seconds of a plan on this machine.
     """
 
     model: nn.Module
@@ -106,6 +111,7 @@ class Context:
     carry: FrozenMap[Any]
     target_macs: int | None
     measure: Callable[..., Generator[Any, None, Evidence]]
+    apart: Callable[..., Generator[Any, None, tuple[Evidence, Evidence | None]]]
     aimed: Callable[..., Generator[Any, None, Mapping[str, AimedGram]]]
     images: Callable[[int], Iterator[Any]]
     training_batches: Callable[[int], Iterator[Any]]
@@ -114,6 +120,8 @@ class Context:
     cost: Callable[[WidthPlan], Cost]
     form: Callable[[Mapping[str, str]], ChannelGraph]
     train: Training
+    memory: Memory
+    latency_table: Callable[[], LatencyTable]
     momentum: Callable[[], nn.Module | None] = lambda: None
 
     @property

@@ -6,7 +6,7 @@ least squares, so it is the error that repair="lstsq" leaves. Prior art: OSSCAR 
 Input: a network, and for each layer the number of its channels to keep.
 For each layer, front to back, one move:                            `Elimination.search`
   1. Measure the second moment of the patches that the next layer
-     reads, on most images and on those held out.                   `refit.measuring_apart`
+     reads, on most images and on those held out.                   `Context.apart`
   2. Invert it, with the ridge that the held-out images prefer.     `refit.refit_problem`
   3. Until enough channels are removed:                             `eliminate`
      a. the error that removing channel c leaves, after a refit:    `RefitProblem.costs`
@@ -25,7 +25,7 @@ import numpy as np
 
 from prunelab.methods.base import Context, Search
 from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
-from prunelab.methods.refit import RefitProblem, measuring_apart, refit_problem
+from prunelab.methods.refit import RefitProblem, refit_problem
 from prunelab.values import Importance, units_of
 
 Array = np.ndarray
@@ -54,8 +54,8 @@ class Elimination:
         if found is None:
             return None
         group, keep = found
-        solved, held = yield from measuring_apart(
-            context, self.images, ("contribution", "patches"), group.consumers
+        solved, held = yield from context.apart(
+            ("contribution", "patches"), self.images, group.consumers
         )
         evidence = solved if held is None else solved + held
         problems = [

@@ -7,7 +7,7 @@ Grosse, Fidler, Zhang; ICML 2019). Widths and units come out of one search.
 Input: a network and the share of its multiply-adds that a move removes.
 In one move:                                                          `Surgeon.search`
   1. For every layer measure the second moment of the patches that it
-     reads and the curvature C of the loss at its outputs.            `refit.measuring_apart`
+     reads and the curvature C of the loss at its outputs.            `Context.apart`
   2. Build the least-squares state of all layers, errors e weighted by
      e' C e / 2, so that errors of different layers compare.          `RefitState.building`
   3. Until the multiply-adds are removed:                             `RefitState.removing`
@@ -25,19 +25,20 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import ceil, floor
-from operator import add
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from prunelab.cost.counting import savings
+from prunelab.cost.counting import Savings
+from prunelab.cost.latency_table import SecondsSaved
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
-from prunelab.evidence.output_fisher import Root
+from prunelab.evidence.measure import evidence_bytes
+from prunelab.evidence.output_fisher import Curvature, Root, added
 from prunelab.graph.channels.channel_graph import ChannelGroup, Layer
 from prunelab.methods.base import Context, Search
-from prunelab.methods.refit import RefitProblem, measuring_apart, refit_problem, refittable
-from prunelab.methods.settings import check_counts, check_groups, selects
+from prunelab.methods.refit import RefitProblem, problem_bytes, refit_problem, refittable
+from prunelab.methods.settings import check_choice, check_counts, check_groups, selects
 from prunelab.values import Importance, Progress, Units, WidthPlan, many
 
 Array = np.ndarray
@@ -61,6 +62,9 @@ class Surgeon:
         "all", or "internal" to leave residual streams whole.
     images
         How many training images are measured.
+    per
+        What a rise of the loss is set against: the "macs" that a unit saves, or its "latency", by
+        a `LatencyTable` measured on this machine.
     """
 
     name: ClassVar[str] = "surgeon"
@@ -68,6 +72,7 @@ class Surgeon:
     step: float = 0.1
     groups: Literal["internal", "all"] = "all"
     images: int = 1024
+    per: Literal["macs", "latency"] = "macs"
 
     def __post_init__(self) -> None:
         if isinstance(self.step, bool) or not 0 < self.step <= 1:
@@ -77,6 +82,7 @@ class Surgeon:
             )
         check_groups(self)
         check_counts(self, "images")
+        check_choice(self, "per", "macs", "latency")
 
     def search(self, context: Context) -> Search:
         """One move: the units with the least rise of the loss, until the step is done."""
@@ -89,15 +95,22 @@ class Surgeon:
         layers = {layer.name: layer for group in groups for layer in context.graph.consumers(group)}
         if not groups:
             return None
-        evidence = yield from measuring_apart(
-            context, self.images, ("patches", "curvature"), tuple(layers)
+        kinds = ("patches", "curvature")
+        context.memory.ask(
+            2 * evidence_bytes(layers.values(), kinds, self.images)
+            + sum(problem_bytes(layer, self.images) for layer in layers.values()),
+            f"The surgeon's least squares of {many(len(layers), 'layer')}",
+            'use "elimination", which solves one layer at a time, or groups="internal".',
         )
+        evidence = yield from context.apart(kinds, self.images, tuple(layers))
         state = RefitState(context, groups)
         yield from state.building(list(layers.values()), *evidence)
         whole = context.cost(WidthPlan.full(context.plan.graph)).macs
         steps = (1 - context.cost(context.plan).macs / whole) / self.step
         goal = whole * (1 - self.step * (floor(steps + 1e-9) + 1))
-        drop = yield from state.removing(max(goal, context.target_macs or 0))
+        timed = self.per == "latency"
+        saved = SecondsSaved(context.latency_table(), context.plan) if timed else None
+        drop = yield from state.removing(max(goal, context.target_macs or 0), saved)
         for group in groups:
             rises = state.rises[group.first + np.asarray(group.units)]
             yield Importance(group.name, group.units, tuple(rises.tolist()), MEANING)
@@ -115,6 +128,7 @@ class RefitState:
         self.context = context
         self.groups = groups
         self.problems: dict[str, RefitProblem] = {}
+        self._makers: dict[int, list[str]] = {}  # the problems whose outputs a unit is
         self.rises = np.zeros(context.graph.units)
         self.alive = np.zeros(context.graph.units, dtype=bool)
         for group in groups:
@@ -147,30 +161,45 @@ class RefitState:
             metric = _mean(found, scale) if found else np.zeros((len(layer.out_units),) * 2)
             problem = refit_problem(self.context.model, layer, solved, held, metric)
             self.problems[layer.name] = problem
+            for one in parts:
+                one.release(layer.name)
+            for number in np.unique(layer.out_units).tolist():
+                self._makers.setdefault(number, []).append(layer.name)
         for group in self.groups:
             self._update_rises(group)
 
-    def removing(self, goal: float) -> Generator[Progress, None, dict[str, Units]]:
-        """Step 3: remove units until the network has at most `goal` MACs; returns the drop."""
+    def removing(
+        self, goal: float, seconds: SecondsSaved | None = None
+    ) -> Generator[Progress, None, dict[str, Units]]:
+        """Step 3: remove units until the network has at most `goal` MACs; returns the drop.
+
+        The least rise goes first for each MAC saved or, where they are given, the `seconds`.
+        """
         context, graph = self.context, self.context.graph
         start = context.cost(context.plan).macs
+        wanted = Savings(graph, context.plan, "macs")  # after `drop`
         order: dict[tuple[str, int], float] = {}
         removed: dict[str, list[int]] = {}
         drop: dict[str, Units] = {}
-        while (now := context.cost(plan := context.plan.drop(drop)).macs) > goal:
-            yield Progress(start - now, ceil(start - goal), f"{many(len(order), 'unit')} out")
+        while start - wanted.dropped > goal:
+            done = int(wanted.dropped)
+            yield Progress(done, ceil(start - goal), f"{many(len(order), 'unit')} out")
             candidates = self._candidates()
-            rates = self.rises / np.maximum(savings(graph, plan)[0], 1.0)
+            saved = np.maximum(wanted.each, 1.0) if seconds is None else seconds.each
+            rates = self.rises / saved
             number = int(np.argmin(np.where(candidates, rates, np.inf)))
             if not candidates[number]:
                 break
             group = next(g for g in self.groups if g.first <= number < g.span.stop)
-            unit = number - group.first
-            order[group.name, unit] = len(order)
-            removed.setdefault(group.name, []).append(unit)
-            for changed in self._remove(group, unit):
-                self._update_rises(changed)
-            drop = graph.rounded(context.plan, removed, order)
+            order[group.name, number - group.first] = len(order)
+            removed.setdefault(group.name, []).append(number - group.first)
+            self._remove(group, number)
+            legal = graph.rounded(context.plan, {group.name: removed[group.name]}, order)
+            for unit in set(legal.get(group.name, ())) - set(drop.get(group.name, ())):
+                wanted.drop(group.first + unit)
+                if seconds is not None:
+                    seconds.drop(group.first + unit)
+            drop |= legal
         return drop
 
     def _candidates(self) -> Array:
@@ -181,26 +210,28 @@ class RefitState:
                 candidates[group.span] = False
         return candidates
 
-    def _remove(self, group: ChannelGroup, unit: int) -> list[ChannelGroup]:
-        """Remove a unit from every problem; returns the groups whose rises this changes."""
-        number = group.first + unit
+    def _remove(self, group: ChannelGroup, number: int) -> None:
+        """Remove a unit from every problem; only prices that this changes are computed anew."""
         self.alive[number] = False
         touched = set(group.consumers)
-        for name, problem in self.problems.items():
-            if number in problem.entries:
-                problem.remove(number)
-            if number in problem.outputs:
-                problem.remove_outputs(number)
-                touched.add(name)
-        return [other for other in self.groups if touched & set(other.consumers)]
+        for name in group.consumers:
+            self.problems[name].remove(number)
+        for name in self._makers.get(number, ()):
+            self.problems[name].remove_outputs(number)
+            touched.add(name)
+        for other in self.groups:
+            if touched & set(other.consumers):
+                self._update_rises(other)
 
     def _update_rises(self, group: ChannelGroup) -> None:
         """Predict the rise of the loss for every remaining unit of a group."""
-        numbers = (group.first + np.flatnonzero(self.alive[group.span])).tolist()
-        self.rises[numbers] = sum(self.problems[name].costs(numbers) for name in group.consumers)
+        numbers = group.first + np.flatnonzero(self.alive[group.span])
+        self.rises[numbers] = np.sum(
+            [self.problems[name].costs(numbers) for name in group.consumers], axis=0
+        )
 
 
-def _mean(parts: Sequence[Array | Root], scale: float) -> Array | Root:
+def _mean(parts: Sequence[Curvature], scale: float) -> Curvature:
     """The sum of curvatures, times `scale`."""
-    whole = reduce(add, parts)
+    whole = reduce(added, parts)
     return Root(whole.rows * scale**0.5) if isinstance(whole, Root) else whole * scale

@@ -129,7 +129,7 @@ def _error(held: Rows | Moments, weights: Tensor, weight: Tensor, constant: Tens
 
 
 def ridge_without(
-    gone: Tensor, weight: Tensor, solved: Tensor, held: Tensor | None, *, constant: bool
+    gone: Tensor, weight: Tensor, solved: Tensor, held: Tensor | None = None, *, constant: bool
 ) -> float:
     """The weakest ridge that reconstructs a layer well from part of its entries.
 
@@ -144,8 +144,8 @@ def ridge_without(
     weight
         The layer's weights [entries, out].
     solved, held
-        Second moments of (entries, 1) over the samples to solve on and over held-out ones;
-        without the latter the ridge is `DEFAULT_RIDGE`.
+        The samples to solve on and held-out ones [rows, entries], or the second moments of
+        (entries, 1) over them; without the latter the ridge is `DEFAULT_RIDGE`.
     constant
         Whether each output may shift by a constant.
     """
@@ -154,15 +154,15 @@ def ridge_without(
     rest = (~gone).nonzero()[:, 0]
     own = torch.cat([rest, rest.new_tensor([len(gone)])])
 
-    def without(second: Tensor) -> Moments:
+    def without(second: Tensor) -> Rows | Moments:
+        if second.shape[1] == len(gone):
+            return Rows(second[:, rest].double(), second.double() @ weight)
         given = second[:, :-1] @ weight
-        return Moments(second[own][:, own], given[own], (given[:-1] * weight).sum(0))
+        return Moments(second[own[:, None], own], given[own], (given[:-1] * weight).sum(0))
 
-    problem, others = regression(without(solved), weight[rest], constant), without(held)
-    errors = []
-    for ridge in RIDGES:
-        error = float(others.errors(*problem.at(ridge)(slice(None))).sum())
-        errors.append(error if isfinite(error) else inf)
+    judged = regression(without(solved), weight[rest], constant).judged(without(held))
+    errors = [float(judged(ridge).sum()) for ridge in RIDGES]
+    errors = [error if isfinite(error) else inf for error in errors]
     if min(errors) == inf:  # none has a solution
         return DEFAULT_RIDGE
     good = [error <= NEARLY * min(errors) for error in errors]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunelab.evidence.patch_correlation import symmetric_product
+
 Outputs = Tensor | slice  # indices of outputs
 Solution = Callable[[Outputs], Tensor]
 DEAD = 1e-3  # of the mean over entries: a smaller mean square counts as this much
@@ -141,6 +143,10 @@ class Regression(ABC):
 
         return solution
 
+    def judged(self, held: Rows | Moments) -> Callable[[float], Tensor]:
+        """The squared errors of all outputs on held-out samples [out], for any ridge."""
+        return lambda ridge: held.errors(*self.at(ridge)(slice(None)))
+
 
 class _ByRows(Regression):
     """For fewer samples than entries: from the samples' products, one factorisation a ridge."""
@@ -154,16 +160,32 @@ class _ByRows(Regression):
         missing = y - present
         if constant:
             p, missing = p - self.centre.entries, missing + self.centre.shift
-        self._sizes = _sizes(p.square().mean(0))
+        self._sizes = sizes_of(p.square().mean(0))
         self._p = p / self._sizes.sqrt()
-        self._products = self._p @ self._p.T
+        self._products = symmetric_product(self._p)
         self._missing = missing
 
     def changes(self, ridge: float) -> Solution:
+        solved, sizes = self._dual(ridge), self._sizes.sqrt()[:, None]
+        return lambda some: (self._p.T @ solved(some)) / sizes
+
+    def _dual(self, ridge: float) -> Solution:
+        """What the samples are multiplied by to give the changes [rows, some]."""
         products = self._products.clone()
         products.diagonal().add_(ridge * len(self._p))
-        solved, sizes = solver(products), self._sizes.sqrt()[:, None]
-        return lambda some: (self._p.T @ solved(self._missing[:, some])) / sizes
+        solved = solver(products)
+        return lambda some: solved(self._missing[:, some])
+
+    def judged(self, held: Rows | Moments) -> Callable[[float], Tensor]:
+        """As above; of held-out rows by their products with those solved on, without weights."""
+        if isinstance(held, Moments):
+            return super().judged(held)
+        p = held.p.double()
+        left = held.y.double() - p @ self.old
+        if self.constant:
+            p, left = p - self.centre.entries, left + self.centre.shift
+        products = (p / self._sizes.sqrt()) @ self._p.T
+        return lambda ridge: (left - products @ self._dual(ridge)(slice(None))).square().sum(0)
 
 
 class _ByMoments(Regression):
@@ -203,11 +225,11 @@ def solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
 def with_ridge(second: Tensor, ridge: float) -> Tensor:
     """A second moment [entries, entries] plus a ridge on its diagonal."""
     ridged = second.clone()
-    ridged.diagonal().add_(ridge * _sizes(second.diagonal()))
+    ridged.diagonal().add_(ridge * sizes_of(second.diagonal()))
     return ridged
 
 
-def _sizes(squares: Tensor) -> Tensor:
+def sizes_of(squares: Tensor) -> Tensor:
     """What the ridge is a share of, for each entry: its mean square, so that scale cancels.
 
     A dead entry gets a small share of the others'.

@@ -16,7 +16,7 @@ from prunelab.loops.training import Training
 from prunelab.methods import Context
 from prunelab.session.evaluator import Evaluator
 from prunelab.session.history import History
-from prunelab.session.measurements import CONTRIBUTION, Request
+from prunelab.session.measurements import CONTRIBUTION, ApartRequest, Request
 
 
 def macs_of(state: State, target: float) -> int:
@@ -49,6 +49,13 @@ def search_context(
     ) -> Generator[Any, None, Evidence]:
         return measuring(evaluator, history, Request(tuple(kinds), at, images, masks))
 
+    def apart(
+        kinds: Sequence[str], images: int, layers: Sequence[str]
+    ) -> Generator[Any, None, tuple[Evidence, Evidence | None]]:
+        mark, seed = state.now.event.fingerprint, splits.seed_of(state.now.seq + 1)
+        request = ApartRequest(mark, tuple(kinds), images, tuple(layers), seed)
+        return evaluator.measurements.apart(history.network, history.graph, request)
+
     def aimed(layers: Iterable[str], images: int) -> Generator[Any, None, Mapping[str, AimedGram]]:
         target, plan = evaluator.factorised(history.trained(), (history.network, history.plan))
         return aiming(
@@ -65,6 +72,7 @@ def search_context(
         carry=state.now.carry,
         target_macs=target_macs,
         measure=measure,
+        apart=apart,
         aimed=aimed,
         images=splits.images,
         training_batches=splits.shuffled,
@@ -73,6 +81,8 @@ def search_context(
         cost=lambda plan: cost(evaluator.graph_of(plan), plan),
         form=lambda factors: evaluator.form({**history.graph.factors, **factors})[1],
         train=settings.train if isinstance(settings.train, Training) else Training(),
+        memory=settings.memory,
+        latency_table=lambda: evaluator.latency_table(history.plan_at(state.now)),
         momentum=history.momentum,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunelab.cost.latency_table import LatencyTable, latency_table
 from prunelab.data.batches import agreed_size, batch_size, selected
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
@@ -87,6 +88,7 @@ class Evaluator:
             raise BadModel(f"No channel of this network can be pruned: {_hindrances(graph)}.")
         self._forms = Forms(self.base, graph, self.run_once)
         self.measurements = Measurements(self.splits, settings, self.run_inputs)
+        self._table: LatencyTable | None = None
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
 
     def _traced(self, inputs: Any, **more: Any) -> ChannelGraph:
@@ -141,6 +143,13 @@ class Evaluator:
         whole = extended(plan, graph)
         made = factorised_like(network, graph.after(whole), like[0], graph.after(like[1]))
         return made, whole
+
+    def latency_table(self, plan: WidthPlan) -> LatencyTable:
+        """The latency table of the uncut network of this plan's form; measured once."""
+        graph = self.graph_of(plan)
+        if self._table is None or self._table.graph is not graph:
+            self._table = latency_table(self.form(graph.factors)[0], graph, self.example())
+        return self._table
 
     # ------------------------------------------------------------ inputs and outputs
 

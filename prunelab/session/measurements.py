@@ -11,15 +11,15 @@ from torch import nn
 
 from prunelab.cost.counting import Latency, summed_up, timing
 from prunelab.cost.timing import LayerTimes, layer_times
-from prunelab.data.batches import batch_size
+from prunelab.data.batches import HOLD, batch_size, nonempty, part, take
 from prunelab.data.splits import Splits
 from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks
-from prunelab.evidence.measure import measuring
+from prunelab.evidence.measure import evidence_bytes, measured_layers, measuring
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import copy_of
 from prunelab.session.settings import Settings
-from prunelab.values import Progress, WidthPlan
+from prunelab.values import Progress, WidthPlan, many
 
 CONTRIBUTION = ("contribution",)
 RUNS = 30  # of which a latency is the median
@@ -35,6 +35,17 @@ class Request:
     masks: Masks = "readers"
 
 
+@dataclass(frozen=True, slots=True)
+class ApartRequest:
+    """A request for evidence of training images drawn from `seed`, a part of them held out."""
+
+    mark: str
+    kinds: tuple[str, ...]
+    images: int
+    layers: tuple[str, ...]
+    seed: int
+
+
 class Measurements:
     """Measures, and caches the latest result of each kind with its network's fingerprint.
 
@@ -46,6 +57,7 @@ class Measurements:
         self._settings = settings
         self._inputs = inputs  # what one run is given
         self._evidence: dict[tuple[str, ...], tuple[str, Request, Evidence]] = {}
+        self._apart: tuple[ApartRequest, tuple[Evidence, Evidence | None]] | None = None
         self.layer_times: LayerTimes | None = None  # of the network timed last
         self.latencies: dict[str, Latency] = {}  # by fingerprint
 
@@ -56,6 +68,7 @@ class Measurements:
         known = self.known(mark, request)
         if known is not None:
             return known
+        self._ask(graph, request.kinds, request.images, None)
         found = yield from measuring(
             network,
             graph,
@@ -70,6 +83,59 @@ class Measurements:
         )
         self._evidence = {**self._evidence, request.kinds: (mark, request, found)}
         return found
+
+    def apart(
+        self, network: nn.Module, graph: ChannelGraph, request: ApartRequest
+    ) -> Generator[Progress, None, tuple[Evidence, Evidence | None]]:
+        """Evidence to solve on, and that on held-out images (None: there are none)."""
+        if self._apart is not None and self._apart[0] == request:
+            return self._apart[1]
+        self._apart = None
+        self._ask(graph, request.kinds, request.images, request.layers, parts=2)
+        found: list[Evidence | None] = []
+        held = request.images // HOLD
+        for judges, expected in ((False, request.images - held), (True, held)):
+            images = take(self._splits.shuffled(request.seed), request.images)
+            batches = nonempty(part(images, judges))
+            if batches is None and judges:
+                found.append(None)
+                continue
+            found.append(
+                (
+                    yield from measuring(
+                        network,
+                        graph,
+                        batches or (),
+                        request.kinds,
+                        layers=request.layers,
+                        seed=request.seed,
+                        forward=self._settings.forward,
+                        loss=self._settings.loss,
+                        expected=expected,
+                        mark=request.mark,
+                    )
+                )
+            )
+        solved, apart = found
+        assert solved is not None
+        self._apart = request, (solved, apart)
+        return solved, apart
+
+    def _ask(
+        self,
+        graph: ChannelGraph,
+        kinds: Sequence[str],
+        images: int,
+        layers: Sequence[str] | None,
+        parts: int = 1,
+    ) -> None:
+        """Raise `OverBudget` where the evidence would take more than the session's memory."""
+        wanted = measured_layers(graph, layers)
+        self._settings.memory.ask(
+            parts * evidence_bytes(wanted, kinds, images),
+            f"Measuring {' and '.join(kinds)} of {many(len(wanted), 'layer')}",
+            "freeze= the widest layers, or choose a method that measures one layer a move.",
+        )
 
     def known(self, mark: str, request: Request) -> Evidence | None:
         """Evidence of the network `mark` for exactly this request, if it is in the cache."""

@@ -14,10 +14,16 @@ from prunelab.session.context import macs_of
 from prunelab.session.parts import Parts
 from prunelab.session.runner import Work
 from prunelab.session.verbs import approve, propose
+from prunelab.values import WidthPlan
 
 
 def run(
-    parts: Parts, target: float, least: float | str | None, moves: int | None, repair: bool
+    parts: Parts,
+    target: float,
+    least: float | str | None,
+    moves: int | None,
+    repair: bool,
+    latency: float | None = None,
 ) -> Work[None]:
     """Propose and approve until the target is met, or a move would break the floor.
 
@@ -32,8 +38,13 @@ def run(
         The largest number of moves; None: no limit.
     repair
         Whether each move is repaired with the session's `repair`.
+    latency
+        A share of the original's estimated seconds, in place of `target`.
     """
     history = parts.history
+    if latency is not None:
+        yield from _run_for_latency(parts, latency, least, moves, repair)
+        return
     goal, floor = macs_of(history.state, target), _floor(parts, least)
     if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
         raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
@@ -58,6 +69,33 @@ def run(
                 _relax(parts, goal)
                 continue
         if not (yield from approve(parts, repair=repair, run=target, allows=allows)):
+            return
+
+
+def _run_for_latency(
+    parts: Parts, share: float, least: float | str | None, moves: int | None, repair: bool
+) -> Work[None]:
+    """Run towards fewer and fewer MACs until the estimated seconds are within `share`.
+
+    Each leg asks for the MACs that would do if seconds fell with them from here on.
+    """
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
+        raise InvalidValue(
+            f"target_latency is a share of the original's seconds between 0 and 1, not {share!r}."
+        )
+    history, evaluator = parts.history, parts.evaluator
+    last = None if moves is None else history.state.moves + moves
+
+    def spent() -> float:
+        table = evaluator.latency_table(history.plan)
+        return table(history.plan) / table(WidthPlan.full(table.graph))
+
+    while (now := spent()) > share:
+        before, base = history.state.now, history.state.base.cost.macs
+        macs = before.cost.macs * min(0.99, float(share) / now)
+        rest = None if last is None else last - history.state.moves
+        yield from run(parts, macs / base, least, rest, repair)
+        if history.state.now == before or history.state.moves == last:
             return
 
 

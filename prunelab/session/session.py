@@ -99,6 +99,10 @@ class Session:
         Layers, or parts of the network ("layer1", "head"), whose channels must all stay.
     round_to
         Every method leaves a group as it is or at a multiple of this many channels.
+    memory
+        What evidence and a method's search may hold at once, the network and its activations
+        aside: a share of the machine's memory when at most 1, else bytes. None: half of it. What
+        would need more raises `OverBudget` before it is allocated.
 
     Raises
     ------
@@ -133,8 +137,9 @@ class Session:
         resume: bool = False,
         freeze: Sequence[str] = (),
         round_to: int = 1,
+        memory: float | None = None,
     ) -> None:
-        settings = Settings.of(forward, loss, metrics, train, repair, repair_images)
+        settings = Settings.of(forward, loss, metrics, train, repair, repair_images, memory)
         if resume and path is None:
             raise InvalidValue(
                 "resume=True needs the path of the session's file: path='run.prunelab'."
@@ -142,7 +147,7 @@ class Session:
         if resume and path is not None and Path(path).exists():
             own: dict[str, Any] = {"graph": graph, "forward": forward, "loss": loss}
             own |= {"metrics": metrics, "train": train, "example_inputs": example_inputs}
-            own |= {"device": device, "freeze": freeze, "round_to": round_to}
+            own |= {"device": device, "freeze": freeze, "round_to": round_to, "memory": memory}
             given = {"repair": repair, "repair_images": repair_images, "seed": seed}
             self._resume(path, model, data, None, own, given)
             return
@@ -185,7 +190,7 @@ class Session:
             The method from now on; None: the one that proposed last.
         own
             The keywords of `Session` that a file cannot hold: forward, loss, metrics, train,
-            example_inputs, graph, device.
+            example_inputs, graph, device, memory.
 
         Raises
         ------
@@ -195,7 +200,9 @@ class Session:
         InvalidValue
             For a keyword that the file holds.
         """
-        known = ("graph", "forward", "loss", "metrics", "train", "example_inputs", "device")
+        known = (
+            "graph", "forward", "loss", "metrics", "train", "example_inputs", "device", "memory",
+        )  # fmt: skip
         if unknown := set(own) - set(known):
             raise InvalidValue(
                 f"Session.open takes {', '.join(known)}; not {', '.join(sorted(unknown))}, "
@@ -237,6 +244,7 @@ class Session:
         settings = Settings.of(
             own.get("forward"), own.get("loss"), own.get("metrics"), own.get("train"),
             began.settings["repair"], began.settings.get("repair_images", REPAIR_IMAGES),
+            own.get("memory"),
         )  # fmt: skip
         evaluator = Evaluator(
             base, data, settings, graph=own.get("graph"), seed=began.seed,
@@ -594,6 +602,7 @@ class Session:
         *,
         moves: int | None = None,
         repair: bool = True,
+        target_latency: float | None = None,
     ) -> State:
         """Propose and approve until the network has `target_macs`, or `moves` moves are made.
 
@@ -614,6 +623,9 @@ class Session:
             The largest number of moves; None: no limit.
         repair
             Whether each move is repaired with the session's `repair`.
+        target_latency
+            In place of `target_macs`: the share of the original's seconds that is left, by a
+            `LatencyTable` measured on this machine with a training input.
 
         Raises
         ------
@@ -622,7 +634,8 @@ class Session:
         InvalidValue
             For an invalid target, floor or number of moves.
         """
-        self._runner.run("run", run.run(self._parts, target_macs, min_accuracy, moves, repair))
+        work = run.run(self._parts, target_macs, min_accuracy, moves, repair, target_latency)
+        self._runner.run("run", work)
         return self.state
 
     def note(self, text: str, kind: str = "note") -> State:

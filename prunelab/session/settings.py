@@ -13,6 +13,7 @@ from prunelab.loops.batch import Loss, cross_entropy, run_batch
 from prunelab.loops.own import loss_of
 from prunelab.loops.training import Metric, Training, metrics_of
 from prunelab.methods.base import Method, published_repair
+from prunelab.values.machine import Memory
 
 REPAIRS = ("lstsq", "rescale", "bn")
 PUBLISHED = "published"
@@ -36,6 +37,7 @@ class Settings:
     repair_images: int
     own_forward: bool
     classifies: bool
+    memory: Memory
 
     @classmethod
     def of(
@@ -46,6 +48,7 @@ class Settings:
         train: Any,
         repair: str | None,
         repair_images: int,
+        memory: float | None,
     ) -> Settings:
         """Check a session's keywords and fill in the defaults; raises `InvalidValue`."""
         if repair not in (None, PUBLISHED):
@@ -73,6 +76,7 @@ class Settings:
             repair_images=repair_images,
             own_forward=own_forward,
             classifies=classifies,
+            memory=Memory.of(memory),
         )
 
     def repair_after(self, method: Method) -> str | None:

@@ -1,6 +1,8 @@
 """Speed of the evidence against its targets, as a table in Markdown.
 
-    python tests/benchmarks/speed.py [images | surgeon | choice NETWORK | trace [NETWORK ...]]
+    python tests/benchmarks/speed.py [IMAGES | surgeon | choice NETWORK | scaling]
+    python tests/benchmarks/speed.py trace [NETWORK ...]
+    python tests/benchmarks/speed.py latency NETWORK [torch | onnxruntime]
 
 Every ratio is of CPU times of one thread in this run, after a first one, against a plain
 forward pass, or training step, over the same images: other work on the machine hardly shows.
@@ -9,7 +11,8 @@ one on Fashion-MNIST. "surgeon" times its first move on resnet50, which is no ma
 milliseconds. "trace" times the trace of networks of the coverage table, timm's as timm/NAME,
 against three forwards and a second, and beside Torch-Pruning's graph of the same network. "choice"
 times what a repair's choice of a ridge costs: all ridges but one, and what judges them, as a share
-of an approve. Nothing here is asserted.
+of an approve. "latency" compares a latency table, and MACs, with measured times of random plans.
+"scaling" is explained in scaling.py. Nothing here is asserted.
 """
 
 from __future__ import annotations
@@ -216,18 +219,66 @@ def surgeon() -> None:
 
     def listener(item: Any) -> None:
         if isinstance(item, pl.Progress):
-            what = "removing units" if item.what.endswith(" out") else item.what.split()[0]
+            what = "removing" if item.what.endswith(" out") else item.what.split()[0]
             ends[what] = time.thread_time()
 
     session.listen(listener)
-    started = time.thread_time()
+    started = first = time.thread_time()
     print(session.propose())
+    one = seconds(lambda: [model(x) for x, _ in batches])
+    taken = ends["removing"] - first
+    row("resnet50, 64 images of 64 px: the Surgeon's first move", taken / one, None, taken)
     for what, end in ends.items():
         print(f"{what}: {end - started:.0f} s")
         started = end
+    session.reject()
+    again = seconds(session.propose, warm=False)
+    row("the same, asked for again with the evidence at hand", again / one, None, again)
     started = time.thread_time()
     session.approve()
     print(f"approve and repair: {time.thread_time() - started:.0f} s")
+
+
+def latencies(name: str, backend: str, plans: int = 10) -> None:
+    """A latency table against measured times of random plans, as shares of the whole network."""
+    import torchvision
+
+    from prunelab.cost.kernel_times import least, onnx_latency
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model, x = getattr(torchvision.models, name)(weights=None).eval(), torch.randn(1, 3, 224, 224)
+    graph = pl.trace(model, x)
+    table = pl.latency_table(model, graph, x, backend=backend)
+    full = pl.WidthPlan.full(graph)
+
+    def took(net: nn.Module) -> float:
+        """The least of two tries, apart in time: other work on the machine only adds."""
+        if backend == "onnxruntime":
+            return min(onnx_latency(net, x) for _ in range(2))
+        return min(least(lambda: net(x)) for _ in range(2))
+
+    whole, found = took(model), []
+    for seed in range(plans):
+        rng, drop = np.random.default_rng(seed), {}
+        for group in graph.groups:
+            if group.prunable and group.width >= 16:
+                count = int(rng.uniform(0, 0.7) * group.width) // 8 * 8
+                drop[group.name] = rng.choice(group.width, count, replace=False).tolist()
+        plan = full.drop(drop)
+        macs, share = (f(plan) / f(full) for f in (lambda p: pl.cost(graph, p).macs, table))
+        found.append((took(pl.cut(model, graph, plan)), share, macs))
+        whole = min(whole, took(model))
+    print(f"{name}, {backend}: of the whole network's time, and of its MACs")
+    print("| plan | table | measured | MACs | realised share |\n|--|--|--|--|--|")
+    off = []
+    for seed, (spent, share, macs) in enumerate(found):
+        real = spent / whole
+        off.append((abs(share / real - 1), abs(macs / real - 1)))
+        gain = (1 - real) / (1 - macs)
+        print(f"| {seed} | {share:.3f} | {real:.3f} | {macs:.3f} | {gain:.0%} |", flush=True)
+    for what, column in zip(("table", "MACs"), np.array(off).T, strict=True):
+        print(f"{what}: {np.median(column):.1%} off, 95% within {np.quantile(column, 0.95):.1%}")
 
 
 def choice(name: str, images: int = 256) -> None:
@@ -346,6 +397,13 @@ if __name__ == "__main__":
         surgeon()
     elif sys.argv[1:2] == ["trace"]:
         traces(sys.argv[2:])
+    elif sys.argv[1:2] == ["latency"]:
+        latencies(*sys.argv[2:4])
+    elif sys.argv[1:] == ["scaling"]:
+        import scaling
+
+        torch.set_num_threads(1)
+        scaling.main(lambda work: seconds(work, warm=False))
     elif sys.argv[1:2] == ["choice"]:
         choice(sys.argv[2])
     else:

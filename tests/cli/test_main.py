@@ -21,6 +21,7 @@ from prunelab.data.import_spec import call
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger.events import Approved, Proposed
 from prunelab.values import Cost, FrozenMap, Progress, table
+from prunelab.values.machine import cores, memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -264,20 +265,20 @@ def test_cores_honour_control_groups(
     tmp_path: Path, files: dict[str, str], expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert doctor.cores(tree(tmp_path, files)) == expected
+    assert cores(tree(tmp_path, files)) == expected
 
 
 def test_cores_honour_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5}, raising=False)
-    assert doctor.cores(tmp_path) == 2
+    assert cores(tmp_path) == 2
 
 
 def test_memory_honours_control_groups(tmp_path: Path) -> None:
-    assert doctor.memory(tmp_path) is None
+    assert memory(tmp_path) is None
     tree(tmp_path, {"proc/meminfo": "MemTotal:  1000 kB\n", "proc/self/cgroup": "0::/me\n"})
-    assert doctor.memory(tmp_path) == 1_024_000
+    assert memory(tmp_path) == 1_024_000
     tree(tmp_path, {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/me/memory.max": "5000\n"})
-    assert doctor.memory(tmp_path) == 5000
+    assert memory(tmp_path) == 5000
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

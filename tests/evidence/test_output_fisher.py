@@ -12,7 +12,7 @@ from toys import Tiny, batches
 import prunelab as pl
 from prunelab.evidence import output_fisher
 from prunelab.evidence.fingerprint import fingerprint
-from prunelab.evidence.output_fisher import fisher_loss
+from prunelab.evidence.output_fisher import Root, fisher_loss
 
 LAYERS = ("conv1", "conv2", "conv3", "fc")
 
@@ -36,6 +36,24 @@ def labelled(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def measured(net: nn.Module, seen: list[tuple[Tensor, Tensor]], **how: object) -> pl.Evidence:
     graph = pl.trace(net, seen[0][0])
     return pl.measure(net, graph, seen, kinds=("curvature",), layers=LAYERS, **how)
+
+
+def full(found: pl.Evidence, name: str) -> np.ndarray:
+    """C of a layer [out, out]."""
+    value = found.curvature[name]
+    return value.whole if isinstance(value, Root) else value
+
+
+def test_few_gradients_are_kept_and_their_products_once_there_are_more(
+    net: Tiny, seen: list[tuple[Tensor, Tensor]]
+) -> None:
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(144, 40), nn.ReLU(), nn.Linear(40, 4)).double()
+    graph = pl.trace(wide, seen[0][0][:1])
+    how = {"kinds": ("curvature",), "layers": ("1",), "loss": labelled}
+    few, more = (pl.measure(wide, graph, seen[:1] * n, **how).curvature["1"] for n in (2, 3))
+    assert isinstance(few, Root)
+    assert few.rows.shape == (18, 40)
+    np.testing.assert_allclose(few.whole / 2, more / 3, rtol=1e-12, atol=1e-18)
 
 
 def test_it_is_the_second_moment_of_each_images_own_gradients(
@@ -68,7 +86,7 @@ def test_half_of_it_is_what_small_errors_cost(net: Tiny, seen: list[tuple[Tensor
     batch = seen[0][0]
     one = [(batch, seen[0][1])]
     repeats = 400
-    curvature = sum(measured(net, one, seed=seed).curvature["fc"] for seed in range(repeats))
+    curvature = sum(full(measured(net, one, seed=seed), "fc") for seed in range(repeats))
     with torch.no_grad():
         logits = net(batch)
         p = logits.softmax(1)
@@ -100,7 +118,7 @@ def test_it_adds_up_over_batches_and_leaves_no_trace(
     whole = pl.measure(net, graph, seen, **how)
     parts = pl.measure(net, graph, seen[:1], **how) + pl.measure(net, graph, seen[1:], **how)
     for name in LAYERS:
-        np.testing.assert_allclose(parts.curvature[name], whole.curvature[name], rtol=1e-12)
+        np.testing.assert_allclose(full(parts, name), full(whole, name), rtol=1e-12, atol=1e-16)
     assert fingerprint(net) == mark
     assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
     for parameter in net.parameters():

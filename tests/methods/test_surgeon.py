@@ -156,6 +156,20 @@ def test_the_same_seed_gives_the_same_move(trained: nn.Module, data: pl.Data) ->
     assert moves[0] == moves[1]
 
 
+def test_a_move_asked_for_again_is_the_same_and_runs_the_network_no_more(
+    trained: nn.Module, data: pl.Data
+) -> None:
+    session = pl.Session(trained, data, method=pl.Surgeon(images=64))
+    first = session.propose()
+    session.reject()
+    told: list[str] = []
+    session.listen(lambda item: told.append(getattr(item, "what", "")))
+    again = session.propose()
+    assert again.drop == first.drop
+    assert "0 units out" in told
+    assert not any(what.startswith("measuring") for what in told)
+
+
 def test_any_loss_will_do_and_nonsense_is_told(trained: nn.Module, data: pl.Data) -> None:
     def squares(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         aim = nn.functional.one_hot(batch[1], 4).float()
@@ -163,7 +177,7 @@ def test_any_loss_will_do_and_nonsense_is_told(trained: nn.Module, data: pl.Data
 
     session = pl.Session(trained, data, method=pl.Surgeon(images=64), loss=squares)
     assert session.propose().drop
-    for wrong in ({"step": 0}, {"step": 1.5}, {"groups": "some"}, {"images": 0}):
+    for wrong in ({"step": 0}, {"step": 1.5}, {"groups": "some"}, {"images": 0}, {"per": "s"}):
         with pytest.raises(pl.InvalidValue):
             pl.Surgeon(**wrong)
 
