@@ -31,6 +31,7 @@ from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
 from prunelab.loops.training import answering
 from prunelab.session.measurements import Measurements
+from prunelab.session.portable import Call
 from prunelab.session.settings import Settings
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan, listed
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
@@ -185,6 +186,26 @@ class Evaluator:
     def _run(self, network: nn.Module, inputs: Any) -> Any:
         with private_random(), torch.no_grad():
             return self.settings.forward(copy_of(network).eval(), inputs)
+
+    def call_of(self, network: nn.Module) -> Call:
+        """How the session's forward calls `network` on the first training batch."""
+        batch, calls = self.splits.sample(), []
+
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(Call(args, kwargs, batch_size(batch)))
+
+        hook = network.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            with private_random(), torch.no_grad():
+                self.settings.forward(network, batch)
+        finally:
+            hook.remove()
+        if len(calls) != 1:
+            raise BadModel(
+                f"forward called the network {len(calls)} times on a batch, so no single program "
+                "does what it does. Export .safetensors instead."
+            )
+        return calls[0]
 
     # ------------------------------------------------------------ judging
 

@@ -753,5 +753,12 @@ class Session:
         return self._runner.run("what_if", verbs.imagine(self._parts, drop))
 
     def export(self, path: str | Path) -> Path:
-        """Write the network (.safetensors), the plan (.json), script (.py) or report (.html)."""
+        """Write the network, or the plan (.json), script (.py) or report (.html) of the session.
+
+        The network is written as .safetensors, for `load_pruned`; as .onnx or .pt2 (torch.export),
+        which run without its code on batches of any size; or, without a suffix, as a folder with
+        weights, plan and model card that `huggingface_hub.upload_folder` takes. Each is read again
+        and compared before it replaces an older one. Raises what `export` does: `InvalidValue` for
+        another suffix, `MissingPackage`, or `PruneLabError` where nothing could be written.
+        """
         return export(self, self._history.network, Path(path))
