@@ -29,6 +29,7 @@ from prunelab.graph.trace import copy_of, restricted, runner, trace
 from prunelab.loops.batch import device_of, guarded, on_device
 from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
+from prunelab.loops.ranks import follow, followed
 from prunelab.loops.training import answering
 from prunelab.session.measurements import Measurements
 from prunelab.session.portable import Call
@@ -66,7 +67,7 @@ class Evaluator:
                 )
         self.settings = settings
         self.splits = Splits(data, int(seed))
-        self.base = _sound(copy_of(model), device)
+        self.base = follow(_sound(copy_of(model), device))
         self.frozen = frozen_modules(self.base)
         self.fewest = self._fewest()
         if example_inputs is None:
@@ -222,7 +223,7 @@ class Evaluator:
             yield Progress(len(values), len(metrics), f"evaluating {name}")
             with private_random(seed):
                 values[name] = measured(name, metric.function, copy_of(network), loader)
-        return values, None
+        return followed(values), None
 
     def compare(
         self, network: nn.Module, now: nn.Module, mark: str, known: Answers | None, images: int

@@ -28,6 +28,7 @@ from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.loops.batch import finish
 from prunelab.loops.own import only_values, tensors
+from prunelab.loops.ranks import join, own_file
 from prunelab.loops.training import STEPS, Metric
 from prunelab.methods import Method, make_method
 from prunelab.methods.base import with_theta
@@ -134,7 +135,9 @@ class Session:
         freeze: Sequence[str] = (),
         round_to: int = 1,
     ) -> None:
+        join()
         settings = Settings.of(forward, loss, metrics, train, repair, repair_images)
+        path = None if path is None else own_file(path)
         if resume and path is None:
             raise InvalidValue(
                 "resume=True needs the path of the session's file: path='run.prunelab'."
@@ -201,8 +204,9 @@ class Session:
                 f"Session.open takes {', '.join(known)}; not {', '.join(sorted(unknown))}, "
                 "which the file holds."
             )
+        join()
         session = cls.__new__(cls)
-        session._resume(path, model, data, method, own, {})
+        session._resume(own_file(path), model, data, method, own, {})
         return session
 
     def _resume(
@@ -761,4 +765,5 @@ class Session:
         and compared before it replaces an older one. Raises what `export` does: `InvalidValue` for
         another suffix, `MissingPackage`, or `PruneLabError` where nothing could be written.
         """
-        return export(self, self._history.network, Path(path))
+        export(self, self._history.network, own_file(path))
+        return Path(path)

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from prunelab.ledger.events import (
     Undone,
 )
 from prunelab.loops.own import name_of, train_by
+from prunelab.loops.ranks import followed
 from prunelab.loops.training import Training, distillation_loss, training
 from prunelab.methods.base import found, parameters
 from prunelab.methods.reasons import why_none
@@ -98,6 +100,7 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
             item = next(search)
         except StopIteration as end:
             result = found(end.value)
+            result = replace(result, move=followed(result.move))
             break
         if not isinstance(item, Progress):
             seen.append(item)
