@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prunelab.data import zoo
+from prunelab.data.named import LOADERS
+from prunelab.errors import InvalidValue
 from prunelab.ledger.events import Approved, Proposed, Tuned
+from prunelab.session.replay import decisions, settings_of
 
 if TYPE_CHECKING:
     from prunelab.session.session import Session
@@ -14,10 +18,7 @@ def to_script(session: Session) -> str:
     """A Python script that replays this session verb by verb."""
     began = session.state.began
     current = _method_text(began.method, dict(began.parameters))
-    kept = [name for name in ("repair", "repair_images") if name in began.settings]
-    kept += ["freeze"] * bool(began.settings.get("freeze"))
-    kept += ["round_to"] * (began.settings.get("round_to", 1) > 1)
-    settings = ", ".join(f"{name}={began.settings[name]!r}" for name in kept)
+    given = ", ".join(f"{name}={value!r}" for name, value in settings_of(began).items())
     line = session.state.line().replace("\\", "\\\\").replace('"', '\\"')
     lines = [f'"""Replays a prunelab session on a {began.network}: {line}.']
     tunes = [event for event in session.ledger if isinstance(event, Tuned) and event.unlike()]
@@ -27,12 +28,21 @@ def to_script(session: Session) -> str:
     lines[-1] += '\n"""' if tunes else '"""'
     lines += [
         "",
+        "import sys",
+        "",
         "import prunelab as pl",
+        "from prunelab.cli import replay as program",
+        "",
+        *_decisions_text(session),
         "",
         "",
-        "def replay(model, data):",
-        f"    session = pl.Session(model, data, method={current},",
-        f"        {settings}, seed={began.seed})",
+        "def begin(model, data, **more):",
+        f"    return pl.Session(model, data, method={current},",
+        f"        {given}, **more)",
+        "",
+        "",
+        "def replay(model, data, **more):",
+        "    session = begin(model, data, **more)",
     ]
     events = list(session.ledger)
     for event, after in zip(events, [*events[1:], None], strict=True):
@@ -45,6 +55,8 @@ def to_script(session: Session) -> str:
                 current = asked
                 lines.append(f"    session.method = {current}")
             goal = f"target_macs={event.target}" if event.target is not None else ""
+            if event.given and event.move is not None:
+                goal = f"drop={ {name: list(units) for name, units in event.move.drop.items()} }"
             lines.append(f"    session.propose({goal})")
         else:
             lines += [f"    {line}" for line in event.script()]
@@ -53,11 +65,26 @@ def to_script(session: Session) -> str:
         "",
         "",
         'if __name__ == "__main__":',
-        "    model = ...  # the network that the session began with",
-        "    data = ...  # its data, e.g. pl.data.load(...)",
-        "    print(replay(model, data))",
+        f"    sys.exit(program.script(begin, DECISIONS, replay{_sources_text(session)}))",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _decisions_text(session: Session) -> list[str]:
+    """The decisions on the way to the present network, to be repeated on other data."""
+    try:
+        found = [f"    {decision!r}," for decision in decisions(session.ledger)]
+    except InvalidValue as error:
+        return [f"DECISIONS = None  # {error}"]
+    return ["DECISIONS = [", *found, "]"]
+
+
+def _sources_text(session: Session) -> str:
+    """The names of the network and of the data, where they are prunelab's own."""
+    network, data = type(session._evaluator.base), getattr(session.data, "name", "")
+    model = network.__name__.lower() if network.__module__ == zoo.__name__ else None
+    known = {"model": model, "data": data if data in LOADERS else None}
+    return "".join(f", {name}={value!r}" for name, value in known.items() if value)
 
 
 def _method_text(name: str, parameters: dict[str, Any]) -> str:

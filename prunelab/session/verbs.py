@@ -124,6 +124,23 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
     return result.move
 
 
+def propose_given(parts: Parts, drop: Mapping[str, Iterable[int]]) -> Work[Move]:
+    """Commit the move that drops exactly these units, without a search."""
+    history, method = parts.history, parts.method
+    if history.state.pending is not None and not history.state.stale:
+        raise WrongState(f"{history.state.pending} is pending; approve, adjust or reject it first.")
+    move = yield from imagine(parts, drop)
+    event = Proposed(
+        **history.header(),
+        method=method.name,
+        parameters=parameters(method),
+        move=move,
+        given=True,
+    )
+    history.commit(event)
+    return move
+
+
 def imagine(parts: Parts, drop: Mapping[str, Iterable[int]]) -> Work[Move]:
     """The move that would drop these units; measures if needed, and commits nothing."""
     state = parts.history.state
