@@ -272,7 +272,7 @@ def ablating(
     `expected` is how many images there are; the other parameters are those of `ablate`.
     """
     sums = _Sums(Ablator(model, graph, loss), drops)
-    for batch in sharded(guarded(batches)):
+    for batch in guarded(sharded(batches)):
         yield from sums.measuring(batch, expected)
     total = summed({"losses": sums.losses, "images": sums.images})
     if not total["images"]:

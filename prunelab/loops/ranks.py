@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from prunelab.data.splits import Pass
 from prunelab.errors import RankLost
 
 T = TypeVar("T")
@@ -55,8 +56,15 @@ def rank() -> int:
     return distributed.get_rank() if _joined() else 0
 
 
-def sharded(batches: Iterable[T]) -> Iterator[T]:
-    """The batches of this rank: every `ranks()`-th, so that whole batches stay whole."""
+def sharded(batches: Iterable[T]) -> Iterable[T]:
+    """The batches of this rank: every `ranks()`-th, so that whole batches stay whole.
+
+    Of a session's passes it alone is read, where the loader allows it.
+    """
+    if ranks() == 1:
+        return batches
+    if isinstance(batches, Pass):
+        return batches.part(rank(), ranks())
     return itertools.islice(batches, rank(), None, ranks())
 
 

@@ -162,7 +162,7 @@ def answering(
     mine: list[tuple[list[int], list[int], float]] = []  # a batch: labels, answers, loss
     expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
     model = copy_of(model).eval()
-    for done, batch in enumerate(sharded(guarded(loader))):
+    for done, batch in enumerate(guarded(sharded(loader))):
         logits = logits_of(checked(run_batch, model, batch))
         wanted = targets_of(batch, logits)
         if torch.isnan(logits).any():
@@ -194,7 +194,7 @@ def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
         model = copy_of(model).eval()
         with private_random(), torch.no_grad():
             mine = [
-                (float(loss(model, batch)), batch_size(batch)) for batch in sharded(guarded(loader))
+                (float(loss(model, batch)), batch_size(batch)) for batch in guarded(sharded(loader))
             ]
         found = in_order(mine)
         if not found:
@@ -206,7 +206,7 @@ def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
 
 def training(
     model: nn.Module,
-    batches: Callable[[int], Iterator[Any]],
+    batches: Callable[[int], Iterable[Any]],
     steps: int,
     loss: Loss,
     settings: Training,
@@ -303,12 +303,12 @@ def _descend(
     return float(value)
 
 
-def forever(batches: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+def forever(batches: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
     """Epoch after epoch of this rank's batches; raises `BadData` when an epoch has none."""
     epoch = 0
     while True:
         empty = True
-        for batch in sharded(guarded(batches(epoch))):
+        for batch in guarded(sharded(batches(epoch))):
             empty = False
             yield batch
         if empty:

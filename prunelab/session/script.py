@@ -83,7 +83,8 @@ def _sources_text(session: Session) -> str:
     """The names of the network and of the data, where they are prunelab's own."""
     network, data = type(session._evaluator.base), getattr(session.data, "name", "")
     model = network.__name__.lower() if network.__module__ == zoo.__name__ else None
-    known = {"model": model, "data": data if data in LOADERS else None}
+    named = (name for name in LOADERS if data.lower().startswith(name))
+    known = {"model": model, "data": next(named, None)}
     return "".join(f", {name}={value!r}" for name, value in known.items() if value)
 
 

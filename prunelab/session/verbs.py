@@ -371,7 +371,7 @@ def _trained(
 
 def _note_unusable(parts: Parts) -> None:
     """Note which training images are excluded, whenever more of them are known."""
-    unusable, history = parts.evaluator.splits.unusable, parts.history
+    unusable, history = followed(parts.evaluator.splits.unusable), parts.history
     known = [e.text for e in history.ledger if isinstance(e, Noted) and e.kind == "data"]
     if unusable and str(unusable) not in known:
         history.note({"kind": "data", "text": str(unusable)})
