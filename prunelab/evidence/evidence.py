@@ -166,7 +166,10 @@ class Evidence:
         """
         if ranks() == 1:
             return self
-        measured = set(gathered(self._measured()[:4]))
+        every = gathered((self.images, self._measured()))
+        measured = {how for images, how in every if images}
+        if not measured:
+            raise BadData("There are no batches to measure on; give at least one.")
         if len(measured) > 1:
             raise StaleEvidence(f"The processes measured other things: {measured}. Measure again.")
         parts: dict[str, Any] = {"images": self.images}
@@ -179,8 +182,6 @@ class Evidence:
         alone = {"gradients": self.gradients, "ablated": self.ablated}
         parts |= {name: value for name, value in alone.items() if value is not None}
         total = summed(parts)
-        if not total["images"]:
-            raise BadData("There are no batches to measure on; give at least one.")
 
         def of(kind: str) -> dict[str, Any]:
             start = f"{kind} "

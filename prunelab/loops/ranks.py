@@ -39,7 +39,8 @@ def join() -> None:
 
     With CUDA, "cuda" is then the GPU of this rank.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _joined():
+    started = {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if started and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _joined():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         with _told():
@@ -163,8 +164,11 @@ def _session_in(path: Path) -> bytes | None:
     """A session file's content, without what another program is about to write."""
     if path.suffix != ".prunelab" or not path.is_file():
         return None
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        return database.serialize()
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            return database.serialize()
+    except sqlite3.Error:
+        return path.read_bytes()  # opening it will say what is wrong
 
 
 def _joined() -> bool:
