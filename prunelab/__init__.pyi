@@ -51,6 +51,9 @@ from .errors import (
     PruneLabError as PruneLabError,
 )
 from .errors import (
+    RankLost as RankLost,
+)
+from .errors import (
     SessionBusy as SessionBusy,
 )
 from .errors import (

@@ -73,6 +73,10 @@ class HandInError(PruneLabError):
     """A hand-in that cannot be read: damaged, foreign, or larger than its network can be."""
 
 
+class RankLost(PruneLabError):
+    """One of several processes that prune together has ended, or does not answer."""
+
+
 class MissingPackage(PruneLabError, ImportError):
     """An optional package is missing."""
 

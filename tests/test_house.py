@@ -45,7 +45,7 @@ ORDER: dict[str, str] = {
     "classroom": "values ledger data graph/channels graph/surgery graph loops evidence cost "
     "session",
     "notebook": "values ledger figures graph/channels graph loops cost methods session",
-    "cli": "values ledger data classroom",
+    "cli": "values ledger data loops session classroom",
     "prunelab": "",
     "__main__": "cli",
 }

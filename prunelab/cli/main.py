@@ -12,20 +12,14 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prunelab.cli import classroom, doctor
+from prunelab.cli import classroom, doctor, replay
+from prunelab.cli.sources import data_of, model_of, summary
 from prunelab.cli.terminal import Terminal
-from prunelab.data.import_spec import call
 from prunelab.errors import InvalidValue, MissingPackage, PruneLabError
 from prunelab.ledger.words import at_chance, stopped
-from prunelab.values import as_text, si, table
 from prunelab.values.machine import cores
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from prunelab.session.session import Session
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.set_defaults(run=_prune)
 
     classroom.add(commands)
+    replay.add(commands)
 
     examine = commands.add_parser("doctor", help="what is installed, what the machine offers")
     examine.add_argument(
@@ -203,8 +198,8 @@ def _prune(options: argparse.Namespace) -> int:
     # torch counts the machine's cores, a container may have fewer.
     torch.set_num_threads(max(1, min(torch.get_num_threads(), int(cores()))))
     terminal = Terminal(sys.stderr)
-    data = _data(options)
-    model = _model(options, data)
+    data = data_of(options)
+    model = model_of(options, data)
     theta = {} if options.theta is None else {"theta": options.theta}
     method = pl.make_method(options.method, **theta)
     repair = None if options.repair == "none" else options.repair
@@ -242,62 +237,3 @@ def _least(given: str) -> float | str | None:
         raise argparse.ArgumentTypeError(
             f"invalid value {given!r}: give a share, as in 0.9, auto or none"
         ) from None
-
-
-def summary(
-    session: Session, model: nn.Module, before: dict[str, float], after: dict[str, float]
-) -> str:
-    """The final table: widths, then cost, latency and test metrics, before and after."""
-    import prunelab as pl
-
-    state = session.state
-    full, now = state.full_widths, state.widths()
-    widths = [("layer", "before", "after"), *((g, str(full[g]), str(now[g])) for g in now)]
-    inputs = _inputs(session.data)
-    costs = [pl.cost(network, inputs) for network in (model, session.model)]
-    times = [pl.latency(network, inputs) for network in (model, session.model)]
-    name = getattr(session.data, "name", "")
-    split = "validation" if getattr(session.data, "test_is_val", False) else "test"
-    rows = [
-        ("", "before", "after", ""),
-        ("MACs", *(si(c.macs) for c in costs), f"{costs[1].macs / costs[0].macs:.1%}"),
-        ("parameters", *(si(c.params) for c in costs), f"{costs[1].params / costs[0].params:.1%}"),
-        ("latency", *(f"{1e3 * t.median:.2f} ms" for t in times), "median, one input"),
-        *((f"{split} {k}", as_text(k, before[k]), as_text(k, after[k]), name) for k in before),
-    ]
-    return table(widths) + "\n\n" + table(rows)
-
-
-def _inputs(data: Any) -> Any:
-    batch = next(iter(data.val))
-    return (batch[0] if isinstance(batch, tuple | list) else batch)[:1]
-
-
-def _data(options: argparse.Namespace) -> Any:
-    import prunelab as pl
-
-    if ":" not in options.data:
-        return pl.data.load(options.data, root=options.root)
-    data = call(options.data, "--data", Path.cwd())
-    if not isinstance(data, pl.Data):
-        raise InvalidValue(
-            f"--data {options.data} returned {type(data).__name__}; it must return "
-            "pl.Data(train=, val=, test=)."
-        )
-    return data
-
-
-def _model(options: argparse.Namespace, data: Any) -> Any:
-    from torch import nn
-
-    import prunelab as pl
-
-    if ":" not in options.model:
-        shape, classes = data.input_shape or (1,), data.classes or range(10)
-        return pl.zoo.load(options.model, in_channels=shape[0], classes=len(classes))
-    model = call(options.model, "--model", Path.cwd())
-    if not isinstance(model, nn.Module):
-        raise InvalidValue(
-            f"--model {options.model} returned {type(model).__name__}; it must return an nn.Module."
-        )
-    return model

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from itertools import chain, compress
+from dataclasses import dataclass
+from itertools import chain, compress, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
 )
 
@@ -74,9 +76,9 @@ class Data:
         first = _first(self.train, "train")
         self.input_shape = _shape(first) if input_shape is None else tuple(input_shape)
 
-    def shuffled(self, seed: int) -> Iterator[Any]:
+    def shuffled(self, seed: int, part: int = 0, parts: int = 1) -> Iterator[Any]:
         """One pass over the training batches in an order drawn from `seed`; see `shuffled`."""
-        return shuffled(self.train, seed)
+        return shuffled(self.train, seed, part, parts)
 
     def __repr__(self) -> str:
         parts = [f"train {_size(self.train)}", f"val {_size(self.val)}"]
@@ -84,29 +86,58 @@ class Data:
         return f"Data({self.name}: {', '.join(parts)})"
 
 
-def shuffled(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """One pass over `batches` in an order drawn from `seed`.
+def shuffled(batches: Iterable[Any], seed: int, part: int = 0, parts: int = 1) -> Iterator[Any]:
+    """One pass over `batches` in an order drawn from `seed`, or over one of several parts of it.
 
     A DataLoader in sequential or random order is shuffled by a private generator. A custom sampler,
     an iterable dataset, and batches that are not a DataLoader's keep their own order.
     """
+    return part_of(batches, part, parts, torch.Generator().manual_seed(seed))
+
+
+def part_of(
+    batches: Iterable[Any], part: int, parts: int, generator: torch.Generator | None = None
+) -> Iterator[Any]:
+    """Every batch whose number leaves `part` when divided by `parts`.
+
+    Of a DataLoader in an order of its own or, with a `generator`, a random one, no others are read.
+    """
     if not (isinstance(batches, DataLoader) and _reorderable(batches)):
-        return iter(batches)
+        return islice(batches, part, None, parts)
+    order, dataset = batches.sampler, batches.dataset
+    if generator is not None:
+        order = RandomSampler(dataset, generator=generator)  # type: ignore[arg-type]
+    elif type(order) is not SequentialSampler:
+        return islice(batches, part, None, parts)
+    every = BatchSampler(order, batches.batch_size or 1, batches.drop_last)
     return iter(
         DataLoader(
             batches.dataset,
-            batch_size=batches.batch_size,
-            shuffle=True,
+            batch_sampler=_Part(every, part, parts),
             num_workers=batches.num_workers,
             collate_fn=batches.collate_fn,
             pin_memory=batches.pin_memory,
-            drop_last=batches.drop_last,
             timeout=batches.timeout,
             worker_init_fn=batches.worker_init_fn,
             multiprocessing_context=batches.multiprocessing_context,
-            generator=torch.Generator().manual_seed(seed),
+            generator=generator or batches.generator,
         )
     )
+
+
+@dataclass(frozen=True)
+class _Part(Sampler[list[int]]):
+    """Every so many of a sampler's batches, in its order."""
+
+    every: BatchSampler
+    part: int
+    parts: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(self.every, self.part, None, self.parts)
+
+    def __len__(self) -> int:
+        return len(range(self.part, len(self.every), self.parts))
 
 
 def take(batches: Iterable[Any], images: int) -> Iterator[Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from prunelab.data.batches import batch_size, usable
+from prunelab.data.batches import Data, batch_size, part_of, usable
 from prunelab.data.private_random import privately
 from prunelab.errors import BadData, InvalidValue, NotFinite
 
@@ -36,6 +37,19 @@ class Unusable:
             f"Of {self.seen:,} training images {' and '.join(parts)}: they are excluded from "
             "measuring, solving and training."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over batches; `part(i, n)` gives the i-th of every n of them, and reads no others.
+
+    That is, where their loader allows it.
+    """
+
+    part: Callable[[int, int], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.part(0, 1)
 
 
 class Splits:
@@ -90,17 +104,23 @@ class Splits:
                 break
         return found
 
-    def drawn(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def drawn(self, batches: Iterable[Any]) -> Pass:
         """The items of `batches`, the same at every call."""
-        return _privately(lambda: batches, self.seed)
 
-    def shuffled(self, seed: int) -> Iterator[Any]:
+        def part(i: int, n: int) -> Iterator[Any]:
+            return _privately(lambda: batches if n == 1 else part_of(batches, i, n), self.seed)
+
+        return Pass(part)
+
+    def shuffled(self, seed: int) -> Pass:
         """One epoch of training batches, shuffled by `seed`."""
-        return self._usable(_privately(lambda: self._epoch(seed), seed))
+        return Pass(lambda i, n: self._usable(_privately(lambda: self._epoch(seed, i, n), seed)))
 
-    def _epoch(self, seed: int) -> Iterator[Any]:
+    def _epoch(self, seed: int, part: int = 0, parts: int = 1) -> Iterator[Any]:
+        if getattr(type(self.data), "shuffled", None) is Data.shuffled:
+            return self.data.shuffled(seed, part, parts)
         shuffled = getattr(self.data, "shuffled", lambda _: iter(self.data.train))
-        return iter(shuffled(seed))
+        return islice(shuffled(seed), part, None, parts)
 
     def _usable(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The batches without unusable images, which `unusable` counts."""

@@ -26,6 +26,7 @@ from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import Loss, checked, cross_entropy, finish, guarded
 from prunelab.loops.own import loss_of
+from prunelab.loops.ranks import sharded, summed
 from prunelab.values import Progress, Units, many
 
 Array = np.ndarray
@@ -271,11 +272,13 @@ def ablating(
     `expected` is how many images there are; the other parameters are those of `ablate`.
     """
     sums = _Sums(Ablator(model, graph, loss), drops)
-    for batch in guarded(batches):
+    for batch in guarded(sharded(batches)):
         yield from sums.measuring(batch, expected)
-    if not sums.images:
+    total = summed({"losses": sums.losses, "images": sums.images})
+    if not total["images"]:
         raise BadData("There are no batches to measure on; give at least one.")
-    return sums.losses / sums.images
+    losses: Array = total["losses"] / total["images"]
+    return losses
 
 
 class _Sums:

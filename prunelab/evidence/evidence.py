@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from prunelab.errors import StaleEvidence, UnknownName
+from prunelab.errors import BadData, StaleEvidence, UnknownName
 from prunelab.evidence.ablation import Ablation
 from prunelab.evidence.contribution import ConsumerGram, ContributionGram
 from prunelab.evidence.gram_collector import Sums, distinct_units
@@ -15,6 +16,7 @@ from prunelab.evidence.mask_gradients import BatchNorm, MaskGradients, Masks
 from prunelab.evidence.output_fisher import Curvature, added
 from prunelab.evidence.patch_moments import PatchMoments
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
+from prunelab.loops.ranks import gathered, ranks, summed
 
 KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
@@ -160,6 +162,47 @@ class Evidence:
             self.masks,
             self.bn,
             {name: added(value, other.curvature[name]) for name, value in self.curvature.items()},
+        )
+
+    def all_reduce(self) -> Evidence:
+        """The sum over all processes that `torchrun` started, each of which measured its batches.
+
+        Every rank must call it; in a single process it is the evidence itself. Raises `BadData`
+        where none measured any, `StaleEvidence` where they measured other things, `RankLost`.
+        """
+        if ranks() == 1:
+            return self
+        every = gathered((self.images, self._measured()))
+        measured = {how for images, how in every if images}
+        if not measured:
+            raise BadData("There are no batches to measure on; give at least one.")
+        if len(measured) > 1:
+            raise StaleEvidence(f"The processes measured other things: {measured}. Measure again.")
+        parts: dict[str, Any] = {"images": self.images}
+        parts |= {f"moments {name}": m.moment for name, m in self.moments.items()}
+        parts |= {f"patches {name}": m.rows for name, m in self.moments.items()}
+        parts |= {f"grams {name}": gram for name, gram in self.grams.items()}
+        parts |= {f"sums {name}": total.sums for name, total in self.sums.items()}
+        parts |= {f"rows {name}": total.rows for name, total in self.sums.items()}
+        parts |= {f"curvature {name}": value for name, value in self.curvature.items()}
+        alone = {"gradients": self.gradients, "ablated": self.ablated}
+        parts |= {name: value for name, value in alone.items() if value is not None}
+        total = summed(parts)
+
+        def of(kind: str) -> dict[str, Any]:
+            start = f"{kind} "
+            return {n[len(start) :]: value for n, value in total.items() if n.startswith(start)}
+
+        moments, sums, patches, rows = map(of, ("moments", "sums", "patches", "rows"))
+        return replace(
+            self,
+            images=total["images"],
+            grams=of("grams"),
+            moments={name: PatchMoments(moments[name], patches[name]) for name in moments},
+            sums={name: Sums(sums[name], rows[name]) for name in sums},
+            gradients=total.get("gradients"),
+            ablated=total.get("ablated"),
+            curvature=of("curvature"),
         )
 
     def _measured(self) -> tuple[object, ...]:

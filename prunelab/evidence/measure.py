@@ -31,6 +31,7 @@ from prunelab.loops.batch import (
     run_batch,
 )
 from prunelab.loops.own import loss_of
+from prunelab.loops.ranks import ranks
 from prunelab.values import Progress
 
 AT = ("conv", "bn")
@@ -201,7 +202,7 @@ def measuring(
         images += batch_size(batch)
         if losses is None:  # it yields Progress for every run
             yield Progress(images, max(expected, images), "measuring on training images")
-    if not images:
+    if not images and ranks() == 1:  # other ranks may have some
         raise BadData("There are no batches to measure on; give at least one.")
     names = {layer.weight: layer.name for layer in targets.values()}
     return Evidence(

@@ -64,7 +64,7 @@ class Proposed(Event):
     """A method proposed `move` (None: it has no more, `why`); `seen` is the evidence it yielded.
 
     `weights` and `momentum` name what a method that trains has stored: the network that the move
-    cuts, and the optimiser's momentum for the next search.
+    cuts, and the optimiser's momentum for the next search. A move that is `given` was not searched.
     """
 
     method: str
@@ -77,6 +77,7 @@ class Proposed(Event):
     weights: str | None = None
     why: str = ""
     momentum: str | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

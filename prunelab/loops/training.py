@@ -7,9 +7,19 @@ function of (model, loader).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,9 +30,10 @@ from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, InvalidValue, NotFinite
 from prunelab.graph.trace import copy_of
-from prunelab.loops.batch import Loss, checked, finish, guarded, run_batch
+from prunelab.loops.batch import Loss, checked, device_of, finish, guarded, run_batch
 from prunelab.loops.labels import logits_of, targets_of
 from prunelab.loops.modes import in_training
+from prunelab.loops.ranks import averaged, in_order, sharded
 from prunelab.values import Progress
 from prunelab.values.paired_comparison import Answers
 
@@ -36,12 +47,17 @@ class Training:
     Biases and BatchNorm have no weight decay, as in AOFP's released code. With `distil`, and the
     session's default loss, `tune` learns the original network's outputs instead of the labels
     (Hinton, Vinyals, Dean, 2015), which does not overfit a small training set.
+
+    A step takes `accumulate` batches, on each rank where several processes train together, and the
+    mean of their gradients. With `amp` the forward pass runs in bfloat16 where autocast allows.
     """
 
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
     distil: bool = True
+    accumulate: int = 1
+    amp: bool = False
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
@@ -49,6 +65,10 @@ class Training:
                 f"{self} cannot train: lr must be positive, momentum in [0, 1), weight_decay 0 "
                 "or more."
             )
+        if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int):
+            raise InvalidValue(f"accumulate is a number of batches, not {self.accumulate!r}.")
+        if self.accumulate < 1:
+            raise InvalidValue(f"accumulate must be at least 1, not {self.accumulate}.")
 
     def optimiser(
         self, model: nn.Module, *, bias_lr: float = 1.0, momentum: nn.Module | None = None
@@ -139,12 +159,10 @@ def answering(
 
     It runs in evaluation mode, and yields Progress after each of `batches` batches (0: unknown).
     """
-    labels: list[int] = []
-    given: list[int] = []
-    total = 0.0
+    mine: list[tuple[list[int], list[int], float]] = []  # a batch: labels, answers, loss
     expected = batches or (len(loader) if isinstance(loader, Sized) else 0)
     model = copy_of(model).eval()
-    for done, batch in enumerate(guarded(loader)):
+    for done, batch in enumerate(guarded(sharded(loader))):
         logits = logits_of(checked(run_batch, model, batch))
         wanted = targets_of(batch, logits)
         if torch.isnan(logits).any():
@@ -152,13 +170,16 @@ def answering(
                 f"The network outputs NaN on batch {done} of the images that it is evaluated "
                 "on: the batch holds NaN, or weights have grown too large. Nothing was changed."
             )
-        labels += (wanted if wanted.ndim == 1 else wanted.argmax(1)).tolist()
-        given += logits.argmax(1).tolist()
-        total += float(F.cross_entropy(logits, wanted, reduction="sum"))
+        classes = wanted if wanted.ndim == 1 else wanted.argmax(1)
+        loss = float(F.cross_entropy(logits, wanted, reduction="sum"))
+        mine.append((classes.tolist(), logits.argmax(1).tolist(), loss))
         yield Progress(done + 1, max(expected, done + 1), "evaluating")
+    found = in_order(mine)
+    labels = tuple(chain.from_iterable(labels for labels, _, _ in found))
+    given = tuple(chain.from_iterable(given for _, given, _ in found))
     if not labels:
         raise BadData("There are no images to evaluate on; give at least one batch of them.")
-    return Answers(tuple(labels), tuple(given)), total / len(labels)
+    return Answers(labels, given), sum(loss for _, _, loss in found) / len(labels)
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
@@ -170,23 +191,22 @@ def average_loss(loss: Loss) -> Callable[[nn.Module, Iterable[Any]], float]:
     """The mean of `loss` per input, in evaluation mode, as a metric function."""
 
     def measured(model: nn.Module, loader: Iterable[Any]) -> float:
-        total = count = 0.0
         model = copy_of(model).eval()
         with private_random(), torch.no_grad():
-            for batch in guarded(loader):
-                size = batch_size(batch)
-                total += float(loss(model, batch)) * size
-                count += size
-        if not count:
+            mine = [
+                (float(loss(model, batch)), batch_size(batch)) for batch in guarded(sharded(loader))
+            ]
+        found = in_order(mine)
+        if not found:
             raise BadData("There are no batches to evaluate on; give at least one.")
-        return total / count
+        return sum(value * size for value, size in found) / sum(size for _, size in found)
 
     return measured
 
 
 def training(
     model: nn.Module,
-    batches: Callable[[int], Iterator[Any]],
+    batches: Callable[[int], Iterable[Any]],
     steps: int,
     loss: Loss,
     settings: Training,
@@ -222,7 +242,9 @@ def training(
         for step in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-            descend(model, next(stream), loss, optimiser)
+            some = [next(stream) for _ in range(settings.accumulate)]
+            with torch.autocast(device_of(model).type, torch.bfloat16, settings.amp):
+                _descend(model, some, loss, optimiser, nullcontext())
             yield Progress(step + 1, steps, "tuning")
 
 
@@ -251,35 +273,51 @@ def descend(
     NotFinite
         When the loss is NaN or infinite; names the first layer whose output is.
     """
-    with watch or nullcontext():
-        value = checked(loss, model, batch)
-    if not torch.isfinite(value).all():
-        where = _first_bad_layer(model, batch, loss)
+    return _descend(model, [batch], loss, optimiser, watch or nullcontext())
+
+
+def _descend(
+    model: nn.Module,
+    batches: Sequence[Any],
+    loss: Loss,
+    optimiser: torch.optim.Optimizer,
+    watch: AbstractContextManager[Any],
+) -> float:
+    """One step along the mean gradient of several batches, on every rank."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    optimiser.zero_grad(set_to_none=True)
+    losses = []
+    for batch in batches:
+        with watch:
+            value = checked(loss, model, batch) / len(batches)
+        value.backward(inputs=wanted)
+        losses.append(value.detach())
+    value = averaged(torch.stack(losses).sum(), wanted)
+    if not torch.isfinite(value):
+        where = _first_bad_layer(model, batches, loss)
         raise NotFinite(
-            f"The loss is {float(value.detach())} {where}. Nothing was changed. Look for NaN in "
+            f"The loss is {float(value)} {where}. Nothing was changed. Look for NaN in "
             "images and weights, or lower the learning rate."
         )
-    optimiser.zero_grad(set_to_none=True)
-    value.backward(inputs=[p for p in model.parameters() if p.requires_grad])
     optimiser.step()
-    return float(value.detach())
+    return float(value)
 
 
-def forever(batches: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-    """Epoch after epoch of batches; raises `BadData` when an epoch has none."""
+def forever(batches: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+    """Epoch after epoch of this rank's batches; raises `BadData` when an epoch has none."""
     epoch = 0
     while True:
         empty = True
-        for batch in guarded(batches(epoch)):
+        for batch in guarded(sharded(batches(epoch))):
             empty = False
             yield batch
         if empty:
-            raise BadData("There are no training batches; give at least one.")
+            raise BadData("There are no training batches; give at least one for each process.")
         epoch += 1
 
 
-def _first_bad_layer(model: nn.Module, batch: Any, loss: Loss) -> str:
-    """Where NaN or infinity first occurs when the network runs on `batch`, in words."""
+def _first_bad_layer(model: nn.Module, batches: Iterable[Any], loss: Loss) -> str:
+    """Where NaN or infinity first occurs when the network runs on `batches`, in words."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"because the weights {name} hold NaN or infinity"
@@ -295,7 +333,8 @@ def _first_bad_layer(model: nn.Module, batch: Any, loss: Loss) -> str:
     handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
     try:
         with torch.no_grad():
-            loss(model, batch)
+            for batch in batches:
+                loss(model, batch)
     finally:
         for handle in handles:
             handle.remove()

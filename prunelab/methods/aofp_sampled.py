@@ -35,6 +35,7 @@ from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
+from prunelab.loops.ranks import ranks, summed
 from prunelab.loops.training import descend, forever, momentum_of
 from prunelab.methods.aofp_search import judge
 from prunelab.methods.aofp_target import STEP
@@ -75,8 +76,9 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         with private_random(context.seed + step):
             descend(network, next(stream), context.loss, optimiser, watch=path)
         zero_columns(network, context.graph, removal.drop)  # SGD moves the masked columns
+        damages = summed({s.group.name: path.damage(s.group.name) / ranks() for s in active})
         for search in active:
-            search.add(path.damage(search.group.name))
+            search.add(damages[search.group.name])
             if search.seen < method.batches:
                 continue
             rung = search.decide(now.theta)

@@ -7,7 +7,7 @@ has nothing more. All that a session reads of a method is read by the functions 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -114,7 +114,7 @@ class Context:
     apart: Callable[..., Generator[Any, None, tuple[Evidence, Evidence | None]]]
     aimed: Callable[..., Generator[Any, None, Mapping[str, AimedGram]]]
     images: Callable[[int], Iterator[Any]]
-    training_batches: Callable[[int], Iterator[Any]]
+    training_batches: Callable[[int], Iterable[Any]]
     loss: Callable[[nn.Module, Any], Any]
     forward: Callable[[nn.Module, Any], Any]
     cost: Callable[[WidthPlan], Cost]

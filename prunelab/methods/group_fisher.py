@@ -37,6 +37,7 @@ from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
+from prunelab.loops.ranks import summed
 from prunelab.loops.training import descend, forever, momentum_of
 from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
@@ -156,7 +157,8 @@ class GroupFisher:
                     images += batch_size(batch)
                     step += 1
                     yield Progress(*removal.progress, f"Group Fisher trains, batch {step}")
-                removal.remove_lowest(total[:-1].numpy() / images)
+                every = summed({"fisher": total[:-1].numpy(), "images": images})
+                removal.remove_lowest(every["fisher"] / every["images"])
                 zero_columns(network, context.graph, removal.drop)
         network.zero_grad(set_to_none=True)
         yield from importances(context, removal.scores(), self.meaning)

@@ -30,8 +30,10 @@ from prunelab.graph.trace import copy_of, restricted, runner, trace
 from prunelab.loops.batch import device_of, guarded, on_device
 from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
+from prunelab.loops.ranks import follow, followed
 from prunelab.loops.training import answering
 from prunelab.session.measurements import Measurements
+from prunelab.session.portable import Call
 from prunelab.session.settings import Settings
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan, listed
 from prunelab.values.paired_comparison import Answers, PairedComparison, by_batch, by_image
@@ -66,7 +68,7 @@ class Evaluator:
                 )
         self.settings = settings
         self.splits = Splits(data, int(seed))
-        self.base = _sound(copy_of(model), device)
+        self.base = follow(_sound(copy_of(model), device))
         self.frozen = frozen_modules(self.base)
         self.fewest = self._fewest()
         if example_inputs is None:
@@ -190,6 +192,26 @@ class Evaluator:
         with private_random(), torch.no_grad():
             return self.settings.forward(copy_of(network).eval(), inputs)
 
+    def call_of(self, network: nn.Module) -> Call:
+        """How the session's forward calls `network` on the first training batch."""
+        batch, calls = self.splits.sample(), []
+
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(Call(args, kwargs, batch_size(batch)))
+
+        hook = network.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            with private_random(), torch.no_grad():
+                self.settings.forward(network, batch)
+        finally:
+            hook.remove()
+        if len(calls) != 1:
+            raise BadModel(
+                f"forward called the network {len(calls)} times on a batch, so no single program "
+                "does what it does. Export .safetensors instead."
+            )
+        return calls[0]
+
     # ------------------------------------------------------------ judging
 
     def judge(self, network: nn.Module, loader: Any = None) -> Generator[Progress, None, Judgement]:
@@ -205,7 +227,7 @@ class Evaluator:
             yield Progress(len(values), len(metrics), f"evaluating {name}")
             with private_random(seed):
                 values[name] = measured(name, metric.function, copy_of(network), loader)
-        return values, None
+        return followed(values), None
 
     def compare(
         self, network: nn.Module, now: nn.Module, mark: str, known: Answers | None, images: int

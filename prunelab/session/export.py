@@ -1,4 +1,4 @@
-"""Exports of a session: weights with plan and card, the plan, a script, a report.
+"""Exports of a session: weights with plan and card, programs, the plan, a script, a report.
 
 Files are safetensors and JSON; nothing read from disk is ever unpickled.
 """
@@ -31,12 +31,10 @@ from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.factorisation import factorised, plain_factors
 from prunelab.graph.surgery.held_tensors import checked_network
 from prunelab.graph.surgery.network_state import NetworkState, captured, restore, unwrapped
-from prunelab.ledger.events import (
-    Approved,
-    Proposed,
-    Tuned,
-)
+from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import device_of
+from prunelab.session.portable import SIZES, Program, as_onnx, as_pt2, model_card, outputs_of
+from prunelab.session.script import to_script
 from prunelab.values import Cost, FrozenMap, Units, thaw
 
 if TYPE_CHECKING:
@@ -51,18 +49,22 @@ def export(session: Session, network: nn.Module, path: Path) -> Path:
     `network` is the session's current one. A file that is there already is replaced once the new
     one is complete and was read again.
 
-    Raises `InvalidValue` for another suffix, `PruneLabError` where it cannot be written.
+    Raises `InvalidValue` for another suffix, `PruneLabError` where it cannot be written,
+    `MissingPackage` where that takes a package that is not installed.
     """
     writers: dict[str, Callable[[], Any]] = {
         ".safetensors": lambda: _write_network(session, network, path),
+        ".onnx": lambda: _write_program(session, network, path, as_onnx),
+        ".pt2": lambda: _write_program(session, network, path, as_pt2),
+        "": lambda: _write_folder(session, network, path),
         ".json": lambda: _write({path: (session.plan.to_json() + "\n").encode()}),
         ".py": lambda: _write({path: to_script(session).encode()}),
         ".html": lambda: _write({path: _report(session).encode()}),
     }
     if path.suffix not in writers:
         raise InvalidValue(
-            f"export writes {', '.join(writers)} files, not {path.name!r}: weights with their "
-            "plan and card, the plan, the script, or the report."
+            f"export writes {', '.join(filter(None, writers))}, or a folder where there is no "
+            f"suffix; not {path.name!r}."
         )
     if not path.parent.is_dir():
         raise PruneLabError(f"There is no folder {path.parent}; make it first.")
@@ -76,8 +78,10 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     `factory` makes the unpruned architecture; its own weights do not matter. What it gives comes
     back in evaluation mode, with the exported tensors in memory of its own, on its devices. Raises
     `InvalidValue` for what is no function, `SessionFileError` for a file that is damaged or
-    foreign, `BadModel` for another architecture.
+    foreign, `BadModel` for another architecture. `path` may be the folder of an export.
     """
+    if Path(path).is_dir():
+        path = Path(path) / "model.safetensors"
     if isinstance(factory, nn.Module) or not callable(factory):
         given = type(factory).__name__
         raise InvalidValue(
@@ -129,6 +133,58 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
 
 def _write_network(session: Session, network: nn.Module, path: Path) -> None:
     """Write weights and plan, load them again and compare; then write the card."""
+    data = _weights(session, network)
+    card = _json(_card(session, data))
+    _write({path: data, path.with_suffix(".card.json"): card}, _weights_check(session, network))
+
+
+def _write_folder(session: Session, network: nn.Module, path: Path) -> None:
+    """Write the folder that `huggingface_hub.upload_folder` takes."""
+    data = _weights(session, network)
+    card = _card(session, data)
+    files = {
+        "model.safetensors": data,
+        "config.json": _json(card),
+        "plan.json": (session.plan.to_json() + "\n").encode(),
+        "README.md": model_card(card).encode(),
+    }
+    made = not path.exists()
+    try:
+        path.mkdir(exist_ok=True)
+        _write(
+            {path / name: data for name, data in files.items()}, _weights_check(session, network)
+        )
+    except OSError as error:
+        raise PruneLabError(f"{path} cannot be made a folder: {error.strerror}.") from None
+    finally:
+        if made and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _write_program(
+    session: Session, network: nn.Module, path: Path, convert: Callable[..., Program]
+) -> None:
+    """Write a program that runs without this network's code, and compare its outputs."""
+    network = copy_of(network).eval().cpu()
+    call = session._evaluator.call_of(network)
+    program = convert(network, call)
+
+    def check(part: Path) -> None:
+        run = program.opened(part.read_bytes())
+        for size in SIZES:
+            now = call.of(size)
+            want, got = outputs_of(network, now), run(*now.args, **now.kwargs)
+            if len(want) != len(got) or not all(map(_close, want, got)):
+                raise PruneLabError(
+                    f"The written {path.suffix} gives other outputs than the network on a batch of "
+                    f"{size}, so nothing was written. Export .safetensors instead."
+                )
+
+    _write({path: program.data}, check)
+
+
+def _weights(session: Session, network: nn.Module) -> bytes:
+    """Weights and plan as safetensors."""
     state = captured(network)
     metadata = {
         "prunelab": FORMAT,
@@ -141,12 +197,15 @@ def _write_network(session: Session, network: nn.Module, path: Path) -> None:
     }
     plain = torch.contiguous_format
     tensors = {name: t.cpu().clone(memory_format=plain) for name, t in state.tensors.items()}
-    data = save_tensors(tensors, metadata)
-    card = json.dumps(_card(session, data), indent=2) + "\n"
-    _write(
-        {path: data, path.with_suffix(".card.json"): card.encode()},
-        lambda part: _check_same(session, network, load_pruned(session.original, part)),
-    )
+    return save_tensors(tensors, metadata)
+
+
+def _weights_check(session: Session, network: nn.Module) -> Callable[[Path], None]:
+    return lambda part: _check_same(session, network, load_pruned(session.original, part))
+
+
+def _json(card: Mapping[str, Any]) -> bytes:
+    return (json.dumps(card, indent=2) + "\n").encode()
 
 
 def _check_same(session: Session, network: nn.Module, again: nn.Module) -> None:
@@ -249,61 +308,3 @@ def _report(session: Session) -> str:
         return session.costs(session._evaluator.plan(kept, factors))
 
     return report(session.ledger, layers, costs)
-
-
-# ---------------------------------------------------------------- the script
-
-
-def to_script(session: Session) -> str:
-    """A Python script that replays this session verb by verb."""
-    began = session.state.began
-    current = _method_text(began.method, dict(began.parameters))
-    kept = [name for name in ("repair", "repair_images") if name in began.settings]
-    kept += ["freeze"] * bool(began.settings.get("freeze"))
-    kept += ["round_to"] * (began.settings.get("round_to", 1) > 1)
-    settings = ", ".join(f"{name}={began.settings[name]!r}" for name in kept)
-    line = session.state.line().replace("\\", "\\\\").replace('"', '\\"')
-    lines = [f'"""Replays a prunelab session on a {began.network}: {line}.']
-    tunes = [event for event in session.ledger if isinstance(event, Tuned) and event.unlike()]
-    if tunes:
-        lines += ["", "Not bitwise, so that what follows may differ from the record:"]
-        lines += [f"- event {event.seq}: {event.unlike()}." for event in tunes]
-    lines[-1] += '\n"""' if tunes else '"""'
-    lines += [
-        "",
-        "import prunelab as pl",
-        "",
-        "",
-        "def replay(model, data):",
-        f"    session = pl.Session(model, data, method={current},",
-        f"        {settings}, seed={began.seed})",
-    ]
-    events = list(session.ledger)
-    for event, after in zip(events, [*events[1:], None], strict=True):
-        if isinstance(event, Approved):
-            default_repair = began.settings["repair"] is None or getattr(after, "automatic", False)
-            lines.append(f"    session.approve({'' if default_repair else 'repair=False'})")
-        elif isinstance(event, Proposed):
-            asked = _method_text(event.method, dict(event.parameters))
-            if asked != current:
-                current = asked
-                lines.append(f"    session.method = {current}")
-            goal = f"target_macs={event.target}" if event.target is not None else ""
-            lines.append(f"    session.propose({goal})")
-        else:
-            lines += [f"    {line}" for line in event.script()]
-    lines += [
-        "    return session",
-        "",
-        "",
-        'if __name__ == "__main__":',
-        "    model = ...  # the network that the session began with",
-        "    data = ...  # its data, e.g. pl.data.load(...)",
-        "    print(replay(model, data))",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _method_text(name: str, parameters: dict[str, Any]) -> str:
-    given = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
-    return f"pl.make_method({name!r}{', ' + given if given else ''})"

@@ -19,6 +19,7 @@ from prunelab.ledger.events import Began, Event, Noted, Proposed, Step, Tuned
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import Point, State
 from prunelab.loops.batch import finish
+from prunelab.loops.ranks import follow
 from prunelab.session.evaluator import Evaluator, Judgement
 from prunelab.session.runner import uninterrupted
 from prunelab.values import FrozenMap, Move, WidthPlan
@@ -101,9 +102,10 @@ class History:
     def settled(self, network: nn.Module, plan: WidthPlan) -> nn.Module:
         """`network` as a file will give it back: the original cut to `plan`, in its state.
 
-        So what the network has kept while it was trained or measured does not stay.
+        So what the network has kept while it was trained or measured does not stay, and all ranks
+        have the network of the first.
         """
-        return self._evaluator.network(plan, captured(network))
+        return follow(self._evaluator.network(plan, captured(network)))
 
     def _stored(self, key: str, plan: WidthPlan) -> nn.Module:
         state = NetworkState.unpacked(self.ledger.weights(key))

@@ -18,6 +18,7 @@ from prunelab.evidence.mask_gradients import Masks
 from prunelab.evidence.measure import evidence_bytes, measured_layers, measuring
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.trace import copy_of
+from prunelab.loops.ranks import sharded
 from prunelab.session.settings import Settings
 from prunelab.values import Progress, WidthPlan, many
 
@@ -72,7 +73,7 @@ class Measurements:
         found = yield from measuring(
             network,
             graph,
-            self._splits.images(request.images),
+            sharded(self._splits.images(request.images)),
             request.kinds,
             at=request.at,
             forward=self._settings.forward,
@@ -81,6 +82,7 @@ class Measurements:
             expected=request.images,
             mark=mark,
         )
+        found = found.all_reduce()
         self._evidence = {**self._evidence, request.kinds: (mark, request, found)}
         return found
 

@@ -18,9 +18,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from prunelab.cost.counting import Latency, layer_costs
-from prunelab.errors import BadModel, InvalidValue, SessionFileError
+from prunelab.errors import InvalidValue, SessionFileError
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.surgery.network_state import NetworkState, restore, wrapped
+from prunelab.graph.surgery.network_state import wrapped
 from prunelab.graph.trace import copy_of, restricted
 from prunelab.ledger import notes
 from prunelab.ledger.ledger import Ledger, Store
@@ -28,6 +28,7 @@ from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.loops.batch import finish
 from prunelab.loops.own import only_values, tensors
+from prunelab.loops.ranks import join, own_file
 from prunelab.loops.training import STEPS, Metric
 from prunelab.methods import Method, make_method
 from prunelab.methods.base import with_theta
@@ -38,6 +39,7 @@ from prunelab.session.history import History
 from prunelab.session.parts import Parts
 from prunelab.session.preview import AtHand, Foresight, Preview
 from prunelab.session.repairing import check_finite
+from prunelab.session.replay import original_of
 from prunelab.session.runner import Runner
 from prunelab.session.settings import REPAIR_IMAGES, Settings
 from prunelab.values import Cost, Move, WidthPlan
@@ -139,7 +141,9 @@ class Session:
         round_to: int = 1,
         memory: float | None = None,
     ) -> None:
+        join()
         settings = Settings.of(forward, loss, metrics, train, repair, repair_images, memory)
+        path = None if path is None else own_file(path)
         if resume and path is None:
             raise InvalidValue(
                 "resume=True needs the path of the session's file: path='run.prunelab'."
@@ -208,8 +212,9 @@ class Session:
                 f"Session.open takes {', '.join(known)}; not {', '.join(sorted(unknown))}, "
                 "which the file holds."
             )
+        join()
         session = cls.__new__(cls)
-        session._resume(path, model, data, method, own, {})
+        session._resume(own_file(path), model, data, method, own, {})
         return session
 
     def _resume(
@@ -233,14 +238,7 @@ class Session:
                     f"The session in {path} began with {name}={began_with[name]!r}, not {value!r}. "
                     "Give that, or another path for a new session."
                 )
-        base = copy_of(model)
-        try:
-            restore(base, NetworkState.unpacked(ledger.weights(began.weights)))
-        except BadModel as error:
-            raise SessionFileError(
-                f"{path} is a session of a {began.network} whose weights do not fit the given "
-                f"{type(model).__name__}: {error} Give a network of the same architecture."
-            ) from None
+        base = original_of(ledger, model, path)
         settings = Settings.of(
             own.get("forward"), own.get("loss"), own.get("metrics"), own.get("train"),
             began.settings["repair"], began.settings.get("repair_images", REPAIR_IMAGES),
@@ -463,13 +461,24 @@ class Session:
 
     # ------------------------------------------------------------ verbs
 
-    def propose(self, target_macs: float | None = None) -> Move | None:
+    def propose(
+        self,
+        target_macs: float | None = None,
+        *,
+        drop: Mapping[str, Iterable[int]] | None = None,
+    ) -> Move | None:
         """Search for the method's next move; None when there is none.
 
-        With `target_macs` (as in `run`) the move removes no more than the target needs. Raises
+        With `target_macs` (as in `run`) the move removes no more than the target needs. With `drop`
+        it drops exactly these units of each group, and nothing is searched: a move of your own, or
+        one that was decided elsewhere; raises `UnknownName` or `IllegalPlan` as `adjust`. Raises
         `WrongState` while a proposal is pending (approve, adjust or reject it first),
         `SessionBusy`, `Stopped`, `BadData`, `NotFinite`.
         """
+        if drop is not None:
+            if target_macs is not None:
+                raise InvalidValue("propose takes target_macs or drop, not both.")
+            return self._runner.run("propose", verbs.propose_given(self._parts, drop))
         return self._runner.run("propose", verbs.propose(self._parts, target_macs))
 
     def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
@@ -766,5 +775,13 @@ class Session:
         return self._runner.run("what_if", verbs.imagine(self._parts, drop))
 
     def export(self, path: str | Path) -> Path:
-        """Write the network (.safetensors), the plan (.json), script (.py) or report (.html)."""
-        return export(self, self._history.network, Path(path))
+        """Write the network, or the plan (.json), script (.py) or report (.html) of the session.
+
+        The network is written as .safetensors, for `load_pruned`; as .onnx or .pt2 (torch.export),
+        which run without its code on batches of any size; or, without a suffix, as a folder with
+        weights, plan and model card that `huggingface_hub.upload_folder` takes. Each is read again
+        and compared before it replaces an older one. Raises what `export` does: `InvalidValue` for
+        another suffix, `MissingPackage`, or `PruneLabError` where nothing could be written.
+        """
+        export(self, self._history.network, own_file(path))
+        return Path(path)

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from prunelab.ledger.events import (
     Undone,
 )
 from prunelab.loops.own import name_of, train_by
+from prunelab.loops.ranks import followed
 from prunelab.loops.training import Training, distillation_loss, training
 from prunelab.methods.base import found, parameters
 from prunelab.methods.reasons import why_none
@@ -98,6 +100,7 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
             item = next(search)
         except StopIteration as end:
             result = found(end.value)
+            result = replace(result, move=followed(result.move))
             break
         if not isinstance(item, Progress):
             seen.append(item)
@@ -119,6 +122,23 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
     )
     history.commit(event, weights=trained, momentum=result.momentum, brought=trained)
     return result.move
+
+
+def propose_given(parts: Parts, drop: Mapping[str, Iterable[int]]) -> Work[Move]:
+    """Commit the move that drops exactly these units, without a search."""
+    history, method = parts.history, parts.method
+    if history.state.pending is not None and not history.state.stale:
+        raise WrongState(f"{history.state.pending} is pending; approve, adjust or reject it first.")
+    move = yield from imagine(parts, drop)
+    event = Proposed(
+        **history.header(),
+        method=method.name,
+        parameters=parameters(method),
+        move=move,
+        given=True,
+    )
+    history.commit(event)
+    return move
 
 
 def imagine(parts: Parts, drop: Mapping[str, Iterable[int]]) -> Work[Move]:
@@ -351,7 +371,7 @@ def _trained(
 
 def _note_unusable(parts: Parts) -> None:
     """Note which training images are excluded, whenever more of them are known."""
-    unusable, history = parts.evaluator.splits.unusable, parts.history
+    unusable, history = followed(parts.evaluator.splits.unusable), parts.history
     known = [e.text for e in history.ledger if isinstance(e, Noted) and e.kind == "data"]
     if unusable and str(unusable) not in known:
         history.note({"kind": "data", "text": str(unusable)})

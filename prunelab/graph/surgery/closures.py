@@ -44,7 +44,8 @@ def _copied(model: nn.Module, modules: Sequence[nn.Module], memo: dict[int, Any]
     own = [
         module
         for module in modules
-        if _usual(type(module)) and id(module) not in memo and "__deepcopy__" not in vars(module)
+        if id(module) not in memo
+        if _usual(type(module)) and "__deepcopy__" not in vars(module)  # type: ignore[arg-type]
     ]
     for module in own:
         memo[id(module)] = module.__new__(type(module))
