@@ -18,6 +18,7 @@ from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.values import Units, WidthPlan, si
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 KINDS = ("macs", "params", "activation_bytes")
@@ -26,6 +27,7 @@ HIGHEST = 1e18  # a price at which cost outweighs any damage
 WORTHWHILE = 1e-3  # a trade must reduce the sum of damages by at least this share
 
 
+@as_annotated
 def allocate(
     graph: ChannelGraph,
     evidence: Evidence,

@@ -27,6 +27,7 @@ from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import Loss, checked, cross_entropy, finish, guarded
 from prunelab.loops.own import loss_of
 from prunelab.values import Progress, Units, many
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 Drop = Mapping[str, Sequence[int]]
@@ -220,6 +221,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+@as_annotated
 def ablate(
     model: nn.Module,
     graph: ChannelGraph,

@@ -15,6 +15,7 @@ from prunelab.evidence.gram_collector import Sums, distinct_units
 from prunelab.evidence.mask_gradients import BatchNorm, MaskGradients, Masks
 from prunelab.evidence.patch_moments import PatchMoments
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
+from prunelab.values.given import as_annotated
 
 KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
@@ -136,6 +137,7 @@ class Evidence:
             grams[name] = gram - total.sums @ total.sums.T / max(1, total.rows)
         return replace(self, grams=grams)
 
+    @as_annotated
     def __add__(self, other: Evidence) -> Evidence:
         if self._measured() != other._measured():
             raise StaleEvidence(

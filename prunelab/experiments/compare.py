@@ -16,11 +16,13 @@ from prunelab.loops.batch import finish
 from prunelab.methods import Method, Random, make_method
 from prunelab.session.session import Session
 from prunelab.values import FrozenMap, Progress
+from prunelab.values.given import as_annotated
 
 CONTROL = Random()
 Made = BudgetUnreachable, BadModel, InvalidValue, NotFinite  # reported in the table, not raised
 
 
+@as_annotated
 def compare(
     model: nn.Module,
     data: Any,
@@ -200,6 +202,8 @@ def _targets(given: Any) -> list[float]:
                 "targets are shares of the original MACs between 0 and 1, or numbers of MACs; "
                 f"not {goal!r}."
             )
+        if 1 < goal <= 100:
+            raise InvalidValue(f"targets: {goal:g} is no share; {goal:g}% is {goal / 100:g}.")
     if not goals or len(set(goals)) < len(goals):
         raise InvalidValue(f"targets needs at least one target, each once; not {given!r}.")
     return goals

@@ -28,6 +28,7 @@ from prunelab.methods import Method, make_method
 from prunelab.methods.base import spares
 from prunelab.session.session import Session
 from prunelab.values import FrozenMap, Progress, WidthPlan, table
+from prunelab.values.given import as_annotated
 
 Init = Callable[[nn.Module], Any]
 
@@ -59,6 +60,7 @@ class Redesign:
         return f"{table(rows, numbers=3)}\n\n{self.comparison!r}"
 
 
+@as_annotated
 def redesign(
     model: nn.Module,
     data: Any,

@@ -42,11 +42,13 @@ from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
 from prunelab.methods.settings import check_choice, check_counts, check_groups, check_lr
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 Normalise = Literal["memory", "macs"] | None
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class GroupFisher:
     """Removes the units with the least Fisher information for what removing them saves.

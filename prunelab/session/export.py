@@ -38,6 +38,7 @@ from prunelab.ledger.events import (
 )
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, FrozenMap, Units, thaw
+from prunelab.values.given import as_annotated
 
 if TYPE_CHECKING:
     from prunelab.session.session import Session
@@ -70,6 +71,7 @@ def export(session: Session, network: nn.Module, path: Path) -> Path:
     return path
 
 
+@as_annotated
 def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """Load the pruned network in `path` into the network that `factory()` builds.
 

@@ -13,6 +13,7 @@ from prunelab.ledger.state import Point
 from prunelab.ledger.words import at_chance, stopped
 from prunelab.session.session import Session
 from prunelab.values import WidthPlan
+from prunelab.values.given import as_annotated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +26,7 @@ class Pruned:
     trajectory: tuple[Point, ...]
 
 
+@as_annotated
 def prune(
     model: nn.Module,
     data: Any,

@@ -50,8 +50,6 @@ class Settings:
         """Check a session's keywords and fill in the defaults; raises `InvalidValue`."""
         if repair not in (None, PUBLISHED):
             check_repair(repair)
-        if isinstance(repair_images, bool) or not isinstance(repair_images, int):
-            raise InvalidValue(f"repair_images is a whole number, not {repair_images!r}.")
         if repair_images < 1:
             raise InvalidValue(f"repair_images must be at least 1, not {repair_images}.")
         train = train if train is not None else Training()

@@ -22,8 +22,10 @@ from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.closures import deep_copy
 from prunelab.graph.surgery.held_tensors import checked_network, like, settle
 from prunelab.values import WidthPlan
+from prunelab.values.given import as_annotated
 
 
+@as_annotated
 def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     """A new plain module, of the same class, without the units that `plan` drops.
 
@@ -65,6 +67,7 @@ def cut_to(
     return small
 
 
+@as_annotated
 def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     """A new module of unchanged shapes with the same outputs as that of `cut`.
 
@@ -114,6 +117,7 @@ def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> d
     return changed
 
 
+@as_annotated
 def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     """`model`, an unpruned instance of the traced architecture, cut to `plan`.
 
@@ -126,6 +130,7 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     return cut(model, graph, plan)
 
 
+@as_annotated
 def with_channel_selectors(
     model: nn.Module, graph: ChannelGraph, layers: Iterable[str] | None = None
 ) -> nn.Module:
@@ -146,6 +151,7 @@ def with_channel_selectors(
     measure the latency. Raises `BadModel` where there is no such convolution, `InvalidValue` for a
     layer that cannot select channels.
     """
+    check_fit(model, graph)
     made = copy_with(model, {})
     modules = dict(made.named_modules())
     if layers is None:
@@ -322,7 +328,8 @@ def _parts(model: nn.Module, tensors: bool) -> list[tuple[str, object]]:
     return [*model.named_modules(), *(_tensors(model) if tensors else ())]
 
 
-def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+def check_fit(model: nn.Module, graph: ChannelGraph) -> None:
+    """Raise `BadModel` for what is no network, or one that the graph does not describe."""
     checked_network(model)
     state = dict(_tensors(model))
     for (name, axis), units in graph.slots.items():
@@ -333,6 +340,11 @@ def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
                 f"along axis {axis}, found {found}. Trace this network, or use graph.after(plan) "
                 "for one that was cut."
             )
+
+
+def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+    check_fit(model, graph)
+    graph.alive(plan)  # raises for a plan of another network
     for group in graph.groups:
         if missing := set(plan.kept[group.name]) - set(group.units):
             raise IllegalPlan(
