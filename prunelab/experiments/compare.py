@@ -15,6 +15,7 @@ from prunelab.ledger.words import said
 from prunelab.loops.batch import finish
 from prunelab.methods import Method, Random, make_method
 from prunelab.session.session import Session
+from prunelab.session.settings import Split
 from prunelab.values import FrozenMap, Progress
 from prunelab.values.given import as_annotated
 
@@ -32,7 +33,7 @@ def compare(
     seeds: int | Iterable[int] = 3,
     repair: str | None = "lstsq",
     tune: int | None = 0,
-    split: str = "test",
+    split: Split = "test",
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Comparison:
@@ -85,7 +86,7 @@ def comparing(
     seeds: int | Iterable[int] = 3,
     repair: str | None = "lstsq",
     tune: int | None = 0,
-    split: str = "test",
+    split: Split = "test",
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Generator[Any, None, Comparison]:
@@ -120,7 +121,7 @@ def comparing(
 
 
 def _outcome(
-    label: str, work: Session, goal: float, tune: int | None, split: str, seed: int,
+    label: str, work: Session, goal: float, tune: int | None, split: Split, seed: int,
     repair: str | None,
 ) -> Outcome:  # fmt: skip
     """Run a session to its goal, tune it, and evaluate it."""

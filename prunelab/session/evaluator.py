@@ -20,7 +20,7 @@ from prunelab.evidence.reach import reached, where_reached
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.given import check_network
 from prunelab.graph.independence import check_copies
-from prunelab.graph.surgery.editing import cut
+from prunelab.graph.surgery.editing import check_fit, cut
 from prunelab.graph.surgery.factorisation import factorised
 from prunelab.graph.surgery.factorised_graph import extended, factorised_graph, factorised_like
 from prunelab.graph.surgery.held_tensors import not_finite
@@ -80,6 +80,7 @@ class Evaluator:
             size = agreed_size(example_inputs)
             if graph.inputs is None and size is not None:
                 graph = self._traced(example_inputs, batch_size=size)
+        check_fit(self.base, graph)
         graph = restricted(graph, freeze, round_to)
         images = self.splits.samples(IMAGES)
         self.reached = reached(self.base, graph, settings.forward, images)

@@ -39,7 +39,7 @@ from prunelab.session.parts import Parts
 from prunelab.session.preview import AtHand, Foresight, Preview
 from prunelab.session.repairing import check_finite
 from prunelab.session.runner import Runner
-from prunelab.session.settings import REPAIR_IMAGES, Settings
+from prunelab.session.settings import REPAIR_IMAGES, Settings, Split
 from prunelab.values import Cost, Move, WidthPlan
 from prunelab.values.given import as_annotated
 from prunelab.values.paired_comparison import PairedComparison
@@ -594,13 +594,11 @@ class Session:
             finish(self._runner.relay(verbs.adopt(self._parts, network, by)))
 
     @as_annotated
-    def evaluate(self, split: str = "test", network: nn.Module | None = None) -> dict[str, float]:
+    def evaluate(self, split: Split = "test", network: nn.Module | None = None) -> dict[str, float]:
         """Metric to value on the test split (or "val", "train"); changes nothing.
 
         For the current network, or another `network`.
         """
-        if split not in ("train", "val", "test"):
-            raise InvalidValue(f"split is 'train', 'val' or 'test', not {split!r}.")
         loader = getattr(self.data, split)
         judged = self._evaluator.judge(
             self._history.network if network is None else network, loader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from prunelab.methods.base import Method, published_repair
 
 REPAIRS = ("lstsq", "rescale", "bn")
 PUBLISHED = "published"
+Split = Literal["train", "val", "test"]
 REPAIR_IMAGES = 1024  # at most; on resnet18 at 32 px 2,048 gain 0.1 points, 512 lose 1.0
 
 

@@ -158,10 +158,16 @@ class WidthPlan:
         """
         full = cls.full(graph)
         try:
-            kept = json.loads(text)["kept"]
-            asked = {str(name): units_of(units) for name, units in kept.items()}
+            data = json.loads(text)
+            asked = {str(name): units_of(units) for name, units in data["kept"].items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise IllegalPlan(f"This text is not a width plan in JSON: {error}.") from None
+            raise IllegalPlan(
+                f"{text!r:.60} is not a width plan in JSON ({error}). Give what to_json() wrote."
+            ) from None
+        if data.get("format", 1) != 1:
+            raise IllegalPlan(
+                f"The plan has format {data['format']!r}; this prunelab reads 1. Upgrade it."
+            )
         if set(asked) != set(full.kept):
             odd = sorted(set(asked) ^ set(full.kept))
             raise IllegalPlan(
