@@ -7,7 +7,7 @@ has nothing more. All that a session reads of a method is read by the functions 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -94,7 +94,8 @@ class Context:
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
     batches that hold n of them; `aimed(layers, images)` measures layers against the network last
     trained, an `AimedGram` for each. `forward(model, batch)` runs a network on a batch,
-    `loss(model, batch)` gives its loss. `form(factors)` is the graph of the uncut network with
+    `loss(model, batch)` gives its loss. `frozen` are the modules that training must leave in
+    evaluation mode, see `in_training`. `form(factors)` is the graph of the uncut network with
     these layers factorised as well.
     """
 
@@ -115,6 +116,7 @@ class Context:
     form: Callable[[Mapping[str, str]], ChannelGraph]
     train: Training
     momentum: Callable[[], nn.Module | None] = lambda: None
+    frozen: Collection[str] = ()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

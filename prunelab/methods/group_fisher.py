@@ -37,6 +37,7 @@ from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
+from prunelab.loops.modes import in_training
 from prunelab.loops.training import descend, forever, momentum_of
 from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
@@ -137,13 +138,13 @@ class GroupFisher:
 
     def _search_training(self, context: Context, removal: _Removal) -> Search:
         """Steps 1 to 5, repeated, on a copy of the network that trains by SGD."""
-        network = copy_of(context.model).train()
+        network = copy_of(context.model)
         training = replace(context.train, lr=self.lr)
         optimiser = training.optimiser(network, momentum=context.momentum())
         watch = MaskWatch(network, context.graph, self.masks)
         stream = forever(lambda epoch: context.training_batches(context.seed + epoch))
         step = 0
-        with differentiable(network):
+        with in_training(network, context.frozen), differentiable(network):
             while not removal.done:
                 total, images = torch.zeros(context.graph.units + 1, dtype=torch.float64), 0
                 for _ in range(self.interval):
@@ -163,7 +164,7 @@ class GroupFisher:
         network.zero_grad(set_to_none=True)
         yield from importances(context, removal.scores(), self.meaning)
         move = context.move(self, removal.drop, carry={"batches": step})
-        return Found(move, network.eval(), momentum_of(optimiser, network))
+        return Found(move, network, momentum_of(optimiser, network))
 
 
 def squared_sum(gradients: Tensor) -> Tensor:

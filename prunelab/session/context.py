@@ -74,6 +74,7 @@ def search_context(
         form=lambda factors: evaluator.form({**history.graph.factors, **factors})[1],
         train=settings.train if isinstance(settings.train, Training) else Training(),
         momentum=history.momentum,
+        frozen=evaluator.frozen,
     )
 
 

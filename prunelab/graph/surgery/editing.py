@@ -91,12 +91,26 @@ def zero_columns(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Itera
             state[name].copy_(tensor)
 
 
-def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> dict[str, Tensor]:
+def take_columns(
+    model: nn.Module, other: nn.Module, graph: ChannelGraph, units: Mapping[str, Iterable[int]]
+) -> None:
+    """Undo `zero_columns` in `model` itself: the columns that read `units` are those of `other`."""
+    state = dict(_tensors(model))
+    with torch.no_grad():
+        for name, tensor in masked_tensors(model, graph, graph.gone(units), other).items():
+            state[name].copy_(tensor)
+
+
+def masked_tensors(
+    model: nn.Module, graph: ChannelGraph, gone: np.ndarray, other: nn.Module | None = None
+) -> dict[str, Tensor]:
     """The parameters that read dropped units, with the columns of these units zeroed.
 
-    `gone` marks the dropped units, as `ChannelGraph.gone` returns it [units + 1].
+    `gone` marks the dropped units, as `ChannelGraph.gone` returns it [units + 1]. With `other`, a
+    network of the same shapes, the columns are those that it has.
     """
     state = dict(_tensors(model))
+    source = {} if other is None else dict(_tensors(other))
     lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
     changed: dict[str, Tensor] = {}
     for layer in graph.layers:
@@ -107,13 +121,13 @@ def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> d
         columns = torch.from_numpy(np.flatnonzero(read))
         if name in lengths:
             length, own = lengths[name]
-            if own == axis:  # zero the lengths: a zero direction cannot be normalised
+            if own == axis:  # of the lengths: a zero direction cannot be normalised
                 name = length
             else:
                 before = state[name].detach()
-                after = _without(before, axis, columns)
+                after = _with(before, axis, columns, source.get(name))
                 changed[length] = state[length].detach() * _norm(after, own) / _norm(before, own)
-        changed[name] = _without(state[name].detach(), axis, columns)
+        changed[name] = _with(state[name].detach(), axis, columns, source.get(name))
     return changed
 
 
@@ -228,8 +242,12 @@ def _run(positions: Tensor, size: int) -> int:
     return int(np.gcd.reduce([size, len(at), *starts, *np.diff([0, *breaks])]))
 
 
-def _without(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
-    return tensor.index_fill(axis, positions.to(tensor.device), 0.0)
+def _with(tensor: Tensor, axis: int, positions: Tensor, other: Tensor | None) -> Tensor:
+    """`tensor` with the entries of `other` (None: zeros) at these positions of an axis."""
+    positions = positions.to(tensor.device)
+    if other is None:
+        return tensor.index_fill(axis, positions, 0.0)
+    return tensor.index_copy(axis, positions, other.detach().index_select(axis, positions))
 
 
 def _norm(direction: Tensor, axis: int) -> Tensor:
