@@ -38,6 +38,7 @@ from prunelab.ledger.state import State
 from prunelab.loops.training import accuracy
 from prunelab.session.repairing import check_finite
 from prunelab.values import FrozenMap, WidthPlan, factors_in
+from prunelab.values.given import as_annotated
 
 TOLERANCE = 0.005  # of accuracy: rounding on another machine may change a few of 1,000 predictions
 SPARE = 1 << 20  # bytes for names and shapes, in addition to the weights
@@ -86,6 +87,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
+@as_annotated
 def grade(path: str | Path, rubric: Rubric | str | Path) -> Grade:
     """The grade of the hand-in at `path`, which `submit` wrote; also for use in an nbgrader cell.
 

@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunelab.errors import HandInError, PruneLabError
+from prunelab.errors import HandInError, InvalidValue, PruneLabError
 from prunelab.ledger.events import Event, Step
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore
 from prunelab.values import plan_json, revive, thaw
+from prunelab.values.given import as_annotated
 
 LEDGER, PLAN, WEIGHTS = "ledger.jsonl", "plan.json", "weights.safetensors"
 TEXT = 16 << 20  # largest size of ledger or plan, in bytes
@@ -33,6 +34,7 @@ EVENTS = 2000
 STEPS = 100
 
 
+@as_annotated
 def submit(source: Any, out: str | Path | None = None) -> Path:
     """Write the hand-in of a session, and return its path.
 
@@ -45,9 +47,11 @@ def submit(source: Any, out: str | Path | None = None) -> Path:
     if isinstance(source, str | os.PathLike):
         ledger = Ledger(FileStore.open(source))
         path = Path(source).with_suffix(".zip") if out is None else Path(out)
-    else:
+    elif hasattr(source, "ledger"):
         ledger = source.ledger
         path = Path("hand-in.zip" if out is None else out)
+    else:
+        raise InvalidValue(f"submit takes a session file or a Session, not {source!r:.80}.")
     if not len(ledger):
         raise HandInError(f"{source} holds no events; there is nothing to hand in.")
     from safetensors.torch import save

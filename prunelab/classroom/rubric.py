@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from prunelab.errors import InvalidValue, UnknownName
 from prunelab.values import FrozenMap
+from prunelab.values.given import as_annotated
 
 SPLITS = ("train", "val", "test")
 VERBS = (
@@ -52,6 +53,7 @@ class Rubric:
     folder: Path
 
     @classmethod
+    @as_annotated
     def read(cls, path: str | Path) -> Rubric:
         """The rubric in a TOML file.
 
@@ -68,6 +70,7 @@ class Rubric:
         return cls.of(content, Path(path).resolve().parent, str(path))
 
     @classmethod
+    @as_annotated
     def of(cls, content: Mapping[str, Any], folder: Path, name: str = "The rubric") -> Rubric:
         """The rubric in `content`, as read by `tomllib`.
 

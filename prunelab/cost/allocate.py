@@ -19,6 +19,7 @@ from prunelab.errors import BudgetUnreachable, InvalidValue
 from prunelab.evidence import Curve, Evidence, damage_curve
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.values import Units, WidthPlan, si
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 KINDS = ("macs", "params", "activation_bytes")
@@ -27,6 +28,7 @@ HIGHEST = 1e18  # a price at which cost outweighs any damage
 WORTHWHILE = 1e-3  # a trade must reduce the sum of damages by at least this share
 
 
+@as_annotated
 def allocate(
     graph: ChannelGraph,
     evidence: Evidence,
@@ -343,6 +345,8 @@ def _check(budget: Any, of: Any, by: Any, min_width: int, round_to: int) -> None
         raise InvalidValue(f"of is {', '.join(KINDS)} or a function of a plan, not {of!r}.")
     if by not in WAYS and not isinstance(by, Mapping):
         raise InvalidValue(f"by is {', '.join(WAYS)} or shares by group, not {by!r}.")
+    if isinstance(by, Mapping) and any(share < 0 for share in by.values()):
+        raise InvalidValue(f"by holds shares of groups, 0 or more, not {dict(by)}.")
     if min_width < 1 or round_to < 1:
         raise InvalidValue(f"min_width and round_to are at least 1, not {min_width}, {round_to}.")
 

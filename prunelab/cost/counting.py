@@ -21,10 +21,12 @@ from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.kept_state import own
 from prunelab.graph.labels.layer_calls import Call
 from prunelab.graph.modules.channel_selector import selector_buffers
+from prunelab.graph.surgery.held_tensors import checked_network
 from prunelab.graph.survey import Survey, checked_size, inputs_of, told, unknown
-from prunelab.graph.trace import called, copy_of, runner, several
+from prunelab.graph.trace import called, copy_of, runner, running_on, several
 from prunelab.loops.batch import device_of
 from prunelab.values import Cost, WidthPlan
+from prunelab.values.given import as_annotated
 
 OfLengths = Callable[[np.ndarray], np.ndarray]
 
@@ -51,6 +53,7 @@ def cost(subject: Any, *given: Any, **named: Any) -> Cost:
     """
     if isinstance(subject, ChannelGraph):
         return _of_plan(subject, *given, **named)
+    checked_network(subject)
     return _of_model(subject, *given, **named)
 
 
@@ -303,7 +306,7 @@ def _counted(model: nn.Module, inputs: Any, batch_size: int | None) -> _Counter:
         raise InvalidValue("cost(model, example_inputs) needs at least one input tensor.")
     model = copy_of(model).eval()
     count, counter = checked_size(batch_size), _Counter(model)
-    with private_random(), torch.no_grad(), counter:
+    with running_on(inputs), private_random(), torch.no_grad(), counter:
         outputs = runner(inputs)(model)
     count = count or inputs_of(inputs, outputs, counter.first)
     if count is None:
@@ -333,6 +336,7 @@ class Latency:
         )
 
 
+@as_annotated
 def latency(
     model: nn.Module,
     example_inputs: Any,
@@ -362,6 +366,7 @@ def latency(
     """
     if runs < 1:
         raise InvalidValue(f"latency needs at least 1 run, not {runs}.")
+    checked_network(model)
     return summed_up(model, list(timing(model, example_inputs, runs, forward, backward)))
 
 
@@ -379,7 +384,8 @@ def timing(
         inputs = several(own(example_inputs), forward)  # a network may write into them
         with private_random(), nullcontext() if backward else torch.inference_mode():
             started = time.perf_counter()
-            outs = [called(model, call, forward) for call in inputs]
+            with running_on(inputs):
+                outs = [called(model, call, forward) for call in inputs]
             if backward:
                 _backward(model, outs)
             wait(device)

@@ -30,11 +30,13 @@ from torch.utils.data import (
 
 from prunelab.data.private_random import private_random
 from prunelab.errors import BadData, InvalidValue
+from prunelab.values.given import as_annotated
 
 HOLD = 4  # one of this many samples is held out
 PIXELS = 16  # smaller images are never called blank
 
 
+@as_annotated
 class Data:
     """Three re-iterables of batches: `train`, `val` and `test`.
 
@@ -76,6 +78,7 @@ class Data:
         first = _first(self.train, "train")
         self.input_shape = _shape(first) if input_shape is None else tuple(input_shape)
 
+    @as_annotated
     def shuffled(self, seed: int, part: int = 0, parts: int = 1) -> Iterator[Any]:
         """One pass over the training batches in an order drawn from `seed`; see `shuffled`."""
         return shuffled(self.train, seed, part, parts)
@@ -86,6 +89,7 @@ class Data:
         return f"Data({self.name}: {', '.join(parts)})"
 
 
+@as_annotated
 def shuffled(batches: Iterable[Any], seed: int, part: int = 0, parts: int = 1) -> Iterator[Any]:
     """One pass over `batches` in an order drawn from `seed`, or over one of several parts of it.
 
@@ -140,11 +144,14 @@ class _Part(Sampler[list[int]]):
         return len(range(self.part, len(self.every), self.parts))
 
 
+@as_annotated
 def take(batches: Iterable[Any], images: int) -> Iterator[Any]:
     """The batches that hold the first `images` samples, the last one truncated.
 
     Samples are counted by `batch_size`; a batch that is not `divisible` stays whole.
     """
+    if images < 1:
+        raise InvalidValue(f"images is a whole number from 1 up, not {images}.")
     for batch in batches:
         size = batch_size(batch)
         if size >= images:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from prunelab.data import fashion_mnist as fashion
 from prunelab.data.batches import Data, shuffled, take
 from prunelab.errors import BadData, InvalidValue, UnknownName
+from prunelab.values.given import as_annotated
 
 __all__ = ["Data", "Images", "load", "shuffled", "take"]
 
@@ -46,6 +47,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return list(zip(images, labels, strict=True))
 
 
+@as_annotated
 def load(
     name: str,
     root: str | Path | None = None,

@@ -102,6 +102,10 @@ class Splits:
             start += len(x)
             if len(found) == len(places):
                 break
+        if missing := sorted(set(places) - set(found)):
+            raise InvalidValue(
+                f"There is no validation image {missing[0]}: they are numbered 0 to {start - 1}."
+            )
         return found
 
     def drawn(self, batches: Iterable[Any]) -> Pass:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue, PruneLabError, UnknownName
+from prunelab.values.given import as_annotated
 
 
 class VGG8(nn.Module):
@@ -180,6 +181,7 @@ def build(name: str, in_channels: int = 1, classes: int = 10, seed: int = 0) -> 
     return model
 
 
+@as_annotated
 def load(name: str, pretrained: bool = True, in_channels: int = 1, classes: int = 10) -> nn.Module:
     """A network of the zoo, in evaluation mode on the CPU.
 

@@ -28,6 +28,7 @@ from prunelab.loops.batch import Loss, checked, cross_entropy, finish, guarded
 from prunelab.loops.own import loss_of
 from prunelab.loops.ranks import sharded, summed
 from prunelab.values import Progress, Units, many
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 Drop = Mapping[str, Sequence[int]]
@@ -221,6 +222,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+@as_annotated
 def ablate(
     model: nn.Module,
     graph: ChannelGraph,

@@ -14,7 +14,7 @@ from functools import reduce
 import numpy as np
 
 from prunelab.errors import IllegalPlan
-from prunelab.values import Units
+from prunelab.values import Units, units_of
 
 Array = np.ndarray
 
@@ -94,7 +94,7 @@ def _share(lost: float, energy: float) -> float:
 
 def _index(name: str, have: Units, asked: Iterable[int]) -> list[int]:
     place = {unit: index for index, unit in enumerate(have)}
-    units = [int(unit) for unit in asked]
+    units = units_of(asked)
     if missing := [unit for unit in units if unit not in place]:
         raise IllegalPlan(
             f"{name} was measured without the units {missing[:8]}; it had {len(have)}: "

@@ -17,6 +17,7 @@ from prunelab.evidence.output_fisher import Curvature, added
 from prunelab.evidence.patch_moments import PatchMoments
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
 from prunelab.loops.ranks import gathered, ranks, summed
+from prunelab.values.given import as_annotated
 
 KINDS = ("contribution", "patches", "gradient", "ablation", "curvature")
 
@@ -143,6 +144,7 @@ class Evidence:
             grams[name] = gram - total.sums @ total.sums.T / max(1, total.rows)
         return replace(self, grams=grams)
 
+    @as_annotated
     def __add__(self, other: Evidence) -> Evidence:
         if self._measured() != other._measured():
             raise StaleEvidence(

@@ -21,6 +21,7 @@ from prunelab.evidence.gram_collector import GramCollector, Sums, columns_of
 from prunelab.evidence.mask_gradients import BatchNorm, Masks, MaskWatch, differentiable
 from prunelab.evidence.output_fisher import RANK, WIDE, OutputFisherWatch, fisher_loss
 from prunelab.graph.channels.channel_graph import ChannelGraph, Layer
+from prunelab.graph.surgery.editing import check_fit
 from prunelab.graph.trace import copy_of
 from prunelab.loops.batch import (
     Loss,
@@ -33,10 +34,12 @@ from prunelab.loops.batch import (
 from prunelab.loops.own import loss_of
 from prunelab.loops.ranks import ranks
 from prunelab.values import Progress
+from prunelab.values.given import as_annotated
 
 AT = ("conv", "bn")
 
 
+@as_annotated
 def measure(
     model: nn.Module,
     graph: ChannelGraph,
@@ -100,6 +103,11 @@ def measure(
     NotFinite
         For NaN or infinity in what is measured.
     """
+    check_fit(model, graph)
+    if not kinds:
+        raise InvalidValue(f"kinds is empty: name one or more of {', '.join(KINDS)}.")
+    for layer in layers or ():
+        graph.layer(layer)
     return finish(
         measuring(
             model, graph, batches, kinds, at=at, layers=layers,

@@ -15,12 +15,15 @@ from prunelab.ledger.words import said
 from prunelab.loops.batch import finish
 from prunelab.methods import Method, Random, make_method
 from prunelab.session.session import Session
+from prunelab.session.settings import Split
 from prunelab.values import FrozenMap, Progress
+from prunelab.values.given import as_annotated
 
 CONTROL = Random()
 Made = BudgetUnreachable, BadModel, InvalidValue, NotFinite  # reported in the table, not raised
 
 
+@as_annotated
 def compare(
     model: nn.Module,
     data: Any,
@@ -30,7 +33,7 @@ def compare(
     seeds: int | Iterable[int] = 3,
     repair: str | None = "lstsq",
     tune: int | None = 0,
-    split: str = "test",
+    split: Split = "test",
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Comparison:
@@ -83,7 +86,7 @@ def comparing(
     seeds: int | Iterable[int] = 3,
     repair: str | None = "lstsq",
     tune: int | None = 0,
-    split: str = "test",
+    split: Split = "test",
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Generator[Any, None, Comparison]:
@@ -118,7 +121,7 @@ def comparing(
 
 
 def _outcome(
-    label: str, work: Session, goal: float, tune: int | None, split: str, seed: int,
+    label: str, work: Session, goal: float, tune: int | None, split: Split, seed: int,
     repair: str | None,
 ) -> Outcome:  # fmt: skip
     """Run a session to its goal, tune it, and evaluate it."""
@@ -200,6 +203,8 @@ def _targets(given: Any) -> list[float]:
                 "targets are shares of the original MACs between 0 and 1, or numbers of MACs; "
                 f"not {goal!r}."
             )
+        if 1 < goal <= 100:
+            raise InvalidValue(f"targets: {goal:g} is no share; {goal:g}% is {goal / 100:g}.")
     if not goals or len(set(goals)) < len(goals):
         raise InvalidValue(f"targets needs at least one target, each once; not {given!r}.")
     return goals

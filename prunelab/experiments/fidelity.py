@@ -15,6 +15,7 @@ import numpy as np
 
 from prunelab.errors import InvalidValue, UnknownName
 from prunelab.values import Units, table
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 Scored = Mapping[str, Any] | Iterable[Any]
@@ -114,6 +115,7 @@ class Fidelity:
         return table(rows)
 
 
+@as_annotated
 def fidelity(
     scores: Scored,
     oracle: Scored,

@@ -27,7 +27,9 @@ from prunelab.loops.training import STEPS, Training
 from prunelab.methods import Method, make_method
 from prunelab.methods.base import spares
 from prunelab.session.session import Session
+from prunelab.session.settings import Split
 from prunelab.values import FrozenMap, Progress, WidthPlan, table
+from prunelab.values.given import as_annotated
 
 Init = Callable[[nn.Module], Any]
 
@@ -59,6 +61,7 @@ class Redesign:
         return f"{table(rows, numbers=3)}\n\n{self.comparison!r}"
 
 
+@as_annotated
 def redesign(
     model: nn.Module,
     data: Any,
@@ -74,7 +77,7 @@ def redesign(
     noise: float = NOISE,
     init: Init | None = None,
     train: Any = None,
-    split: str = "test",
+    split: Split = "test",
     listen: Callable[[Any], None] | None = None,
     **session: Any,
 ) -> Redesign:
@@ -184,7 +187,7 @@ class _Trainer:
     """
 
     def __init__(
-        self, data: Any, method: Method, split: str, settings: Mapping[str, Any],
+        self, data: Any, method: Method, split: Split, settings: Mapping[str, Any],
         listen: Callable[[Any], None] | None, stages: int,
     ) -> None:  # fmt: skip
         self.data, self.method, self.split = data, method, split

@@ -9,10 +9,12 @@ import plotly.graph_objects as go
 
 from prunelab.errors import InvalidValue
 from prunelab.figures.style import DROP, HATCH, KEEP, Panel, Theme, axis, figure, level, stride
+from prunelab.values.given import as_annotated
 
 ROOM = 64  # characters of numbers that stand side by side below the bars
 
 
+@as_annotated
 def bars(
     values: Sequence[float],
     title: str = "",

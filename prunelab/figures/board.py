@@ -27,6 +27,7 @@ from prunelab.figures.style import (
 from prunelab.figures.trajectory import Latencies, TrajectoryInfo, draw_trajectory, trajectory_info
 from prunelab.figures.widths import DIAMOND, WidthsInfo, draw_widths, gathered, widths_info
 from prunelab.ledger.state import State
+from prunelab.values.given import as_annotated
 
 Arrange = Literal["grid", "stack"]
 
@@ -87,6 +88,7 @@ class BoardInfo:
     stale: str = ""  # when the evidence was measured, if the network has changed since
 
 
+@as_annotated
 def board_info(
     state: State,
     group: str,
@@ -230,6 +232,7 @@ def frame(
     }
 
 
+@as_annotated
 def board(info: BoardInfo, *, arrange: Arrange = "grid", theme: Theme = "light") -> go.Figure:
     """The four panels in one figure.
 

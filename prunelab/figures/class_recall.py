@@ -28,6 +28,7 @@ from prunelab.figures.style import (
     row_axis,
     shorten,
 )
+from prunelab.values.given import as_annotated
 from prunelab.values.paired_comparison import Answers
 
 CLASSES = 20  # most classes shown: those whose recall changes most
@@ -71,6 +72,7 @@ class BatchesInfo:
     after: tuple[float, ...]
 
 
+@as_annotated
 def class_recall_info(
     before: Answers, after: Answers, classes: Sequence[str] = (), most: int = CLASSES
 ) -> ClassRecallInfo:
@@ -275,6 +277,7 @@ def draw_batches(info: BatchesInfo) -> Panel:
     )  # fmt: skip
 
 
+@as_annotated
 def class_recall(
     before: Answers | Sequence[float],
     after: Answers | Sequence[float],

@@ -26,6 +26,7 @@ from prunelab.figures.style import (
     shorten,
 )
 from prunelab.values import parts_of, si
+from prunelab.values.given import as_annotated
 
 Kind = Literal["macs", "params", "activation_bytes", "seconds"]
 KINDS: dict[str, str] = {
@@ -55,6 +56,7 @@ class CostsInfo:
     rows: tuple[CostRow, ...]
 
 
+@as_annotated
 def costs_info(
     original: Mapping[str, Any],
     now: Mapping[str, Any],
@@ -140,6 +142,7 @@ def _hover(row: CostRow, kind: Kind) -> str:
     return f"{row.name}{inside}: {' → '.join(si(value) for value in steps)} {unit}"
 
 
+@as_annotated
 def costs(
     original: Mapping[str, Any],
     now: Mapping[str, Any],

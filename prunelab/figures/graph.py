@@ -22,6 +22,7 @@ from prunelab.figures.style import (
     shorten,
 )
 from prunelab.values import listed, many
+from prunelab.values.given import as_annotated
 
 if TYPE_CHECKING:
     from prunelab.graph.channels.channel_graph import ChannelGraph
@@ -49,6 +50,7 @@ TALL_PX = 1150  # rows get lower so that a figure stays within this, where it ca
 NAMED_PX = 13  # lower rows are named by stage
 
 
+@as_annotated
 def coupling(graph: ChannelGraph, part: str = "", *, theme: Theme = "light") -> go.Figure:
     """The layers of `graph` in execution order, and the couplings between them.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunelab.errors import UnknownName
 from prunelab.figures.style import wrap
 from prunelab.values import listed
+from prunelab.values.given import as_annotated
 
 if TYPE_CHECKING:
     from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup, Layer
@@ -55,6 +56,7 @@ class CouplingInfo:
     part: str = ""
 
 
+@as_annotated
 def coupling_info(graph: ChannelGraph, part: str = "") -> CouplingInfo:
     """The layers of `graph` inside the module `part`, and the couplings among them.
 

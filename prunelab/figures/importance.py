@@ -28,6 +28,7 @@ from prunelab.figures.style import (
 )
 from prunelab.ledger.state import State
 from prunelab.values import Importance, PathPoint, Rung, Units
+from prunelab.values.given import as_annotated
 
 Seen = Sequence[Importance | Rung | PathPoint]
 Fate = Literal["keep", "drop", "gone"]
@@ -53,6 +54,7 @@ class ImportanceInfo:
     log: bool = False
 
 
+@as_annotated
 def importance_info(state: State, group: str, seen: Seen | None = None) -> ImportanceInfo:
     """The scores of the units of `group`, from an Importance or from AOFP's latest search.
 
@@ -190,6 +192,7 @@ def _unscaled(height: float, log: bool) -> float:
     return float(10**height) if log else height
 
 
+@as_annotated
 def importance(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
     """The scores of `group` in the latest proposal, and the units that it drops.
 
@@ -202,4 +205,4 @@ def importance(state: State, group: str, *, theme: Theme = "light") -> go.Figure
     theme
         "light" or "dark".
     """
-    return figure(draw_importance(importance_info(state, group)), theme)
+    return figure(draw_importance(importance_info(state, state.group(group))), theme)

@@ -24,6 +24,7 @@ from prunelab.figures.style import (
 )
 from prunelab.ledger.state import State
 from prunelab.values import Rung, Verdict
+from prunelab.values.given import as_annotated
 
 COLOURS: dict[Verdict, str] = {"take": TARGET, "halve": KEEP, "fail": DROP}
 SYMBOLS: dict[Verdict, str] = {"take": "star", "halve": "circle", "fail": "x"}
@@ -64,6 +65,7 @@ def latest_search(seen: Iterable[Any], group: str) -> list[Rung]:
     return searches(seen).get(group, [])
 
 
+@as_annotated
 def ladder_info(state: State, group: str, seen: Iterable[Any] | None = None) -> LadderInfo:
     """The steps of AOFP's binary search of `group`.
 
@@ -178,6 +180,7 @@ def draw_ladder(info: LadderInfo) -> Panel:
     )
 
 
+@as_annotated
 def ladder(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
     """AOFP's binary search of `group` in the latest proposal.
 
@@ -190,4 +193,4 @@ def ladder(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
     theme
         "light" or "dark".
     """
-    return figure(draw_ladder(ladder_info(state, group)), theme)
+    return figure(draw_ladder(ladder_info(state, state.group(group))), theme)

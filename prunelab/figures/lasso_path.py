@@ -21,6 +21,7 @@ from prunelab.figures.style import (
 )
 from prunelab.ledger.state import State
 from prunelab.values import PathPoint
+from prunelab.values.given import as_annotated
 
 LEAST = 1e-6  # the smallest penalty that a logarithmic axis shows
 
@@ -41,6 +42,7 @@ class PathInfo:
     found: int | None = None
 
 
+@as_annotated
 def path_info(state: State, group: str, seen: Iterable[Any] | None = None) -> PathInfo:
     """The points of Channel Pruning's LASSO path of `group`.
 
@@ -119,6 +121,7 @@ def draw_path(info: PathInfo) -> Panel:
     )
 
 
+@as_annotated
 def path(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
     """Channel Pruning's LASSO path of `group` in the latest proposal.
 
@@ -131,4 +134,4 @@ def path(state: State, group: str, *, theme: Theme = "light") -> go.Figure:
     theme
         "light" or "dark".
     """
-    return figure(draw_path(path_info(state, group)), theme)
+    return figure(draw_path(path_info(state, state.group(group))), theme)

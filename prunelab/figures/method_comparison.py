@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from prunelab.figures.style import GHOST, TEXT_PX, Panel, Theme, axis, figure, level
+from prunelab.values.given import as_annotated
 
 if TYPE_CHECKING:
     from prunelab.experiments.results import Comparison, ResultRow
@@ -43,6 +44,7 @@ class MethodsInfo:
     lines: tuple[Line, ...]
 
 
+@as_annotated
 def methods_info(comparison: Comparison) -> MethodsInfo:
     """The rows of `comparison` as lines; rows without the metric are left out."""
     metric = comparison.metric
@@ -111,6 +113,7 @@ def _trace(line: Line, index: int, percent: bool) -> go.Scatter:
     )
 
 
+@as_annotated
 def methods(comparison: Comparison, *, theme: Theme = "light") -> go.Figure:
     """A comparison's methods, each a line of its metric against the MACs left."""
     drawn = figure(draw_methods(methods_info(comparison)), theme, height=440)

@@ -28,6 +28,7 @@ from prunelab.figures.style import (
 )
 from prunelab.ledger.state import State
 from prunelab.values import Cost, FrozenMap, WidthPlan, as_text, si
+from prunelab.values.given import as_annotated
 from prunelab.values.paired_comparison import PairedComparison
 
 
@@ -53,6 +54,7 @@ class CompareInfo:
     table: tuple[tuple[str, str, str, str], ...]
 
 
+@as_annotated
 def point_side(state: State, seq: int) -> Side:
     """The network at the point created by event `seq`, as a side of a comparison."""
     point = state.point(seq)
@@ -62,6 +64,7 @@ def point_side(state: State, seq: int) -> Side:
     return Side(name, FrozenMap(widths), point.cost, point.metrics)
 
 
+@as_annotated
 def plan_side(name: str, plan: WidthPlan, cost: Cost | None = None) -> Side:
     """A plan, such as one read from a file, as a side of a comparison.
 
@@ -77,6 +80,7 @@ def plan_side(name: str, plan: WidthPlan, cost: Cost | None = None) -> Side:
     return Side(name, FrozenMap(plan.widths), cost)
 
 
+@as_annotated
 def compare_info(a: Side, b: Side, found: PairedComparison | None = None) -> CompareInfo:
     """The widths and numbers in which `b` differs from `a`; many groups are shown by module.
 
@@ -186,6 +190,7 @@ def draw_compare(info: CompareInfo) -> Panel:
     )
 
 
+@as_annotated
 def compare(
     a: Side, b: Side, found: PairedComparison | None = None, *, theme: Theme = "light"
 ) -> go.Figure:

@@ -14,6 +14,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from prunelab.errors import InvalidValue
 from prunelab.figures.board import LEGEND, BoardInfo, board_info
 from prunelab.figures.costs import KINDS, costs_info, draw_costs
 from prunelab.figures.importance import draw_importance
@@ -27,6 +28,7 @@ from prunelab.ledger.events import Approved, Event, Noted, Repaired
 from prunelab.ledger.state import State, fold
 from prunelab.ledger.words import history, sentence, share, told
 from prunelab.values import Cost, FrozenMap, Units, as_text, si
+from prunelab.values.given import as_annotated
 
 START = "The network before the first move."
 LayerCosts = Callable[[FrozenMap[Units] | None, FrozenMap[str]], Mapping[str, Cost]]
@@ -59,6 +61,7 @@ class _Group:
     consumers: Sequence[str] = ()
 
 
+@as_annotated
 def report(
     events: Iterable[Event],
     layers: Mapping[str, Sequence[str]] | None = None,
@@ -77,6 +80,8 @@ def report(
         it the page shows no costs by layer.
     """
     past = list(events)
+    if not past:
+        raise InvalidValue("events is empty: give the events of a session, list(session.ledger).")
     state = fold(past)
     began = state.began
     left = state.now.cost.macs / state.base.cost.macs

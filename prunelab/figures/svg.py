@@ -16,6 +16,7 @@ from typing import Any
 
 from prunelab.figures.style import COUPLED, DROP, GRID, INVISIBLE, TEXT_PX, TITLE_PX, Panel
 from prunelab.values import si
+from prunelab.values.given import as_annotated
 
 CHAR_PX = 6.6  # of text, on average
 HOVERED = 160  # more bars than this carry no tooltip each: the page would grow large
@@ -33,6 +34,7 @@ HATCHING = (
 DEFS = f'<svg width="0" height="0" style="position:absolute" aria-hidden="true">{HATCHING}</svg>'
 
 
+@as_annotated
 def svg(panel: Panel, width: int = 480, height: int = 300, *, tips: bool = True) -> str:
     """`panel` as an SVG element, for a page that contains `HATCHING` once.
 

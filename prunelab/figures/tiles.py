@@ -18,12 +18,14 @@ from prunelab.figures.style import (
     caption,
     paper,
 )
+from prunelab.values.given import as_annotated
 
 TILE_PX, LINE_PX, GAP = 84, 17, 0.08  # the gap is a share of a tile
 SIGNED = ((0.0, DROP), (0.5, "#ffffff"), (1.0, KEEP))
 UNSIGNED = ((0.0, "#ffffff"), (1.0, "#222222"))
 
 
+@as_annotated
 def tiles(
     pictures: Sequence[np.ndarray],
     labels: Sequence[str] = (),

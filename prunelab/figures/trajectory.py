@@ -25,6 +25,7 @@ from prunelab.figures.style import (
 from prunelab.ledger.events import Approved, Began, Repaired, Tuned
 from prunelab.ledger.predictions import Prediction
 from prunelab.ledger.state import Point, State
+from prunelab.values.given import as_annotated
 
 SYMBOLS = {Began: "square", Approved: "circle", Repaired: "diamond", Tuned: "triangle-up"}
 
@@ -86,6 +87,7 @@ class TrajectoryInfo:
     guesses: tuple[Guess, ...] = ()
 
 
+@as_annotated
 def trajectory_info(state: State, latencies: Latencies | None = None) -> TrajectoryInfo:
     """The steps of `state` by their MACs and first validation metric.
 
@@ -266,6 +268,7 @@ def _symbol(dot: Dot) -> str:
     return {kind.__name__: symbol for kind, symbol in SYMBOLS.items()}[dot.kind]
 
 
+@as_annotated
 def trajectory(
     state: State, latencies: Latencies | None = None, *, theme: Theme = "light"
 ) -> go.Figure:

@@ -29,6 +29,7 @@ from prunelab.figures.style import (
     stride,
 )
 from prunelab.ledger.state import State
+from prunelab.values.given import as_annotated
 
 ROOM = 22  # labels that fit above each other in a panel of 300 px
 DIAMOND = "◆"
@@ -66,6 +67,7 @@ class WidthsInfo:
     room: int = ROOM
 
 
+@as_annotated
 def widths_info(
     state: State,
     layers: Mapping[str, Sequence[str]] | None = None,
@@ -168,6 +170,7 @@ def _hover(row: WidthRow) -> str:
     return text
 
 
+@as_annotated
 def widths(
     state: State,
     layers: Mapping[str, Sequence[str]] | None = None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import gcd
@@ -29,19 +30,21 @@ from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.graph.survey import checked_size, surveyed, told
 from prunelab.graph.train_mode import idle, mode_dependent
 from prunelab.graph.untaken import entered_above, readable, untaken
+from prunelab.values.given import as_annotated
 
 Run = Callable[[nn.Module], Any]
 OUTPUT = "it is an output of the network"
 ASKED = "you asked to freeze it"
 
 
+@as_annotated
 def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     train_inputs: Any = None,
-    freeze: Sequence[str] = (),
+    freeze: str | Sequence[str] = (),
     round_to: int = 1,
     min_width: int = 1,
     inexact: bool = False,
@@ -91,29 +94,19 @@ def trace(
     calls_of = [_run(call, forward) for call in several(example_inputs, forward)]
     run = runner(example_inputs, forward)
     tensors = tensors_of(example_inputs)
-    single = bool(tensors) and tensors[0].shape[:1] == (1,)
     count = checked_size(batch_size)
     itemsize = next((x.element_size() for x in tensors if x.is_floating_point()), 4)
     deadline = None if time_limit is None else time.monotonic() + time_limit
     with state_preserved(model):
         check_copies(model, run, forward is not None)
     given, model = model, copy_with(model, {}).eval()
-    try:
+    with running_on(example_inputs):
         with state_preserved(model), private_random():
             stand_in = partial(copy_with, model, {}, share=True)
             found, left, values = surveyed(stand_in, run, example_inputs)
         count = count or found
         size = count or 1
         mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline), values)
-    except PruneLabError:
-        raise
-    except Exception as error:
-        shown = [tuple(tensor.shape) for tensor in tensors]
-        raise TraceError(
-            f"The network does not run on the example inputs (shapes {shown}): "
-            f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
-            f"{'two if it takes no batch of one, ' if single else ''}or forward=."
-        ) from error
     calls, untrained = tuple(mode.calls), ""
     train: Run | None = None
     again = _SecondRun(mode, model, run)
@@ -288,7 +281,7 @@ def _in_training(run: Run) -> Run:
 
 
 def restricted(
-    graph: ChannelGraph, freeze: Sequence[str] = (), round_to: int = 1, min_width: int = 1
+    graph: ChannelGraph, freeze: str | Sequence[str] = (), round_to: int = 1, min_width: int = 1
 ) -> ChannelGraph:
     """The graph with these layers frozen, and these widths for its groups; see `trace`.
 
@@ -342,6 +335,23 @@ def _run(inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Run:
             return called(model, own(inputs), forward)
 
     return run
+
+
+@contextmanager
+def running_on(inputs: Any) -> Iterator[None]:
+    """Within it a network runs on `inputs`: an error in its code is raised as `TraceError`."""
+    try:
+        yield
+    except PruneLabError:
+        raise
+    except Exception as error:
+        shown = [tuple(tensor.shape) for tensor in tensors_of(inputs)]
+        single = any(shape[:1] == (1,) for shape in shown[:1])
+        raise TraceError(
+            f"The network does not run on the example inputs (shapes {shown}): "
+            f"{type(error).__name__}: {error}. Give inputs that model(inputs) takes, "
+            f"{'two if it takes no batch of one, ' if single else ''}or forward=."
+        ) from error
 
 
 def called(

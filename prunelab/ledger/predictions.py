@@ -84,8 +84,10 @@ def checked(
         except (TypeError, ValueError, OverflowError):
             guess = math.nan
         least = 0.0 if name in SHARES or name in PROPOSED else -math.inf
-        if not (math.isfinite(guess) and least <= guess <= (1.0 if name in SHARES else guess)):
+        legal = math.isfinite(guess) and least <= guess <= (1.0 if name in SHARES else guess)
+        if not legal or (name == "units" and guess % 1):
             kind = "a share between 0 and 1, as 0.91" if name in SHARES else "a number"
+            kind = "a whole number from 0 up" if name == "units" else kind
             raise InvalidValue(f"A prediction of {name} is {kind}; not {value!r}.")
         found[name] = guess
     return FrozenMap(found)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prunelab.errors import UnknownName
 from prunelab.ledger.events import (
     Adjusted,
     Approved,
@@ -65,8 +66,17 @@ class State:
     revealed: frozenset[Any] = frozenset()  # networks and moves whose results were shown
 
     def point(self, seq: int) -> Point:
-        """The point made by event `seq`."""
-        return next(point for point in self.points if point.seq == seq)
+        """The point made by event `seq`; raises `UnknownName` where it made none."""
+        for point in self.points:
+            if point.seq == seq:
+                return point
+        raise UnknownName("point of the trajectory", seq, [str(p.seq) for p in self.points])
+
+    def group(self, name: str) -> str:
+        """`name`, if it is that of a channel group; raises `UnknownName`."""
+        if name not in self.full_widths:
+            raise UnknownName("channel group", name, self.full_widths)
+        return name
 
     @property
     def now(self) -> Point:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunelab.errors import BadData
+from prunelab.graph.surgery.held_tensors import checked_network
 from prunelab.graph.train_mode import mode_dependent
 from prunelab.loops.batch import device_of, on_device
 
@@ -49,11 +50,17 @@ def detection_loss(model: nn.Module, batch: Any) -> Tensor:
 
     The metric is then the loss; give `metrics=` for the average precision of your own.
     """
+    checked_network(model)
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise BadData("detection_loss takes batches of (images, targets), both lists.")
     images, targets = on_device(list(batch), device_of(model))
     with _as_in_training(model):
-        losses = model(list(images), list(targets))
+        try:
+            losses = model(list(images), list(targets))
+        except TypeError as error:
+            raise BadData(
+                f"This network does not take images and targets ({error}). Give a loss= of yours."
+            ) from error
     if not isinstance(losses, dict) or not losses:
         raise BadData(
             f"In training mode this network returns {type(losses).__name__}, not a dict of losses "

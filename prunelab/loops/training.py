@@ -35,11 +35,13 @@ from prunelab.loops.labels import logits_of, targets_of
 from prunelab.loops.modes import in_training
 from prunelab.loops.ranks import averaged, in_order, sharded
 from prunelab.values import Progress
+from prunelab.values.given import as_annotated
 from prunelab.values.paired_comparison import Answers
 
 STEPS = 400  # default number of batches of tuning
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Training:
     """Settings of prunelab's training loop: SGD with momentum, `lr` falling to zero by a cosine.
@@ -60,7 +62,8 @@ class Training:
     amp: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
+        decays = 0 <= self.weight_decay < math.inf
+        if not (0 < self.lr < math.inf and 0 <= self.momentum < 1 and decays):
             raise InvalidValue(
                 f"{self} cannot train: lr must be positive, momentum in [0, 1), weight_decay 0 "
                 "or more."
@@ -119,6 +122,7 @@ def momentum_of(optimiser: torch.optim.Optimizer, model: nn.Module) -> nn.Module
     return moving
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A metric of a network: `function(model, loader)`, and which direction is better."""

@@ -39,8 +39,10 @@ from prunelab.methods.settings import (
     check_lr,
 )
 from prunelab.values import Move, Units
+from prunelab.values.given import as_annotated
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class AOFP:
     """Binary search in every layer for channels whose loss hardly changes the next layer's output.

@@ -35,6 +35,7 @@ from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.op_tables import NORMALISES_BATCH, aten
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
+from prunelab.loops.modes import in_training
 from prunelab.loops.ranks import ranks, summed
 from prunelab.loops.training import descend, forever, momentum_of
 from prunelab.methods.aofp_search import judge
@@ -59,7 +60,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
     if not targets:
         return None
     rng = np.random.default_rng(context.seed)
-    network = copy_of(context.model).train()
+    network = copy_of(context.model)
     optimiser = replace(context.train, lr=method.lr).optimiser(
         network, bias_lr=BIAS_LR, momentum=context.momentum()
     )
@@ -73,7 +74,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         path = ScoringPath(
             network, context.graph, masks, method.at or "relu", method.damage, removal.drop
         )
-        with private_random(context.seed + step):
+        with in_training(network, context.frozen), private_random(context.seed + step):
             descend(network, next(stream), context.loss, optimiser, watch=path)
         zero_columns(network, context.graph, removal.drop)  # SGD moves the masked columns
         damages = summed({s.group.name: path.damage(s.group.name) / ranks() for s in active})
@@ -101,7 +102,7 @@ def search_sampled(method: AOFP, context: Context) -> Search:
         return None
     carry = _state(method, now, searches, step) | {"batches": step - first}
     move = context.move(now, removal.drop, removal.damage, carry)
-    return Found(move, network.eval(), momentum_of(optimiser, network))
+    return Found(move, network, momentum_of(optimiser, network))
 
 
 class _Removal:

@@ -7,7 +7,7 @@ has nothing more. All that a session reads of a method is read by the functions 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -98,7 +98,8 @@ class Context:
     training images and of those held out to choose by (None: none are);
     `aimed(layers, images)` measures layers against the network last trained, an `AimedGram` for
     each. `forward(model, batch)` runs a network on a batch,
-    `loss(model, batch)` gives its loss. `form(factors)` is the graph of the uncut network with
+    `loss(model, batch)` gives its loss. `frozen` are the modules that training must leave in
+    evaluation mode, see `in_training`. `form(factors)` is the graph of the uncut network with
     these layers factorised as well. `memory.ask(...)` is called before much is allocated.
     `latency_table()` estimates the seconds of a plan on this machine.
     """
@@ -123,6 +124,7 @@ class Context:
     memory: Memory
     latency_table: Callable[[], LatencyTable]
     momentum: Callable[[], nn.Module | None] = lambda: None
+    frozen: Collection[str] = ()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -29,8 +29,10 @@ from prunelab.graph.surgery.effective_weights import effective_weights
 from prunelab.methods.base import Context
 from prunelab.methods.one_shot import Array, OneShot, Scope, Scores
 from prunelab.methods.settings import check_choice
+from prunelab.values.given import as_annotated
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Magnitude(OneShot):
     """Ranks by the norm of a unit's own weights: L1 (Li et al., ICLR 2017) or L2."""
@@ -53,6 +55,7 @@ class Magnitude(OneShot):
         return _by_producers(context, self.norm)
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class BatchNormScale(OneShot):
     """Ranks by `|gamma|` of a unit's BatchNorms (Liu et al., Network Slimming, ICCV 2017).
@@ -88,6 +91,7 @@ class BatchNormScale(OneShot):
         return {name: values for name, values in scores.items() if name in scaled}
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Taylor(OneShot):
     """Ranks by the mean of `|dL/dm|` over images, where m is a mask on the unit.
@@ -118,6 +122,7 @@ class Taylor(OneShot):
         return found
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Random(OneShot):
     """Ranks at random: the control."""
@@ -135,6 +140,7 @@ class Random(OneShot):
         return {group.name: rng.random(len(group.units)) for group in context.prunable}
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class FirstK(OneShot):
     """Keeps the first channels: the simplest baseline of Channel Pruning."""
@@ -151,6 +157,7 @@ class FirstK(OneShot):
         return {g.name: np.arange(len(g.units), 0, -1.0) - 1 for g in context.prunable}
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class MaxResponse(OneShot):
     """Keeps the channels with the largest sums of absolute weights, a baseline of Channel Pruning.
@@ -186,6 +193,7 @@ class MaxResponse(OneShot):
         return _by_group(context, sums)
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class APoZ(OneShot):
     """Removes the units that are zero most often (Hu, Peng, Tai, Tang; Network Trimming, 2016).

@@ -35,10 +35,12 @@ from prunelab.methods.lasso import Solution, bisect, lars, ranked
 from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
 from prunelab.methods.settings import check_choice, check_counts
 from prunelab.values import Importance, PathPoint, units_of
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class ChannelPruning:
     """One layer a move, front to back: keeps the channels that a LASSO of the next layer selects.

@@ -27,10 +27,12 @@ from prunelab.methods.base import Context, Search
 from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
 from prunelab.methods.refit import RefitProblem, refit_problem
 from prunelab.values import Importance, units_of
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Elimination:
     """One layer a move, front to back: removes channels one by one, the cheapest after a refit.

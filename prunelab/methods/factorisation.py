@@ -35,6 +35,7 @@ from prunelab.graph.surgery.factorised_graph import extended, is_plain
 from prunelab.methods.base import Context, Found, Search
 from prunelab.methods.settings import check_counts, freeze_ratio
 from prunelab.values import FrozenMap, Importance, Move, WidthPlan
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 STEPS = 60  # of the halving towards a MAC target
@@ -271,6 +272,7 @@ def _spectra(options: Mapping[str, Option], kind: Kind) -> list[Importance]:
     return found
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class SpatialFactorisation(_Factorisation):
     """k x k convolutions become k x 1, then 1 x k (Jaderberg et al., BMVC 2014).
@@ -293,6 +295,7 @@ class SpatialFactorisation(_Factorisation):
     kind: ClassVar[Kind] = "spatial"
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class ChannelFactorisation(_Factorisation):
     """k x k convolutions get fewer outputs, and a 1 x 1 behind them (Zhang et al., 2016).

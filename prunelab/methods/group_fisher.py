@@ -37,17 +37,20 @@ from prunelab.evidence.mask_gradients import Masks, MaskWatch, differentiable
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.surgery.editing import zero_columns
 from prunelab.graph.trace import copy_of
+from prunelab.loops.modes import in_training
 from prunelab.loops.ranks import summed
 from prunelab.loops.training import descend, forever, momentum_of
 from prunelab.methods.base import Context, Found, Search, spares
 from prunelab.methods.one_shot import importances
 from prunelab.methods.settings import check_choice, check_counts, check_groups, check_lr
 from prunelab.values import FrozenMap, Progress, Units, WidthPlan
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 Normalise = Literal["memory", "macs"] | None
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class GroupFisher:
     """Removes the units with the least Fisher information for what removing them saves.
@@ -136,13 +139,13 @@ class GroupFisher:
 
     def _search_training(self, context: Context, removal: _Removal) -> Search:
         """Steps 1 to 5, repeated, on a copy of the network that trains by SGD."""
-        network = copy_of(context.model).train()
+        network = copy_of(context.model)
         training = replace(context.train, lr=self.lr)
         optimiser = training.optimiser(network, momentum=context.momentum())
         watch = MaskWatch(network, context.graph, self.masks)
         stream = forever(lambda epoch: context.training_batches(context.seed + epoch))
         step = 0
-        with differentiable(network):
+        with in_training(network, context.frozen), differentiable(network):
             while not removal.done:
                 total, images = torch.zeros(context.graph.units + 1, dtype=torch.float64), 0
                 for _ in range(self.interval):
@@ -163,7 +166,7 @@ class GroupFisher:
         network.zero_grad(set_to_none=True)
         yield from importances(context, removal.scores(), self.meaning)
         move = context.move(self, removal.drop, carry={"batches": step})
-        return Found(move, network.eval(), momentum_of(optimiser, network))
+        return Found(move, network, momentum_of(optimiser, network))
 
 
 def squared_sum(gradients: Tensor) -> Tensor:

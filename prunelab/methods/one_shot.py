@@ -21,7 +21,7 @@ import numpy as np
 
 from prunelab.errors import IllegalPlan
 from prunelab.methods.base import Context, Search
-from prunelab.methods.settings import check_choice, freeze_ratio
+from prunelab.methods.settings import check_choice, check_counts, freeze_ratio
 from prunelab.values import Importance, Units, units_of
 
 Array = np.ndarray
@@ -82,6 +82,8 @@ class OneShot:
     def __post_init__(self) -> None:
         freeze_ratio(self)
         check_choice(self, "scope", "uniform", "global")
+        if hasattr(self, "images"):
+            check_counts(self, "images")
 
     @property
     def meaning(self) -> str:

@@ -27,8 +27,10 @@ from prunelab.methods.base import Context, Search
 from prunelab.methods.one_shot import OneShot, Scope, Scores, importances, quota
 from prunelab.methods.settings import check_counts
 from prunelab.values import Units, units_of
+from prunelab.values.given import as_annotated
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Oracle(OneShot):
     """Removes the units without which the loss is lowest.

@@ -6,6 +6,7 @@ Every check raises `InvalidValue`, which says what was given and what is allowed
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from prunelab.errors import InvalidValue
@@ -36,13 +37,17 @@ def check_counts(method: Any, *names: str) -> None:
 
 def check_lr(method: Any) -> None:
     """Refuse a learning rate that is not positive."""
-    if not method.lr > 0:
+    if not 0 < method.lr < inf:
         raise InvalidValue(f"lr is a learning rate above 0, not {method.lr}.")
 
 
 def freeze_ratio(method: Any) -> None:
     """Check a method's `pruning_ratio`, a share or a mapping of shares, and freeze a mapping."""
     given = method.pruning_ratio
+    if isinstance(given, Mapping) and not given:
+        raise InvalidValue(
+            "pruning_ratio is {}: name at least one group, or give one number for all of them."
+        )
     for ratio in given.values() if isinstance(given, Mapping) else [given]:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
             raise InvalidValue(

@@ -40,12 +40,14 @@ from prunelab.methods.base import Context, Search
 from prunelab.methods.refit import RefitProblem, problem_bytes, refit_problem, refittable
 from prunelab.methods.settings import check_choice, check_counts, check_groups, selects
 from prunelab.values import Importance, Progress, Units, WidthPlan, many
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 
 MEANING = "predicted rise of the loss after a refit, once it is removed in turn"
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class Surgeon:
     """One step a move, over the whole network: removes units one by one, the cheapest of any layer.

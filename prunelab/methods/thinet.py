@@ -35,11 +35,13 @@ from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
 from prunelab.methods.settings import check_choice, check_counts
 from prunelab.methods.thinet_samples import iter_stratified, scalar_samples
 from prunelab.values import Importance, units_of
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 DEPENDENT = 1e-10  # of its own energy: what is left of a column that the chosen ones span
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class ThiNet:
     """One layer a move, front to back: removes the channels that the next layer misses least.

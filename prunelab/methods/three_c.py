@@ -24,6 +24,7 @@ from prunelab.methods.base import Context, Found, Search, found
 from prunelab.methods.channel_pruning import ChannelPruning
 from prunelab.methods.factorisation import ChannelFactorisation, SpatialFactorisation
 from prunelab.values import FrozenMap
+from prunelab.values.given import as_annotated
 
 CHANNELS = 1 / 1.15  # of the released code, `c_ratio`
 # The ranks of the released code for VGG-16 at a quarter of the MACs (`rankdic`), at both
@@ -39,6 +40,7 @@ VGG16_CHANNELS: Mapping[str, float] = FrozenMap({
 })  # fmt: skip
 
 
+@as_annotated
 @dataclass(frozen=True, slots=True)
 class ThreeC:
     """Spatial and channel factorisation, then channel pruning, at one MAC target.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import ipywidgets as ipw
 from IPython.display import display
@@ -26,6 +26,7 @@ from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
 from prunelab.session.session import Session
 from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
+from prunelab.values.given import as_annotated
 
 Look = Literal["auto", "light", "dark"]
 SCREEN = "prunelab-screen"
@@ -42,16 +43,11 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     reports that it shows the other parts.
     """
 
+    @as_annotated
     def __init__(self, session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> None:
         self._endings: list[
             Callable[[], object]
         ] = []  # set first: a partly built widget is closed too
-        for name, given, known in (
-            ("arrange", arrange, get_args(Arrange)),
-            ("theme", theme, get_args(Look)),
-        ):
-            if given not in known:
-                raise UnknownName(name, given, known)
         self.session = session
         self.look = arrange, theme
         self.choice = Choice(session)
@@ -342,6 +338,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         return bundle
 
 
+@as_annotated
 def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from prunelab.errors import InvalidValue, UnknownName
+from prunelab.errors import InvalidValue
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.editing import cut
 from prunelab.session.parts import Parts
@@ -31,8 +31,7 @@ def try_move(
     repair
         Whether it is repaired with the session's `repair`.
     """
-    if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-        raise InvalidValue(f"images must be a whole number of at least 1, not {images!r}.")
+    check_images(images)
     evaluator, history = parts.evaluator, parts.history
     if drop is None:
         drop = fresh(parts, "try").drop
@@ -49,18 +48,22 @@ def compare(
     parts: Parts, a: int | WidthPlan, b: int | WidthPlan, images: int, repair: bool
 ) -> Work[PairedComparison]:
     """Compare the network at `b` with that at `a`, each a point or a plan."""
+    check_images(images)
     first = yield from _network_of(parts, a, repair)
     second = yield from _network_of(parts, b, repair)
     return (yield from parts.evaluator.compare(second, first, fingerprint(first), None, images))
 
 
+def check_images(images: int) -> None:
+    """Raise `InvalidValue` for less than one image."""
+    if images < 1:
+        raise InvalidValue(f"images must be a whole number of at least 1, not {images!r}.")
+
+
 def _network_of(parts: Parts, which: int | WidthPlan, repair: bool) -> Work[nn.Module]:
     evaluator, history = parts.evaluator, parts.history
     if not isinstance(which, WidthPlan):
-        points = {point.seq: point for point in history.state.points}
-        if which not in points:
-            raise UnknownName("point of the trajectory", which, map(str, points))
-        return history.network_at(points[which])
+        return history.network_at(history.state.point(which))
     network = evaluator.cut_to(which)
     kind = evaluator.settings.repair_after(parts.method)
     if repair and kind is not None:

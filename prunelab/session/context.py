@@ -84,6 +84,7 @@ def search_context(
         memory=settings.memory,
         latency_table=lambda: evaluator.latency_table(history.plan_at(state.now)),
         momentum=history.momentum,
+        frozen=evaluator.frozen,
     )
 
 

@@ -16,17 +16,17 @@ from prunelab.cost.latency_table import LatencyTable, latency_table
 from prunelab.data.batches import agreed_size, batch_size, selected
 from prunelab.data.private_random import private_random
 from prunelab.data.splits import Splits
-from prunelab.errors import BadData, BadModel, TraceError
+from prunelab.errors import BadData, BadModel, InvalidValue, TraceError
 from prunelab.evidence.reach import reached, where_reached
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.given import check_network
 from prunelab.graph.independence import check_copies
-from prunelab.graph.surgery.editing import cut
+from prunelab.graph.surgery.editing import check_fit, cut
 from prunelab.graph.surgery.factorisation import factorised
 from prunelab.graph.surgery.factorised_graph import Forms, extended, factorised_like
 from prunelab.graph.surgery.held_tensors import not_finite
 from prunelab.graph.surgery.network_state import NetworkState, restore, state_preserved
-from prunelab.graph.trace import copy_of, restricted, runner, trace
+from prunelab.graph.trace import copy_of, restricted, runner, running_on, trace
 from prunelab.loops.batch import device_of, guarded, on_device
 from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
@@ -56,7 +56,7 @@ class Evaluator:
         example_inputs: Any,
         device: Any,
         seed: int,
-        freeze: Sequence[str] = (),
+        freeze: str | Sequence[str] = (),
         round_to: int = 1,
     ) -> None:
         check_network(model)
@@ -67,8 +67,10 @@ class Evaluator:
                     "Datasets, or pl.data.load(...)."
                 )
         self.settings = settings
-        self.splits = Splits(data, int(seed))
-        self.base = follow(_sound(copy_of(model), device))
+        if not 0 <= seed < 1 << 63:
+            raise InvalidValue(f"seed is a whole number from 0 to 2**63 - 1, not {seed}.")
+        self.splits = Splits(data, seed)
+        self.base = follow(_sound(copy_of(model), checked_device(device)))
         self.frozen = frozen_modules(self.base)
         self.fewest = self._fewest()
         if example_inputs is None:
@@ -81,6 +83,7 @@ class Evaluator:
             size = agreed_size(example_inputs)
             if graph.inputs is None and size is not None:
                 graph = self._traced(example_inputs, batch_size=size)
+        check_fit(self.base, graph)
         graph = restricted(graph, freeze, round_to)
         images = self.splits.samples(IMAGES)
         self.reached = reached(self.base, graph, settings.forward, images)
@@ -189,8 +192,9 @@ class Evaluator:
         return self._run(network, self.run_inputs())
 
     def _run(self, network: nn.Module, inputs: Any) -> Any:
-        with private_random(), torch.no_grad():
-            return self.settings.forward(copy_of(network).eval(), inputs)
+        network = copy_of(network).eval()
+        with running_on(inputs), private_random(), torch.no_grad():
+            return self.settings.forward(network, inputs)
 
     def call_of(self, network: nn.Module) -> Call:
         """How the session's forward calls `network` on the first training batch."""
@@ -280,6 +284,17 @@ def _hindrances(graph: ChannelGraph) -> str:
     return "on these inputs no convolution and no linear layer ran whose weight is a parameter" + (
         f" ({listed(graph.unseen, 5)} never ran)" if graph.unseen else ""
     )
+
+
+def checked_device(given: Any) -> torch.device | None:
+    """The device that `given` names; raises `InvalidValue` where there is none that works."""
+    try:
+        return None if given is None else torch.empty(0, device=given).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise InvalidValue(
+            f"device={given!r} cannot be used here: {why} Give 'cpu' or None."
+        ) from None
 
 
 def _sound(model: nn.Module, device: Any) -> nn.Module:

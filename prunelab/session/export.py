@@ -36,6 +36,7 @@ from prunelab.loops.batch import device_of
 from prunelab.session.portable import SIZES, Program, as_onnx, as_pt2, model_card, outputs_of
 from prunelab.session.script import to_script
 from prunelab.values import Cost, FrozenMap, Units, thaw
+from prunelab.values.given import as_annotated
 
 if TYPE_CHECKING:
     from prunelab.session.session import Session
@@ -72,6 +73,7 @@ def export(session: Session, network: nn.Module, path: Path) -> Path:
     return path
 
 
+@as_annotated
 def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """Load the pruned network in `path` into the network that `factory()` builds.
 

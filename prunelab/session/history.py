@@ -11,7 +11,7 @@ from torch import nn
 from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.surgery.editing import cut
+from prunelab.graph.surgery.editing import cut, take_columns
 from prunelab.graph.surgery.factorised_graph import extended
 from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
@@ -92,8 +92,24 @@ class History:
 
     @property
     def source(self) -> nn.Module:
-        """The network that a move cuts: the current one, or the trained one that comes with it."""
-        return self.brought if self.brought is not None else self.network
+        """The network that a move cuts: the current one, or the trained one that comes with it.
+
+        The method that trained it has masked the units that it proposed to drop. Those that were
+        put back since are read again as they were before the training.
+        """
+        state = self.state
+        if self.brought is None:
+            return self.network
+        proposed = state.proposed.move if state.proposed else None
+        if proposed is None or state.pending is None or proposed.drop == state.pending.drop:
+            return self.brought
+        back = {
+            name: set(units) - set(state.pending.drop.get(name, ()))
+            for name, units in proposed.drop.items()
+        }
+        source = copy_of(self.brought)
+        take_columns(source, self.network, self.graph, back)
+        return source
 
     def network_at(self, point: Point) -> nn.Module:
         """The network as it was at a point of the trajectory."""

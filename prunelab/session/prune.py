@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from prunelab.errors import AtChance, BudgetUnreachable
+from prunelab.errors import AtChance, BudgetUnreachable, InvalidValue
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import Point
 from prunelab.ledger.words import at_chance, stopped
 from prunelab.session.session import Session
 from prunelab.values import WidthPlan
+from prunelab.values.given import as_annotated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +26,7 @@ class Pruned:
     trajectory: tuple[Point, ...]
 
 
+@as_annotated
 def prune(
     model: nn.Module,
     data: Any,
@@ -54,6 +56,8 @@ def prune(
 
     Raises
     ------
+    InvalidValue
+        For a negative `tune`, and as `Session` and `run`.
     BudgetUnreachable
         When the method cannot reach the target, or not above the floor of "auto"; it holds the
         best plan so far.
@@ -61,6 +65,8 @@ def prune(
         When a network that was over 5 points above chance ends within 2 points of it on the
         validation images, whatever the floor; it holds the result.
     """
+    if tune is not None and tune < 0:
+        raise InvalidValue(f"tune counts batches: 0 for none, None for the default; not {tune}.")
     work = Session(model, data, method, repair=repair, **session)
     work.run(target_macs=target_macs, min_accuracy=min_accuracy)
     if min_accuracy == "auto" and (why := stopped(work.ledger[-1])):

@@ -41,11 +41,13 @@ from prunelab.session.preview import AtHand, Foresight, Preview
 from prunelab.session.repairing import check_finite
 from prunelab.session.replay import original_of
 from prunelab.session.runner import Runner
-from prunelab.session.settings import REPAIR_IMAGES, Settings
+from prunelab.session.settings import REPAIR_IMAGES, Settings, Split
 from prunelab.values import Cost, Move, WidthPlan
+from prunelab.values.given import as_annotated
 from prunelab.values.paired_comparison import PairedComparison
 
 
+@as_annotated
 class Session:
     """A network that is pruned move by move: propose, look, adjust, approve or reject, undo.
 
@@ -137,7 +139,7 @@ class Session:
         seed: int = 0,
         path: str | Path | None = None,
         resume: bool = False,
-        freeze: Sequence[str] = (),
+        freeze: str | Sequence[str] = (),
         round_to: int = 1,
         memory: float | None = None,
     ) -> None:
@@ -177,6 +179,7 @@ class Session:
         self._parts = Parts(evaluator, self._history, self._preview, method)
 
     @classmethod
+    @as_annotated
     def open(
         cls, path: str | Path, *, model: nn.Module, data: Any, method: Any = None, **own: Any
     ) -> Session:
@@ -346,6 +349,7 @@ class Session:
         """Whether that verb runs in the background, so that any other one preempts it."""
         return self._runner.aside
 
+    @as_annotated
     def listen(self, callback: Callable[[Any], None]) -> Callable[[], None]:
         """Call `callback` with every Event, and with Progress and evidence while a verb runs.
 
@@ -380,11 +384,13 @@ class Session:
         marks = {point.seq: point.event.fingerprint for point in self.state.points}
         return {seq: known[mark] for seq, mark in marks.items() if mark in known}
 
+    @as_annotated
     def costs(self, plan: WidthPlan | None = None) -> dict[str, Cost]:
         """The cost of each convolution and linear layer with `plan` (None: the current one)."""
         plan = self.plan if plan is None else plan
         return layer_costs(self._evaluator.graph_of(plan), plan)
 
+    @as_annotated
     def seconds(self, plan: WidthPlan | None = None) -> dict[str, float] | None:
         """Seconds of each layer in one run with `plan` (None: the current one); "" is the rest.
 
@@ -394,6 +400,7 @@ class Session:
         plan = plan or self.plan
         return None if times is None else times.scaled(self._evaluator.graph_of(plan), plan)
 
+    @as_annotated
     def pictures(self, images: Iterable[int]) -> dict[int, np.ndarray]:
         """Validation images by their index in the split, such as those that a comparison lost.
 
@@ -412,6 +419,7 @@ class Session:
         """
         return self._preview.at_hand()
 
+    @as_annotated
     def foresee(
         self,
         drop: Mapping[str, Iterable[int]] | None = None,
@@ -461,6 +469,7 @@ class Session:
 
     # ------------------------------------------------------------ verbs
 
+    @as_annotated
     def propose(
         self,
         target_macs: float | None = None,
@@ -481,11 +490,13 @@ class Session:
             return self._runner.run("propose", verbs.propose_given(self._parts, drop))
         return self._runner.run("propose", verbs.propose(self._parts, target_macs))
 
+    @as_annotated
     def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
         """`propose` as a generator that yields the evidence of the search, for a live view."""
         with self._runner.hold("propose"):
             return (yield from self._runner.relay(verbs.propose(self._parts, target_macs)))
 
+    @as_annotated
     def adjust(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """Change the pending move, so that it drops exactly these units.
 
@@ -495,6 +506,7 @@ class Session:
         """
         return self._runner.run("adjust", verbs.adjust(self._parts, drop))
 
+    @as_annotated
     def approve(self, repair: bool = True) -> State:
         """Apply the pending move: cut, and repair with the session's `repair` (or not).
 
@@ -514,6 +526,7 @@ class Session:
             verbs.reject(self._parts, str(reason))
         return self.state
 
+    @as_annotated
     def undo(self, *, only_proposal: bool = False) -> State:
         """Discard a pending proposal and undo the latest step.
 
@@ -524,6 +537,7 @@ class Session:
         self._runner.run("undo", verbs.undo(self._parts, only_proposal))
         return self.state
 
+    @as_annotated
     def go(self, seq: int) -> State:
         """Go to the point of the trajectory created by event `seq`, on any branch.
 
@@ -533,6 +547,7 @@ class Session:
         self._runner.run("go", verbs.go(self._parts, seq))
         return self.state
 
+    @as_annotated
     def repair(self, kind: str = "lstsq") -> State:
         """Repair without training, front to back.
 
@@ -544,6 +559,7 @@ class Session:
         self._runner.run("repair", verbs.repair(self._parts, kind))
         return self.state
 
+    @as_annotated
     def tune(self, steps: int = STEPS) -> State:
         """Train the network for `steps` batches, and commit it when they are done.
 
@@ -557,6 +573,7 @@ class Session:
         self._runner.run("tune", verbs.tune(self._parts, steps, self._runner.enough))
         return self.state
 
+    @as_annotated
     def step_time(self, *, background: bool = False) -> float | None:
         """Seconds of one step of `tune` on this machine, measured on a copy.
 
@@ -565,6 +582,7 @@ class Session:
         """
         return self._runner.run("step_time", verbs.step_time(self._parts), background)
 
+    @as_annotated
     def latency(self, network: nn.Module | None = None, *, background: bool = False) -> Latency:
         """Measured seconds of one run: median and spread.
 
@@ -575,6 +593,7 @@ class Session:
         """
         return self._runner.run("latency", verbs.latency(self._parts, network), background)
 
+    @as_annotated
     @contextmanager
     def tuning(self, by: str) -> Iterator[nn.Module]:
         """A context manager for your own trainer, named `by`: it yields a copy of the network.
@@ -591,19 +610,19 @@ class Session:
             network.eval()
             finish(self._runner.relay(verbs.adopt(self._parts, network, by)))
 
-    def evaluate(self, split: str = "test", network: nn.Module | None = None) -> dict[str, float]:
+    @as_annotated
+    def evaluate(self, split: Split = "test", network: nn.Module | None = None) -> dict[str, float]:
         """Metric to value on the test split (or "val", "train"); changes nothing.
 
         For the current network, or another `network`.
         """
-        if split not in ("train", "val", "test"):
-            raise InvalidValue(f"split is 'train', 'val' or 'test', not {split!r}.")
         loader = getattr(self.data, split)
         judged = self._evaluator.judge(
             self._history.network if network is None else network, loader
         )
         return self._runner.run("evaluate", judged)[0]
 
+    @as_annotated
     def run(
         self,
         target_macs: float = 0.5,
@@ -682,6 +701,7 @@ class Session:
             self._history.note(notes.answer(exercise, value))
         return self.state
 
+    @as_annotated
     def measure(self, *, background: bool = False) -> AtHand:
         """Measure the evidence for `foresee`, unless it exists already; changes nothing.
 
@@ -693,6 +713,7 @@ class Session:
         assert measured is not None
         return measured
 
+    @as_annotated
     def compare_move(
         self,
         drop: Mapping[str, Iterable[int]] | None = None,
@@ -727,6 +748,7 @@ class Session:
             "compare_move", comparing.try_move(self._parts, drop, images, repair), background
         )
 
+    @as_annotated
     def comparing_move(
         self,
         drop: Mapping[str, Iterable[int]] | None = None,
@@ -739,6 +761,7 @@ class Session:
                 yield from self._runner.relay(comparing.try_move(self._parts, drop, images, repair))
             )
 
+    @as_annotated
     def compare(
         self,
         a: int | WidthPlan,
@@ -770,10 +793,12 @@ class Session:
             "compare", comparing.compare(self._parts, a, b, images, repair), background
         )
 
+    @as_annotated
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:
         """The move that would drop these units: `foresee(drop).move`; measures first if needed."""
         return self._runner.run("what_if", verbs.imagine(self._parts, drop))
 
+    @as_annotated
     def export(self, path: str | Path) -> Path:
         """Write the network, or the plan (.json), script (.py) or report (.html) of the session.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from prunelab.values.machine import Memory
 
 REPAIRS = ("lstsq", "rescale", "bn")
 PUBLISHED = "published"
+Split = Literal["train", "val", "test"]
 REPAIR_IMAGES = 1024  # at most; on resnet18 at 32 px 2,048 gain 0.1 points, 512 lose 1.0
 
 
@@ -53,8 +54,6 @@ class Settings:
         """Check a session's keywords and fill in the defaults; raises `InvalidValue`."""
         if repair not in (None, PUBLISHED):
             check_repair(repair)
-        if isinstance(repair_images, bool) or not isinstance(repair_images, int):
-            raise InvalidValue(f"repair_images is a whole number, not {repair_images!r}.")
         if repair_images < 1:
             raise InvalidValue(f"repair_images must be at least 1, not {repair_images}.")
         train = train if train is not None else Training()

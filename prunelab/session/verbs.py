@@ -254,7 +254,7 @@ def repair(parts: Parts, kind: str) -> Work[None]:
 
 def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
     """Train a copy of the network for `steps` batches or until `enough()`, and commit it."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if steps < 1:
         raise InvalidValue(f"steps must be a whole number of at least 1, not {steps!r}.")
     evaluator, history = parts.evaluator, parts.history
     network = copy_of(history.network)

@@ -5,18 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from operator import index
+from typing import Protocol, runtime_checkable
 
 from prunelab.errors import IllegalPlan
 from prunelab.values.frozen import FrozenMap, thaw
+from prunelab.values.given import as_annotated
 
 Units = tuple[int, ...]
 """Units of one channel group, ascending, in the network's *original* numbers."""
 
 
 def units_of(given: Iterable[int]) -> Units:
-    """`given` as ascending Python ints without repeats."""
-    return tuple(sorted({int(unit) for unit in given}))
+    """`given` as ascending Python ints without repeats.
+
+    Raises `IllegalPlan` for what is no list of whole numbers, such as a mask of booleans.
+    """
+    try:
+        units = list(given)
+        mask = bool in set(map(type, units)) or "bool" in str(getattr(given, "dtype", ""))
+        if mask or isinstance(given, str):
+            raise TypeError
+        return tuple(sorted(set(map(index, units))))
+    except TypeError:
+        raise IllegalPlan(
+            f"Units are a list of their numbers, such as [0, 3], not {given!r:.80}. Of a mask give "
+            "the places where it is true."
+        ) from None
 
 
 def parts_of(names: Iterable[str], layer: str) -> list[str]:
@@ -48,6 +63,7 @@ class Group(Protocol):
         ...
 
 
+@runtime_checkable
 class Graph(Protocol):
     """The attributes of a graph that a `WidthPlan` uses; `ChannelGraph` has them."""
 
@@ -97,6 +113,7 @@ class WidthPlan:
     graph: Graph = field(compare=False, repr=False)
 
     @classmethod
+    @as_annotated
     def full(cls, graph: Graph) -> WidthPlan:
         """The plan that keeps every unit of every group of `graph`."""
         return cls(FrozenMap({g.name: tuple(range(g.width)) for g in graph.groups}), graph)
@@ -121,6 +138,8 @@ class WidthPlan:
         Raises `UnknownName` for an unknown group, `IllegalPlan` for a unit that is not in the
         plan, a frozen group, or a group that would have no units left.
         """
+        if not isinstance(drop, Mapping):
+            raise IllegalPlan(f"drop is a dict of the units of each group, not {drop!r:.80}.")
         kept = dict(self.kept)
         for given, units in drop.items():
             group = self.graph[given]
@@ -149,6 +168,7 @@ class WidthPlan:
         return plan_json(self.kept, self.graph.factors)
 
     @classmethod
+    @as_annotated
     def from_json(cls, text: str, graph: Graph) -> WidthPlan:
         """The plan in `text`, checked against `graph`.
 
@@ -156,10 +176,16 @@ class WidthPlan:
         """
         full = cls.full(graph)
         try:
-            kept = json.loads(text)["kept"]
-            asked = {str(name): units_of(units) for name, units in kept.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise IllegalPlan(f"This text is not a width plan in JSON: {error}.") from None
+            data = json.loads(text)
+            asked = {str(name): units_of(units) for name, units in data["kept"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise IllegalPlan(
+                f"{text!r:.60} is not a width plan in JSON ({error}). Give what to_json() wrote."
+            ) from None
+        if data.get("format", 1) != 1:
+            raise IllegalPlan(
+                f"The plan has format {data['format']!r}; this prunelab reads 1. Upgrade it."
+            )
         if set(asked) != set(full.kept):
             odd = sorted(set(asked) ^ set(full.kept))
             raise IllegalPlan(

@@ -77,3 +77,57 @@ def test_training_mode_keeps_what_a_networks_own_train_method_does() -> None:
         net(batches(32, 1)[0][0])
     assert torch.equal(net.bn1.running_mean, mean)
     assert not net.training
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pl.AOFP(theta=0.3, scoring="sampled", batches=2, warmup=0, retire_after=2),
+        pl.GroupFisher(interval=2, units_per_step=4),
+    ],
+    ids=["aofp", "group fisher"],
+)
+def test_modules_that_the_user_froze_stay_so_in_methods_that_train(
+    method: pl.AOFP | pl.GroupFisher, data: pl.Data
+) -> None:
+    net = Tiny().train()
+    net.bn1.eval()
+    for parameter in net.bn2.parameters():
+        parameter.requires_grad_(False)
+    session = pl.Session(net, data, method, repair=None)
+    move = session.propose()
+    assert move is not None
+    session.approve()
+    now = session.model.state_dict()
+    for bn, group in (("bn0", "stem"), ("bn1", "conv1"), ("bn2", "stem")):
+        kept = list(session.plan.kept[group])
+        before = net.state_dict()[f"{bn}.running_mean"][kept]
+        assert torch.equal(now[f"{bn}.running_mean"], before) == (bn != "bn0")
+        assert (int(now[f"{bn}.num_batches_tracked"]) == 0) == (bn != "bn0")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pl.AOFP(theta=0.3, scoring="sampled", batches=2, warmup=0, retire_after=2),
+        pl.GroupFisher(interval=2, units_per_step=4),
+    ],
+    ids=["aofp", "group fisher"],
+)
+def test_a_unit_put_back_after_training_is_read_as_before_it(
+    method: pl.AOFP | pl.GroupFisher, trained: nn.Module, data: pl.Data
+) -> None:
+    session = pl.Session(trained, data, method, repair=None)
+    move = session.propose()
+    assert move is not None
+    name = max(move.drop, key=lambda group: len(move.drop[group]))
+    back, *rest = move.drop[name]
+    readers = {"stem": "conv1", "conv1": "conv2", "conv3": "fc"}
+    column = getattr(trained, readers[name]).weight[:, back]
+    session.adjust(drop={**move.drop, name: rest})
+    session.approve()
+    assert back in session.plan.kept[name]
+    now = getattr(session.model, readers[name]).weight
+    at = session.plan.kept[name].index(back)
+    rows = session.plan.kept.get({"stem": "conv1", "conv1": "stem"}.get(name, ""), range(len(now)))
+    assert torch.equal(now[:, at], column[list(rows)])

@@ -19,6 +19,7 @@ from prunelab.graph.channels.couplings import Coupling
 from prunelab.graph.channels.explain import Explanation, explain_layer, explain_pair
 from prunelab.graph.channels.summary import table, table_html
 from prunelab.values import Units, WidthPlan, listed, units_of
+from prunelab.values.given import as_annotated
 
 FIXED = -1  # a position of an axis that belongs to no unit
 
@@ -201,6 +202,11 @@ class ChannelGraph:
 
         The last entry is for FIXED and always True.
         """
+        if odd := {group.name for group in self.groups} ^ set(plan.kept):
+            raise IllegalPlan(
+                f"The plan is of another network: {min(odd)!r} is a group of only one of the two. "
+                "Give a plan of this graph: WidthPlan.full(graph)."
+            )
         kept = np.zeros(self.units + 1, dtype=bool)
         kept[FIXED] = True
         for group in self.groups:
@@ -223,6 +229,7 @@ class ChannelGraph:
             found[group.first + np.asarray(units, dtype=np.int64)] = True
         return found
 
+    @as_annotated
     def after(self, plan: WidthPlan) -> ChannelGraph:
         """The graph of the network cut to `plan`: same names, same unit numbers."""
         alive = self.alive(plan)
@@ -247,10 +254,15 @@ class ChannelGraph:
             self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes, bare=bare
         )
 
+    @as_annotated
     def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:
-        """The same graph with these groups frozen; `reasons` maps names to reasons."""
+        """The same graph with these groups frozen; `reasons` maps names to reasons.
+
+        Raises `UnknownName` for a name that is no group's.
+        """
+        given = {self[name].name: why for name, why in reasons.items()}
         groups = tuple(
-            replace(group, why=group.why or reasons.get(group.name, "")) for group in self.groups
+            replace(group, why=group.why or given.get(group.name, "")) for group in self.groups
         )
         return replace(self, groups=groups)
 
@@ -284,6 +296,7 @@ class ChannelGraph:
                 result[given] = units_of(asked[: have - left])
         return result
 
+    @as_annotated
     def explain(self, a: str, b: str | None = None) -> Explanation:
         """Why the layers `a` and `b` are coupled, or why not; for `a` alone, the groups it is in.
 

@@ -22,8 +22,10 @@ from prunelab.graph.modules.walk import tensors_by_name, walk
 from prunelab.graph.surgery.closures import deep_copy
 from prunelab.graph.surgery.held_tensors import checked_network, like, settle
 from prunelab.values import WidthPlan
+from prunelab.values.given import as_annotated
 
 
+@as_annotated
 def cut(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     """A new plain module, of the same class, without the units that `plan` drops.
 
@@ -65,6 +67,7 @@ def cut_to(
     return small
 
 
+@as_annotated
 def masked(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> nn.Module:
     """A new module of unchanged shapes with the same outputs as that of `cut`.
 
@@ -88,12 +91,26 @@ def zero_columns(model: nn.Module, graph: ChannelGraph, drop: Mapping[str, Itera
             state[name].copy_(tensor)
 
 
-def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> dict[str, Tensor]:
+def take_columns(
+    model: nn.Module, other: nn.Module, graph: ChannelGraph, units: Mapping[str, Iterable[int]]
+) -> None:
+    """Undo `zero_columns` in `model` itself: the columns that read `units` are those of `other`."""
+    state = tensors_by_name(model)
+    with torch.no_grad():
+        for name, tensor in masked_tensors(model, graph, graph.gone(units), other).items():
+            state[name].copy_(tensor)
+
+
+def masked_tensors(
+    model: nn.Module, graph: ChannelGraph, gone: np.ndarray, other: nn.Module | None = None
+) -> dict[str, Tensor]:
     """The parameters that read dropped units, with the columns of these units zeroed.
 
-    `gone` marks the dropped units, as `ChannelGraph.gone` returns it [units + 1].
+    `gone` marks the dropped units, as `ChannelGraph.gone` returns it [units + 1]. With `other`, a
+    network of the same shapes, the columns are those that it has.
     """
     state = tensors_by_name(model)
+    source = {} if other is None else tensors_by_name(other)
     lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
     changed: dict[str, Tensor] = {}
     for layer in graph.layers:
@@ -104,16 +121,17 @@ def masked_tensors(model: nn.Module, graph: ChannelGraph, gone: np.ndarray) -> d
         columns = torch.from_numpy(np.flatnonzero(read))
         if name in lengths:
             length, own = lengths[name]
-            if own == axis:  # zero the lengths: a zero direction cannot be normalised
+            if own == axis:  # of the lengths: a zero direction cannot be normalised
                 name = length
             else:
                 before = state[name].detach()
-                after = _without(before, axis, columns)
+                after = _with(before, axis, columns, source.get(name))
                 changed[length] = state[length].detach() * _norm(after, own) / _norm(before, own)
-        changed[name] = _without(state[name].detach(), axis, columns)
+        changed[name] = _with(state[name].detach(), axis, columns, source.get(name))
     return changed
 
 
+@as_annotated
 def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     """`model`, an unpruned instance of the traced architecture, cut to `plan`.
 
@@ -126,6 +144,7 @@ def rebuild(model: nn.Module, plan: WidthPlan) -> nn.Module:
     return cut(model, graph, plan)
 
 
+@as_annotated
 def with_channel_selectors(
     model: nn.Module, graph: ChannelGraph, layers: Iterable[str] | None = None
 ) -> nn.Module:
@@ -146,6 +165,7 @@ def with_channel_selectors(
     measure the latency. Raises `BadModel` where there is no such convolution, `InvalidValue` for a
     layer that cannot select channels.
     """
+    check_fit(model, graph)
     made = copy_with(model, {})
     modules = dict(made.named_modules())
     if layers is None:
@@ -222,8 +242,12 @@ def _run(positions: Tensor, size: int) -> int:
     return int(np.gcd.reduce([size, len(at), *starts, *np.diff([0, *breaks])]))
 
 
-def _without(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
-    return tensor.index_fill(axis, positions.to(tensor.device), 0.0)
+def _with(tensor: Tensor, axis: int, positions: Tensor, other: Tensor | None) -> Tensor:
+    """`tensor` with the entries of `other` (None: zeros) at these positions of an axis."""
+    positions = positions.to(tensor.device)
+    if other is None:
+        return tensor.index_fill(axis, positions, 0.0)
+    return tensor.index_copy(axis, positions, other.detach().index_select(axis, positions))
 
 
 def _norm(direction: Tensor, axis: int) -> Tensor:
@@ -312,7 +336,8 @@ def _parts(model: nn.Module, tensors: bool) -> list[tuple[str, object]]:
     return [*walk(model), *(tensors_by_name(model).items() if tensors else ())]
 
 
-def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+def check_fit(model: nn.Module, graph: ChannelGraph) -> None:
+    """Raise `BadModel` for what is no network, or one that the graph does not describe."""
     checked_network(model)
     state = tensors_by_name(model)
     for (name, axis), units in graph.slots.items():
@@ -323,6 +348,11 @@ def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
                 f"along axis {axis}, found {found}. Trace this network, or use graph.after(plan) "
                 "for one that was cut."
             )
+
+
+def _check(model: nn.Module, graph: ChannelGraph, plan: WidthPlan) -> None:
+    check_fit(model, graph)
+    graph.alive(plan)  # raises for a plan of another network
     for group in graph.groups:
         if missing := set(plan.kept[group.name]) - set(group.units):
             raise IllegalPlan(

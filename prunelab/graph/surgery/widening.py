@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from prunelab.errors import IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
 from prunelab.graph.modules.module_attributes import set_width
-from prunelab.graph.surgery.editing import copy_with
+from prunelab.graph.surgery.editing import check_fit, copy_with
+from prunelab.values.given import as_annotated
 
+WIDEST = 1 << 20  # units of a group
 NOISE = 0.1  # as a share of a filter's standard deviation
 
 
+@as_annotated
 def widened(
     model: nn.Module,
     graph: ChannelGraph,
@@ -54,6 +57,11 @@ def widened(
         raise InvalidValue(
             f"widen is a factor of at least 1 and noise a share of at least 0, not {widen!r} and "
             f"{noise!r}."
+        )
+    check_fit(model, graph)
+    if widen * max((group.width for group in graph.groups), default=1) > WIDEST:
+        raise InvalidValue(
+            f"widen={widen:g} would give a group more than {WIDEST:,} units. Give less."
         )
     rng = np.random.default_rng(seed)
     copies = np.ones(graph.units + 1, dtype=np.int64)  # the last entry is for FIXED
