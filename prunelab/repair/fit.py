@@ -176,7 +176,7 @@ def _smallest(error_at: Callable[[int], float]) -> tuple[int, float]:
     `DEFAULT_RIDGE`, near which most layers choose theirs, and tries two besides the best. A weak
     ridge may have no solution, which counts as an infinite error.
     """
-    place = RIDGES.index(DEFAULT_RIDGE)
+    place = min(sum(ridge < DEFAULT_RIDGE for ridge in RIDGES), len(RIDGES) - 1)
     least = error_at(place)
     for step in (1, -1):
         start = place
