@@ -132,6 +132,8 @@ class _Recorder(Watch):
         ):
             raise NotReplayable(f"{func} selects by what was computed")
         fakes = tree_map(self._stand_in, (args, kwargs))
+        if func.overloadpacket is aten.lift_fresh:  # a tensor of the code's own, new at every call
+            fakes = args, kwargs
         for x in _written_by(func, args, kwargs):
             if not isinstance(x, FakeTensor) or _storage(x) in self._network:
                 raise NotReplayable(f"{func} changes the network")
@@ -141,7 +143,7 @@ class _Recorder(Watch):
             out = func(*fakes[0], **fakes[1])
         if not all(isinstance(leaf, (Tensor, type(None))) for leaf in tree_leaves(out)):
             raise NotReplayable(f"{func} gives the code a value")
-        if func.overloadpacket is aten.lift_fresh:  # a tensor of the code's own, new at every call
+        if func.overloadpacket is aten.lift_fresh:
             func = aten.clone.default
         self._record(func, args, kwargs, out)
         return out
