@@ -98,11 +98,14 @@ def _located(probe: _Probe, good: list[str]) -> tuple[list[str], dict[str, str]]
     while (failure := probe.failure(good)) is not None:
         place, suspects = failure.place, probe.suspects(failure.place)
         found = [name for name in good if name in suspects]
-        if sure := probe.failing_alone(good, failure):
+        lost = place <= last or not found
+        if sure := probe.failing_alone(good, failure) or (
+            probe.failing_alone(good, failure, good) if lost else []
+        ):
             certain |= {*sure}
             good = [name for name in good if name not in certain]
             continue
-        if place <= last or not found:
+        if lost:
             good, guilty = probe.bisected(good)
             doubtful |= dict.fromkeys(guilty, failure)
             break
@@ -325,8 +328,13 @@ class _Probe:
             return None
         return _Difference(len(wanted.calls), alike)
 
-    def failing_alone(self, names: Sequence[str], failure: _Difference) -> list[str]:
-        """Those of the groups `names` that fail alone, as the latest ones before a failure do."""
+    def failing_alone(
+        self, names: Sequence[str], failure: _Difference, first: Sequence[str] = ()
+    ) -> list[str]:
+        """Those of the groups `names` that fail alone, as some of these `first` ones do.
+
+        Without any, these are the latest ones before the failure.
+        """
         if self.further or self.private or failure.rounding or failure.place < 0:
             return []
         if self.local is None:
@@ -334,7 +342,7 @@ class _Probe:
         layers = {layer.weight: layer for layer in self.graph.layers}
         before = self.calls[max(0, failure.place - NEAR) : failure.place + 1]
         met = [x for n in before if n in layers for x in (layers[n].in_units, layers[n].out_units)]
-        near = self._groups(met)
+        near = first or self._groups(met)
         return self.local.failing([name for name in names if name in near], names)
 
     def suspects(self, place: int) -> set[str]:

@@ -131,23 +131,30 @@ class _Recorder(Watch):
             for x in tensors_in(*args[1:], kwargs)
         ):
             raise NotReplayable(f"{func} selects by what was computed")
-        for x in tree_leaves((args, kwargs)):
-            if isinstance(x, Tensor) and not isinstance(x, FakeTensor):
-                stands = self.fake.from_tensor(x)
-                self._network[_storage(stands)] = stands
+        fakes = tree_map(self._stand_in, (args, kwargs))
+        if func.overloadpacket is aten.lift_fresh:  # a tensor of the code's own, new at every call
+            fakes = args, kwargs
         for x in _written_by(func, args, kwargs):
             if not isinstance(x, FakeTensor) or _storage(x) in self._network:
                 raise NotReplayable(f"{func} changes the network")
             if _storage(x) in self._own:
                 raise NotReplayable(f"{func} changes the batch")
-        with self.fake:
-            out = func(*args, **kwargs)
+        with self.fake:  # which knows operations on its own tensors again, and then is fast
+            out = func(*fakes[0], **fakes[1])
         if not all(isinstance(leaf, (Tensor, type(None))) for leaf in tree_leaves(out)):
             raise NotReplayable(f"{func} gives the code a value")
-        if func.overloadpacket is aten.lift_fresh:  # a tensor of the code's own, new at every call
+        if func.overloadpacket is aten.lift_fresh:
             func = aten.clone.default
         self._record(func, args, kwargs, out)
         return out
+
+    def _stand_in(self, x: Any) -> Any:
+        """What stands for `x`, if it is a tensor of the network."""
+        if not isinstance(x, Tensor) or isinstance(x, FakeTensor):
+            return x
+        stands = self.fake.from_tensor(x)
+        self._network[_storage(stands)] = stands
+        return stands
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         index = len(self.recording.operations)

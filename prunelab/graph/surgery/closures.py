@@ -11,7 +11,6 @@ import copy
 import copyreg
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -41,11 +40,11 @@ def _copied(model: nn.Module, modules: Sequence[nn.Module], memo: dict[int, Any]
     It makes every module that has no protocol of its own first, and then fills it: so nothing is
     copied by recursion, nor do containers that are empty take part in it.
     """
+    usual = {kind for kind in {type(module) for module in modules} if _usual(kind)}
     own = [
         module
         for module in modules
-        if id(module) not in memo
-        if _usual(type(module)) and "__deepcopy__" not in vars(module)  # type: ignore[arg-type]
+        if type(module) in usual and id(module) not in memo and "__deepcopy__" not in vars(module)
     ]
     for module in own:
         memo[id(module)] = module.__new__(type(module))
@@ -81,8 +80,7 @@ def _filled(value: Any, memo: dict[int, Any]) -> Any:
     return made
 
 
-@lru_cache(maxsize=1024)
-def _usual(kind: Any) -> bool:
+def _usual(kind: type) -> bool:
     """Whether `deepcopy` copies the attributes of such a module, and does nothing else."""
     return (
         all(getattr(kind, name) is getattr(nn.Module, name)
