@@ -27,7 +27,7 @@ def table_by_macs(model: nn.Module, graph: pl.ChannelGraph, steep: str = "") -> 
         into, out = np.array([0.0, len(layer.in_units)]), np.array([0.0, len(layer.out_units)])
         factor = layer.applied * np.prod(layer.kernel) * (10 if layer.name == steep else 1)
         layers[layer.name] = (WidthTimes(into, out, factor * into[:, None] * out),)
-    return LatencyTable(graph, "torch", layers, 0.0, dict.fromkeys(layers, 1.0))
+    return LatencyTable(graph, "torch", layers, 0.0, dict.fromkeys(layers, 0.0))
 
 
 def test_widths_between_those_timed_are_interpolated_in_both_directions() -> None:
