@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.cost.counting import OfLengths, Savings, layer_costs
+from prunelab.cost.counting import layer_costs
 from prunelab.cost.kernel_times import Kernel, Store, onnx_latency, seconds
+from prunelab.cost.savings import OfLengths, Savings
 from prunelab.cost.timing import layer_times
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph, Layer

@@ -13,9 +13,9 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.cost import kernel_times, latency_table
-from prunelab.cost.counting import Savings
 from prunelab.cost.kernel_times import Kernel, Store
 from prunelab.cost.latency_table import LatencyTable, SecondsSaved, WidthTimes
+from prunelab.cost.savings import Savings
 
 X = torch.zeros(1, 1, 12, 12)
 
