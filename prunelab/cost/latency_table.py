@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelab.cost.counting import OfLengths, Savings, layer_costs
+from prunelab.cost.counting import layer_costs
 from prunelab.cost.kernel_times import Kernel, Store, onnx_latency, seconds
+from prunelab.cost.savings import OfLengths, Savings
 from prunelab.cost.timing import layer_times
 from prunelab.errors import InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph, Layer
@@ -76,16 +77,16 @@ class LatencyTable:
         By layer, its times at pairs of widths, as many as it has kinds of calls.
     rest
         Seconds of everything else, which scales with the activations.
-    scale
-        By layer, what its times, measured alone, are multiplied by to be those in the network,
-        where other work shares the caches.
+    overhead
+        By layer, what it takes in the network over its time alone, taken for constant: calls, and
+        weights that are not in the caches.
     """
 
     graph: ChannelGraph
     backend: str
     layers: Mapping[str, tuple[WidthTimes, ...]]
     rest: float
-    scale: Mapping[str, float]
+    overhead: Mapping[str, float]
     _activations: list[float] = field(default_factory=list, init=False, repr=False)
 
     def __call__(self, plan: WidthPlan) -> float:
@@ -96,8 +97,8 @@ class LatencyTable:
         """Seconds of each layer with `plan`; "" is the rest."""
         alive = self.graph.alive(plan)
         found = {
-            name: self.scale[name]
-            * sum(
+            name: self.overhead[name]
+            + sum(
                 float(times.at(alive[layer.in_units].sum(), alive[layer.out_units].sum()))
                 for times in self.layers[name]
             )
@@ -119,10 +120,9 @@ class LatencyTable:
 
     def of_layer(self, layer: Layer) -> OfLengths:
         """Seconds of a layer with axes of these lengths [axes, n]: outputs first, inputs last."""
-        times, scale = self.layers.get(layer.name, ()), self.scale.get(layer.name, 0.0)
-        return lambda lengths: (
-            scale
-            * sum((one.at(lengths[-1], lengths[0]) for one in times), np.zeros(lengths.shape[1]))
+        times = self.layers.get(layer.name, ())
+        return lambda lengths: sum(
+            (one.at(lengths[-1], lengths[0]) for one in times), np.zeros(lengths.shape[1])
         )
 
     def realised(self, plan: WidthPlan) -> float:
@@ -200,12 +200,12 @@ def latency_table(
         inside = layer_times(
             copy, graph, WidthPlan.full(graph), lambda: runner(example_inputs)(copy)
         )
-        scale, rest = {name: inside.layers[name] / alone[name] for name in found}, inside.rest
+        over, rest = {n: max(0.0, inside.layers[n] - alone[n]) for n in found}, inside.rest
     else:
-        whole, spent = onnx_latency(model, example_inputs), sum(alone.values())
-        scale, rest = dict.fromkeys(found, min(1.0, whole / spent)), max(0.0, whole - spent)
+        over = dict.fromkeys(found, 0.0)
+        rest = max(0.0, onnx_latency(model, example_inputs) - sum(alone.values()))
     return LatencyTable(
-        graph, backend, {name: tuple(times) for name, times in found.items()}, rest, scale
+        graph, backend, {name: tuple(times) for name, times in found.items()}, rest, over
     )
 
 

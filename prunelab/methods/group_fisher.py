@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunelab.cost.counting import savings
+from prunelab.cost.savings import savings
 from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random
 from prunelab.errors import InvalidValue

@@ -29,8 +29,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from prunelab.cost.counting import Savings
 from prunelab.cost.latency_table import SecondsSaved
+from prunelab.cost.savings import Savings
 from prunelab.errors import InvalidValue
 from prunelab.evidence import Evidence
 from prunelab.evidence.measure import evidence_bytes

@@ -19,7 +19,7 @@ import prunelab as pl
 
 FITTED = (1.0, 2.0, 4.0)
 CHECKED = (3.0, 6.0)
-POWERS = np.arange(0, 3.01, 0.05)
+POWERS = np.arange(-1, 3.01, 0.05)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def fit(sizes: np.ndarray, seconds: np.ndarray) -> tuple[float, float, float]:
         for columns in ((1, 1), (0, 1), (1, 0)):
             basis = np.stack([np.ones_like(sizes), sizes**power], 1) * columns / seconds[:, None]
             (a, b), *_ = np.linalg.lstsq(basis, np.ones_like(sizes), rcond=None)
-            error = float(np.sum((basis @ [a, b] - 1) ** 2)) + 1e-3 * power
+            error = float(np.sum((basis @ [a, b] - 1) ** 2)) + 1e-3 * abs(power)
             if min(a, b) >= 0 and error < best[0]:
                 best = (error, float(a), float(b), float(power))
     return best[1:]

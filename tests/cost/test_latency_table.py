@@ -13,9 +13,9 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.cost import kernel_times, latency_table
-from prunelab.cost.counting import Savings
 from prunelab.cost.kernel_times import Kernel, Store
 from prunelab.cost.latency_table import LatencyTable, SecondsSaved, WidthTimes
+from prunelab.cost.savings import Savings
 
 X = torch.zeros(1, 1, 12, 12)
 
@@ -27,7 +27,7 @@ def table_by_macs(model: nn.Module, graph: pl.ChannelGraph, steep: str = "") -> 
         into, out = np.array([0.0, len(layer.in_units)]), np.array([0.0, len(layer.out_units)])
         factor = layer.applied * np.prod(layer.kernel) * (10 if layer.name == steep else 1)
         layers[layer.name] = (WidthTimes(into, out, factor * into[:, None] * out),)
-    return LatencyTable(graph, "torch", layers, 0.0, dict.fromkeys(layers, 1.0))
+    return LatencyTable(graph, "torch", layers, 0.0, dict.fromkeys(layers, 0.0))
 
 
 def test_widths_between_those_timed_are_interpolated_in_both_directions() -> None:

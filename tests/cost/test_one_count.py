@@ -13,8 +13,8 @@ from torchvision.ops import DeformConv2d
 from toys import Net, Toy, ab, conv, random_plan
 
 import prunelab as pl
-from prunelab.cost.counting import savings
 from prunelab.cost.pricing import terms_of
+from prunelab.cost.savings import savings
 
 
 def tied(net: Any, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toys import Couplings, Tiny, batches
 
 import prunelab as pl
-from prunelab.cost.counting import savings
+from prunelab.cost.savings import savings
 from prunelab.evidence.mask_gradients import MaskWatch, differentiable
 
 FROZEN = {"training": False, "images": 64}
