@@ -463,7 +463,6 @@ class Session:
 
     # ------------------------------------------------------------ verbs
 
-    @as_annotated
     def propose(self, target_macs: float | None = None) -> Move | None:
         """Search for the method's next move; None when there is none.
 
@@ -473,7 +472,6 @@ class Session:
         """
         return self._runner.run("propose", verbs.propose(self._parts, target_macs))
 
-    @as_annotated
     def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
         """`propose` as a generator that yields the evidence of the search, for a live view."""
         with self._runner.hold("propose"):
@@ -605,7 +603,6 @@ class Session:
         )
         return self._runner.run("evaluate", judged)[0]
 
-    @as_annotated
     def run(
         self,
         target_macs: float = 0.5,

@@ -130,10 +130,9 @@ def ended(work: Callable[[], Any]) -> Any:
     """What `work` gives in a child."""
     child, pipe = forked(lambda out: write(out, work()))
     with pipe:
-        time.sleep(0)
-        found = json.loads(b"".join(iter(lambda: pipe.read(1 << 16), b"")))
-    os.waitpid(child, 0)
-    return found
+        text = b"".join(iter(lambda: pipe.read(1 << 16), b""))
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if text else f"lost: the child ended with status {status}"
 
 
 def write(out: int, found: Any) -> None:
