@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Protocol
 
 from prunelab.ledger.events import Event
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 class Store(Protocol):
     """Storage of events and weights, in a file or temporary (`store.py`)."""
 
-    def append(self, event: Event, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Store `event` and `weights`, by key and name: everything or nothing."""
+    def extend(self, events: Sequence[Event], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Store `events` and `weights`, by key and name: everything or nothing."""
         ...
 
     def events(self) -> list[Event]:
@@ -29,9 +30,9 @@ class Store(Protocol):
 
 
 class Ledger:
-    """The events of a session, in order; `append` is the only way to change it.
+    """The events of a session, in order; `extend` is the only way to change it.
 
-    An event and its weights are stored together or not at all.
+    Events given together, and their weights, are stored together or not at all.
     """
 
     def __init__(self, store: Store) -> None:
@@ -48,11 +49,15 @@ class Ledger:
         self, event: Event, weights: Mapping[str, Mapping[str, Tensor]] | None = None
     ) -> Event:
         """Store `event` with its `weights`, by key, and update the state."""
-        state = advance(self._state, event)
-        self._store.append(event, weights or {})
-        self._events.append(event)
-        self._state = state
+        self.extend([event], weights or {})
         return event
+
+    def extend(self, events: Sequence[Event], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Store `events` with their `weights`, by key, and update the state."""
+        state = reduce(advance, events, self._state)
+        self._store.extend(events, weights)
+        self._events += events
+        self._state = state
 
     def weights(self, key: str) -> dict[str, Tensor]:
         """The weights stored under `key`, by name, in new memory."""

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -52,16 +52,23 @@ class RowStore(ABC):
 
     def append(self, event: Event, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Store `event` and `weights`: everything or nothing."""
-        text = json.dumps(thaw(event))
+        self.extend([event], weights)
+
+    def extend(self, events: Sequence[Event], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Store `events` and `weights`: everything or nothing."""
+        texts = [json.dumps(thaw(event)) for event in events]
         with self._transaction() as database:
             try:
-                database.execute(
+                database.executemany(
                     "INSERT INTO event VALUES (?, ?, ?)",
-                    (event.seq, text, zlib.crc32(text.encode())),
+                    [
+                        (event.seq, text, zlib.crc32(text.encode()))
+                        for event, text in zip(events, texts, strict=True)
+                    ],
                 )
             except sqlite3.IntegrityError:
                 raise SessionFileError(
-                    f"{self} has an event {event.seq} already: another program writes to "
+                    f"{self} has an event {events[0].seq} already: another program writes to "
                     "the same session. Close one of them, then resume with Session.open(...)."
                 ) from None
             if weights:

@@ -43,11 +43,11 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     reports that it shows the other parts.
     """
 
+    _endings: list[Callable[[], object]] = []  # noqa: RUF012  # a screen that never began closes too
+
     @as_annotated
     def __init__(self, session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> None:
-        self._endings: list[
-            Callable[[], object]
-        ] = []  # set first: a partly built widget is closed too
+        self._endings = []
         self.session = session
         self.look = arrange, theme
         self.choice = Choice(session)

@@ -73,7 +73,6 @@ def export(session: Session, network: nn.Module, path: Path) -> Path:
     return path
 
 
-@as_annotated
 def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """Load the pruned network in `path` into the network that `factory()` builds.
 
@@ -91,16 +90,7 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
             "load_pruned(lambda: Net(...), path), with the arguments that the network was built "
             "with."
         )
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise SessionFileError(f"There is no file {path}.") from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise SessionFileError(
-            f"{path} cannot be read: {error}. It is damaged or not safetensors; export again."
-        ) from None
+    metadata, tensors = _read(path)
     if "prunelab" not in metadata:
         raise SessionFileError(
             f"{path} was not exported by prunelab (its metadata has no plan). Load it with "
@@ -131,6 +121,21 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
         if unwrapped(name) in modules:
             set_width(modules[unwrapped(name)], int(width))
     return model.eval()
+
+
+@as_annotated
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and tensors of a safetensors file."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except FileNotFoundError:
+        raise SessionFileError(f"There is no file {path}.") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise SessionFileError(
+            f"{path} cannot be read: {error}. It is damaged or not safetensors; export again."
+        ) from None
 
 
 def _write_network(session: Session, network: nn.Module, path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
@@ -15,13 +15,13 @@ from prunelab.graph.surgery.editing import cut, take_columns
 from prunelab.graph.surgery.factorised_graph import extended
 from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
-from prunelab.ledger.events import Began, Event, Noted, Proposed, Step, Tuned
+from prunelab.ledger.events import Began, Event, Noted, Proposed, Tuned
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import Point, State
 from prunelab.loops.batch import finish
 from prunelab.loops.ranks import follow
 from prunelab.session.evaluator import Evaluator, Judgement
-from prunelab.session.runner import uninterrupted
+from prunelab.session.runner import Work, uninterrupted
 from prunelab.values import FrozenMap, Move, WidthPlan
 from prunelab.values.paired_comparison import Answers, by_image
 
@@ -48,7 +48,8 @@ class History:
         """Restore the network after the ledger's last event."""
         state = self.state
         self.network = self.network_at(state.now)
-        self.graph = self._graph()
+        plan = self.plan
+        self.graph = self._evaluator.graph_of(plan).after(plan)
         if state.pending is not None and state.proposed is not None and state.proposed.weights:
             self.brought = self._stored(state.proposed.weights, self.source_plan)
         self.answers = finish(self._evaluator.judge(self.network))[1]
@@ -142,10 +143,6 @@ class History:
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
         return self.network_at(point), self.plan_at(point)
 
-    def _graph(self) -> ChannelGraph:
-        plan = self.plan
-        return self._evaluator.graph_of(plan).after(plan)
-
     def momentum(self) -> nn.Module | None:
         """The momentum that the latest approved search left, cut to the current plan."""
         found = self.state.now.momentum
@@ -158,26 +155,25 @@ class History:
 
     # ------------------------------------------------------------ commits
 
-    def header(self) -> dict[str, Any]:
-        """The number and time of the next event."""
-        return {"seq": len(self.ledger), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    def header(self, ahead: int = 0) -> dict[str, Any]:
+        """The number and time of the next event, or of one that is so many ahead."""
+        return {
+            "seq": len(self.ledger) + ahead,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
     def commit(
         self,
         event: Event,
-        network: nn.Module | None = None,
         *,
         weights: nn.Module | None = None,
         momentum: nn.Module | None = None,
         brought: nn.Module | None = None,
-        answers: Answers | None = None,
     ) -> None:
-        """Append `event`, and update the network accordingly.
+        """Append `event`, which leaves the network as it is.
 
         Parameters
         ----------
-        network
-            The new current network, with its `answers` on the validation images; None: unchanged.
         weights
             The network whose weights are stored, under the name in the event.
         momentum
@@ -187,45 +183,70 @@ class History:
         """
         stored = {}
         if weights is not None:
-            assert isinstance(event, (Began, Proposed, Step)) and event.weights is not None
+            assert isinstance(event, (Began, Proposed)) and event.weights is not None
             stored[event.weights] = captured(weights).packed()
         if momentum is not None:
             assert isinstance(event, Proposed) and event.momentum is not None
             stored[event.momentum] = captured(momentum).packed()
         with uninterrupted():
             self.ledger.append(event, stored)
-            if network is not None:
-                self.network, self.answers = network, answers
-                self.graph = self._graph()
             if not event.keeps_proposal:
                 self.brought = brought
         self._tell(event)
 
-    def commit_step(
+    def commit_return(self, event: Event, point: Point) -> Work[None]:
+        """Restore the network of `point`, and append `event`, which returns to it."""
+        plan, network = self.plan_at(point), self.network_at(point)
+        _, answers = yield from self._evaluator.judge(network)
+        self._commit([event], {}, network, plan, answers)
+
+    def commit_steps(
         self,
-        kind: type[Any],
+        steps: Sequence[tuple[type[Any], Mapping[str, Any], nn.Module, Judgement]],
+        plan: WidthPlan,
+    ) -> None:
+        """Commit steps that follow each other, all or none: networks with this `plan`.
+
+        A step is the class of its event, the fields that only this class has, the network, and what
+        it was judged.
+        """
+        events: list[Event] = []
+        stored = {}
+        graph, before = self._evaluator.graph_of(plan), self.answers
+        network: nn.Module
+        for kind, extra, network, (metrics, answers) in steps:
+            header = self.header(len(events))
+            event = kind(
+                **header,
+                kept=plan.kept,
+                metrics=FrozenMap(metrics),
+                cost=cost(graph, plan),
+                fingerprint=fingerprint(network),
+                weights=str(header["seq"]),
+                compared=FrozenMap(_compared(before, answers)),
+                **extra,
+            )
+            stored[event.weights] = captured(network).packed()
+            events.append(event)
+            before = answers
+        self._commit(events, stored, network, plan, before)
+
+    def _commit(
+        self,
+        events: Sequence[Event],
+        stored: Mapping[str, Mapping[str, Tensor]],
         network: nn.Module,
         plan: WidthPlan,
-        extra: Mapping[str, Any],
-        judged: Judgement,
+        answers: Answers | None,
     ) -> None:
-        """Commit `network`, which has this `plan` and the metrics `judged`, as a step.
-
-        `kind` is the class of the event, `extra` are the fields that only this class has.
-        """
-        metrics, answers = judged
-        header, mark = self.header(), fingerprint(network)
-        event = kind(
-            **header,
-            kept=plan.kept,
-            metrics=FrozenMap(metrics),
-            cost=cost(self._evaluator.graph_of(plan), plan),
-            fingerprint=mark,
-            weights=str(header["seq"]),
-            compared=FrozenMap(_compared(self.answers, answers)),
-            **extra,
-        )
-        self.commit(event, network, weights=network, answers=answers)
+        """Append `events`, after which the network is `network`: all that can fail comes first."""
+        graph = self._evaluator.graph_of(plan).after(plan)
+        with uninterrupted():
+            self.ledger.extend(events, stored)
+            self.network, self.graph, self.answers = network, graph, answers
+            self.brought = None
+        for event in events:
+            self._tell(event)
 
     def note(self, fields: Mapping[str, Any]) -> None:
         """Commit a note with these fields of `Noted`."""

@@ -46,6 +46,8 @@ def run(
         yield from _run_for_latency(parts, latency, least, moves, repair)
         return
     goal, floor = macs_of(history.state, target), _floor(parts, least)
+    if moves is not None and (isinstance(moves, bool) or not isinstance(moves, int)):
+        raise InvalidValue(f"moves is a whole number or None, not {moves!r}.")
     if moves is not None and moves < 0:
         raise InvalidValue(f"moves is the largest number of moves, 0 or more, not {moves}.")
     name, metric = parts.evaluator.settings.guard

@@ -469,7 +469,6 @@ class Session:
 
     # ------------------------------------------------------------ verbs
 
-    @as_annotated
     def propose(
         self,
         target_macs: float | None = None,
@@ -490,7 +489,6 @@ class Session:
             return self._runner.run("propose", verbs.propose_given(self._parts, drop))
         return self._runner.run("propose", verbs.propose(self._parts, target_macs))
 
-    @as_annotated
     def proposing(self, target_macs: float | None = None) -> Generator[Any, None, Move | None]:
         """`propose` as a generator that yields the evidence of the search, for a live view."""
         with self._runner.hold("propose"):
@@ -622,7 +620,6 @@ class Session:
         )
         return self._runner.run("evaluate", judged)[0]
 
-    @as_annotated
     def run(
         self,
         target_macs: float = 0.5,

@@ -46,7 +46,7 @@ from prunelab.session.evaluator import Evaluator, Judgement
 from prunelab.session.parts import Parts
 from prunelab.session.preview import wanted
 from prunelab.session.repairing import best_repair, check_finite, repair_towards
-from prunelab.session.runner import Work, uninterrupted
+from prunelab.session.runner import Work
 from prunelab.values import FrozenMap, Move, Progress, WidthPlan
 
 
@@ -79,7 +79,8 @@ def begin(parts: Parts) -> Work[None]:
         unseen=graph.unseen,
         versions=FrozenMap({"prunelab": prunelab.__version__, "torch": torch.__version__}),
     )  # fmt: skip
-    history.commit(began, history.network, weights=base, answers=answers)
+    history.commit(began, weights=base)
+    history.answers = answers
 
 
 # ---------------------------------------------------------------- proposals
@@ -202,9 +203,7 @@ def approve(
     if not allows(steps[-1][3][0]):
         return False
     _note_unusable(parts)
-    with uninterrupted():
-        for event, extra, network, judged in steps:
-            history.commit_step(event, network, plan, extra, judged)
+    history.commit_steps(steps, plan)
     return True
 
 
@@ -222,9 +221,7 @@ def undo(parts: Parts, only_proposal: bool = False) -> Work[None]:
     if step is None:
         history.commit(event)
         return
-    network = history.network_at(state.point(head))
-    _, answers = yield from parts.evaluator.judge(network)
-    history.commit(event, network, answers=answers)
+    yield from history.commit_return(event, state.point(head))
 
 
 def go(parts: Parts, seq: int) -> Work[None]:
@@ -236,9 +233,7 @@ def go(parts: Parts, seq: int) -> Work[None]:
             f"There is no other network at event {seq!r} to go to; there is one at "
             f"{', '.join(map(str, known)) or 'none yet'}."
         )
-    network = history.network_at(state.point(seq))
-    _, answers = yield from parts.evaluator.judge(network)
-    history.commit(Returned(**history.header(), to=seq), network, answers=answers)
+    yield from history.commit_return(Returned(**history.header(), to=seq), state.point(seq))
 
 
 def repair(parts: Parts, kind: str) -> Work[None]:
@@ -249,7 +244,7 @@ def repair(parts: Parts, kind: str) -> Work[None]:
     small = history.settled(small, plan)
     judged = yield from evaluator.judge(small)
     extra = {"kind": kind, "automatic": False, "refits": refits}
-    history.commit_step(Repaired, small, plan, extra, judged)
+    history.commit_steps([(Repaired, extra, small, judged)], plan)
 
 
 def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
@@ -269,7 +264,7 @@ def tune(parts: Parts, steps: int, enough: Callable[[], bool]) -> Work[None]:
         history.note({"text": text, "kind": "tune"})
         return
     extra = {"steps": done, "by": by, "replayable": replayable}
-    history.commit_step(Tuned, network, history.plan, extra, judged)
+    history.commit_steps([(Tuned, extra, network, judged)], history.plan)
 
 
 def adopt(parts: Parts, network: nn.Module, by: str) -> Work[None]:
@@ -278,7 +273,7 @@ def adopt(parts: Parts, network: nn.Module, by: str) -> Work[None]:
     network = history.settled(network, history.plan)
     judged = yield from parts.evaluator.judge(network)
     extra = {"steps": 0, "by": by, "replayable": False}
-    history.commit_step(Tuned, network, history.plan, extra, judged)
+    history.commit_steps([(Tuned, extra, network, judged)], history.plan)
 
 
 # ---------------------------------------------------------------- measuring

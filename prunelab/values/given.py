@@ -99,9 +99,8 @@ def _holds(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
     if kind is FUNCTION:
         return callable(value)
     if issubclass(kind, Mapping):
-        whole = isinstance(value, Mapping)
-        pairs = value.items() if whole and inner else ()
-        return whole and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in pairs)
+        whole = isinstance(value, Mapping)  # unknown keys are told by whoever knows them
+        return whole and (not inner or all(_fits(item, inner[1]) for item in value.values()))
     # a text is no list of letters; a tensor of one number can be iterated over by name only
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         return False
@@ -124,7 +123,7 @@ def _words(hint: Any) -> str:
     if kind is FUNCTION:
         return "a function"
     if issubclass(kind, Mapping):
-        return f"a dict of {_words(inner[1])} by {_words(inner[0])}" if inner else "a dict"
+        return f"a dict, each value {_words(inner[1])}" if inner else "a dict"
     if kind.__module__ == "collections.abc":
         return f"a list, each item {_words(inner[0])}" if inner else "a list"
     return f"a {kind.__name__}"
