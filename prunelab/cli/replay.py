@@ -28,6 +28,7 @@ def script(
     begin: Callable[..., Session],
     decisions: Any,
     replay: Callable[..., Session],
+    fingerprint: str,
     **known: str,
 ) -> int:
     """Run an exported script as a program; returns its exit status.
@@ -40,6 +41,8 @@ def script(
         What `repeat` takes; None where only `replay` can go on.
     replay
         Does all that the session did, searching again.
+    fingerprint
+        That of the network that the session began with; another one is told.
     known
         The defaults of --model and --data.
     """
@@ -53,7 +56,11 @@ def script(
             return replay(model, data, **more)
         if decisions is None:
             raise InvalidValue("A tune by a trainer of your own: put it in replay, --redecide.")
-        return repeat(begin(model, data, resume="path" in more, **more), decisions)
+        session = begin(model, data, resume="path" in more, **more)
+        if session.state.began.fingerprint != fingerprint:
+            said = "prunelab: these are not the weights that the recorded session began with."
+            print(said, file=sys.stderr)
+        return repeat(session, decisions)
 
     try:
         return _run(parser.parse_args(), repeated)

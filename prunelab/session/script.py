@@ -65,7 +65,8 @@ def to_script(session: Session) -> str:
         "",
         "",
         'if __name__ == "__main__":',
-        f"    sys.exit(program.script(begin, DECISIONS, replay{_sources_text(session)}))",
+        f"    sys.exit(program.script(begin, DECISIONS, replay, {began.fingerprint!r}"
+        f"{_sources_text(session)}))",
     ]
     return "\n".join(lines) + "\n"
 

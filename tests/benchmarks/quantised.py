@@ -1,7 +1,7 @@
 """Prune, export, quantise to int8: accuracy, size and latency of each stage in one table.
 
     python tests/benchmarks/quantised.py [NETWORK] [--target-macs 0.5] [--method surgeon] [--tune 0]
-        [--images 512]
+        [--images 512] [--round-to 8]
 
 The stages are the original, the pruned network and its repair, in ONNX Runtime; then static int8
 quantisation of both by ONNX Runtime (QDQ, weights per channel, calibrated on training images).
@@ -164,10 +164,13 @@ def main() -> None:
     parser.add_argument("--target-macs", type=float, default=0.5)
     parser.add_argument("--tune", type=int, default=0)
     parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--round-to", type=int, default=8)
     given = parser.parse_args()
     torch.set_num_threads(1)
     data = pl.data.load("fashion", subset=True)
-    session = pl.Session(pl.zoo.load(given.network), data, method=given.method)
+    session = pl.Session(
+        pl.zoo.load(given.network), data, method=given.method, round_to=given.round_to
+    )
     session.run(given.target_macs)
     if given.tune:
         session.tune(given.tune)

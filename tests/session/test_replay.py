@@ -153,6 +153,15 @@ def loaded(folder: Path) -> Tensor:
         return model(torch.ones(1, 3, 8, 8))
 
 
+OTHER = """
+import own
+from torch import nn
+
+def network():
+    net = own.network()
+    nn.init.zeros_(net[0].bias)
+    return net
+"""
 OWN = ("--model", "own:network", "--data", "own:few")
 
 
@@ -178,15 +187,20 @@ def test_a_script_runs_as_it_is_on_two_ranks(tmp_path: Path) -> None:
     assert done.stdout.count("written: replayed.safetensors") == 1
     again = pl.Session.open(tmp_path / "big.prunelab", model=network(), data=many())
     assert again.plan == session.plan
+    assert "not the weights" not in done.stderr
     redone = program(tmp_path, "run.py", *OWN, "--redecide", "--out", "again.safetensors")
     assert redone.returncode == 0, redone.stderr
     assert (tmp_path / "again.safetensors").exists()
+    untrained = ("--model", "other:network", *OWN[2:])
+    (tmp_path / "other.py").write_text(OTHER)
+    told = program(tmp_path, "run.py", *untrained)
+    assert "not the weights" in told.stderr
 
 
 def test_a_script_of_the_zoo_needs_no_arguments(tmp_path: Path) -> None:
     data = pl.data.load("fashion", subset=True)
     session = pl.Session(pl.zoo.load("mobilenet"), data, method="magnitude", repair=None)
     text = session.export(tmp_path / "run.py").read_text()
-    assert "replay, model='mobilenet', data='fashion'))" in text
+    assert "model='mobilenet', data='fashion'))" in text
     said = program(tmp_path, "run.py", "--help").stdout
     assert "(default: mobilenet)" in said
