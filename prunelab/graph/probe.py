@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from torch import nn
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
 from prunelab.errors import PruneLabError, TraceError
-from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
+from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, Layer
 from prunelab.graph.labels.shape_run import ShapeRun
 from prunelab.graph.local_cuts import LocalCuts
+from prunelab.graph.probe_cuts import single_units, thinned_units
 from prunelab.graph.probe_runs import (
     Differs,
     MaskedRun,
@@ -35,7 +35,6 @@ from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
 EVERYWHERE = -2  # the failure cannot be located; sorts before every call
-WIDE = 64  # units
 NEAR = 3  # layer calls before a failure, whose groups are tried alone
 HARD_CODED = "the network's code hard-codes its width"
 COMPUTED_WITH = "the network's code computes with its width as a number"
@@ -78,8 +77,8 @@ def probed(
     The call at which the cut network first differs determines which groups are suspected; where
     it cannot be located, the groups are bisected.
     """
-    thinned = _thinned(graph)
-    single = _single(graph, thinned)
+    thinned = thinned_units(graph)
+    single = single_units(graph, thinned)
     probe = _Probe(model, graph, run, calls, train, deadline, private, writes, thinned, single)
     good = [group.name for group in graph.groups if group.prunable]
     reasons: dict[str, str] = {}
@@ -364,46 +363,10 @@ class _Probe:
         }
 
 
-def _thinned(graph: ChannelGraph) -> np.ndarray:
-    """Drop about a third of the units of every prunable group at random, and more of wide groups.
-
-    The remaining width has no divisor in common with the original one, so that code that
-    needs a multiple of something (heads, groups) fails. The cut copy of a large network,
-    whose groups are wide, is small and fast. Groups of one width lose different units, so
-    that none look coupled by chance. Returned as by `ChannelGraph.alive`.
-    """
-    rng = np.random.default_rng(0)
-    alive = np.ones(graph.units + 1, dtype=bool)
-    orders: dict[int, np.ndarray] = {}
-    for group in _prunable(graph):
-        order = np.roll(orders.get(group.width, rng.permutation(group.width)), 1)
-        orders[group.width] = order
-        share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
-        most = max(1, int(group.width * share))
-        fits = (n for n in range(most, 0, -1) if gcd(group.width - n, group.width) == 1)
-        alive[group.first + order[: next(fits, 1)]] = False
-    return alive
-
-
-def _single(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
-    """Keep one of the units in `alive` of every prunable group."""
-    kept = alive.copy()
-    for place, group in enumerate(_prunable(graph)):
-        own = slice(group.first, group.first + group.width)
-        units = np.flatnonzero(alive[own])
-        kept[own] = False
-        kept[group.first + units[place % len(units)]] = True
-    return kept
-
-
 def _with_own_state(net: nn.Module, writes: bool) -> nn.Module:
     """A copy that shares the parameters of `net`, or nothing with `writes`."""
     own = {} if writes else {name: buffer.clone() for name, buffer in net.named_buffers()}
     return copy_with(net, own, share=not writes)
-
-
-def _prunable(graph: ChannelGraph) -> list[ChannelGroup]:
-    return [group for group in graph.groups if group.prunable]
 
 
 def _present(layer: Layer, present: np.ndarray) -> Layer:
