@@ -448,7 +448,7 @@ def test_bars_of_many_units_label_some_of_them() -> None:
 def test_bars_say_what_they_take() -> None:
     with pytest.raises(InvalidValue, match=r"one value for each unit; given values \[3\] and 2"):
         bars([1, 2, 3], units=[0, 1])
-    with pytest.raises(InvalidValue, match=r"given values \[1, 3\]"):
+    with pytest.raises(InvalidValue, match=r"each item a number, not \[\[1, 2, 3\]\]"):
         bars([[1, 2, 3]])
 
 

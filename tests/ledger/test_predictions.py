@@ -133,7 +133,7 @@ def test_the_state_follows_from_the_events_alone(session: Session) -> None:
         ({"accuracy": True}, InvalidValue, "a share"),
         ({"loss": math.nan}, InvalidValue, "a number"),
         ({"loss": None}, InvalidValue, "a number"),
-        ({"units": -1}, InvalidValue, "a number"),
+        ({"units": -1}, InvalidValue, "a whole number from 0 up; not -1"),
         ({"macs": 12e6}, InvalidValue, "a share"),
     ],
 )
