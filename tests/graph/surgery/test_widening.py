@@ -106,8 +106,10 @@ def test_a_pruned_network_can_be_widened_again(trained: nn.Module) -> None:
 def test_what_cannot_be_widened_is_told_or_left(trained: nn.Module) -> None:
     graph = pl.trace(trained, torch.zeros(1, 1, 12, 12))
     for factor, noise, says in (
-        (0.5, 0.1, "factor"), (float("nan"), 0.1, "widen is a number, not nan"), (1.5, -1.0, "factor"),
-    ):  # fmt: skip
+        (0.5, 0.1, "factor"),
+        (float("nan"), 0.1, "widen is a number, not nan"),
+        (1.5, -1.0, "factor"),
+    ):
         with pytest.raises(pl.InvalidValue, match=says):
             pl.widened(trained, graph, factor, noise=noise)
     with pytest.raises(pl.IllegalPlan, match="output"):
