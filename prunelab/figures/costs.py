@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -28,7 +28,6 @@ from prunelab.figures.style import (
 from prunelab.values import parts_of, si
 from prunelab.values.given import as_annotated
 
-Kind = Literal["macs", "params", "activation_bytes", "seconds"]
 KINDS: dict[str, str] = {
     "macs": "multiply-adds for one input",
     "params": "parameters",
@@ -52,7 +51,7 @@ class CostRow:
 class CostsInfo:
     """The contents of the panel: a row per layer or module, in the unit of `kind`."""
 
-    kind: Kind
+    kind: str
     rows: tuple[CostRow, ...]
 
 
@@ -61,7 +60,7 @@ def costs_info(
     original: Mapping[str, Any],
     now: Mapping[str, Any],
     proposed: Mapping[str, Any] | None = None,
-    kind: Kind = "macs",
+    kind: str = "macs",
 ) -> CostsInfo:
     """The costs of each layer, or of each module in a network of many layers.
 
@@ -135,7 +134,7 @@ def draw_costs(info: CostsInfo) -> Panel:
     )
 
 
-def _hover(row: CostRow, kind: Kind) -> str:
+def _hover(row: CostRow, kind: str) -> str:
     unit = {"activation_bytes": "B", "seconds": "s", "macs": "MACs"}.get(kind, "parameters")
     steps = [row.original, row.now, *([row.proposed] if row.proposed != row.now else [])]
     inside = f" ({row.layers} layers)" if row.layers > 1 else ""
@@ -147,7 +146,7 @@ def costs(
     original: Mapping[str, Any],
     now: Mapping[str, Any],
     proposed: Mapping[str, Any] | None = None,
-    kind: Kind = "macs",
+    kind: str = "macs",
     *,
     theme: Theme = "light",
 ) -> go.Figure:

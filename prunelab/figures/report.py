@@ -175,7 +175,7 @@ def _by_layer(state: State, costs: LayerCosts) -> tuple[str, ...]:
             if ahead is not None and move is not None:
                 then = costs(ahead, FrozenMap({**now.factors, **move.factors}))
             was, is_ = costs(None, FrozenMap()), costs(now.kept, now.factors)
-            info = costs_info(was, is_, then, kind)  # type: ignore[arg-type]
+            info = costs_info(was, is_, then, kind)
             found.append(svg(draw_costs(info), height=row_height(len(info.rows))))
     return tuple(found)
 
