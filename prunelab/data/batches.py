@@ -36,7 +36,6 @@ HOLD = 4  # one of this many samples is held out
 PIXELS = 16  # smaller images are never called blank
 
 
-@as_annotated
 class Data:
     """Three re-iterables of batches: `train`, `val` and `test`.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ipywidgets as ipw
 from IPython.display import display
 
-from prunelab.errors import PruneLabError, UnknownName
+from prunelab.errors import InvalidValue, PruneLabError, UnknownName
 from prunelab.figures.board import Arrange, BoardInfo
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
@@ -26,7 +26,6 @@ from prunelab.notebook.view import Busy, View
 from prunelab.notebook.worker import worker_of
 from prunelab.session.session import Session
 from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
-from prunelab.values.given import as_annotated
 
 Look = Literal["auto", "light", "dark"]
 SCREEN = "prunelab-screen"
@@ -45,9 +44,16 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     _endings: list[Callable[[], object]] = []  # noqa: RUF012  # a screen that never began closes too
 
-    @as_annotated
     def __init__(self, session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> None:
         self._endings = []
+        if not hasattr(session, "ledger"):
+            raise InvalidValue(f"session is a Session, not {session!r:.60}.")
+        for name, given, known in (
+            ("arrange", arrange, get_args(Arrange)),
+            ("theme", theme, get_args(Look)),
+        ):
+            if given not in known:
+                raise UnknownName(name, given, known)
         self.session = session
         self.look = arrange, theme
         self.choice = Choice(session)
@@ -338,7 +344,6 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         return bundle
 
 
-@as_annotated
 def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
     """A screen for `session`; a notebook cell that ends with it shows it.
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -62,6 +62,8 @@ class Group:
 
 class Graph:
     """Nine plain groups and one coupled one, like a small residual network."""
+
+    factors: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         plain = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)]
