@@ -250,11 +250,13 @@ class Preview:
         context = replace(
             search_context(self._evaluator, self._history, state, None),
             measure=remembered,
+            apart=refused,
             aimed=refused,
             images=refused,
             training_batches=refused,
             loss=refused,
             forward=refused,
+            latency_table=refused,
         )
         seen: list[Any] = []
         search = privately(method.search(context), context.seed)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from prunelab.cost.counting import Latency, layer_costs
 from prunelab.errors import InvalidValue, SessionFileError
@@ -129,8 +129,8 @@ class Session:
         *,
         graph: ChannelGraph | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
-        loss: Callable[..., Tensor] | None = None,
-        metrics: Mapping[str, Any] | None = None,
+        loss: Any = None,  # both are checked where they are understood, see `Settings.of`
+        metrics: Any = None,
         train: Any = None,
         example_inputs: Any = None,
         repair: str | None = "lstsq",

@@ -294,5 +294,7 @@ def test_without_plotly_it_says_what_to_install(session: pl.Session, tmp_path: P
 
 
 def test_other_kinds_are_refused_with_what_there_is(session: pl.Session, tmp_path: Path) -> None:
-    with pytest.raises(InvalidValue, match=r"\.safetensors, \.onnx, \.pt2, \.json, \.py, \.html, or a folder"):
+    with pytest.raises(
+        InvalidValue, match=r"\.safetensors, \.onnx, \.pt2, \.json, \.py, \.html, or a folder"
+    ):
         session.export(tmp_path / "run.pdf")
