@@ -95,8 +95,17 @@ def test_a_bad_input_is_told_and_changes_nothing(
 def test_every_public_function_is_in_the_catalogue() -> None:
     asked = "\n".join(case[0] for case in CASES)
     values = {  # made by the library, or errors
-        *("Grade", "Mark", "Latency", "Fidelity", "Redesign", "Comparison", "ChannelGraph"),
-        *("ChannelGroup", "Explanation", "Ledger", "Prediction", "State", "Foresight", "Pruned"),
+        *("Grade", "Mark", "Latency", "LatencyTable", "Fidelity", "Redesign", "Comparison"),
+        *(
+            "ChannelGraph",
+            "ChannelGroup",
+            "Explanation",
+            "Ledger",
+            "Prediction",
+            "State",
+            "Foresight",
+            "Pruned",
+        ),
         *("Cost", "Ended", "Importance", "Move", "PathPoint", "Progress", "Rung", "OneShot"),
         *("PairedComparison", "Evidence", "figures", "data", "zoo"),
     }

@@ -24,6 +24,7 @@ from prunelab.graph.channels.channel_graph import ChannelGraph, Layer
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.trace import copy_of, runner
 from prunelab.values import WidthPlan
+from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 Backend = Literal["torch", "onnxruntime"]
@@ -154,6 +155,7 @@ class SecondsSaved:
         self._activations.drop(unit)
 
 
+@as_annotated
 def latency_table(
     model: nn.Module,
     graph: ChannelGraph,

@@ -36,6 +36,7 @@ HOLD = 4  # one of this many samples is held out
 PIXELS = 16  # smaller images are never called blank
 
 
+@as_annotated
 class Data:
     """Three re-iterables of batches: `train`, `val` and `test`.
 
@@ -57,9 +58,9 @@ class Data:
 
     def __init__(
         self,
-        train: Iterable[Any] | Dataset[Any],
-        val: Iterable[Any] | Dataset[Any],
-        test: Iterable[Any] | Dataset[Any] | None = None,
+        train: Any,
+        val: Any,
+        test: Any = None,
         classes: Iterable[str] | None = None,
         input_shape: Iterable[int] | None = None,
         *,

@@ -73,6 +73,7 @@ def export(session: Session, network: nn.Module, path: Path) -> Path:
     return path
 
 
+@as_annotated
 def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """Load the pruned network in `path` into the network that `factory()` builds.
 
@@ -123,7 +124,6 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     return model.eval()
 
 
-@as_annotated
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and tensors of a safetensors file."""
     try:
@@ -156,6 +156,11 @@ def _write_folder(session: Session, network: nn.Module, path: Path) -> None:
         "README.md": model_card(card).encode(),
     }
     made = not path.exists()
+    if not made and (others := sorted({item.name for item in path.iterdir()} - files.keys())):
+        raise PruneLabError(
+            f"{path} holds other files ({others[0]}), so nothing was written there. Name a new "
+            "folder, or a file with a suffix."
+        )
     try:
         path.mkdir(exist_ok=True)
         _write(
