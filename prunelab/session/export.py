@@ -156,7 +156,8 @@ def _write_folder(session: Session, network: nn.Module, path: Path) -> None:
         "README.md": model_card(card).encode(),
     }
     made = not path.exists()
-    if not made and (others := sorted({item.name for item in path.iterdir()} - files.keys())):
+    there = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    if others := sorted(there - files.keys()):
         raise PruneLabError(
             f"{path} holds other files ({others[0]}), so nothing was written there. Name a new "
             "folder, or a file with a suffix."
