@@ -95,14 +95,16 @@ class History:
     def source(self) -> nn.Module:
         """The network that a move cuts: the current one, or the trained one that comes with it.
 
-        The method that trained it has masked the units that it proposed to drop. Those that were
-        put back since are read again as they were before the training.
+        The method that trained it has masked the units that it proposed to drop, and those that
+        were put back since are read again as they were before the training.
         """
         state = self.state
         if self.brought is None:
             return self.network
         proposed = state.proposed.move if state.proposed else None
         if proposed is None or state.pending is None or proposed.drop == state.pending.drop:
+            return self.brought
+        if proposed.factors:  # every rank is there, none is masked
             return self.brought
         back = {
             name: set(units) - set(state.pending.drop.get(name, ()))
