@@ -200,7 +200,7 @@ class Evidence:
             self,
             images=total["images"],
             grams=of("grams"),
-            moments={name: PatchMoments(moments[name], patches[name]) for name in moments},
+            moments={name: PatchMoments(patches[name], moments[name]) for name in moments},
             sums={name: Sums(sums[name], rows[name]) for name in sums},
             gradients=total.get("gradients"),
             ablated=total.get("ablated"),
