@@ -42,10 +42,8 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     reports that it shows the other parts.
     """
 
-    _endings: list[Callable[[], object]] = []  # noqa: RUF012  # a screen that never began closes too
-
     def __init__(self, session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> None:
-        self._endings = []
+        self._endings: list[Callable[[], object]] = []  # first: a half-built widget closes too
         if not hasattr(session, "ledger"):
             raise InvalidValue(f"session is a Session, not {session!r:.60}.")
         for name, given, known in (
