@@ -73,7 +73,6 @@ def export(session: Session, network: nn.Module, path: Path) -> Path:
     return path
 
 
-@as_annotated
 def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """Load the pruned network in `path` into the network that `factory()` builds.
 
@@ -82,8 +81,6 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     `InvalidValue` for what is no function, `SessionFileError` for a file that is damaged or
     foreign, `BadModel` for another architecture. `path` may be the folder of an export.
     """
-    if Path(path).is_dir():
-        path = Path(path) / "model.safetensors"
     if isinstance(factory, nn.Module) or not callable(factory):
         given = type(factory).__name__
         raise InvalidValue(
@@ -124,8 +121,11 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     return model.eval()
 
 
+@as_annotated
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and tensors of a safetensors file."""
+    """The metadata and tensors of a safetensors file, or of that in the folder of an export."""
+    if Path(path).is_dir():
+        path = Path(path) / "model.safetensors"
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
