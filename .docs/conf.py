@@ -26,7 +26,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"(ipywidgets|widgets|traitlets)\..*"),
     ("py:.*", r"(Any|Callable|Generator|Iterable|Iterator|Mapping|NDArray|Path|Sequence|Tensor)"),
     ("py:.*", r"prunelab\.values\.(plan\.(Graph|Group|PlanGraph|PlanGroup)|frozen\.V)"),
-    ("py:.*", r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Scope|Side|Sums|Theme|Timed)"),
+    (
+        "py:.*",
+        r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Root|Scope|Side|Store|Sums|Theme|Timed|WidthTimes)",
+    ),
 ]
 
 

@@ -114,10 +114,15 @@ def forked(work: Callable[[int], None]) -> tuple[int, Any]:
     PyTorch's backward pass does not work in a child of a process that has run one, so that all
     sessions are in children.
     """
+    import torch
+
     inside, out = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            # PyTorch makes its pool of threads anew in a child, when it is first asked for: not by
+            # two threads of a backward pass at once.
+            torch.set_num_threads(1)
             work(out)
         except BaseException as error:
             os.write(out, json.dumps(f"{error!r}").encode())

@@ -1,6 +1,6 @@
 """The catalogue of bad inputs: every public function and verb says what was given and what to do.
 
-`bad_input.txt` has, for each, the expression, the class of the error and a part of its message that
+`bad_arguments.txt` has, for each, the expression, the class of the error and a part of its message that
 names the value. Nothing may change: the network, its flags, the session, the random numbers.
 """
 
@@ -19,7 +19,7 @@ from toys import Tiny, batches
 
 import prunelab as pl
 
-LINES = (Path(__file__).parent / "bad_input.txt").read_text().splitlines()
+LINES = (Path(__file__).parent / "bad_arguments.txt").read_text().splitlines()
 CASES = [
     (asked, *said.strip().split(": ", 1))
     for asked, said in zip(LINES, [*LINES[1:], ""], strict=True)
