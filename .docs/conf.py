@@ -26,10 +26,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(ipywidgets|widgets|traitlets)\..*"),
     ("py:.*", r"(Any|Callable|Generator|Iterable|Iterator|Mapping|NDArray|Path|Sequence|Tensor)"),
     ("py:.*", r"prunelab\.values\.(plan\.(Graph|Group|PlanGraph|PlanGroup)|frozen\.V)"),
-    (
-        "py:.*",
-        r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Root|Scope|Side|Store|Sums|Theme|Timed|WidthTimes)",
-    ),
+    ("py:.*", r"(.*\.)?(AtHand|BoardInfo|Bottom|Panel|Scope|Side|Sums|Theme|Timed)"),
+    ("py:.*", r"prunelab\..*\.(Root|Store|WidthTimes)"),
 ]
 
 

@@ -1,7 +1,7 @@
 """The catalogue of bad inputs: every public function and verb says what was given and what to do.
 
-`bad_arguments.txt` has, for each, the expression, the class of the error and a part of its message that
-names the value. Nothing may change: the network, its flags, the session, the random numbers.
+`bad_arguments.txt` has, for each, the expression, the class of the error and a part of its message
+that names the value. Nothing may change: the network, its flags, the session, the random numbers.
 """
 
 from __future__ import annotations
