@@ -123,6 +123,28 @@ def test_the_dependency_groups_are_what_the_extras_install() -> None:
     assert listed == {*extras["test"], *extras["docs"]} - own
 
 
+def test_types_are_checked_without_the_packages_that_the_tests_do_not_install() -> None:
+    """mypy must say the same on a bare machine, where the optional packages are not there."""
+    given = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    optional = {
+        re.split(r"[>=]", name)[0] for name in given["project"]["optional-dependencies"]["onnx"]
+    }
+    imported = {
+        name.split(".")[0]
+        for path in (ROOT / "prunelab").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    (override,) = given["tool"]["mypy"]["overrides"]
+    assert {f"{name}.*" for name in optional & imported} <= set(override["module"])
+
+
 # ---------------------------------------------------------------- files
 
 
