@@ -171,3 +171,5 @@ from .values import (
     WidthPlan as WidthPlan,
 )
 from .values.paired_comparison import PairedComparison as PairedComparison
+from .values.sensitivity import Frontier as Frontier
+from .values.sensitivity import Sensitivity as Sensitivity

@@ -9,6 +9,7 @@ from prunelab.figures.bars import bars
 from prunelab.figures.board import BoardInfo, board, board_info
 from prunelab.figures.class_recall import class_recall, class_recall_info
 from prunelab.figures.costs import costs, costs_info
+from prunelab.figures.frontier import frontier, frontier_info
 from prunelab.figures.graph import coupling
 from prunelab.figures.graph_info import coupling_info
 from prunelab.figures.importance import importance, importance_info
@@ -17,6 +18,7 @@ from prunelab.figures.lasso_path import path, path_info
 from prunelab.figures.method_comparison import methods, methods_info
 from prunelab.figures.plan_comparison import Side, compare, compare_info, plan_side, point_side
 from prunelab.figures.report import report
+from prunelab.figures.sensitivity import sensitivity, sensitivity_info
 from prunelab.figures.svg import svg
 from prunelab.figures.tiles import tiles
 from prunelab.figures.trajectory import trajectory, trajectory_info
@@ -36,6 +38,8 @@ __all__ = [
     "costs_info",
     "coupling",
     "coupling_info",
+    "frontier",
+    "frontier_info",
     "importance",
     "importance_info",
     "ladder",
@@ -47,6 +51,8 @@ __all__ = [
     "plan_side",
     "point_side",
     "report",
+    "sensitivity",
+    "sensitivity_info",
     "svg",
     "tiles",
     "trajectory",

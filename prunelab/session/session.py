@@ -3,8 +3,8 @@
 Every verb computes first and commits last: an error, a Stop or a kernel interrupt before the
 commit leaves model, ledger and state unchanged. `Session` is a facade over four parts: `Runner`
 runs one verb at a time, `Evaluator` holds network and data, `History` commits, `Preview` answers
-what-if questions. Each verb calls the generator of its name in `verbs`, `run` or `comparing` with
-these parts.
+what-if questions. Each verb calls the generator of its name in `verbs`, `run`, `comparing` or
+`surveys` with these parts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from prunelab.loops.ranks import join, own_file
 from prunelab.loops.training import STEPS, Metric
 from prunelab.methods import Method, make_method
 from prunelab.methods.base import with_theta
-from prunelab.session import comparing, run, verbs
+from prunelab.session import comparing, run, surveys, verbs
 from prunelab.session.evaluator import Evaluator
 from prunelab.session.export import export
 from prunelab.session.history import History
@@ -45,6 +45,7 @@ from prunelab.session.settings import REPAIR_IMAGES, Settings, Split
 from prunelab.values import Cost, Move, WidthPlan
 from prunelab.values.given import as_annotated
 from prunelab.values.paired_comparison import PairedComparison
+from prunelab.values.sensitivity import Frontier, Sensitivity
 
 
 @as_annotated
@@ -789,6 +790,61 @@ class Session:
         return self._runner.run(
             "compare", comparing.compare(self._parts, a, b, images, repair), background
         )
+
+    @as_annotated
+    def sensitivity(
+        self,
+        shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9),
+        images: int = 256,
+        *,
+        background: bool = False,
+    ) -> Sensitivity:
+        """Measure what the network loses without more and more units of each group alone.
+
+        The units are removed in ThiNet's greedy order, least needed first, and nothing is
+        repaired: it says which layers are fragile, not how good a pruned network would be. Changes
+        nothing. `print` shows it as a table, `pl.figures.sensitivity` as a figure.
+
+        Parameters
+        ----------
+        shares
+            The shares of a group's units that are removed.
+        images
+            The number of validation images on which the loss is measured, from the first.
+        background
+            Whether a foreground verb preempts it; it then raises `Stopped`.
+        """
+        work = surveys.sensitivity(self._parts, shares, images)
+        return self._runner.run("sensitivity", work, background)
+
+    @as_annotated
+    def frontier(
+        self,
+        shares: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+        method: Any = "surgeon",
+        repair: bool = True,
+    ) -> Frontier:
+        """Run a method down to each share of the original's MACs, and return to the start.
+
+        The networks stay in the trajectory as a branch: `go(point.seq)` goes to one of them, and
+        `pl.figures.frontier` draws them. There is no floor; it ends where the method has no
+        further moves. If it is stopped, the session stays at the latest network, as `run` does.
+
+        Parameters
+        ----------
+        shares
+            Falling shares of the original's MACs, at each of which a network is kept.
+        method
+            A method object or its name; the session's own method is the same afterwards.
+        repair
+            Whether each move is repaired with the session's `repair`.
+
+        Raises
+        ------
+        WrongState
+            While a proposal is pending.
+        """
+        return self._runner.run("frontier", surveys.frontier(self._parts, shares, method, repair))
 
     @as_annotated
     def what_if(self, drop: Mapping[str, Iterable[int]]) -> Move:

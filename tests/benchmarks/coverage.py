@@ -2,7 +2,7 @@
 
     python tests/benchmarks/coverage.py                # all of torchvision, into coverage.md
     python tests/benchmarks/coverage.py --only resnet  # names that hold this text, printed only
-    python tests/benchmarks/coverage.py --timm         # a choice of timm's networks as well
+    python tests/benchmarks/coverage.py --family timm smp  # a choice of other packages' networks
 
 Every network is built with random weights and random BatchNorm statistics and tested in a
 process of its own. `prunable` is the share of the weights of convolutions and linear layers that
@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from networks import build, names
+from networks import FAMILIES, build, names, package
 
 HERE = Path(__file__).resolve()
 PAGE = HERE.with_suffix(".md")
@@ -312,11 +312,24 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return text
 
 
+def there(family: str) -> bool:
+    """Whether the package of a family is installed; a notice where it is not."""
+    try:
+        importlib.import_module(package(family))
+    except ImportError as error:
+        print(f"{family} is skipped: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="a text in the name, or a pattern with *")
-    parser.add_argument("--timm", action="store_true", help="networks of timm as well")
+    parser.add_argument(
+        "--family", nargs="+", default=["torchvision"], choices=FAMILIES,
+        help="smp is segmentation_models_pytorch; one that is not installed is skipped",
+    )  # fmt: skip
     parser.add_argument("--no-compare", action="store_true", help="leave Torch-Pruning out")
     parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
     parser.add_argument("--log", type=Path, help="write rows as JSON lines, and skip those there")
@@ -324,10 +337,10 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(1, str(HERE.parents[2]))
-    for package in ("torchvision", "prunelab", "torch_pruning", "timm")[: 4 if asked.timm else 3]:
+    chosen = [name for family in asked.family if there(family) for name in names(family)]
+    for other in ("prunelab", "torch_pruning"):
         with contextlib.suppress(ImportError):  # once here, rather than in every process
-            importlib.import_module(package)
-    chosen = names(asked.timm)
+            importlib.import_module(other)
     if asked.only:
         pattern = asked.only if "*" in asked.only else f"*{asked.only}*"
         chosen = [name for name in chosen if fnmatch.fnmatch(name, pattern)]
@@ -351,7 +364,7 @@ def main() -> None:
         if asked.only and row.get("unseen"):
             print(f"    unseen: {row['unseen']}")
     print(summary(rows))
-    page = asked.write or (None if asked.only else PAGE)
+    page = asked.write or (PAGE if asked.family == ["torchvision"] and not asked.only else None)
     if page:
         intro = __doc__.split("\n\n", 2)
         page.write_text(

@@ -88,12 +88,107 @@ TIMM = [
 ]
 
 
-def names(timm: bool) -> list[str]:
-    """Every network of torchvision, and the chosen ones of timm."""
-    from torchvision import models
+ULTRALYTICS = [
+    "yolov3-tiny",
+    "yolov5n",
+    "yolov8n",
+    "yolov8n-seg",
+    "yolov8n-pose",
+    "yolov8n-obb",
+    "yolov8n-cls",
+    "yolov9t",
+    "yolov10n",
+    "yolo11n",
+    "yolo12n",
+    "yolo26n",
+    "rtdetr-resnet50",
+]
 
-    listed = list(models.list_models())
-    return listed + ([f"timm/{name}" for name in TIMM] if timm else [])
+# Architecture and encoder.
+SMP = [
+    "Unet/resnet18",
+    "UnetPlusPlus/resnet18",
+    "MAnet/resnet18",
+    "Linknet/resnet18",
+    "FPN/resnet18",
+    "PSPNet/resnet18",
+    "PAN/resnet18",
+    "DeepLabV3/resnet18",
+    "DeepLabV3Plus/resnet18",
+    "UPerNet/resnet18",
+    "Segformer/resnet18",
+    "Unet/mobilenet_v2",
+    "FPN/efficientnet-b0",
+    "DeepLabV3Plus/timm-regnetx_002",
+]
+
+# Class, its arguments, and the size of an image.
+MONAI: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "UNet": (
+        {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": (8, 16, 32),
+         "strides": (2, 2), "num_res_units": 2},
+        (1, 32, 32, 32),
+    ),
+    "BasicUNet": (
+        {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "features": (8, 8, 16, 32, 64, 8)},
+        (1, 64, 64),
+    ),
+    "BasicUNetPlusPlus": (
+        {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "features": (8, 8, 16, 32, 64, 8)},
+        (1, 64, 64),
+    ),
+    "AttentionUnet": (
+        {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (8, 16, 32),
+         "strides": (2, 2)},
+        (1, 64, 64),
+    ),
+    "DynUNet": (
+        {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "kernel_size": [3, 3, 3],
+         "strides": [1, 2, 2], "upsample_kernel_size": [2, 2]},
+        (1, 64, 64),
+    ),
+    "SegResNet": ({"spatial_dims": 2, "init_filters": 8, "in_channels": 1}, (1, 64, 64)),
+    "SegResNetDS": ({"spatial_dims": 2, "init_filters": 8, "in_channels": 1}, (1, 64, 64)),
+    "VNet": ({"spatial_dims": 2, "in_channels": 1, "out_channels": 2}, (1, 64, 64)),
+    "HighResNet": ({"spatial_dims": 2, "in_channels": 1, "out_channels": 2}, (1, 32, 32)),
+    "DenseNet121": ({"spatial_dims": 2, "in_channels": 1, "out_channels": 2}, (1, 64, 64)),
+    "SEResNet50": ({"spatial_dims": 2, "in_channels": 1, "num_classes": 2}, (1, 64, 64)),
+    "EfficientNetBN": (
+        {"model_name": "efficientnet-b0", "pretrained": False, "in_channels": 1}, (1, 64, 64),
+    ),
+    "resnet18": ({"spatial_dims": 3, "n_input_channels": 1, "num_classes": 2}, (1, 32, 32, 32)),
+    "FlexibleUNet": (
+        {"in_channels": 1, "out_channels": 2, "backbone": "resnet18", "spatial_dims": 2},
+        (1, 64, 64),
+    ),
+    "UNETR": (
+        {"in_channels": 1, "out_channels": 2, "img_size": 32, "feature_size": 8,
+         "hidden_size": 48, "mlp_dim": 96, "num_heads": 4},
+        (1, 32, 32, 32),
+    ),
+    "SwinUNETR": (
+        {"in_channels": 1, "out_channels": 2, "feature_size": 12, "spatial_dims": 2}, (1, 64, 64),
+    ),
+}  # fmt: skip
+
+FAMILIES = ("torchvision", "timm", "ultralytics", "smp", "monai")
+# The package of a family where it has another name.
+PACKAGES = {"smp": "segmentation_models_pytorch"}
+
+
+def package(family: str) -> str:
+    """What is imported for a family."""
+    return PACKAGES.get(family, family)
+
+
+def names(family: str) -> list[str]:
+    """Every network of torchvision, and the chosen ones of another family, as `family/name`."""
+    if family == "torchvision":
+        from torchvision import models
+
+        return list(models.list_models())
+    listed = {"timm": TIMM, "ultralytics": ULTRALYTICS, "smp": SMP, "monai": MONAI}[family]
+    return [f"{family}/{name}" for name in listed]
 
 
 def build(name: str) -> tuple[Any, Any, Any]:
@@ -101,8 +196,12 @@ def build(name: str) -> tuple[Any, Any, Any]:
     import torch
 
     torch.manual_seed(0)
-    if name.startswith("timm/"):
-        return _from_timm(name.removeprefix("timm/"))
+    family, _, own = name.partition("/")
+    return BUILDERS[family](own) if own else _from_torchvision(name)
+
+
+def _from_torchvision(name: str) -> tuple[Any, Any, Any]:
+    import torch
     from torchvision import models
 
     options: dict[str, Any] = {"weights": None}
@@ -175,3 +274,36 @@ def _from_timm(name: str) -> tuple[Any, Any, Any]:
             model(x)
             return model, x, None
     raise RuntimeError(f"{name} runs on no size that was tried")
+
+
+def _from_ultralytics(name: str) -> tuple[Any, Any, Any]:
+    import torch
+    from ultralytics import RTDETR, YOLO
+
+    model = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml").model
+    return model, torch.rand(1, 3, 64, 64), None
+
+
+def _from_smp(name: str) -> tuple[Any, Any, Any]:
+    import segmentation_models_pytorch as smp
+    import torch
+
+    architecture, encoder = name.split("/")
+    model = getattr(smp, architecture)(encoder, encoder_weights=None, classes=3)
+    return model, torch.randn(1, 3, 128, 128), None
+
+
+def _from_monai(name: str) -> tuple[Any, Any, Any]:
+    import torch
+    from monai.networks import nets
+
+    arguments, size = MONAI[name]
+    return getattr(nets, name)(**arguments), torch.randn(1, *size), None
+
+
+BUILDERS = {
+    "timm": _from_timm,
+    "ultralytics": _from_ultralytics,
+    "smp": _from_smp,
+    "monai": _from_monai,
+}

@@ -45,7 +45,8 @@ def test_a_network_of_torchvision_is_traced_and_cut(name: str) -> None:
 @pytest.mark.coverage
 def test_every_network_of_torchvision_is_traced_and_cut() -> None:
     warnings.simplefilter("ignore")
-    rows = [coverage.guarded(name, compare=False, limit=900) for name in networks.names(timm=False)]
+    names = networks.names("torchvision")
+    rows = [coverage.guarded(name, compare=False, limit=900) for name in names]
     wrong = [
         row
         for row in rows
