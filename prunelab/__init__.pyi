@@ -75,6 +75,8 @@ from .errors import (
     WrongState as WrongState,
 )
 from .evidence.ablation import ablate as ablate
+from .evidence.best_set import BestSet as BestSet
+from .evidence.best_set import best_set as best_set
 from .evidence.evidence import Evidence as Evidence
 from .evidence.measure import measure as measure
 from .experiments.compare import compare as compare

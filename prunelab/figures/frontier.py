@@ -66,7 +66,7 @@ def draw_frontier(info: FrontierInfo) -> Panel:
     return Panel(
         title=f"Frontier of {info.method}",
         traces=(
-            level(start.value, f"at the start {start.value:.4g}{sign}", ends, "start"),
+            level(start.value, "", ends, "start"),
             go.Scatter(
                 x=macs,
                 y=[dot.value for dot in info.dots],

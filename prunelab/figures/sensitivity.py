@@ -13,6 +13,7 @@ from prunelab.values.given import as_annotated
 from prunelab.values.sensitivity import Sensitivity
 
 LABELLED = 5  # lines with their name at their end: the most sensitive
+APART = 0.06  # of the highest rise: how far apart two names must be to be readable
 DEPTHS = "Viridis"
 DARKEST, LIGHTEST = 0.0, 0.85  # of that scale: its yellow end is too faint on white paper
 
@@ -31,7 +32,8 @@ class SensitivityLine:
 class SensitivityInfo:
     """The contents of the figure, groups in execution order; `loss` is that of the whole network.
 
-    `labelled` are the groups whose loss rises most at their largest share.
+    `labelled` are the groups whose loss rises most at their largest share, without those whose
+    names would lie on another's.
     """
 
     lines: tuple[SensitivityLine, ...]
@@ -52,9 +54,18 @@ def sensitivity_info(found: Sensitivity) -> SensitivityInfo:
         )
         for one in found.groups
     )
-    fragile = sorted((line for line in lines if line.rises), key=lambda line: -line.rises[-1])
-    labelled = tuple(line.name for line in fragile[:LABELLED])
-    return SensitivityInfo(lines, found.loss, found.images, labelled)
+    return SensitivityInfo(lines, found.loss, found.images, _labelled(lines))
+
+
+def _labelled(lines: tuple[SensitivityLine, ...]) -> tuple[str, ...]:
+    """The most sensitive groups whose ends lie apart."""
+    ends = {line.name: line.rises[-1] for line in lines if line.rises}
+    room = APART * max(ends.values(), default=0.0)
+    chosen: list[str] = []
+    for name in sorted(ends, key=lambda name: -ends[name]):
+        if all(ends[other] - ends[name] >= room for other in chosen):
+            chosen.append(name)
+    return tuple(chosen[:LABELLED])
 
 
 @as_annotated

@@ -12,6 +12,7 @@ from prunelab.cost.counting import cost
 from prunelab.data.private_random import privately
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
+from prunelab.evidence.best_set import exchanged
 from prunelab.ledger.state import State
 from prunelab.methods import Method
 from prunelab.methods.base import found, measures, parameters, spares
@@ -21,7 +22,7 @@ from prunelab.session.history import History
 from prunelab.session.measurements import CONTRIBUTION, Request
 from prunelab.values import Cost, FrozenMap, Move, Progress, Units, WidthPlan, many, si, units_of
 
-FEW = 8  # groups: up to this many, widths can be exchanged within a live answer
+FEW = 8  # groups: up to this many, widths and units can be exchanged within a live answer
 Drop = dict[str, Units]
 NEAR = 0.002  # of the MACs: how close a live budget comes to its limit before it is filled up
 
@@ -60,8 +61,8 @@ class Foresight:
     `plan` the widths that it leaves. `seen` holds the rungs or scores of the search for every
     group; it is empty for a selection by hand or a budget. `best` holds, for each group in the
     move, the best known selection of the same size: ThiNet's greedy one, or the given one where
-    that is better. `seconds` estimates one run before and after, by `LayerTimes.scaled`; None
-    where nothing was timed yet.
+    that is better; in a move of few groups also after swaps of one unit for another. `seconds`
+    estimates one run before and after, by `LayerTimes.scaled`; None where nothing was timed yet.
     """
 
     move: Move | None
@@ -202,8 +203,9 @@ class Preview:
         plan = self._history.plan_under(state, move).drop(move.drop) if move else before
         best = {}
         if move is not None and evidence is not None:
+            few = len(move.drop) <= FEW
             best = {
-                name: _best(evidence[name], units, move.damage.get(name))
+                name: _best(evidence[name], units, move.damage.get(name), swaps=few)
                 for name, units in move.drop.items()
                 if name in evidence.groups
             }
@@ -295,9 +297,13 @@ def wanted(method: Method) -> Request:
     return Request(at=at, images=images)
 
 
-def _best(gram: ContributionGram, units: Units, damage: float | None) -> Selection:
+def _best(gram: ContributionGram, units: Units, damage: float | None, swaps: bool) -> Selection:
     """The best known selection of this many units; `damage` is that of `units`."""
     curve = damage_curve(gram)
     greedy = Selection(curve.first(len(units)), curve.damages[len(units) - 1])
     given = Selection(units, gram.damage(units) if damage is None else damage)
-    return min(given, greedy, key=lambda selection: selection.damage)
+    known = min(given, greedy, key=lambda selection: selection.damage)
+    if not swaps:
+        return known
+    better = exchanged(gram, known.units)
+    return known if better == known.units else Selection(better, gram.damage(better))

@@ -19,6 +19,7 @@ from torch import nn
 
 from prunelab.cost.counting import Latency, layer_costs
 from prunelab.errors import InvalidValue, SessionFileError
+from prunelab.evidence.best_set import NODES, BestSet
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.network_state import wrapped
 from prunelab.graph.trace import copy_of, restricted
@@ -816,6 +817,39 @@ class Session:
         """
         work = surveys.sensitivity(self._parts, shares, images)
         return self._runner.run("sensitivity", work, background)
+
+    @as_annotated
+    def certify(
+        self,
+        drop: Mapping[str, Iterable[int]] | None = None,
+        nodes: int = NODES,
+        *,
+        background: bool = False,
+    ) -> dict[str, BestSet]:
+        """How far each group's units in a move are from the best set of their size, proved.
+
+        `session.certify()["conv1"]` holds the best set found and a bound that no set of as many
+        units falls below: its `excess(move.damage["conv1"])` is the share by which the move's set
+        is at most worse than the best. "Best" is by the signal lost, before any repair. Changes
+        nothing; measures first if needed.
+
+        Parameters
+        ----------
+        drop
+            Units of each group; None: those of the pending move.
+        nodes
+            Branches that are looked at for each group, see `best_set`.
+        background
+            Whether a foreground verb preempts it; it then raises `Stopped`.
+
+        Raises
+        ------
+        WrongState, StaleEvidence
+            Without `drop`, where no move is pending, or it was measured on another network.
+        UnknownName, IllegalPlan
+            For a `drop`, as `adjust`.
+        """
+        return self._runner.run("certify", surveys.certify(self._parts, drop, nodes), background)
 
     @as_annotated
     def frontier(

@@ -1,8 +1,8 @@
-"""Surveys before a decision: how sensitive each group is, and the frontier of a method."""
+"""Surveys before a decision: sensitivity, the best sets of a size, the frontier of a method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from numbers import Real
@@ -13,6 +13,7 @@ from torch import nn
 from prunelab.errors import BudgetUnreachable, InvalidValue, WrongState
 from prunelab.evidence import damage_curve
 from prunelab.evidence.ablation import ablating
+from prunelab.evidence.best_set import BestSet, searching_best
 from prunelab.graph.channels.channel_graph import ChannelGroup
 from prunelab.ledger.state import Point
 from prunelab.methods import make_method
@@ -22,7 +23,8 @@ from prunelab.session.parts import Parts
 from prunelab.session.preview import wanted
 from prunelab.session.run import run
 from prunelab.session.runner import Work
-from prunelab.session.verbs import go
+from prunelab.session.verbs import fresh, go
+from prunelab.values import Units
 from prunelab.values.sensitivity import Frontier, FrontierPoint, GroupSensitivity, Sensitivity
 
 
@@ -58,6 +60,23 @@ def sensitivity(parts: Parts, shares: Sequence[float], images: int) -> Work[Sens
         float(losses[0]),
         images,
     )
+
+
+def certify(
+    parts: Parts, drop: Mapping[str, Iterable[int]] | None, nodes: int
+) -> Work[dict[str, BestSet]]:
+    """The best sets of the sizes that a move drops, with a bound; see `Session.certify`."""
+    history, preview = parts.history, parts.preview
+    if drop is None:
+        asked: Mapping[str, Units] = fresh(parts, "certify").drop
+    else:
+        asked = preview.asked(history.state, drop)[0]
+    evidence = yield from measuring(parts.evaluator, history, wanted(parts.method))
+    found = {}
+    for name, units in asked.items():
+        if name in evidence.groups:
+            found[name] = yield from searching_best(evidence[name], len(units), nodes)
+    return found
 
 
 def frontier(parts: Parts, shares: Sequence[float], method: Any, repair: bool) -> Work[Frontier]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -57,6 +59,31 @@ def test_a_share_that_would_leave_nothing_removes_all_but_what_must_stay(
 ) -> None:
     found = session.sensitivity(shares=(0.001, 0.999), images=32)["conv1"]
     assert found.removed == (1, 11)
+
+
+def test_the_sets_of_a_move_are_certified_on_the_evidence_of_the_move(
+    session: pl.Session,
+) -> None:
+    move = session.propose()
+    before, mark = len(session.ledger), fingerprint(session.model)
+    found = session.certify()
+    assert (len(session.ledger), fingerprint(session.model)) == (before, mark)
+    assert set(found) == set(move.drop)
+    evidence = session.evidence.evidence
+    for name, best in found.items():
+        assert len(best.units) == len(move.drop[name])
+        assert best.proved
+        assert best.damage == pytest.approx(evidence[name].damage(best.units))
+        assert best.excess(move.damage[name]) >= 0
+        sets = combinations(evidence[name].units, len(best.units))
+        least = min(evidence[name].damage(units) for units in sets)
+        assert best.damage == pytest.approx(least, rel=1e-6)
+
+
+def test_a_selection_by_hand_is_certified(session: pl.Session) -> None:
+    found = session.certify({"conv1": [0, 1, 2]})["conv1"]
+    assert len(found.units) == 3
+    assert found.excess(session.evidence.evidence["conv1"].damage([0, 1, 2])) >= 0
 
 
 def test_a_frontier_keeps_a_network_at_each_share_and_comes_back(session: pl.Session) -> None:
