@@ -78,6 +78,9 @@ from .evidence.ablation import ablate as ablate
 from .evidence.best_set import BestSet as BestSet
 from .evidence.best_set import best_set as best_set
 from .evidence.evidence import Evidence as Evidence
+from .evidence.jackknife import Interval as Interval
+from .evidence.jackknife import Jackknife as Jackknife
+from .evidence.jackknife import jackknife as jackknife
 from .evidence.measure import measure as measure
 from .experiments.compare import compare as compare
 from .experiments.fidelity import Fidelity as Fidelity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,6 +24,7 @@ def bars(
     units: Sequence[int] = (),
     marked: Collection[int] = (),
     threshold: float | None = None,
+    margins: Sequence[float] = (),
     theme: Theme = "light",
 ) -> go.Figure:
     """A bar for each of `values` [units], smallest first, with the number of its unit below.
@@ -41,13 +43,15 @@ def bars(
         Units whose bars are hatched.
     threshold
         A dashed line is drawn at this value.
+    margins
+        Half the widths of the values' intervals [units], drawn as whiskers; empty: none.
     theme
         "light" or "dark".
 
     Raises
     ------
     InvalidValue
-        Unless there is a unit for each value.
+        Unless there is a unit, and a margin if any are given, for each value.
     """
     heights = np.asarray(values, dtype=float)
     numbers = list(units) or list(range(len(heights)))
@@ -55,6 +59,12 @@ def bars(
         raise InvalidValue(
             f"bars draws one value for each unit; given values {list(heights.shape)} and "
             f"{len(numbers)} units."
+        )
+    half = np.asarray(margins, dtype=float)
+    if half.size and half.shape != heights.shape:
+        raise InvalidValue(
+            f"bars draws one margin for each value; given {list(half.shape)} margins and "
+            f"{len(heights)} values."
         )
     order = np.argsort(heights, kind="stable").tolist()
     places = list(range(len(order)))
@@ -71,7 +81,12 @@ def bars(
                 y=[float(heights[order[x]]) for x in chosen],
                 marker=marker,
                 name=name,
-                hovertext=[f"channel {numbers[order[x]]}: {heights[order[x]]:.3g}" for x in chosen],
+                error_y=_whiskers([float(half[order[x]]) for x in chosen] if half.size else []),
+                hovertext=[
+                    f"channel {numbers[order[x]]}: {heights[order[x]]:.3g}"
+                    + (f" ± {half[order[x]]:.2g}" if half.size else "")
+                    for x in chosen
+                ],
                 hoverinfo="text",
             )
         )
@@ -91,3 +106,7 @@ def bars(
         yaxis=axis(meaning, nticks=6, zeroline=True),
     )
     return figure(panel, theme, height=320)
+
+
+def _whiskers(margins: Sequence[float]) -> dict[str, Any]:
+    return {"array": list(margins), "visible": bool(margins), "thickness": 1.2, "width": 2}
