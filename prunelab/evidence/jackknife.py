@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
+from math import gcd
 from operator import add
 from typing import Any, Literal
 
@@ -60,7 +61,7 @@ class Jackknife:
         units = tuple(units)
         value = self.evidence[group].damage(units)
         lost = [self._lost(chunk, group, units) for chunk in self.chunks]
-        (margin,) = self._margins(self._without(group, np.array(lost)[:, None]))
+        margin = float(self._margins(self._without(group, np.array(lost)[:, None]))[0])
         return Interval(value, max(0.0, value - margin), value + margin)
 
     def alone(self, group: str) -> tuple[Interval, ...]:
@@ -158,8 +159,9 @@ def jackknife(
 ) -> Jackknife:
     """Measure contributions chunk by chunk, so that every damage has a 95% interval.
 
-    Image i belongs to chunk i modulo `chunks`; of batches of your own classes, batch i. The
-    evidence of every chunk is kept: G of every layer in float64, `chunks` times.
+    Whole batches are dealt out to the chunks where their number is a multiple of `chunks`, else
+    equal pieces of each; batches of your own classes are never split. The evidence of every chunk
+    is kept: G of every layer in float64, `chunks` times.
 
     Parameters
     ----------
@@ -191,16 +193,15 @@ def jackknife(
 
 
 def _dealt(batches: Iterable[Any], chunks: int) -> list[list[Any]]:
-    """The images dealt out to chunks, one after the other; batches that cannot be split, whole."""
+    """The batches dealt out to chunks, each in as few pieces as make the chunks equal."""
+    whole = list(batches)
+    pieces = chunks // gcd(chunks, len(whole))
     parts: list[list[Any]] = [[] for _ in range(chunks)]
     dealt = 0
-    for batch in batches:
-        if not divisible(batch):
-            parts[dealt % chunks].append(batch)
+    for batch in whole:
+        places = torch.arange(batch_size(batch)) % pieces
+        for piece in range(pieces) if divisible(batch) else (0,):
+            if bool((places == piece).any()):
+                parts[dealt % chunks].append(selected(batch, places == piece))
             dealt += 1
-            continue
-        places = (torch.arange(batch_size(batch)) + dealt) % chunks
-        for place in places.unique().tolist():
-            parts[place].append(selected(batch, places == place))
-        dealt += len(places)
     return parts
