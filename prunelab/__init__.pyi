@@ -82,6 +82,8 @@ from .evidence.jackknife import Interval as Interval
 from .evidence.jackknife import Jackknife as Jackknife
 from .evidence.jackknife import jackknife as jackknife
 from .evidence.measure import measure as measure
+from .evidence.redundancy import Redundancy as Redundancy
+from .evidence.redundancy import redundancy as redundancy
 from .experiments.compare import compare as compare
 from .experiments.fidelity import Fidelity as Fidelity
 from .experiments.fidelity import fidelity as fidelity
