@@ -39,6 +39,8 @@ Array = np.ndarray
 NODES = 100  # branches that are looked at
 ROUNDING = 1e-9  # of the damage: how much of a gain is none, and when a bound has met it
 NEWTON_STEPS = 50
+TINY = 1e-300
+INSIDE = 1e-12  # how far the interior point method stays from 0 and 1, where it would divide by 0
 SHIFT_STEPS = 40
 NEAR = 1e-3  # of a bound: how close the steps of z and of d come to their best
 
@@ -194,10 +196,9 @@ def _relaxed(
         system[range(size), range(size)] += nu / x**2 + nu / (1 - x) ** 2
         force = np.append(nu / x - nu / (1 - x) - slope, 0)
         step = np.linalg.solve(system, force)[:-1]
-        room = np.where(
-            step > 0, (1 - x) / np.maximum(step, 1e-300), -x / np.minimum(step, -1e-300)
-        )
+        room = np.where(step > 0, (1 - x) / np.maximum(step, TINY), -x / np.minimum(step, -TINY))
         x = x + min(1.0, 0.9 * float(room.min())) * step
+        x = np.clip(x, INSIDE, 1 - INSIDE)
     return best, at
 
 
