@@ -54,6 +54,7 @@ LOSE_TIP = (
 )
 AWAITED = "Evidence is being measured; the aim is answered as soon as it is there."
 SETTINGS = "Settings: moves, tuning{}, repair"
+SETTINGS_TIP = "How far Run goes, how long Tune trains, why Reject rejects, whether Approve repairs"
 ESTIMATE = " ({} steps, about {})"
 MOVES = "Run at most"
 MOVES_UNIT = "moves"
@@ -163,6 +164,12 @@ def was(found: Latency) -> str:
     return f"was {spread(found)}"
 
 
+def settings(steps: int, step_time: float | None) -> str:
+    """The title of the settings, with how long Tune would take where that is known."""
+    known = step_time is not None
+    return SETTINGS.format(ESTIMATE.format(steps, duration(step_time * steps)) if known else "")
+
+
 def points(name: str, value: float) -> str:
     """A difference of a metric: points where it is a percentage."""
     if "accuracy" in name:
@@ -256,6 +263,14 @@ def _images(found: Any) -> str:
 
 def _typeset(found: Any) -> str:
     return str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
+
+
+def parted(told: str) -> tuple[str, str, str]:
+    """A result in three: what was tried, the metric before and after, and how sure that is."""
+    match = re.fullmatch(r"(.*?: )?(.*?)( \(.*)?", told)
+    assert match is not None
+    before, found, after = match.groups("")
+    return before, found, after
 
 
 COMPARED_TIP = (
@@ -552,9 +567,9 @@ def written(path: Path) -> str:
     return f"Written: {path.resolve()} ({path.stat().st_size / 1000:,.0f} kB)."
 
 
-MORE = "Show search and trajectory"
-LESS = "Hide search and trajectory"
-MORE_TIP = "Two more panels: how the method decided, and the cost of every step"
+MORE = "Show the search"
+LESS = "Hide the search"
+MORE_TIP = "One more panel: the steps of the method's search, of all layers"
 HISTORY = "History"
 HISTORY_TIP = "Every event, newest first; undone steps are struck through"
 GROUP = "Look at"
