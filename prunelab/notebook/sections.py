@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from html import escape
 
 from prunelab.figures.board import legend, signs
 from prunelab.ledger import words
@@ -66,4 +67,5 @@ def key(view: View) -> str:
         aria_expanded="true" if whole else "false",
     )  # fmt: skip
     told = tag("span", legend(signs(view.info, whole)))
-    return tag("div", more, told, kind="pl-key")
+    how = tag("p", escape(view.info.importance.how), kind="pl-how")
+    return how + tag("div", more, told, kind="pl-key")

@@ -9,7 +9,8 @@ from typing import Any
 
 from prunelab.errors import BudgetUnreachable, IllegalPlan, PruneLabError, Stopped, WrongState
 from prunelab.figures.board import BoardInfo, board_info
-from prunelab.figures.importance import importance_info
+from prunelab.figures.choice_words import ALONE
+from prunelab.figures.importance import ImportanceInfo, importance_info
 from prunelab.ledger import words
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
@@ -378,10 +379,22 @@ class Choice:
         if made is not None:
             state = replace(state, pending=made.move)
         seen = self.seen or (made.seen if made else ()) or self._retuned(state)
-        return board_info(
+        found = board_info(
             state, group or self.group, layers=self.layers, seen=seen or None,
             latencies=self._session.latencies,
         )  # fmt: skip
+        if found.importance.units:
+            return found
+        return replace(found, importance=self._measured(state, group or self.group))
+
+    def _measured(self, state: State, group: str) -> ImportanceInfo:
+        """What each channel of `group` carries alone, where no method has scored it."""
+        at_hand = self._session.evidence
+        if at_hand is None or at_hand.stale or group not in at_hand.evidence.groups:
+            return ImportanceInfo(group)
+        gram = at_hand.evidence[group]
+        alone = Importance(group, gram.units, tuple(gram.alone().tolist()), ALONE)
+        return importance_info(state, group, (alone,))
 
     def view(self, **more: Any) -> View:
         """The current contents as plain values; `more` are the fields set by the screen."""

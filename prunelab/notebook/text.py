@@ -166,8 +166,9 @@ def was(found: Latency) -> str:
 
 def settings(steps: int, step_time: float | None) -> str:
     """The title of the settings, with how long Tune would take where that is known."""
-    known = step_time is not None
-    return SETTINGS.format(ESTIMATE.format(steps, duration(step_time * steps)) if known else "")
+    if step_time is None:
+        return SETTINGS.format("")
+    return SETTINGS.format(ESTIMATE.format(steps, duration(step_time * steps)))
 
 
 def points(name: str, value: float) -> str:
