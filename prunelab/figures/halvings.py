@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from prunelab.figures.style import FAINT, INVISIBLE, TEXT_PX
 from prunelab.values import Rung, Units
 
-ROOM = 0.2  # of the bars: left of them, for what is said of the lowest band
+ROOM = 0.26  # of the bars: left of them, for what is said of the lowest band
 
 
 @dataclass(frozen=True, slots=True)
