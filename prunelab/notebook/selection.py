@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from prunelab.values import (
     units_of,
 )
 
+STEP = 8  # channels: processors prefer widths that are multiples of it
+
 
 class Choice:
     """The inspected layer and channel, the selected units and the aims; changes no session state.
@@ -53,6 +55,9 @@ class Choice:
         self.hint = ""  # the answer to an action that selected nothing
         self.progress: Progress | None = None  # of the running verb
         self.revealed = 0  # how often the comparison was asked for in the figure
+        self.sorted_by = ""  # the column by which the layers are sorted
+        self.ticked: set[str] = set()  # layers whose widths are set together
+        self.multiples = False  # whether widths are rounded to multiples of 8
         self._awaited: float | None = None  # a budget that waits for evidence
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
@@ -129,8 +134,20 @@ class Choice:
             case "flip":
                 self.unit = int(value)
                 self.flip(self.group, int(value))
-            case "width":
+            case "width" | "typed":
                 self.keep(str(arg), int(value))
+            case "several":
+                widths = state.widths()
+                self.keep_all({n: text.parse_width(str(value), widths[n]) for n in self.ticked})
+            case "multiples":
+                self.multiples = bool(value)
+                if self.multiples and self._drop:
+                    widths = state.widths()
+                    self.keep_all({n: widths[n] - len(gone) for n, gone in self._drop.items()})
+            case "tick":
+                (self.ticked.add if value else self.ticked.discard)(str(arg))
+            case "sort":
+                self.sorted_by = "" if self.sorted_by == arg else str(arg)
             case "best":
                 assert self.made is not None
                 self.choose(str(arg), self.made.best[str(arg)].units)
@@ -162,11 +179,14 @@ class Choice:
 
     def choose(self, group: str, units: Iterable[int]) -> None:
         """Select exactly these units of `group`; an illegal choice raises and changes nothing."""
-        chosen = {**self._drop, group: units_of(units)}
+        self._choose({group: units})
+        self.look(group)
+
+    def _choose(self, drop: Mapping[str, Iterable[int]]) -> None:
+        chosen = self._drop | {name: units_of(units) for name, units in drop.items()}
         chosen = {name: gone for name, gone in chosen.items() if gone}
         self.made = self._imagined(chosen)
         self._drop = chosen
-        self.look(group)
 
     def flip(self, group: str, unit: int) -> None:
         """Toggle whether `unit` is dropped."""
@@ -174,12 +194,26 @@ class Choice:
 
     def keep(self, group: str, width: int) -> None:
         """Keep `width` channels of `group`: the least important ones are dropped."""
-        alive = self._ranked(group)
-        count = max(len(alive) - width, 0)
-        drop = alive[:count]
-        if count and not self._scored(group):  # no scores: use the best known selection
-            drop = list(self._imagined({group: tuple(drop)}).best[group].units)
-        self.choose(group, drop)
+        self.keep_all({group: width})
+        self.look(group)
+
+    def keep_all(self, widths: Mapping[str, int]) -> None:
+        """Keep so many channels of each group; without scores, the best known selection."""
+        drop: dict[str, Units] = {}
+        for group, width in widths.items():
+            alive = self._ranked(group)
+            drop[group] = tuple(alive[: max(len(alive) - self._rounded(width, len(alive)), 0)])
+        unscored = {name: gone for name, gone in drop.items() if gone and not self._scored(name)}
+        if unscored:
+            best = self._imagined(unscored).best
+            drop |= {name: best[name].units for name in unscored if name in best}
+        self._choose(drop)
+
+    def _rounded(self, width: int, now: int) -> int:
+        """The width, or a multiple of `STEP` near it where these are asked for."""
+        if not self.multiples or width >= now:
+            return width
+        return min(now, max(STEP, round(width / STEP) * STEP))
 
     def _scored(self, group: str) -> bool:
         return bool(importance_info(self._session.state, group, self.seen or None).units)
@@ -400,6 +434,7 @@ class Choice:
         """The current contents as plain values; `more` are the fields set by the screen."""
         session = self._session
         self._known[session.method.name] = session.method
+        table = "layers" in more.get("opened", ())
         return View(
             state=session.state,
             group=session.proposal_graph[self.group],
@@ -415,6 +450,11 @@ class Choice:
             drop=self.drop,
             at_hand=session.evidence,
             latencies=session.latencies,
+            layer_costs=session.costs() if table else {},
+            seconds=session.seconds() if table else None,
+            sorted_by=self.sorted_by,
+            ticked=frozenset(self.ticked),
+            multiples=self.multiples,
             alone=self._alone(),
             compared=self.ends,
             plans=dict(self.plans),

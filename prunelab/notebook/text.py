@@ -361,8 +361,8 @@ def evidence(at_hand: Any) -> str:
 
 # ---------------------------------------------------------------- the layers
 
-LAYERS = "Layers: choose widths by hand"
-LAYERS_TIP = "Every group of layers that lose the same channels, with a slider for its width"
+LAYERS = "Layers: costs, and widths by hand"
+LAYERS_TIP = "Every group of layers that lose the same channels, with its costs and its width"
 SEARCH = "Find a layer"
 COUNT = "Keep"
 COUNT_TIP = (
@@ -371,13 +371,39 @@ COUNT_TIP = (
 UNITS = "Drop the channels"
 UNITS_TIP = "Which channels of this layer to drop, by number, for example 3, 7, 10-12"
 COUPLED_TIP = "These layers lose the same channels: {}"
-HEADS = (
-    ("layer", "The first layer of the group; ◆ marks coupled layers. Click to look at it"),
-    ("width", "Channels now, of the original's, and (→) what is proposed or chosen"),
-    ("", "Grey: original. Blue: kept. Hatched: to be dropped"),
-    ("keep", COUNT_TIP),
-    ("loses", LOSS_TIP),
+HEADS = (  # what it sorts by, its name, its tooltip
+    ("", "", ""),
+    ("", "layer", "The first layer of the group; ◆ marks coupled layers. Click to look at it"),
+    ("macs", "MACs", "Multiply-adds of the group's layers now, as a share of all layers'"),
+    ("params", "params", "Parameters of the group's layers now"),
+    ("seconds", "time", "Time of the group's layers in one run on this machine, as measured"),
+    ("now", "now", "Channels now, of the original's"),
+    ("keep", "keep", COUNT_TIP),
+    ("", "", "Grey: original. Blue: kept. Hatched: to be dropped"),
+    ("loses", "loses", LOSS_TIP.rstrip(".")),
 )
+SORT_TIP = "Click to sort by it, largest first; again for the network's order"
+TICK = "Select"
+TICK_TIP = "Tick layers to set the widths of several at once"
+MULTIPLES = "widths in multiples of 8"
+MULTIPLES_TIP = "Widths chosen here become multiples of 8, which many processors prefer"
+SEVERAL_UNIT = "channels, or % of the width"
+SEVERAL_TIP = "What each of the ticked layers keeps, such as 48 or 75%"
+
+
+def several(count: int) -> str:
+    """Before the box that sets the widths of ticked layers."""
+    return f"Keep in {words.plural(count, 'ticked layer')}" if count else "Keep in ticked layers"
+
+
+def parse_width(typed: str, now: int) -> int:
+    """A width such as 48, or 75% of `now`; raises InvalidValue."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", typed)
+    if match is None:
+        raise InvalidValue(f"{typed!r} is not a width; write a number such as 48, or 75%.")
+    value = float(match[1])
+    return max(1, min(now, round(value * now / 100 if match[2] else value)))
+
 
 # ---------------------------------------------------------------- what would change
 

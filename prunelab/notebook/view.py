@@ -18,7 +18,7 @@ from prunelab.loops.training import STEPS
 from prunelab.methods import Method
 from prunelab.notebook.channel_inspector import Channel, Tried
 from prunelab.session.preview import AtHand
-from prunelab.values import Move, Units, WidthPlan
+from prunelab.values import Cost, Move, Units, WidthPlan
 
 SHARE = 0.05  # of a metric that is not an accuracy: what may be lost
 End = int | str  # a side of a comparison: an event number, or the path of a plan file
@@ -122,7 +122,10 @@ class View:
     number, or plans, by path in `plans`; `difference` compares the second with the first.
     `step_time` is in seconds, `written` a message about the last exported file and `failed` why it
     was not written. `hint` answers an action that selected nothing, `error` says why a verb or a
-    selection failed; `revealed` counts the requests to open the comparison.
+    selection failed; `revealed` counts the requests to open the comparison. In the table of layers,
+    `layer_costs` and `seconds` are those of each layer of the current network, `sorted_by` a
+    column (empty: the network's order), `ticked` the groups whose widths are set together, and
+    `multiples` says that widths are rounded to multiples of 8.
     """
 
     state: State
@@ -155,6 +158,11 @@ class View:
     plans: Mapping[str, WidthPlan] = field(default_factory=dict)
     written: str = ""
     step_time: float | None = None
+    layer_costs: Mapping[str, Cost] = field(default_factory=dict)
+    seconds: Mapping[str, float] | None = None
+    sorted_by: str = ""
+    ticked: frozenset[str] = frozenset()
+    multiples: bool = False
     difference: Any = None
     classes: tuple[str, ...] = ()
 

@@ -495,6 +495,11 @@ def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> 
         drop={},
         move=None,
         at_work=(),
+        layer_costs={},
+        seconds=None,
+        sorted_by="",
+        ticked=frozenset(),
+        multiples=False,
     )
     found = elements(layers(view))
     assert len([e for e in found if "data-row" in e]) == 200
