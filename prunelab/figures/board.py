@@ -39,7 +39,7 @@ NAMES = ("importance", "search", "widths", "trajectory")
 DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]]] = {
     "grid": {
         "widths": ((0, 0.21), (0.53, 1)),
-        "importance": ((0.305, 0.725), (0.53, 1)),
+        "importance": ((0.315, 0.73), (0.53, 1)),
         "trajectory": ((0.81, 1), (0.53, 1)),
         "search": ((0, 1), (0, 0.38)),
     },

@@ -132,7 +132,7 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             hoverinfo="skip",
         )
 
-    every = stride(count, 16)
+    every = stride(count, 12 if info.bands else 16)
     left = -0.6 - ROOM * count if info.bands else -0.6
     tops = [max(heights[band.first : band.last + 1]) for band in info.bands]
     return Panel(
