@@ -36,40 +36,43 @@ RULES = {
 
 
 def how_chosen(
-    state: State, group: str, meaning: str, bands: Sequence[Band], by_hand: bool = False
+    state: State, group: str, meaning: str, bands: Sequence[Band], live: bool = False
 ) -> str:
-    """How the latest proposal chose the channels of `group`; empty where nothing is known.
+    """How the channels of `group` were chosen; empty where nothing is known.
 
     Parameters
     ----------
     state
-        The state, whose pending move is what is asked about.
+        The state, whose pending move, or else latest proposal, is what is asked about.
     group
         The name of a channel group.
     meaning
         What the scores of the panel are; empty where there are none.
     bands
         The halvings of the search.
-    by_hand
-        Whether the pending move is a person's choice.
+    live
+        Whether scores and halvings are those of a search that runs, or is foreseen.
     """
     if meaning == ALONE:
         return UNDECIDED
     if not meaning:
         return ""
     proposed, pending = state.proposed, state.pending
-    drop = len(pending.drop.get(group, ())) if pending else 0
-    text = _searched(bands, drop) if bands else _ranked(proposed, meaning, drop, by_hand)
-    if by_hand and pending is not None:
-        text += f" Hatched is your choice: {words.plural(drop, 'channel')}."
-    return text
+    found = proposed.move if proposed else None
+    move = pending if live or pending else found
+    drop = len(move.drop.get(group, ())) if move else bands[0].tested if bands else 0
+    by_hand = not live and pending is not None and pending != found
+    text = _searched(bands, drop) if bands else _ranked(proposed, meaning, drop, live or by_hand)
+    if by_hand:
+        return f"{text} Hatched is your choice: {words.plural(drop, 'channel')}."
+    return f"The latest proposal: {text}" if not live and pending is None else text
 
 
 def _searched(bands: Sequence[Band], drop: int) -> str:
     """AOFP's search in one group."""
     lowest = bands[0]
     sizes = list(dict.fromkeys(band.searched for band in reversed(bands)))
-    text = "AOFP masks random halves of a layer and searches on in the half that is missed less"
+    text = "AOFP masks random halves and searches on in the one that is missed less"
     text += f" ({' → '.join(map(str, sizes))} channels)" if len(sizes) > 1 else ""
     against = f"mean damage at most {lowest.worst:.2g}, against theta {lowest.theta:g}"
     if not lowest.taken:
@@ -81,7 +84,7 @@ def _searched(bands: Sequence[Band], drop: int) -> str:
     return f"{text}; the others stay, whatever their damage."
 
 
-def _ranked(proposed: Proposed | None, meaning: str, drop: int, by_hand: bool) -> str:
+def _ranked(proposed: Proposed | None, meaning: str, drop: int, rule_alone: bool) -> str:
     """A choice by scores."""
     if proposed is None:
         return f"Each bar: {meaning}."
@@ -90,7 +93,7 @@ def _ranked(proposed: Proposed | None, meaning: str, drop: int, by_hand: bool) -
     rule = RULES.get(f"{name}_{given.get('selection')}") or RULES.get(name)
     where = "of all layers together" if given.get("scope") == "global" else "of each layer"
     rule = rule or f"{words.method(name)} ranks channels by their {meaning}: the lowest {where} go"
-    if by_hand:
+    if rule_alone:
         return f"{rule}."
     ratio = given.get("pruning_ratio")
     wanted = f", of pruning ratio {ratio:g}" if isinstance(ratio, (int, float)) else ""

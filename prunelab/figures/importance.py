@@ -76,6 +76,7 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
     seen
         Evidence of a search; None: that of the latest proposal.
     """
+    live = seen is not None
     if seen is None:
         seen = state.proposed.seen if state.proposed else ()
     scores = [item for item in seen if isinstance(item, Importance) and item.group == group]
@@ -93,7 +94,6 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
     dropped = set(state.pending.drop.get(group, ())) if state.pending else set()
     kept = state.now.kept
     alive = set(units) if kept is None else set(kept.get(group, units))
-    found = state.proposed.move if state.proposed else None
     return ImportanceInfo(
         group=group,
         units=units,
@@ -105,7 +105,7 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
         threshold=rungs[0].theta if rungs else None,
         log=_spans_decades(values),
         bands=bands,
-        how=how_chosen(state, group, meaning, bands, by_hand=state.pending != found),
+        how=how_chosen(state, group, meaning, bands, live),
     )
 
 

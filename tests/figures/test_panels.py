@@ -282,6 +282,19 @@ def test_a_choice_by_hand_is_told_apart_from_the_methods() -> None:
     assert importance_info(adjusted, "conv1").how.endswith("Hatched is your choice: 2 channels.")
 
 
+def test_a_search_that_is_foreseen_is_no_choice_by_hand() -> None:
+    foreseen = replace(PENDING, pending=move({"conv1": (1, 2)}, 1000, 900))
+    how = importance_info(foreseen, "conv1", RUNGS).how
+    assert "The better 1 of the last 2 goes" in how
+    assert "your choice" not in how
+    assert "The better 1 of the last 2 goes" in importance_info(START, "conv1", RUNGS[:2]).how
+
+
+def test_what_was_decided_is_told_of_the_latest_proposal() -> None:
+    assert importance_info(APPROVED, "conv1").how.startswith("The latest proposal: AOFP masks")
+    assert "the last 2 goes" in importance_info(APPROVED, "conv1").how
+
+
 # ---------------------------------------------------------------- ladder
 
 
