@@ -23,10 +23,10 @@ def layers(view: View) -> str:
     """What acts on several rows, the rows, and a box for the channels of the selected layer."""
     rows = view.info.widths.rows
     widest = max((row.original for row in rows), default=1)
-    if view.sorted_by:
-        value = values(view)[view.sorted_by]
+    if view.table.sorted_by:
+        value = values(view)[view.table.sorted_by]
         rows = tuple(sorted(rows, key=lambda row: -value(row)))
-    if len(rows) <= MANY or view.sorted_by:
+    if len(rows) <= MANY or view.table.sorted_by:
         body = "".join(_row(view, row, widest) for row in rows)
     else:
         part = modules([row.name for row in rows], MODULES)
@@ -64,9 +64,9 @@ def _above(view: View) -> str:
     off = bool(view.at_work)
     search = tag("input", type="search", placeholder=text.SEARCH, data_filter="layers",
                  aria_label=text.SEARCH, kind="pl-search")  # fmt: skip
-    ticked = len(view.ticked)
+    ticked = len(view.table.ticked)
     return tag("div", search + "".join((
-        tick("multiples", text.MULTIPLES, text.MULTIPLES_TIP, view.multiples, disabled=off),
+        tick("multiples", text.MULTIPLES, text.MULTIPLES_TIP, view.table.multiples, disabled=off),
         box("several", text.several(ticked), text.SEVERAL_TIP, text.SEVERAL_UNIT, type="text",
             value="", size="6", disabled=off or not ticked),
     )), kind="pl-line")  # fmt: skip
@@ -79,7 +79,7 @@ def _heads(view: View) -> str:
         if not key:
             heads.append(tag("span", escape(name), title=tip or None))
             continue
-        on = view.sorted_by == key
+        on = view.table.sorted_by == key
         heads.append(tag(
             "button", escape(name) + (" ▾" if on else ""), kind="pl-sort", type="button",
             data_do="sort", data_arg=key, title=f"{tip}. {text.SORT_TIP}",
@@ -112,7 +112,7 @@ def _row(view: View, row: WidthRow, widest: float, short: str = "") -> str:
     label = f"{text.COUNT}: {row.name}"
     parts = (
         tag("input", type="checkbox", data_do="tick", data_arg=row.name, title=text.TICK_TIP,
-            checked=row.name in view.ticked, aria_label=f"{text.TICK}: {row.name}"),
+            checked=row.name in view.table.ticked, aria_label=f"{text.TICK}: {row.name}"),
         name,
         *_costs(view, row),
         say(text.change(row.now, row.now, row.original), "width", "span"),

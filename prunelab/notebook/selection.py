@@ -18,7 +18,7 @@ from prunelab.methods import METHODS, make_method
 from prunelab.methods.base import with_theta
 from prunelab.notebook import text
 from prunelab.notebook.parameters import THETA, retuned, slid, with_parameter
-from prunelab.notebook.view import Aims, Chosen, End, View
+from prunelab.notebook.view import Aims, Chosen, End, Table, View
 from prunelab.session.session import Session
 from prunelab.values import (
     Importance,
@@ -30,8 +30,6 @@ from prunelab.values import (
     WidthPlan,
     units_of,
 )
-
-STEP = 8  # channels: processors prefer widths that are multiples of it
 
 
 class Choice:
@@ -55,9 +53,7 @@ class Choice:
         self.hint = ""  # the answer to an action that selected nothing
         self.progress: Progress | None = None  # of the running verb
         self.revealed = 0  # how often the comparison was asked for in the figure
-        self.sorted_by = ""  # the column by which the layers are sorted
-        self.ticked: set[str] = set()  # layers whose widths are set together
-        self.multiples = False  # whether widths are rounded to multiples of 8
+        self.table = Table()
         self._awaited: float | None = None  # a budget that waits for evidence
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
@@ -138,16 +134,18 @@ class Choice:
                 self.keep(str(arg), int(value))
             case "several":
                 widths = state.widths()
-                self.keep_all({n: text.parse_width(str(value), widths[n]) for n in self.ticked})
+                self.keep_all(
+                    {n: text.parse_width(str(value), widths[n]) for n in self.table.ticked}
+                )
             case "multiples":
-                self.multiples = bool(value)
-                if self.multiples and self._drop:
+                self.table = replace(self.table, multiples=bool(value))
+                if self.table.multiples and self._drop:
                     widths = state.widths()
                     self.keep_all({n: widths[n] - len(gone) for n, gone in self._drop.items()})
             case "tick":
-                (self.ticked.add if value else self.ticked.discard)(str(arg))
+                self.table = self.table.ticking(str(arg), bool(value))
             case "sort":
-                self.sorted_by = "" if self.sorted_by == arg else str(arg)
+                self.table = self.table.sorting(str(arg))
             case "best":
                 assert self.made is not None
                 self.choose(str(arg), self.made.best[str(arg)].units)
@@ -202,18 +200,12 @@ class Choice:
         drop: dict[str, Units] = {}
         for group, width in widths.items():
             alive = self._ranked(group)
-            drop[group] = tuple(alive[: max(len(alive) - self._rounded(width, len(alive)), 0)])
+            drop[group] = tuple(alive[: max(len(alive) - self.table.rounded(width, len(alive)), 0)])
         unscored = {name: gone for name, gone in drop.items() if gone and not self._scored(name)}
         if unscored:
             best = self._imagined(unscored).best
             drop |= {name: best[name].units for name in unscored if name in best}
         self._choose(drop)
-
-    def _rounded(self, width: int, now: int) -> int:
-        """The width, or a multiple of `STEP` near it where these are asked for."""
-        if not self.multiples or width >= now:
-            return width
-        return min(now, max(STEP, round(width / STEP) * STEP))
 
     def _scored(self, group: str) -> bool:
         return bool(importance_info(self._session.state, group, self.seen or None).units)
@@ -434,7 +426,7 @@ class Choice:
         """The current contents as plain values; `more` are the fields set by the screen."""
         session = self._session
         self._known[session.method.name] = session.method
-        table = "layers" in more.get("opened", ())
+        listed = "layers" in more.get("opened", ())
         return View(
             state=session.state,
             group=session.proposal_graph[self.group],
@@ -450,11 +442,9 @@ class Choice:
             drop=self.drop,
             at_hand=session.evidence,
             latencies=session.latencies,
-            layer_costs=session.costs() if table else {},
-            seconds=session.seconds() if table else None,
-            sorted_by=self.sorted_by,
-            ticked=frozenset(self.ticked),
-            multiples=self.multiples,
+            layer_costs=session.costs() if listed else {},
+            seconds=session.seconds() if listed else None,
+            table=self.table,
             alone=self._alone(),
             compared=self.ends,
             plans=dict(self.plans),

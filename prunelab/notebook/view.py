@@ -21,6 +21,7 @@ from prunelab.session.preview import AtHand
 from prunelab.values import Cost, Move, Units, WidthPlan
 
 SHARE = 0.05  # of a metric that is not an accuracy: what may be lost
+STEP = 8  # channels: processors prefer widths that are multiples of it
 End = int | str  # a side of a comparison: an event number, or the path of a plan file
 
 
@@ -84,6 +85,32 @@ class Aims:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """How the layers are listed: by the column `sorted_by` (empty: in the network's order).
+
+    The widths of `ticked` groups are set together; with `multiples`, chosen widths are rounded.
+    """
+
+    sorted_by: str = ""
+    ticked: frozenset[str] = frozenset()
+    multiples: bool = False
+
+    def sorting(self, column: str) -> Table:
+        """A copy that sorts by `column`, or no longer."""
+        return replace(self, sorted_by="" if self.sorted_by == column else column)
+
+    def ticking(self, group: str, on: bool) -> Table:
+        """A copy in which `group` is ticked or not."""
+        return replace(self, ticked=self.ticked | {group} if on else self.ticked - {group})
+
+    def rounded(self, width: int, now: int) -> int:
+        """The width, or a multiple of `STEP` near it where these are asked for."""
+        if not self.multiples or width >= now:
+            return width
+        return min(now, max(STEP, round(width / STEP) * STEP))
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """The user's selection in place of the proposal; it changes nothing yet.
 
@@ -123,9 +150,7 @@ class View:
     `step_time` is in seconds, `written` a message about the last exported file and `failed` why it
     was not written. `hint` answers an action that selected nothing, `error` says why a verb or a
     selection failed; `revealed` counts the requests to open the comparison. In the table of layers,
-    `layer_costs` and `seconds` are those of each layer of the current network, `sorted_by` a
-    column (empty: the network's order), `ticked` the groups whose widths are set together, and
-    `multiples` says that widths are rounded to multiples of 8.
+    `layer_costs` and `seconds` are those of each layer of the current network.
     """
 
     state: State
@@ -160,9 +185,7 @@ class View:
     step_time: float | None = None
     layer_costs: Mapping[str, Cost] = field(default_factory=dict)
     seconds: Mapping[str, float] | None = None
-    sorted_by: str = ""
-    ticked: frozenset[str] = frozenset()
-    multiples: bool = False
+    table: Table = Table()
     difference: Any = None
     classes: tuple[str, ...] = ()
 

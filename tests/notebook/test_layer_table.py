@@ -10,6 +10,7 @@ from page import Page
 import prunelab as pl
 from prunelab.errors import InvalidValue
 from prunelab.notebook import Screen, text
+from prunelab.notebook.view import Table
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,7 @@ def page(screen: Screen) -> Iterator[Page]:
     made.unfold("layers")
     yield made
     screen.choice._back()
-    screen.choice.multiples, screen.choice.sorted_by = False, ""
-    screen.choice.ticked.clear()
+    screen.choice.table = Table()
 
 
 def rows(page: Page) -> list[str]:
