@@ -173,7 +173,7 @@ def test_widths_are_typed_in_the_table_for_several_layers_and_sorted(page: Any) 
     unfold(page, "layers")
     for name in ("layer2.0.conv1", "layer3.0.conv1"):
         page.locator(f"[data-do=tick][data-arg='{name}']").check()
-    settled(page)
+        settled(page)
     type_into(page, "[data-do=several]", "75%")
     page.locator("[data-do=multiples]").check()
     settled(page)
@@ -183,7 +183,11 @@ def test_widths_are_typed_in_the_table_for_several_layers_and_sorted(page: Any) 
     }
     assert typed == {"layer2.0.conv1": "24", "layer3.0.conv1": "48"}
     type_into(page, "[data-do=typed][data-arg='layer3.1.conv1']", "50")
-    assert page.locator("[data-do=typed][data-arg='layer3.1.conv1']").input_value() == "48"
+    page.locator("[data-do=typed][data-arg='layer3.1.conv1']").blur()
+    settled(page)  # a box is a person's own until they leave it
+    page.wait_for_function(
+        "document.querySelector('[data-do=typed][data-arg=\"layer3.1.conv1\"]').value === '48'"
+    )
     page.locator("[data-do=sort][data-arg=macs]").click()
     settled(page)
     first = page.locator(".pl-row[data-row]").first
