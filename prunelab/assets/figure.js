@@ -21,11 +21,18 @@ const laidOut = (place) => new Promise((done) => {
 });
 
 export default () => {
-  let begun = null, ready = null;
+  let begun = null, ready = null, heard = [];
+  // plotly's view goes on listening when it has left the page, where it fails at every change, and
+  // the figure that has taken its place then misses it: what a view listens to ends with it
+  const noting = (model) => new Proxy(model, { get: (real, name) => {
+    const own = real[name];
+    if (name !== "on") return typeof own === "function" ? own.bind(real) : own;
+    return (event, told) => { heard.push([event, told]); return real.on(event, told); };
+  } });
   const begin = async () => {
     const make = await (globalThis.prunelabPlotly ??= unpacked(begun.model));
     const widget = make();
-    widget.initialize(begun);
+    widget.initialize({ ...begun, model: noting(begun.model) });
     return widget;
   };
   return {
@@ -34,7 +41,9 @@ export default () => {
       try {
         const widget = await (ready ??= begin());
         await laidOut(given.el);
-        return widget.render(given);
+        heard = [];
+        const end = widget.render(given), own = heard;
+        return () => { for (const [event, told] of own) begun.model.off(event, told); end?.(); };
       } catch (error) {
         globalThis.prunelabPlotly = undefined;
         const told = document.createElement("p");

@@ -33,24 +33,24 @@ Arrange = Literal["grid", "stack"]
 
 NAMES = ("importance", "search", "widths", "trajectory")
 
-# (left, right), (bottom, top) of each panel, as shares of the figure. Widths and trajectory stand
-# on the left: the names of the groups then take margin, which plotly sizes in pixels. Widths and
-# importance are the upper half, which a screen shows first.
+# (left, right), (bottom, top) of each panel, as shares of the figure. The widths stand on the left:
+# the names of the groups then take margin, which plotly sizes in pixels. The search is the lower
+# part, which a screen shows when it is asked to.
 DOMAINS: dict[Arrange, dict[str, tuple[tuple[float, float], tuple[float, float]]]] = {
     "grid": {
-        "widths": ((0, 0.46), (0.56, 1)),
-        "importance": ((0.56, 1), (0.56, 1)),
-        "trajectory": ((0, 0.46), (0, 0.4)),
-        "search": ((0.56, 1), (0, 0.4)),
+        "widths": ((0, 0.21), (0.53, 1)),
+        "importance": ((0.315, 0.73), (0.53, 1)),
+        "trajectory": ((0.81, 1), (0.53, 1)),
+        "search": ((0, 1), (0, 0.38)),
     },
     "stack": {
-        "widths": ((0, 1), (0.81, 1)),
-        "importance": ((0, 1), (0.54, 0.73)),
-        "search": ((0, 1), (0.27, 0.46)),
-        "trajectory": ((0, 1), (0, 0.19)),
+        "importance": ((0, 1), (0.81, 1)),
+        "widths": ((0, 1), (0.54, 0.73)),
+        "trajectory": ((0, 1), (0.27, 0.46)),
+        "search": ((0, 1), (0, 0.19)),
     },
 }
-HEIGHTS: dict[Arrange, int] = {"grid": 720, "stack": 1440}
+HEIGHTS: dict[Arrange, int] = {"grid": 600, "stack": 1100}
 PALE = 0.4  # opacity of stale evidence
 
 SIGNS = {
@@ -138,15 +138,15 @@ def measured(state: State) -> str:
 
 
 def signs(info: BoardInfo, whole: bool) -> list[str]:
-    """The signs that the board shows: in its upper half, or in the `whole`."""
+    """The signs that the board shows: in its upper part, or in the `whole`."""
     rows, path = info.widths.rows, info.trajectory
     shown = {
         "kept": True,
         "proposed to drop": any(row.proposed != row.now for row in rows),
         "dropped before": any(row.now != row.original for row in rows),
         "theta": info.importance.threshold is not None or (whole and info.ladder.theta is not None),
-        "undone": whole and bool(path.undone),
-        "where the proposal leads": whole and path.pending is not None,
+        "undone": bool(path.undone),
+        "where the proposal leads": path.pending is not None,
         "coupled layers": any(row.coupled for row in rows),
     }
     return [name for name in SIGNS if shown[name]]
@@ -177,7 +177,7 @@ def panels(info: BoardInfo) -> dict[str, Panel]:
     return {
         "importance": faded(draw_importance(info.importance), info.stale),
         "search": faded(draw_search(info.ladder, info.path), info.stale),
-        "widths": draw_widths(gathered(info.widths)),
+        "widths": replace(draw_widths(gathered(info.widths)), title="Widths"),  # see the legend
         "trajectory": draw_trajectory(info.trajectory),
     }
 
@@ -202,20 +202,19 @@ def layout(drawn: Mapping[str, Panel], arrange: Arrange) -> dict[str, Any]:
         made[f"xaxis{suffix}"] = {**panel.xaxis, "domain": across, "anchor": f"y{suffix}"}
         made[f"yaxis{suffix}"] = {**panel.yaxis, "domain": up, "anchor": f"x{suffix}"}
         place = {"xref": "paper", "yref": "paper"}
-        title, *when = panel.title.split("<br>")
+        title, _, when = panel.title.partition("<br>")
+        corner = {"x": across[0], "y": up[1], "xanchor": "left", "align": "left", **place}
         made["annotations"] += [
+            caption(f"<b>{title}</b>", TITLE_PX, yanchor="bottom", yshift=5, **corner),
+            caption(when, TEXT_PX, yanchor="top", xshift=2, **corner),
             caption(
-                "<br>".join([f"<b>{title}</b>", *when]),
-                TITLE_PX,
-                x=across[0],
-                y=up[1],
-                xanchor="left",
-                align="left",
-                yanchor="bottom",
-                yshift=6,
+                panel.note,
+                TEXT_PX + 1,
+                x=sum(across) / 2,
+                y=sum(up) / 2,
+                xanchor="center",
                 **place,
             ),
-            caption(panel.note, TEXT_PX + 1, x=sum(across) / 2, y=sum(up) / 2, **place),
         ]
     return made
 
@@ -228,7 +227,7 @@ def frame(
         **paper(theme),
         **layout(drawn, arrange),
         "height": HEIGHTS[arrange],
-        "margin": {"l": 70, "r": 16, "t": 50, "b": 50},
+        "margin": {"l": 60, "r": 12, "t": 30, "b": 42},
     }
 
 
@@ -241,7 +240,8 @@ def board(info: BoardInfo, *, arrange: Arrange = "grid", theme: Theme = "light")
     info
         The contents, by `board_info`.
     arrange
-        "grid" puts the panels two by two, "stack" under each other.
+        "grid" puts widths, importance and trajectory beside each other, and the search below;
+        "stack" puts all under each other.
     theme
         "light" or "dark".
     """

@@ -9,6 +9,8 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
+from prunelab.figures.choice_words import how_chosen
+from prunelab.figures.halvings import ROOM, Band, draw_bands, halved, label_bands
 from prunelab.figures.ladder import latest_search
 from prunelab.figures.style import (
     DROP,
@@ -26,6 +28,7 @@ from prunelab.figures.style import (
     stride,
     wrap,
 )
+from prunelab.figures.ticks import decades, round_numbers
 from prunelab.ledger.state import State
 from prunelab.values import Importance, PathPoint, Rung, Units
 from prunelab.values.given import as_annotated
@@ -42,7 +45,8 @@ class ImportanceInfo:
     """The contents of the panel: `units`, `values` and `fates` aligned, smallest value first.
 
     `threshold` is on the same scale as `values` (None: the method has none). `log` says that
-    the values need a logarithmic axis.
+    the values need a logarithmic axis. `bands` are the halvings of AOFP's search, which stand in
+    their order; `how` says how the choice was made.
     """
 
     group: str
@@ -52,6 +56,8 @@ class ImportanceInfo:
     meaning: str = ""
     threshold: float | None = None
     log: bool = False
+    bands: tuple[Band, ...] = ()
+    how: str = ""
 
 
 @as_annotated
@@ -70,41 +76,42 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
     seen
         Evidence of a search; None: that of the latest proposal.
     """
+    live = seen is not None
     if seen is None:
         seen = state.proposed.seen if state.proposed else ()
     scores = [item for item in seen if isinstance(item, Importance) and item.group == group]
-    rungs = latest_search(seen, group)
-    threshold = rungs[0].theta if rungs else None
+    rungs = [] if scores else latest_search(seen, group)  # theta speaks of rungs
+    bands: tuple[Band, ...] = ()
     if scores:
-        units, values, meaning = scores[-1].units, scores[-1].values, scores[-1].meaning
-        threshold = None  # theta speaks of rungs, on another scale
+        meaning = scores[-1].meaning
+        order = sorted(zip(scores[-1].values, scores[-1].units, strict=True))
+        units, values = tuple(unit for _, unit in order), tuple(value for value, _ in order)
     elif rungs:
-        damages = {u: d for rung in rungs for u, d in zip(rung.search, rung.damages, strict=True)}
-        units, values, meaning = tuple(damages), tuple(damages.values()), RUNG_MEANING
+        meaning = RUNG_MEANING
+        units, values, bands = halved(rungs)
     else:
         return ImportanceInfo(group)
     dropped = set(state.pending.drop.get(group, ())) if state.pending else set()
     kept = state.now.kept
     alive = set(units) if kept is None else set(kept.get(group, units))
-    order = sorted(range(len(units)), key=lambda i: (values[i], units[i]))
-    ranked = tuple(values[i] for i in order)
     return ImportanceInfo(
         group=group,
-        units=tuple(units[i] for i in order),
-        values=ranked,
+        units=units,
+        values=values,
         fates=tuple(
-            "drop" if units[i] in dropped else "keep" if units[i] in alive else "gone"
-            for i in order
+            "drop" if unit in dropped else "keep" if unit in alive else "gone" for unit in units
         ),
         meaning=meaning,
-        threshold=threshold,
-        log=_spans_decades(ranked),
+        threshold=rungs[0].theta if rungs else None,
+        log=_spans_decades(values),
+        bands=bands,
+        how=how_chosen(state, group, meaning, bands, live),
     )
 
 
-def _spans_decades(ranked: Sequence[float]) -> bool:
-    positive = [value for value in ranked if value > 0]
-    return ranked[0] >= 0 and len(positive) > 1 and positive[-1] / positive[0] > 30
+def _spans_decades(values: Sequence[float]) -> bool:
+    positive = [value for value in values if value > 0]
+    return min(values) >= 0 and len(positive) > 1 and max(positive) / min(positive) > 30
 
 
 def draw_importance(info: ImportanceInfo) -> Panel:
@@ -125,16 +132,18 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             hoverinfo="skip",
         )
 
-    threshold = info.threshold
-    label = "" if threshold is None else f"theta {threshold:g}"
-    every = stride(count, 16)
+    every = stride(count, 12 if info.bands else 16)
+    left = -0.6 - ROOM * count if info.bands else -0.6
+    tops = [max(heights[band.first : band.last + 1]) for band in info.bands]
     return Panel(
         title=f"Importance in {shorten(info.group, 22)}",
         traces=(
+            draw_bands(info.bands, _unscaled(high, info.log)),
             bars("keep", "keep", {"color": KEEP}),
             bars("drop", "drop", {"color": DROP, "pattern": HATCH}),
             bars("gone", "gone", {"color": GHOST}),
-            level(threshold, label, (-0.5, count - 0.5), "threshold"),
+            level(info.threshold, "", (left, count - 0.5), "threshold"),
+            label_bands(info.bands, [_unscaled(top, info.log) for top in tops]),
             go.Bar(
                 x=list(range(count)),
                 y=[_unscaled(high, info.log)] * count,
@@ -143,8 +152,10 @@ def draw_importance(info: ImportanceInfo) -> Panel:
                 name="channel",
                 customdata=list(info.units),
                 hovertext=[
-                    f"channel {unit}: {value:.3g}, {fate}"
-                    for unit, value, fate in zip(info.units, info.values, info.fates, strict=True)
+                    f"channel {unit}: {value:.3g}, {fate}{why}"
+                    for unit, value, fate, why in zip(
+                        info.units, info.values, info.fates, _reasons(info), strict=True
+                    )
                 ],
                 hoverinfo="text",
                 hoverlabel={"bgcolor": FAINT},
@@ -157,18 +168,41 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             ticktext=[str(unit) for unit in info.units[::every]],
             tickangle=0,
             showgrid=False,
-            range=[-0.6, max(count, 1) - 0.4],
+            range=[left, max(count, 1) - 0.4],
         ),
         yaxis=axis(
             wrap(info.meaning) or "importance",
             type="log" if info.log else "linear",
             range=[low, high],
-            nticks=6,
-            tickformat="~g",
-            exponentformat="none",
+            **_ticks(info, low, high),
+            showgrid=count > 0,
         ),
         note="" if count else "no scores of this group yet",
     )
+
+
+def _reasons(info: ImportanceInfo) -> list[str]:
+    """What the tooltip of each channel says about its halving."""
+    if not info.bands:
+        return [""] * len(info.units)
+    return [
+        f"<br>{wrap(band.why, 60)}" for band in info.bands for _ in range(band.first, band.last + 1)
+    ]
+
+
+def _ticks(info: ImportanceInfo, low: float, high: float) -> dict[str, object]:
+    """Ticks of the values; theta is one of them, in the place of those that are too near."""
+    values = decades(low, high, 5) if info.log else round_numbers(low, high, 5)
+    if not info.units:
+        values = []
+    theta, near = info.threshold, 0.07 * (high - low)
+    if theta is not None and (theta > 0 or not info.log):
+        at = _scaled(theta, info.log, low)
+        values = [value for value in values if abs(_scaled(value, info.log, low) - at) > near]
+    texts = [f"{value:.6g}" for value in values]
+    if theta is not None:
+        values, texts = [*values, theta], [*texts, f"<b>θ {theta:g}</b>"]
+    return {"tickmode": "array", "tickvals": values, "ticktext": texts}
 
 
 def _span(info: ImportanceInfo) -> tuple[float, float]:

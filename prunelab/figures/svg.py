@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from prunelab.figures.style import COUPLED, DROP, GRID, INVISIBLE, TEXT_PX, TITLE_PX, Panel
+from prunelab.figures.ticks import decades, round_numbers
 from prunelab.values import si
 from prunelab.values.given import as_annotated
 
@@ -110,32 +111,11 @@ class _Axis:
             inside = [(v, _plain(t)) for v, t in pairs if low <= self._at(v) <= high]
             every = -(-len(inside) // max(2, int(room * (2 if self.across else 3))))
             return inside[:: max(1, every)]
-        values = _decades(low, high, room) if self.log else _round_numbers(low, high, room)
+        values = decades(low, high, room) if self.log else round_numbers(low, high, room)
         return [(v, si(v) if abs(v) >= THOUSANDS else f"{v:.6g}") for v in values]
 
     def _at(self, value: float) -> float:
         return math.log10(value) if self.log and value > 0 else value
-
-
-def _round_numbers(low: float, high: float, room: float) -> list[float]:
-    step = (high - low) / max(2.0, min(room, 7.0))
-    if step <= 0:
-        return [low]
-    size = 10.0 ** math.floor(math.log10(step))
-    step = next(size * m for m in (1, 2, 5, 10) if size * m >= step * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
-
-
-def _decades(low: float, high: float, room: float) -> list[float]:
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
-        values = [f * 10.0**d for d in decades for f in factors]
-        values = [value for value in values if low <= math.log10(value) <= high]
-        if len(values) >= min(3, room):
-            break
-    every = -(-len(values) // max(2, int(room)))
-    return values[:: max(1, every)]
 
 
 def _grid(box: _Box, across: _Axis, up: _Axis, x: Scale, y: Scale) -> Iterator[str]:
@@ -175,11 +155,13 @@ def _bars(given: dict[str, Any], x: Scale, y: Scale) -> Iterator[str]:
     colours = _each(marker.get("color"), count)
     patterns = _each(marker.get("pattern", {}).get("shape"), count, "")
     told = _each(given.get("hovertext"), count) if count <= HOVERED else [None] * count
-    half = given.get("width", 0.85) / 2
+    widths = _each(given.get("width"), count, 0.85)
     paths: dict[tuple[str, str], list[str]] = {}
-    for place, length, base, colour, pattern, words in zip(
-        places, lengths, _each(given.get("base"), count, 0), colours, patterns, told, strict=True
+    bases = _each(given.get("base"), count, 0)
+    for place, length, width, base, colour, pattern, words in zip(
+        places, lengths, widths, bases, colours, patterns, told, strict=True
     ):
+        half = width / 2
         if flat:
             x0, x1, y0, y1 = x(base), x(base + length), y(place - half), y(place + half)
         else:

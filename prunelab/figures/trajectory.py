@@ -157,7 +157,7 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
     ] or [0.0]
     wide = max(0.12 * (max(macs) - min(macs)), 1.0)
     tall = max(
-        0.18 * (max(values) - min(values)), 1.0 if info.percent else 0.02 * max(map(abs, values))
+        0.18 * (max(values) - min(values)), 0.2 if info.percent else 0.004 * max(map(abs, values))
     )
     tall = tall or 1.0
     every = stride(now.move, 12)
@@ -222,7 +222,7 @@ def draw_trajectory(info: TrajectoryInfo) -> Panel:
         xaxis=axis(
             "MACs, % of the original",
             range=[max(macs) + wide, min(macs) - 1.4 * wide],
-            nticks=7,
+            nticks=5,
         ),
         yaxis=axis(name, range=[min(values) - tall, max(values) + tall], nticks=6),
     )

@@ -31,7 +31,7 @@ from prunelab.figures.style import (
 from prunelab.ledger.state import State
 from prunelab.values.given import as_annotated
 
-ROOM = 22  # labels that fit above each other in a panel of 300 px
+ROOM = 18  # labels that fit above each other in a panel of 240 px
 DIAMOND = "◆"
 
 
@@ -108,6 +108,7 @@ def draw_widths(info: WidthsInfo) -> Panel:
         chosen = {i for i in labelled if rows[i].name == info.selected}
         labelled = [i for i in labelled if i in chosen or all(abs(i - j) >= every for j in chosen)]
     widest = max((row.original for row in rows), default=1)
+    reach = 1.5 * widest  # room for what is said beside the bars
     coupled = [i for i in range(count) if rows[i].coupled]
     return Panel(
         title="Widths" + (f" ({DIAMOND} coupled layers)" if coupled else ""),
@@ -133,7 +134,7 @@ def draw_widths(info: WidthsInfo) -> Panel:
                 hoverinfo="skip",
             ),
             row_bars(
-                [1.25 * widest] * count,
+                [reach] * count,
                 "group",
                 {"color": INVISIBLE},
                 width=1,
@@ -145,8 +146,8 @@ def draw_widths(info: WidthsInfo) -> Panel:
         ),
         xaxis=axis(
             "channels" + " (mean over the module)" * any(row.groups for row in rows),
-            range=[0, 1.25 * widest],
-            nticks=6,
+            range=[0, reach],
+            nticks=5,
         ),
         yaxis=row_axis(
             "channel group", count, labelled, [_label(rows[i], info.selected) for i in labelled]

@@ -1,10 +1,13 @@
-"""The form at the top: state, question, buttons, and the two aims."""
+"""The form at the top: numbers, question, aims, theta, buttons, and what is at work."""
 
 from __future__ import annotations
 
+from html import escape
+
 from prunelab.ledger import guard
 from prunelab.notebook import text
-from prunelab.notebook.markup import box, button, choose, number, say, section, tag, tick
+from prunelab.notebook.markup import box, button, choose, number, say, tag, tick
+from prunelab.notebook.parameters import lead
 from prunelab.notebook.view import View, enabled
 from prunelab.values import as_text, si
 
@@ -22,19 +25,24 @@ def form(view: View) -> str:
         say(reason(view), "reason", title=text.LOSS_TIP if view.move else None),
         tried(view),
     ))  # fmt: skip
-    asked = aims(view) + group_choice(view) + settings(view)
+    asked = aims(view) + lead(view) + group_choice(view)
     return "".join((
         tag("div", tiles(view), kind="pl-tiles"),
         tag("div", tag("div", told, kind="pl-told"), tag("div", asked, kind="pl-asked"),
             kind="pl-top"),
         buttons(view),
-        tag("div", progress(view) or otherwise(view), kind="pl-does"),
+        tag("div", progress(view) or otherwise(view) or age(view), kind="pl-does"),
     ))  # fmt: skip
 
 
 def reason(view: View) -> str:
     """The reason and the cost, in a sentence."""
     return text.reason(view.state, view.last, view.chosen, view.group)
+
+
+def age(view: View) -> str:
+    """How old the evidence is."""
+    return say(text.UNMEASURED if view.at_hand is None else text.evidence(view.at_hand), "line")
 
 
 def otherwise(view: View) -> str:
@@ -59,13 +67,19 @@ def tried(view: View) -> str:
     """The result of the move on validation images, as cut and repaired, when it is known."""
     if view.tried is None:
         return say(text.TRYING, "trial pl-hint") if view.background == "tried" else ""
-    told = say(text.trial(view.tried.compared), "trial", title=text.TRIAL_TIP, aria_live="polite")
+    told = _trial(text.trial(view.tried.compared), text.TRIAL_TIP)
     if view.repaired is not None:
-        words = text.repaired(view.repaired.compared)
-        told += say(words, "trial", title=text.REPAIRED_TIP, aria_live="polite")
+        told += _trial(text.repaired(view.repaired.compared), text.REPAIRED_TIP)
     elif view.background == "repaired":
         told += say(text.REPAIRING, "trial pl-hint")
     return told
+
+
+def _trial(words: str, tip: str) -> str:
+    """A result, with what it says of the metric in bold."""
+    before, found, after = text.parted(words)
+    inside = escape(before) + tag("b", escape(found)) + escape(after)
+    return tag("p", inside, kind="pl-trial", title=tip, aria_live="polite")
 
 
 def group_choice(view: View) -> str:
@@ -198,7 +212,4 @@ def settings(view: View) -> str:
         box("aim", text.REASON, text.REASON_TIP, data_arg="reason", type="text",
             value=wanted.reason),
     ))  # fmt: skip
-    estimate = ""
-    if view.step_time is not None:
-        estimate = text.ESTIMATE.format(wanted.steps, text.duration(view.step_time * wanted.steps))
-    return section("settings", text.SETTINGS.format(estimate), inside)
+    return tag("div", inside, kind="pl-line")

@@ -144,7 +144,7 @@ class Live:
         self._drawn = info
 
     def rearrange(self, arrange: Arrange) -> None:
-        """Put the panels two by two, or under each other.
+        """Put the panels beside each other, or under each other.
 
         The height is set by the screen's style: with an explicit height plotly.js does not resize
         the width.

@@ -1,4 +1,4 @@
-"""The section of the method: a box for every field of its dataclass, and a slider for theta."""
+"""The method's parameters: the first beside the question, a box for each other in its section."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Kind = Literal["flag", "whole", "number", "text"]
 
 
 def parameters_form(view: View) -> str:
-    """A list of methods, and a box for each field of the current one."""
+    """A list of methods, and a box for each field of the current one but the leading one."""
     method, off = view.method, bool(view.at_work)
     head = choose(
         "method", text.METHOD_LABEL, text.METHOD_TIP,
@@ -34,19 +34,32 @@ def parameters_form(view: View) -> str:
     )  # fmt: skip
     about = text.about(inspect.getdoc(type(method)))
     values = values_of(method)
-    parts = [tag("div", head, say(about, "hint", "span"), kind="pl-line")]
-    if THETA in values:
-        shown = view.chosen.theta if view.chosen else None
-        parts.append(_theta(values[THETA] if shown is None else shown, off))
-    hints, tips = hints_of(type(method)), tips_of(type(method))
-    boxes = (
-        _box(name, hints.get(name), tips.get(name, text.PARAMETER_TIP), value, off)
-        for name, value in values.items()
-        if name != THETA
-    )
-    parts.append(tag("div", *boxes, kind="pl-line"))
+    first = leading(values)
+    boxes = (_box(method, name, value, off) for name, value in values.items() if name != first)
     outdated = view.state.pending is not None and others(view.state, method)
-    return "".join(parts) + say(text.OUTDATED if outdated else text.BLANK, "hint", role="status")
+    return "".join((
+        tag("div", head, say(about, "hint", "span"), kind="pl-line"),
+        tag("div", *boxes, kind="pl-line"),
+        say(text.OUTDATED if outdated else text.BLANK, "hint", role="status"),
+    ))  # fmt: skip
+
+
+def lead(view: View) -> str:
+    """The parameter that decides most: theta with its slider, or the first of the method."""
+    method, off = view.method, bool(view.at_work)
+    values = values_of(method)
+    first = leading(values)
+    if first is None:
+        return ""
+    if first != THETA:
+        return tag("div", _box(method, first, values[first], off), kind="pl-lead")
+    shown = view.chosen.theta if view.chosen else None
+    return tag("div", _theta(values[THETA] if shown is None else shown, off), kind="pl-lead")
+
+
+def leading(values: Mapping[str, Any]) -> str | None:
+    """The name of the parameter that stands beside the question; None where there is none."""
+    return THETA if THETA in values else next(iter(values), None)
 
 
 def _theta(value: float, off: bool) -> str:
@@ -60,11 +73,12 @@ def _theta(value: float, off: bool) -> str:
         "parameter", text.THETA_LABEL, text.THETA_TIP, data_arg=THETA, value=f"{value:g}",
         step="any", min=0, disabled=off,
     )  # fmt: skip
-    return tag("div", typed, slider, say(text.theta(value), "words", "span"), kind="pl-line")
+    return typed + slider + say(text.theta(value), "words", "span")
 
 
-def _box(name: str, hint: Any, tip: str, value: Any, off: bool) -> str:
-    kind, label = kind_of(hint, value), text.parameter(name)
+def _box(method: Any, name: str, value: Any, off: bool) -> str:
+    tip = tips_of(type(method)).get(name, text.PARAMETER_TIP)
+    kind, label = kind_of(hints_of(type(method)).get(name), value), text.parameter(name)
     more: dict[str, Any] = {"data_arg": name, "disabled": off}
     if isinstance(kind, tuple):
         options = [(text.choice(item), repr(item)) for item in kind]

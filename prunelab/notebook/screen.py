@@ -352,8 +352,8 @@ def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> S
     session
         The session to show.
     arrange
-        "grid" puts the panels two by two, "stack" under each other, as a screen narrower than
-        700 px always does.
+        "grid" puts the panels beside each other, "stack" under each other, as a screen narrower
+        than 700 px always does.
     theme
         "light", "dark", or "auto", which follows JupyterLab's theme.
 

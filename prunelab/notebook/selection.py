@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prunelab.errors import BudgetUnreachable, IllegalPlan, PruneLabError, Stopped, WrongState
 from prunelab.figures.board import BoardInfo, board_info
-from prunelab.figures.importance import importance_info
+from prunelab.figures.choice_words import ALONE
+from prunelab.figures.importance import ImportanceInfo, importance_info
 from prunelab.ledger import words
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
@@ -17,7 +18,7 @@ from prunelab.methods import METHODS, make_method
 from prunelab.methods.base import with_theta
 from prunelab.notebook import text
 from prunelab.notebook.parameters import THETA, retuned, slid, with_parameter
-from prunelab.notebook.view import Aims, Chosen, End, View
+from prunelab.notebook.view import Aims, Chosen, End, Table, View
 from prunelab.session.session import Session
 from prunelab.values import (
     Importance,
@@ -52,6 +53,7 @@ class Choice:
         self.hint = ""  # the answer to an action that selected nothing
         self.progress: Progress | None = None  # of the running verb
         self.revealed = 0  # how often the comparison was asked for in the figure
+        self.table = Table()
         self._awaited: float | None = None  # a budget that waits for evidence
         self._drop: dict[str, Units] = {}
         self.made: Chosen | None = None
@@ -128,8 +130,22 @@ class Choice:
             case "flip":
                 self.unit = int(value)
                 self.flip(self.group, int(value))
-            case "width":
+            case "width" | "typed":
                 self.keep(str(arg), int(value))
+            case "several":
+                widths = state.widths()
+                self.keep_all(
+                    {n: text.parse_width(str(value), widths[n]) for n in self.table.ticked}
+                )
+            case "multiples":
+                self.table = replace(self.table, multiples=bool(value))
+                if self.table.multiples and self._drop:
+                    widths = state.widths()
+                    self.keep_all({n: widths[n] - len(gone) for n, gone in self._drop.items()})
+            case "tick":
+                self.table = self.table.ticking(str(arg), bool(value))
+            case "sort":
+                self.table = self.table.sorting(str(arg))
             case "best":
                 assert self.made is not None
                 self.choose(str(arg), self.made.best[str(arg)].units)
@@ -161,11 +177,14 @@ class Choice:
 
     def choose(self, group: str, units: Iterable[int]) -> None:
         """Select exactly these units of `group`; an illegal choice raises and changes nothing."""
-        chosen = {**self._drop, group: units_of(units)}
+        self._choose({group: units})
+        self.look(group)
+
+    def _choose(self, drop: Mapping[str, Iterable[int]]) -> None:
+        chosen = self._drop | {name: units_of(units) for name, units in drop.items()}
         chosen = {name: gone for name, gone in chosen.items() if gone}
         self.made = self._imagined(chosen)
         self._drop = chosen
-        self.look(group)
 
     def flip(self, group: str, unit: int) -> None:
         """Toggle whether `unit` is dropped."""
@@ -173,12 +192,20 @@ class Choice:
 
     def keep(self, group: str, width: int) -> None:
         """Keep `width` channels of `group`: the least important ones are dropped."""
-        alive = self._ranked(group)
-        count = max(len(alive) - width, 0)
-        drop = alive[:count]
-        if count and not self._scored(group):  # no scores: use the best known selection
-            drop = list(self._imagined({group: tuple(drop)}).best[group].units)
-        self.choose(group, drop)
+        self.keep_all({group: width})
+        self.look(group)
+
+    def keep_all(self, widths: Mapping[str, int]) -> None:
+        """Keep so many channels of each group; without scores, the best known selection."""
+        drop: dict[str, Units] = {}
+        for group, width in widths.items():
+            alive = self._ranked(group)
+            drop[group] = tuple(alive[: max(len(alive) - self.table.rounded(width, len(alive)), 0)])
+        unscored = {name: gone for name, gone in drop.items() if gone and not self._scored(name)}
+        if unscored:
+            best = self._imagined(unscored).best
+            drop |= {name: best[name].units for name in unscored if name in best}
+        self._choose(drop)
 
     def _scored(self, group: str) -> bool:
         return bool(importance_info(self._session.state, group, self.seen or None).units)
@@ -378,15 +405,28 @@ class Choice:
         if made is not None:
             state = replace(state, pending=made.move)
         seen = self.seen or (made.seen if made else ()) or self._retuned(state)
-        return board_info(
+        found = board_info(
             state, group or self.group, layers=self.layers, seen=seen or None,
             latencies=self._session.latencies,
         )  # fmt: skip
+        if found.importance.units:
+            return found
+        return replace(found, importance=self._measured(state, group or self.group))
+
+    def _measured(self, state: State, group: str) -> ImportanceInfo:
+        """What each channel of `group` carries alone, where no method has scored it."""
+        at_hand = self._session.evidence
+        if at_hand is None or at_hand.stale or group not in at_hand.evidence.groups:
+            return ImportanceInfo(group)
+        gram = at_hand.evidence[group]
+        alone = Importance(group, gram.units, tuple(gram.alone().tolist()), ALONE)
+        return importance_info(state, group, (alone,))
 
     def view(self, **more: Any) -> View:
         """The current contents as plain values; `more` are the fields set by the screen."""
         session = self._session
         self._known[session.method.name] = session.method
+        listed = "layers" in more.get("opened", ())
         return View(
             state=session.state,
             group=session.proposal_graph[self.group],
@@ -402,6 +442,9 @@ class Choice:
             drop=self.drop,
             at_hand=session.evidence,
             latencies=session.latencies,
+            layer_costs=session.costs() if listed else {},
+            seconds=session.seconds() if listed else None,
+            table=self.table,
             alone=self._alone(),
             compared=self.ends,
             plans=dict(self.plans),

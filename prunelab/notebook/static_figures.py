@@ -16,6 +16,7 @@ from prunelab.figures.svg import svg as panel_as_svg
 
 WIDE, TALL, GAP = 440, 260, 20  # of one panel, px, and between two
 ORDER = ("widths", "importance", "trajectory", "search")
+FIRST, HIGH = {"widths": 250, "importance": 350, "trajectory": 220}, 312  # px
 LINE_PX = 17
 
 
@@ -45,13 +46,13 @@ def still(picture: str, line: str) -> str:
 
 
 def picture(info: BoardInfo) -> str:
-    """The first two panels of `info`, beside each other or stacked as the page is wide."""
+    """The panels that the figure shows first, as wide as there."""
     drawn = panels(info)
     return "".join(
-        f'<svg viewBox="0 0 {WIDE} {TALL}" font-family="sans-serif" font-size="12" role="img">'
-        f"<title>{escape(drawn[name].title)}</title>{HATCHING}"
-        f"{panel_as_svg(drawn[name], WIDE, TALL, tips=False)}</svg>"
-        for name in ORDER[:2]
+        f'<svg viewBox="0 0 {wide} {HIGH}" style="flex:{wide} 1 0" font-family="sans-serif" '
+        f'font-size="12" role="img"><title>{escape(drawn[name].title)}</title>{HATCHING}'
+        f"{panel_as_svg(drawn[name], wide, HIGH, tips=False)}</svg>"
+        for name, wide in FIRST.items()
     )
 
 

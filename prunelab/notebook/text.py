@@ -54,6 +54,7 @@ LOSE_TIP = (
 )
 AWAITED = "Evidence is being measured; the aim is answered as soon as it is there."
 SETTINGS = "Settings: moves, tuning{}, repair"
+SETTINGS_TIP = "How far Run goes, how long Tune trains, why Reject rejects, whether Approve repairs"
 ESTIMATE = " ({} steps, about {})"
 MOVES = "Run at most"
 MOVES_UNIT = "moves"
@@ -163,6 +164,13 @@ def was(found: Latency) -> str:
     return f"was {spread(found)}"
 
 
+def settings(steps: int, step_time: float | None) -> str:
+    """The title of the settings, with how long Tune would take where that is known."""
+    if step_time is None:
+        return SETTINGS.format("")
+    return SETTINGS.format(ESTIMATE.format(steps, duration(step_time * steps)))
+
+
 def points(name: str, value: float) -> str:
     """A difference of a metric: points where it is a percentage."""
     if "accuracy" in name:
@@ -258,6 +266,14 @@ def _typeset(found: Any) -> str:
     return str(found).replace("->", "→").replace("+-", "±").replace("-", "\N{MINUS SIGN}")
 
 
+def parted(told: str) -> tuple[str, str, str]:
+    """A result in three: what was tried, the metric before and after, and how sure that is."""
+    match = re.fullmatch(r"(.*?: )?(.*?)( \(.*)?", told)
+    assert match is not None
+    before, found, after = match.groups("")
+    return before, found, after
+
+
 COMPARED_TIP = (
     "The second network against the first, on the same validation images; that of a plan is the "
     "original cut to it, and repaired with the session's repair. ± is the 95% interval: a smaller "
@@ -345,8 +361,8 @@ def evidence(at_hand: Any) -> str:
 
 # ---------------------------------------------------------------- the layers
 
-LAYERS = "Layers: choose widths by hand"
-LAYERS_TIP = "Every group of layers that lose the same channels, with a slider for its width"
+LAYERS = "Layers: costs, and widths by hand"
+LAYERS_TIP = "Every group of layers that lose the same channels, with its costs and its width"
 SEARCH = "Find a layer"
 COUNT = "Keep"
 COUNT_TIP = (
@@ -355,13 +371,39 @@ COUNT_TIP = (
 UNITS = "Drop the channels"
 UNITS_TIP = "Which channels of this layer to drop, by number, for example 3, 7, 10-12"
 COUPLED_TIP = "These layers lose the same channels: {}"
-HEADS = (
-    ("layer", "The first layer of the group; ◆ marks coupled layers. Click to look at it"),
-    ("width", "Channels now, of the original's, and (→) what is proposed or chosen"),
-    ("", "Grey: original. Blue: kept. Hatched: to be dropped"),
-    ("keep", COUNT_TIP),
-    ("loses", LOSS_TIP),
+HEADS = (  # what it sorts by, its name, its tooltip
+    ("", "", ""),
+    ("", "layer", "The first layer of the group; ◆ marks coupled layers. Click to look at it"),
+    ("macs", "MACs", "Multiply-adds of the group's layers now, as a share of all layers'"),
+    ("params", "params", "Parameters of the group's layers now"),
+    ("seconds", "time", "Time of the group's layers in one run on this machine, as measured"),
+    ("now", "now", "Channels now, of the original's"),
+    ("keep", "keep", COUNT_TIP),
+    ("", "", "Grey: original. Blue: kept. Hatched: to be dropped"),
+    ("loses", "loses", LOSS_TIP.rstrip(".")),
 )
+SORT_TIP = "Click to sort by it, largest first; again for the network's order"
+TICK = "Select"
+TICK_TIP = "Tick layers to set the widths of several at once"
+MULTIPLES = "widths in multiples of 8"
+MULTIPLES_TIP = "Widths chosen here become multiples of 8, which many processors prefer"
+SEVERAL_UNIT = "channels, or % of the width"
+SEVERAL_TIP = "What each of the ticked layers keeps, such as 48 or 75%"
+
+
+def several(count: int) -> str:
+    """Before the box that sets the widths of ticked layers."""
+    return f"Keep in {words.plural(count, 'ticked layer')}" if count else "Keep in ticked layers"
+
+
+def parse_width(typed: str, now: int) -> int:
+    """A width such as 48, or 75% of `now`; raises InvalidValue."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", typed)
+    if match is None:
+        raise InvalidValue(f"{typed!r} is not a width; write a number such as 48, or 75%.")
+    value = float(match[1])
+    return max(1, min(now, round(value * now / 100 if match[2] else value)))
+
 
 # ---------------------------------------------------------------- what would change
 
@@ -552,9 +594,9 @@ def written(path: Path) -> str:
     return f"Written: {path.resolve()} ({path.stat().st_size / 1000:,.0f} kB)."
 
 
-MORE = "Show search and trajectory"
-LESS = "Hide search and trajectory"
-MORE_TIP = "Two more panels: how the method decided, and the cost of every step"
+MORE = "Show the search"
+LESS = "Hide the search"
+MORE_TIP = "One more panel: the steps of the method's search, of all layers"
 HISTORY = "History"
 HISTORY_TIP = "Every event, newest first; undone steps are struck through"
 GROUP = "Look at"

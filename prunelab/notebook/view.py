@@ -18,9 +18,10 @@ from prunelab.loops.training import STEPS
 from prunelab.methods import Method
 from prunelab.notebook.channel_inspector import Channel, Tried
 from prunelab.session.preview import AtHand
-from prunelab.values import Move, Units, WidthPlan
+from prunelab.values import Cost, Move, Units, WidthPlan
 
 SHARE = 0.05  # of a metric that is not an accuracy: what may be lost
+STEP = 8  # channels: processors prefer widths that are multiples of it
 End = int | str  # a side of a comparison: an event number, or the path of a plan file
 
 
@@ -84,6 +85,32 @@ class Aims:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """How the layers are listed: by the column `sorted_by` (empty: in the network's order).
+
+    The widths of `ticked` groups are set together; with `multiples`, chosen widths are rounded.
+    """
+
+    sorted_by: str = ""
+    ticked: frozenset[str] = frozenset()
+    multiples: bool = False
+
+    def sorting(self, column: str) -> Table:
+        """A copy that sorts by `column`, or no longer."""
+        return replace(self, sorted_by="" if self.sorted_by == column else column)
+
+    def ticking(self, group: str, on: bool) -> Table:
+        """A copy in which `group` is ticked or not."""
+        return replace(self, ticked=self.ticked | {group} if on else self.ticked - {group})
+
+    def rounded(self, width: int, now: int) -> int:
+        """The width, or a multiple of `STEP` near it where these are asked for."""
+        if not self.multiples or width >= now:
+            return width
+        return min(now, max(STEP, round(width / STEP) * STEP))
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """The user's selection in place of the proposal; it changes nothing yet.
 
@@ -122,7 +149,8 @@ class View:
     number, or plans, by path in `plans`; `difference` compares the second with the first.
     `step_time` is in seconds, `written` a message about the last exported file and `failed` why it
     was not written. `hint` answers an action that selected nothing, `error` says why a verb or a
-    selection failed; `revealed` counts the requests to open the comparison.
+    selection failed; `revealed` counts the requests to open the comparison. In the table of layers,
+    `layer_costs` and `seconds` are those of each layer of the current network.
     """
 
     state: State
@@ -155,6 +183,9 @@ class View:
     plans: Mapping[str, WidthPlan] = field(default_factory=dict)
     written: str = ""
     step_time: float | None = None
+    layer_costs: Mapping[str, Cost] = field(default_factory=dict)
+    seconds: Mapping[str, float] | None = None
+    table: Table = Table()
     difference: Any = None
     classes: tuple[str, ...] = ()
 

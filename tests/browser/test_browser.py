@@ -169,6 +169,35 @@ def test_a_dragged_width_shows_what_is_lost_and_what_the_images_say(page: Any) -
     settled(page)
 
 
+def test_widths_are_typed_in_the_table_for_several_layers_and_sorted(page: Any) -> None:
+    unfold(page, "layers")
+    for name in ("layer2.0.conv1", "layer3.0.conv1"):
+        page.locator(f"[data-do=tick][data-arg='{name}']").check()
+        settled(page)
+    type_into(page, "[data-do=several]", "75%")
+    page.locator("[data-do=multiples]").check()
+    settled(page)
+    typed = {
+        name: page.locator(f"[data-do=typed][data-arg='{name}']").input_value()
+        for name in ("layer2.0.conv1", "layer3.0.conv1")
+    }
+    assert typed == {"layer2.0.conv1": "24", "layer3.0.conv1": "48"}
+    type_into(page, "[data-do=typed][data-arg='layer3.1.conv1']", "50")
+    page.locator("[data-do=typed][data-arg='layer3.1.conv1']").blur()
+    settled(page)  # a box is a person's own until they leave it
+    page.wait_for_function(
+        "document.querySelector('[data-do=typed][data-arg=\"layer3.1.conv1\"]').value === '48'"
+    )
+    page.locator("[data-do=sort][data-arg=macs]").click()
+    settled(page)
+    first = page.locator(".pl-row[data-row]").first
+    assert first.get_attribute("data-row") == "conv1", "four coupled layers"
+    page.locator("[data-do=sort][data-arg=macs]").click()
+    page.locator("[data-do=multiples]").uncheck()
+    page.locator("[data-do=back]").click()
+    settled(page)
+
+
 def test_a_typed_budget_spreads_over_the_layers(page: Any) -> None:
     box = page.locator("[data-do=aim][data-arg=macs]")
     box.fill("60")

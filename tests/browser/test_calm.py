@@ -60,6 +60,26 @@ def test_nothing_that_can_be_pressed_moves_while_verbs_work(page: Any, width: in
     page.set_viewport_size({"width": 1400, "height": 2400})
 
 
+def test_a_figure_that_was_put_anew_follows(page: Any) -> None:
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.evaluate(
+        """async () => {
+             const { kernel } = jupyterapp.shell.currentWidget.sessionContext.session;
+             await kernel.requestExecute({ code: 'screen._draw_again()' }).done; }"""
+    )
+    page.wait_for_selector(FIGURE)
+    for width, across in ((600, [0, 1]), (1400, [0.315, 0.73])):
+        page.set_viewport_size({"width": width, "height": 2400})
+        page.wait_for_function(
+            """wanted => `${document.querySelector('.js-plotly-plot')?._fullLayout
+                 ?.xaxis?.domain}` === `${wanted}`""",
+            arg=across,
+            timeout=60_000,
+        )
+    assert not [line for line in said if "Error setting state" in line]
+
+
 def test_the_figure_comes_in_its_final_size(browser: Any, lab: str) -> None:
     page = opened(browser, lab, "plain.ipynb", width=1300, height=1000)
     page.evaluate(

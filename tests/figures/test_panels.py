@@ -198,7 +198,101 @@ def test_the_scale_is_logarithmic_only_where_values_span_decades(
 def test_a_bar_of_nothing_is_still_seen() -> None:
     seen = (Importance("conv1", (0, 1, 2), (0.0, 1e-4, 1.0), "score"),)
     panel = draw_importance(importance_info(START, "conv1", seen))
-    assert math.log10(panel.traces[0].y[0]) > panel.yaxis["range"][0]
+    kept = next(trace for trace in panel.traces if trace.name == "keep")
+    assert math.log10(kept.y[0]) > panel.yaxis["range"][0]
+
+
+# ---------------------------------------------------------------- how the choice was made
+
+
+def test_halvings_are_bands_with_their_mean_damage() -> None:
+    info = importance_info(PENDING, "conv1")
+    assert [(band.first, band.last) for band in info.bands] == [(0, 0), (1, 1), (2, 3)]
+    assert [band.searched for band in info.bands] == [2, 2, 4]
+    assert [band.mean for band in info.bands] == pytest.approx([0.03, 0.06, 0.35])
+    assert [band.words for band in info.bands] == ["0.03 < θ", "0.06", "0.35"]
+    drawn = {trace.name: trace for trace in draw_importance(info).traces}
+    assert list(drawn["halvings"].width) == [1, 1, 2], "behind the bars"
+    assert draw_importance(info).traces[0].name == "halvings"
+    assert list(drawn["mean damage"].text) == ["0.03 < θ", "0.06", "0.35"]
+
+
+def test_a_bar_below_theta_that_stays_explains_itself() -> None:
+    damages = (0.01, 0.011, 0.012, 0.013)
+    rung = Rung("conv1", 0, (0, 1, 2, 3), damages, (0, 1), 0.011, 0.05, "take")
+    state = state_of(began(), proposed({"conv1": (0, 1)}, 900, (rung,)))
+    info = importance_info(state, "conv1")
+    assert info.fates == ("drop", "drop", "keep", "keep")
+    assert max(info.values) < info.threshold
+    told = {t.name: t for t in draw_importance(info).traces}["channel"].hovertext
+    assert "these, the worse half, stay" in told[3].replace("<br>", " ")
+    assert "the better 2 go" in told[0].replace("<br>", " ")
+    assert "The better 2 of the last 4 go" in info.how
+    assert "the others stay, whatever their damage" in info.how
+
+
+def test_theta_is_a_tick_and_no_other_is_near() -> None:
+    ticks = draw_importance(importance_info(PENDING, "conv1")).yaxis
+    at = list(ticks["ticktext"]).index("<b>θ 0.05</b>")
+    assert ticks["tickvals"][at] == 0.05
+    others = [value for i, value in enumerate(ticks["tickvals"]) if i != at]
+    assert min(abs(value - 0.05) for value in others) > 0.02
+    assert draw_importance(importance_info(START, "conv1")).yaxis["tickvals"] == []
+
+
+def test_a_search_in_which_no_half_passes_says_so() -> None:
+    failed = importance_info(PENDING, "conv2")
+    assert [band.taken for band in failed.bands] == [False, False]
+    assert "No half passes (mean damage at most 0.5, against theta 0.05): all stay" in failed.how
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("thinet", {"pruning_ratio": 0.25}, "the sum that the next layer would miss stays small"),
+        ("thinet", {"selection": "omp"}, "matching pursuit"),
+        ("channel_pruning", {}, "penalty of a LASSO"),
+        ("group_fisher", {}, "least Fisher information"),
+        ("surgeon", {}, "predicted rise of the loss, after a refit"),
+        ("elimination", {}, "the refitted next layer misses least"),
+        ("oracle", {}, "leaves out each channel and measures the loss"),
+        ("magnitude", {"scope": "uniform"}, "Magnitude ranks channels by their mean |w|: the low"),
+        ("taylor", {"scope": "global"}, "the lowest of all layers together go"),
+    ],
+)
+def test_every_method_says_how_it_chose(method: str, given: dict[str, Any], said: str) -> None:
+    def found(seq: int) -> Event:
+        made = replace(move({"conv2": (3, 5)}, 1000, 900), method=method)
+        return Proposed(
+            seq=seq, method=method, parameters=FrozenMap(given), move=made, seen=(SCORES,)
+        )
+
+    how = importance_info(state_of(began(), found), "conv2").how
+    assert said in how
+    assert "Here 2 go" in how
+    assert ("of pruning ratio 0.25" in how) == ("pruning_ratio" in given)
+
+
+def test_a_choice_by_hand_is_told_apart_from_the_methods() -> None:
+    adjusted = state_of(
+        began(),
+        proposed({"conv1": (1,)}, 900),
+        lambda seq: Adjusted(seq=seq, move=move({"conv1": (2, 3)}, 1000, 900)),
+    )
+    assert importance_info(adjusted, "conv1").how.endswith("Hatched is your choice: 2 channels.")
+
+
+def test_a_search_that_is_foreseen_is_no_choice_by_hand() -> None:
+    foreseen = replace(PENDING, pending=move({"conv1": (1, 2)}, 1000, 900))
+    how = importance_info(foreseen, "conv1", RUNGS).how
+    assert "The better 1 of the last 2 goes" in how
+    assert "your choice" not in how
+    assert "The better 1 of the last 2 goes" in importance_info(START, "conv1", RUNGS[:2]).how
+
+
+def test_what_was_decided_is_told_of_the_latest_proposal() -> None:
+    assert importance_info(APPROVED, "conv1").how.startswith("The latest proposal: AOFP masks")
+    assert "the last 2 goes" in importance_info(APPROVED, "conv1").how
 
 
 # ---------------------------------------------------------------- ladder

@@ -185,6 +185,12 @@ class FakeSession:
     def evidence(self) -> AtHand | None:
         return None
 
+    def costs(self) -> dict[str, Cost]:
+        return {}
+
+    def seconds(self) -> dict[str, float] | None:
+        return None
+
     def measure(self, background: bool = False) -> None:
         self.calls.append(("measure",))
 

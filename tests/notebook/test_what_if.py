@@ -29,6 +29,7 @@ from prunelab.notebook import Screen, background, text
 from prunelab.notebook.channel_inspector import channel
 from prunelab.notebook.html_widget import HtmlWidget
 from prunelab.notebook.rows import layers
+from prunelab.notebook.view import Table
 from prunelab.notebook.worker import worker_of
 from prunelab.session import repairing
 from prunelab.values import Progress, si
@@ -495,6 +496,9 @@ def test_a_network_of_200_layers_is_gathered_by_module_and_can_be_searched() -> 
         drop={},
         move=None,
         at_work=(),
+        layer_costs={},
+        seconds=None,
+        table=Table(),
     )
     found = elements(layers(view))
     assert len([e for e in found if "data-row" in e]) == 200
