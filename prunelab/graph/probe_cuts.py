@@ -11,7 +11,7 @@ from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 WIDE = 64  # units
 
 
-def thinned_units(graph: ChannelGraph) -> np.ndarray:
+def thinned_units(graph: ChannelGraph, seed: int = 0) -> np.ndarray:
     """Drop about a third of the units of every prunable group at random, and more of wide groups.
 
     The remaining width has no divisor in common with the original one, so that code that
@@ -19,7 +19,7 @@ def thinned_units(graph: ChannelGraph) -> np.ndarray:
     whose groups are wide, is small and fast. Groups of one width lose different units, so
     that none look coupled by chance. Returned as by `ChannelGraph.alive`.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     alive = np.ones(graph.units + 1, dtype=bool)
     orders: dict[int, np.ndarray] = {}
     for group in _prunable(graph):

@@ -31,6 +31,7 @@ from prunelab.graph.labels.op_tables import MOVES, PICKS, RESHAPES, aten
 
 PARTS = "the axis is split into equal parts, which must stay equal"
 FIXED_PART = "a part of it is taken by fixed numbers"
+UNEQUAL = "it is split into unequal parts by fixed numbers"
 
 
 def rearrange(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> bool:
@@ -88,6 +89,8 @@ def _part(store: LabelStore, x: Tensor, axis: int, start: int, length: int) -> T
     if not along(labels, axis, size).narrow(axis, start, max(0, length)).any():
         return torch.full((1,) * labels.ndim, FROZEN)  # no layer's channel is there (yet)
     if length < 1 or size % length or start % length:
+        if store.edit and length > 0 and not store.uniform(x):
+            return _numbered(store, labels, axis, size, start, length)
         store.freeze(labels, FIXED_PART)
         return torch.full((1,) * labels.ndim, FROZEN)
     parts = along(labels, axis, size).unflatten(axis, (size // length, length))
@@ -95,6 +98,18 @@ def _part(store: LabelStore, x: Tensor, axis: int, start: int, length: int) -> T
         store.unite_known(parts, parts.narrow(axis, start // length, 1), PARTS)
         return compact(parts.select(axis, start // length))
     return compact(store.collapse(parts, [axis], PARTS).squeeze(axis))
+
+
+def _numbered(
+    store: LabelStore, labels: Tensor, axis: int, size: int, start: int, length: int
+) -> Tensor:
+    """The labels of a part whose place and length attributes may hold."""
+    whole = along(labels, axis, size)
+    if start:
+        store.part(whole.narrow(axis, 0, start), FIXED_PART)
+    part = whole.narrow(axis, start, length)
+    store.part(part, FIXED_PART)
+    return compact(part)
 
 
 def _slice(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
@@ -131,9 +146,13 @@ def _split(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
         length = part.shape[axis]
         if equal or labels.shape[axis] == 1:
             store.put(part, _part(store, x, axis, place, length))
+        elif store.edit:
+            found = along(labels, axis, x.shape[axis]).narrow(axis, place, length)
+            store.part(found, UNEQUAL)
+            store.put(part, compact(found))
         place += length
-    if not equal and labels.shape[axis] > 1:
-        store.freeze(labels, "it is split into unequal parts by fixed numbers")
+    if not (equal or store.edit) and labels.shape[axis] > 1:
+        store.freeze(labels, UNEQUAL)
 
 
 def _unbind(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:

@@ -63,6 +63,7 @@ class LabelMode(Watch):
     `numbers`, heavy operations return zeros; with `careful`, `NeedsValues` is then raised where
     code depends on values. `wrote` says that code wrote into parameters; `keeps` names the
     attributes that it changed. After `deadline` (of `time.monotonic`) it raises `TraceError`.
+    `inexact` and `edit` are those of `LabelStore`.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class LabelMode(Watch):
         batch: int,
         inexact: bool = False,
         deadline: float | None = None,
+        edit: bool = False,
     ) -> None:
         super().__init__(model)
         self.stack = ModuleStack()
         self.stack.on_pass = self._pass
-        self.store = LabelStore(self.stack, inexact)
+        self.store = LabelStore(self.stack, inexact, edit)
         self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
         self.wrote = False

@@ -74,7 +74,8 @@ class Trace:
     gives the labels along an axis of a parameter or buffer. `norms` are weight norms, (direction,
     length, axis); `inexact` are labels of channels whose normalisation changes with their number;
     `bare` are the labels that normalisation modules without parameters read; `several` those along
-    an axis [length, rest] of which two positions must stay.
+    an axis [length, rest] of which two positions must stay; `parts` those of the parts of an axis
+    that code takes by numbers, each with the reason to freeze it.
     """
 
     count: int = 1
@@ -86,6 +87,7 @@ class Trace:
     inexact: list[Tensor] = field(default_factory=list)
     bare: dict[str, Tensor] = field(default_factory=dict)
     several: list[Tensor] = field(default_factory=list)
+    parts: list[tuple[Tensor, str]] = field(default_factory=list)
 
 
 class LabelStore:
@@ -94,12 +96,13 @@ class LabelStore:
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
     frozen: its inputs, what it computes, and the outputs of its submodules. `met` collects the
     same tensors of every module, as labels and shapes, where it is a list. With `inexact`,
-    channels over which statistics are taken are marked instead of frozen.
+    channels over which statistics are taken are marked instead of frozen; with `edit`, so are parts
+    of an axis that are taken by numbers.
     """
 
-    def __init__(self, stack: ModuleStack, inexact: bool = False) -> None:
+    def __init__(self, stack: ModuleStack, inexact: bool = False, edit: bool = False) -> None:
         self.trace = Trace()
-        self.inexact = inexact
+        self.inexact, self.edit = inexact, edit
         self._stack = stack
         self._labels = WeakTensorKeyDictionary()
         self._uniform = WeakTensorKeyDictionary()
@@ -221,6 +224,10 @@ class LabelStore:
         else:
             self.freeze(labels, why)
         return self.inexact
+
+    def part(self, labels: Tensor, why: str) -> None:
+        """Mark a part of an axis that code takes by numbers, which an attribute may hold."""
+        self.trace.parts.append((torch.unique(labels), why))
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Couple `a` and `b` element by element; a label paired with FROZEN is frozen."""
