@@ -113,28 +113,29 @@ class _Search:
     run: Run
     alive: np.ndarray = field(init=False)
     homes: dict[str, str] = field(init=False)
-    _given: dict[str, tuple[Any, Any]] = field(init=False)
+    _given: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _read: set[str] = field(default_factory=set)
     _inside: dict[str, ChannelGraph] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.alive, self.homes = thinned_units(self.graph), homes(self.graph)
-        self._given = self._watched()
+        self._watch()
 
-    def _watched(self) -> dict[str, tuple[Any, Any]]:
-        """The first inputs of every module in one run of the network."""
-        given: dict[str, tuple[Any, Any]] = {}
-        model = copy_with(self.model, {}, share=True)
+    def _watch(self) -> None:
+        """Note the first inputs of every module in one run, and the attributes that code reads."""
+        model, given = copy_with(self.model, {}, share=True), self._given
         for name, module in walk(model):
-            if not isinstance(module, torch.jit.ScriptModule):
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs, name=name: (
-                        given.setdefault(name, own((args, kwargs))) and None
-                    ),
-                    with_kwargs=True,
-                )
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: (
+                    given.setdefault(name, own((args, kwargs))) and None
+                ),
+                with_kwargs=True,
+            )
+            _note_reads(module, f"{name}." if name else "", self._read)
         with suppress(Exception), torch.no_grad(), private_random():
             self.run(model)
-        return given
 
     def chosen(self, group: ChannelGroup) -> Counts | None:
         """The attributes without which `group` cannot be cut alone; None if that does not help."""
@@ -175,8 +176,8 @@ class _Search:
     def _candidates(self, group: ChannelGroup) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
         """Attributes that equal a number of the group's channels: what they count, or may count.
 
-        They are those of the modules that hold a parameter with an axis of these channels, and of
-        modules without parameters beside them.
+        They are those that code reads, of the modules that hold a parameter with an axis of these
+        channels, and of modules without parameters beside them.
         """
         axes = self._axes(group)
         holders = {""} | {
@@ -189,9 +190,12 @@ class _Search:
         for path, module in walk(self.model):
             bare = path.rpartition(".")[0] in holders and not any(True for _ in module.parameters())
             for key, value in integers(module) if path in holders or bare else ():
+                name = f"{path}.{key}".removeprefix(".")
+                if name.partition("[")[0] not in self._read:
+                    continue
                 fits = [
-                    (not name.startswith(f"{path}."), units)
-                    for name, units in axes
+                    (not axis.startswith(f"{path}."), units)
+                    for axis, units in axes
                     if len(units) == value
                 ]
                 counted: list[np.ndarray] = []
@@ -199,7 +203,7 @@ class _Search:
                     if not any(np.array_equal(np.sort(units), np.sort(one)) for one in counted):
                         counted.append(units)
                 if counted:
-                    found[f"{path}.{key}".removeprefix(".")] = counted[0], counted[1:]
+                    found[name] = counted[0], counted[1:]
         return found
 
     def _axes(self, group: ChannelGroup) -> list[tuple[str, np.ndarray]]:
@@ -243,3 +247,14 @@ class _Search:
     def _call(self, home: str, module: nn.Module) -> Any:
         args, kwargs = own(self._given[home])
         return module(*args, **kwargs)
+
+
+def _note_reads(module: nn.Module, path: str, read: set[str]) -> None:
+    """Add to `read` the full names of the attributes of `module` that are read from now on."""
+    kind = type(module)
+
+    def noted(self: nn.Module, key: str) -> Any:
+        read.add(f"{path}{key}")
+        return kind.__getattribute__(self, key)
+
+    module.__class__ = type(kind.__name__, (kind,), {"__getattribute__": noted})
