@@ -31,6 +31,7 @@ from prunelab.graph.labels.op_tables import MOVES, PICKS, RESHAPES, aten
 
 PARTS = "the axis is split into equal parts, which must stay equal"
 FIXED_PART = "a part of it is taken by fixed numbers"
+UNKNOWN = -1  # no label: memory beside a tensor
 UNEQUAL = "it is split into unequal parts by fixed numbers"
 
 
@@ -336,11 +337,13 @@ def _col2im(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, ou
 
 def _strided(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
     x, labels = args[0], store.labels(args[0])
-    if not x.is_contiguous() or x.storage_offset():
+    memory = torch.full((x.untyped_storage().nbytes() // x.element_size(),), UNKNOWN)
+    memory.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(spread(labels, x.shape))
+    made = memory.as_strided(out.shape, out.stride(), out.storage_offset())
+    if (made == UNKNOWN).any():
         store.freeze(labels, "it is read with given strides")
     else:
-        whole = spread(labels, x.shape).contiguous()
-        store.put(out, compact(func(whole, *args[1:], **kwargs)))
+        store.put(out, compact(made))
 
 
 def _transform(
@@ -374,6 +377,10 @@ def _windows(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, o
         store.freeze(labels, "windows are taken over its channels")
     else:
         store.put(out, labels.unsqueeze(-1))
+
+
+def _affine(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+    store.freeze(store.labels(args[0]), "it holds the numbers of affine maps")
 
 
 def _regions(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
@@ -426,5 +433,6 @@ RULES = {
     aten.view_as_complex: _as_complex,
     aten._pack_padded_sequence: _packed,
     aten._pad_packed_sequence: _packed,
+    aten.affine_grid_generator: _affine,
 }
 REGIONS = {"torchvision::roi_align": _regions, "torchvision::roi_pool": _regions}

@@ -272,12 +272,16 @@ class LabelMode(Watch):
     def _lend(self, tensor: Tensor, among: Set[int] | None = None) -> None:
         """Give a parameter that meets data labels of its own, which no layer issues.
 
-        It needs one axis with several entries, or one of those `among`.
+        It needs one axis with several entries, not counting expanded ones, or one of those `among`.
         """
         origin = self.origin(tensor)
         if origin is None or tensor in self.store:
             return
-        axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        axes = [
+            axis
+            for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+            if size > 1 and stride
+        ]
         if among is not None:
             axes = [axis for axis in axes if axis in among]
         if len(axes) == 1 and origin.axes:

@@ -97,6 +97,10 @@ def origin_after(
         return origin.carried(lambda index: _view(index, first.shape, made.shape))
     if packet in MOVES:
         return origin.carried(lambda index: moved(func, index, first.shape, args[1:], kwargs)[0])
+    if packet is aten.view_as_complex:
+        return origin.carried(lambda index: index.squeeze(-1) if index.shape[-1] == 1 else None)
+    if packet is aten.view_as_real:
+        return origin.carried(lambda index: index.unsqueeze(-1))
     if packet is aten.slice or packet is aten.select:
         return replace(_cut_out(func, args, kwargs, first, origin), plain=False)
     if packet in REDUCES:
