@@ -92,6 +92,7 @@ def build_graph(
             computed=layer.computed,
             rows=None if layer.rows is None else unit[layer.rows.numpy()],
             other=layer.other,
+            added=tuple(sorted(layer.added)),
         )
         for layer in layers
     ]

@@ -38,7 +38,8 @@ class Layer:
     `in_units` are empty; `weight` is its buffer. A layer whose input has channels as its rows (one
     kernel for all of them) has the units of the rows of one input in `rows`; `positions` and
     `applied` then count for one row. `other` holds the multiply-adds and output elements of calls
-    in which the weight is used in another way.
+    in which the weight is used in another way. `added` are the parameters that are added to the
+    weight, each with its axis that reads channels.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Layer:
     computed: bool = False
     rows: np.ndarray | None = None
     other: tuple[int, int] = (0, 0)
+    added: tuple[tuple[str, int], ...] = ()
 
     @property
     def transposed(self) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Set
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -144,7 +143,8 @@ class LabelMode(Watch):
         store, conv, width, key = self.store, call.conv, out.shape[1], call.name
         transposed, groups = (conv.transposed, conv.groups) if conv is not None else (False, 1)
         in_axis = _axis_in(call, 0 if transposed else 1)
-        cuttable = into is not None and in_axis is not None
+        followed = groups > 1 or _followed(call, 1 if transposed else 0)
+        cuttable = into is not None and in_axis is not None and followed
         layer = store.trace.layers.get(key)
         if layer is None:
             layer = LayerTrace(
@@ -201,8 +201,10 @@ class LabelMode(Watch):
             return labels.reshape([-1 if i == axis else 1 for i in range(rank)])
 
         if layer.groups == 1:
-            if not call.origin.scaled:
+            zeroed = call.origin.zeroed(in_axis)
+            if call.weight.shape[in_axis] > 1 and not zeroed:
                 store.bend(into, f"the weight of {name} is computed from all of its inputs")
+            layer.added |= {key for key in zeroed if key[0] != call.name}
             store.unite(layer.into, into, f"the shared layer {name}")
             store.index(call.origin, shaped(into, in_axis), f"the shared layer {name}")
             store.index(call.origin, shaped(layer.out, out_axis), name)
@@ -403,7 +405,7 @@ class LabelMode(Watch):
             self.store.freeze(self.store.labels(tensor), why)
         if origin is not None and origin.plain:
             conv = Conv((), (), (), False, args[11])
-            call = Call(origin.name, x, weight, bias, conv, replace(origin, scaled=True))
+            call = Call(origin.name, x, weight, bias, conv, origin)
             labels = self.store.labels(x)
             self.store.put(x, torch.full((1,) * x.ndim, FROZEN))  # read as if it held no channels
             self.on_call(call, out)
@@ -474,6 +476,12 @@ def _axis_in(call: Call, axis: int) -> int | None:
             return own if varying_axes(index) == [axis] else None
     inner = call.weight.shape[axis]
     return axis if inner == 1 and len(call.origin.axes) >= 2 else None
+
+
+def _followed(call: Call, axis: int) -> bool:
+    """Whether the rows of the weight are entries of a parameter, so that they can be removed."""
+    rows = [index for index in call.origin.axes.values() if varying_axes(index) == [axis]]
+    return call.weight.shape[axis] == 1 or bool(rows)
 
 
 def run_on_labels(

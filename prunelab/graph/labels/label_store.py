@@ -45,7 +45,8 @@ class LayerTrace:
     input), both count for one row. `other` holds the multiply-adds and output elements of calls of
     other shapes, which cannot be cut. `norm` names the BatchNorm that follows; `order` is the
     position in execution order. `computed` says that the weight in use is computed from its
-    parameters, `cuttable` that its channels can be removed.
+    parameters, `cuttable` that its channels can be removed; `added` are parameters that are added
+    to the main one, with the axis that reads channels.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LayerTrace:
     norm: str | None = None
     rows: Tensor | None = None
     other: tuple[int, int] = (0, 0)
+    added: set[Key] = field(default_factory=set)
 
 
 @dataclass(slots=True)

@@ -83,6 +83,8 @@ ATTENTION = {
 }  # fmt: skip
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.matmul, aten.addmv}
 SCALES = {  # zero entries stay zero
-    aten.mul, aten.div, aten.neg, aten.mul_, aten.div_,
+    aten.mul, aten.div, aten.neg, aten.mul_, aten.div_, aten.abs, aten.round, aten.sign, aten.trunc,
+    aten.tanh, aten.relu, aten.square,
     aten.fake_quantize_per_tensor_affine_cachemask, aten.fake_quantize_per_channel_affine_cachemask,
 }  # fmt: skip
+SUMS = {aten.add, aten.add_, aten.sub, aten.sub_}

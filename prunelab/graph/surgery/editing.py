@@ -115,11 +115,16 @@ def masked_tensors(
     source = {} if other is None else tensors_by_name(other)
     lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
     changed: dict[str, Tensor] = {}
-    for layer in graph.layers:
-        read = gone[layer.in_units]
-        if not layer.dense or not read.any():
+    reads = [
+        (key, layer.in_units)
+        for layer in graph.layers
+        if layer.dense
+        for key in ((layer.weight, layer.in_axis), *layer.added)
+    ]
+    for (name, axis), units in reads:
+        read = gone[graph.slots.get((name, axis), units)]
+        if not read.any():
             continue
-        name, axis = layer.weight, layer.in_axis
         columns = torch.from_numpy(np.flatnonzero(read))
         if name in lengths:
             length, own = lengths[name]
