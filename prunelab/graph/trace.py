@@ -77,8 +77,9 @@ def trace(
     inexact
         Statistics over channels freeze them, because they depend on their number: a LayerNorm,
         RMSNorm, GroupNorm of one group, local or global response normalisation, attention by the
-        mean or maximum over channels or by a convolution over them, a standardised weight. True
-        makes them prunable, marked `group.inexact`.
+        mean or maximum over channels or by a convolution over them, a standardised weight, a
+        spectral norm (whose vectors are cut, and put right by the power iterations of training).
+        True makes them prunable, marked `group.inexact`.
     edit
         Code that holds a width as an integer freezes it. True rewrites, in cut networks, integer
         attributes of modules, and those in lists and tuples, that are found to hold such a width;

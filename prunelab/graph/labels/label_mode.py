@@ -230,6 +230,7 @@ class LabelMode(Watch):
         """Label the outputs of any other operation."""
         packet, store = func.overloadpacket, self.store
         tensors = tensors_in(*args, kwargs)
+        store.used(tensors)
         if packet is aten.embedding and args[1] not in store:
             self._looked_up(args[0], out)
             return
@@ -432,8 +433,9 @@ class LabelMode(Watch):
     def give(self, out: Any, why: str) -> None:
         """Freeze the tensors in `out`, which leave the network, whatever they are held by."""
         with self.suspended():
-            for tensor in tensors_of(out):
+            for tensor in (given := tensors_of(out)):
                 self.store.freeze(self.store.labels(tensor), why)
+            self.store.used(given)
 
     def _pass(self, given: Any) -> None:
         if self.store.guarded or self.store.met is not None:

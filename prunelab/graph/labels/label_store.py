@@ -6,6 +6,7 @@ frozen channels, and the axes of parameters that channels index.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunelab.data.tensors import tensors_of
 from prunelab.graph.labels.layout import along, varying_axes
 from prunelab.graph.labels.module_stack import ModuleStack
-from prunelab.graph.labels.provenance import Key, Origin
+from prunelab.graph.labels.provenance import Key, Origin, Pair
 
 FROZEN = 0  # the label of everything that is no layer's output: inputs and constants
 
@@ -109,6 +110,8 @@ class LabelStore:
         self._labels = WeakTensorKeyDictionary()
         self._uniform = WeakTensorKeyDictionary()
         self._rigid: dict[Key, str] = {}
+        self._paired: list[Pair] = []
+        self._places = WeakTensorKeyDictionary()  # of maxima over channels: the channels
         self.guarded: dict[str, str] = {}
         self.met: list[tuple[str, Tensor, torch.Size]] | None = None
 
@@ -227,6 +230,16 @@ class LabelStore:
             self.freeze(labels, why)
         return self.inexact
 
+    def note_places(self, tensor: Tensor, labels: Tensor) -> None:
+        """`tensor` says which of these channels is the largest: whoever uses it freezes them."""
+        self._places[tensor] = labels
+
+    def used(self, tensors: Iterable[Tensor]) -> None:
+        """Freeze the channels whose numbers are in one of `tensors`."""
+        for tensor in tensors if self._places else ():
+            if tensor in self._places:
+                self.freeze(self._places[tensor], "which of its channels is largest is used")
+
     def part(self, labels: Tensor, why: str) -> None:
         """Mark a part of an axis that code takes by numbers, which an attribute may hold."""
         self.trace.parts.append((torch.unique(labels), why))
@@ -293,6 +306,7 @@ class LabelStore:
         if origin.tangled:
             self.freeze(labels, f"{origin.name} is computed with others in a way without a rule")
         self.trace.norms |= origin.norms
+        self._paired += origin.paired
         axes = set(varying_axes(labels))
         for key, index in origin.axes.items():
             if axes.isdisjoint(varying_axes(index)):
@@ -322,6 +336,10 @@ class LabelStore:
 
     def close(self) -> Trace:
         """The finished trace."""
+        for key, other, index in self._paired:
+            if other in self.trace.slots:
+                labels = self.trace.slots[other][index]
+                self.slot(key, labels, f"a product of {key[0]} and {other[0]}")
         for key, why in self._rigid.items():
             if key in self.trace.slots:
                 self.bend(self.trace.slots[key], why)

@@ -58,7 +58,7 @@ REDUCES = {
 }  # fmt: skip
 STATISTICS = {  # of about the same size for any number of elements
     aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.var_mean,
-    aten.std_mean, aten.norm,
+    aten.std_mean, aten.norm, aten.max, aten.min,
 }  # fmt: skip
 ALONG = {  # work along one axis, `dim`, and keep the others
     aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.sort, aten.logcumsumexp,
@@ -88,3 +88,4 @@ SCALES = {  # zero entries stay zero
     aten.fake_quantize_per_tensor_affine_cachemask, aten.fake_quantize_per_channel_affine_cachemask,
 }  # fmt: skip
 SUMS = {aten.add, aten.add_, aten.sub, aten.sub_}
+CONTRACTIONS = {aten.mv, aten.dot, aten.vdot}  # with a vector

@@ -27,6 +27,7 @@ from prunelab.graph.labels.layout import (
 )
 from prunelab.graph.labels.op_tables import (
     CASTS,
+    CONTRACTIONS,
     ELEMENTWISE,
     MOVES,
     NORMALISES_BATCH,
@@ -39,6 +40,7 @@ from prunelab.graph.labels.op_tables import (
 )
 
 Key = tuple[str, int]  # a parameter or buffer, and one of its axes
+Pair = tuple[Key, Key, Tensor]  # an axis, another one, and the entry there of each entry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +54,8 @@ class Origin:
     these axes, are zero in all of these parameters; none if it may be another number. `learned`:
     the main one is a parameter, not a buffer such as a mask. `tangled`: entries were computed from
     parameters in a way that is not followed. `norms` are weight norms, (direction, length, axis)
-    for v, g and the axis that is not summed over.
+    for v, g and the axis that is not summed over. `paired` are vectors multiplied with a parameter,
+    as spectral norm does: the entry at each place belongs to that one of another axis.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Origin:
     learned: bool = False
     tangled: bool = False
     norms: frozenset[tuple[str, str, int]] = field(default_factory=frozenset)
+    paired: tuple[Pair, ...] = ()
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Origin:
@@ -140,6 +144,8 @@ def origin_after(
         return _standardised(first, inputs)
     if packet is aten._weight_norm_interface:
         return _normed(args, inputs)
+    if packet in CONTRACTIONS and len(inputs) == 2:
+        return _contracted(inputs)
     if packet is aten.constant_pad_nd:
         return _padded(func, args, kwargs, origin)
     if packet in (aten.stack, aten.cat) and len(inputs) == len(args[0]):
@@ -201,13 +207,32 @@ def _merged(inputs: Sequence[tuple[Tensor, Origin]], rank: int) -> Origin:
         zeros = {}
     main = max((origin for _, origin in inputs), key=lambda one: (one.learned, len(one.axes)))
     tangled = any(origin.tangled and tensor.numel() > 1 for tensor, origin in inputs)
+    paired = tuple(pair for _, origin in inputs for pair in origin.paired)
     return Origin(
-        main.name, axes, frozenset(mixed), False, zeros, main.learned, tangled, frozenset(norms)
-    )
+        main.name, axes, frozenset(mixed), False, zeros, main.learned, tangled, frozenset(norms),
+        paired,
+    )  # fmt: skip
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
+
+
+def _contracted(inputs: Sequence[tuple[Tensor, Origin]]) -> Origin:
+    """A product with a vector, summed over the last axis of the first and that of the second."""
+    (x, left), (_, right) = inputs
+    found = [
+        (one, other, index.reshape(-1))
+        for own, others, last in ((right, left, x.ndim - 1), (left, right, 0))
+        if own.plain and len(own.axes) == 1
+        for one in own.axes
+        for other, index in others.axes.items()
+        if varying_axes(index) == [last]
+    ]
+    rows = left.carried(lambda index: index.squeeze(-1) if index.shape[-1] == 1 else None)
+    mixed = rows.mixed | right.mixed | {*right.axes}
+    paired = (*left.paired, *right.paired, *found)
+    return replace(rows, mixed=mixed, plain=False, zeros={}, paired=paired)
 
 
 def _padded(func: Any, args: tuple[Any, ...], kwargs: Any, origin: Origin) -> Origin:
