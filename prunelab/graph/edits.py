@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from prunelab.graph.surgery.editing import copy_with, cut_to
 
 Run = Callable[[nn.Module], Any]
 Counts = Mapping[str, np.ndarray]  # the units that an attribute counts, by its name
+Candidates = Mapping[str, list[np.ndarray]]  # the units that it may count
 Checked = Callable[[ChannelGraph, int], ChannelGraph]
 MANY = 24  # choices of attributes that are tried for one group
 PLANS = 3  # cuts of the whole network, with the attributes rewritten
@@ -60,7 +61,7 @@ def edited(
 
     Parts of an axis that code takes by numbers stay, unless attributes are found that hold these.
     """
-    first = checked(without_parts(graph), 0)
+    first = checked(_without_parts(graph), 0)
     found: dict[str, np.ndarray] = {}
     clashes: set[str] = set()
     stays = {g.name: g.why for g in first.groups if g.why and graph[g.name].prunable}
@@ -85,7 +86,7 @@ def edited(
     return _of_use(graph)
 
 
-def without_parts(graph: ChannelGraph) -> ChannelGraph:
+def _without_parts(graph: ChannelGraph) -> ChannelGraph:
     """`graph` with the parts of an axis frozen that code takes by numbers."""
     reasons = {
         group.name: why
@@ -123,7 +124,7 @@ class _Search:
 
     def _watch(self) -> None:
         """Note the first inputs of every module in one run, and the attributes that code reads."""
-        model, given = copy_with(self.model, {}, share=True), self._given
+        model, given = copy_with(self.model, {}), self._given
         for name, module in walk(model):
             if isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -144,14 +145,20 @@ class _Search:
         home = self._home(group)
         if self._works(group, home, {}):
             return {}
-        for counts in self._choices(group):
-            if self._works(group, home, counts):
-                for key in [*counts]:
-                    fewer = {other: units for other, units in counts.items() if other != key}
-                    if self._works(group, home, fewer):
-                        counts = fewer
-                return counts
+        near = self._candidates(group, home, near=True)
+        for candidates in (near, self._candidates(group, home, near=False)):
+            for counts in _choices(candidates):
+                if self._works(group, home, counts):
+                    return self._needed(group, home, counts)
         return None
+
+    def _needed(self, group: ChannelGroup, home: str, counts: Counts) -> Counts:
+        """Those of the attributes without any of which `group` cannot be cut alone."""
+        for key in [*counts]:
+            fewer = {other: units for other, units in counts.items() if other != key}
+            if self._works(group, home, fewer):
+                counts = fewer
+        return counts
 
     def _home(self, group: ChannelGroup) -> str:
         """The innermost module that makes and reads the group and has run; "" is the network."""
@@ -160,26 +167,13 @@ class _Search:
             home = home.rpartition(".")[0]
         return home
 
-    def _choices(self, group: ChannelGroup) -> Iterator[Counts]:
-        """Attributes to rewrite, in the order in which they are tried."""
-        near = {key: units for key, (units, _) in self._candidates(group).items()}
-        if not near:
-            return
-        fewer = [n for n in (1, len(near) - 1, 2) if 0 < n < len(near)]
-        choices = [{*near}, *({*some} for n in fewer for some in combinations(near, n))]
-        for some in choices[:MANY]:
-            yield {key: units for key, units in near.items() if key in some}
-        for key, (_, others) in self._candidates(group).items():
-            for units in others:
-                yield {**near, key: units}
+    def _candidates(self, group: ChannelGroup, home: str, near: bool) -> Candidates:
+        """Attributes in `home` that equal a number of the group's channels; what they may count.
 
-    def _candidates(self, group: ChannelGroup) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
-        """Attributes that equal a number of the group's channels: what they count, or may count.
-
-        They are those that code reads, of the modules that hold a parameter with an axis of these
-        channels, and of modules without parameters beside them.
+        They are those that code reads; with `near`, of the modules that hold a parameter with an
+        axis of these channels, and of modules without parameters beside them.
         """
-        axes = self._axes(group)
+        axes, start = self._axes(group), f"{home}." if home else ""
         holders = {""} | {
             ".".join(path[:depth])
             for name, _ in axes
@@ -189,7 +183,9 @@ class _Search:
         found = {}
         for path, module in walk(self.model):
             bare = path.rpartition(".")[0] in holders and not any(True for _ in module.parameters())
-            for key, value in integers(module) if path in holders or bare else ():
+            if near and not (path in holders or bare):
+                continue
+            for key, value in integers(module) if f"{path}.".startswith(start) else ():
                 name = f"{path}.{key}".removeprefix(".")
                 if name.partition("[")[0] not in self._read:
                     continue
@@ -203,7 +199,7 @@ class _Search:
                     if not any(np.array_equal(np.sort(units), np.sort(one)) for one in counted):
                         counted.append(units)
                 if counted:
-                    found[name] = counted[0], counted[1:]
+                    found[name] = counted
         return found
 
     def _axes(self, group: ChannelGroup) -> list[tuple[str, np.ndarray]]:
@@ -247,6 +243,18 @@ class _Search:
     def _call(self, home: str, module: nn.Module) -> Any:
         args, kwargs = own(self._given[home])
         return module(*args, **kwargs)
+
+
+def _choices(candidates: Candidates) -> Iterator[Counts]:
+    """Attributes to rewrite, in the order in which they are tried: all of them first."""
+    likely = {key: counted[0] for key, counted in candidates.items()}
+    sizes = [len(likely), *(n for n in (1, len(likely) - 1, 2) if 0 < n < len(likely))]
+    for some in islice((some for n in sizes for some in combinations(likely, n)), MANY):
+        if some:
+            yield {key: likely[key] for key in some}
+    for key, counted in candidates.items():
+        for units in counted[1:]:
+            yield {**likely, key: units}
 
 
 def _note_reads(module: nn.Module, path: str, read: set[str]) -> None:

@@ -18,7 +18,7 @@ from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
 from prunelab.errors import InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.edits import edited, without_parts
+from prunelab.graph.edits import edited
 from prunelab.graph.given import check_network
 from prunelab.graph.grouping import build_graph
 from prunelab.graph.independence import check_copies
@@ -146,16 +146,12 @@ def trace(
     if mode.wrote:
         model = copy_with(given, {}).eval()  # what was written are zeros in part
     stir(model)
-    private = mode.wrote or bool(mode.keeps)
-    try_out = partial(probed, private=private, writes=mode.wrote)
+    try_out = partial(probed, private=mode.wrote or bool(mode.keeps), writes=mode.wrote)
 
     def checked(graph: ChannelGraph, seed: int) -> ChannelGraph:
         return try_out(model, graph, run, calls, train, deadline, seed=seed)
 
-    if edit and not private:
-        graph = edited(model, graph, run, checked, deadline)
-    else:
-        graph = checked(without_parts(graph), 0)
+    graph = edited(model, graph, run, checked, deadline) if edit else checked(graph, 0)
     if mode.keeps and any(group.prunable for group in graph.groups):
         stir(model := copy_with(given, {}).eval())
         with torch.no_grad(), private_random():

@@ -46,6 +46,35 @@ class Partial(nn.Module):
         return self.after(torch.cat([self.inner(first), rest], 1).relu())
 
 
+class Untouched(nn.Module):
+    """The same of the stream itself, of which no parameter here has the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.rest = 9, WIDE - 9
+        self.inner = conv(9, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = torch.split(x, [self.part, self.rest], 1)
+        return torch.cat([self.inner(first), rest], 1).relu()
+
+
+class Cached(nn.Module):
+    """A value of an attention, with a table that is made once, as LeViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key_dim, self.value_dim, self.table = 6, 12, {}
+        self.qkv, self.after = conv(WIDE, WIDE, 1), conv(12, WIDE, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [self.key_dim, self.key_dim, self.value_dim]
+        q, k, v = self.qkv(x).flatten(2).split(sizes, 1)
+        scale = self.table.setdefault("scale", torch.ones(1, dtype=x.dtype))
+        scores = (q.transpose(1, 2) @ k * scale.to(x)).softmax(-1)
+        return self.after((v @ scores).view(len(x), self.value_dim, 8, 8))
+
+
 class Behind(nn.Module):
     """Two paths behind one convolution, by slices, as DPN has them."""
 
@@ -174,6 +203,8 @@ class Net(nn.Module):
 HELD: dict[str, tuple[Callable[[], nn.Module], set[str], int]] = {
     "sizes of a split": (Sizes, {"sizes[0]", "sizes[1]", "sizes[2]"}, 4),
     "a partial convolution": (Partial, {"part", "rest"}, 3),
+    "a part of the stream": (Untouched, {"part", "rest"}, 0),
+    "values of an attention with a table": (Cached, {"value_dim"}, 1),
     "paths behind one convolution": (Behind, {"inside"}, 2),
     "heads": (Heads, {"dim", "head_dim"}, 1),
     "equal parts": (Equal, {"width"}, 2),
