@@ -71,10 +71,12 @@ def _view(store: LabelStore, args: tuple[Any, ...], out: Tensor) -> None:
         return
     labels, splits = found
     sizes = args[1] if len(args) > 1 and isinstance(args[1], Sequence) else ()
+    derived = store.derived.get((args[0].shape, out.shape), set())
     for axes in splits:
-        # the new axis that shrinks is the one given as -1, or else the longest
+        # the new axis that shrinks is the one given as -1, or derived, or else the longest
         open_ = [axis for axis in axes if axis < len(sizes) and sizes[axis] == -1]
-        gives = open_[0] if open_ else max(axes, key=lambda axis: (out.shape[axis], axis))
+        among = open_ or [axis for axis in axes if axis in derived] or axes
+        gives = max(among, key=lambda axis: (out.shape[axis], axis))
         labels = store.collapse(labels, [axis for axis in axes if axis != gives], PARTS)
     store.put(out, labels)
 

@@ -6,7 +6,7 @@ frozen channels, and the axes of parameters that channels index.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.data.tensors import tensors_of
+from prunelab.graph.labels.derived_sizes import Shapes
 from prunelab.graph.labels.layout import along, varying_axes
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.provenance import Key, Origin, Pair
@@ -98,7 +99,8 @@ class LabelStore:
 
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
     frozen: its inputs, what it computes, and the outputs of its submodules. `met` collects the
-    same tensors of every module, as labels and shapes, where it is a list. With `inexact`,
+    same tensors of every module, as labels and shapes, where it is a list. `derived` is what
+    `derived_sizes` found. With `inexact`,
     channels over which statistics are taken are marked instead of frozen; with `edit`, so are parts
     of an axis that are taken by numbers.
     """
@@ -113,6 +115,7 @@ class LabelStore:
         self._paired: list[Pair] = []
         self._places = WeakTensorKeyDictionary()  # of maxima over channels: the channels
         self.guarded: dict[str, str] = {}
+        self.derived: Mapping[Shapes, set[int]] = {}
         self.met: list[tuple[str, Tensor, torch.Size]] | None = None
 
     # ------------------------------------------------------------ labels of tensors

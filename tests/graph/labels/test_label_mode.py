@@ -169,6 +169,15 @@ def turned(net: Any, x: Tensor) -> Tensor:
 
 
 TOYS = {
+    "more groups than channels in each": Toy(**ab(lambda net, x: shuffle(x, 4)), groups={"a": 2}),
+    "the largest of a fixed number of channels": Toy(
+        **ab(lambda net, x: x.reshape(len(x), x.size(1) // 4, 4, *x.shape[2:]).amax(2), into=2),
+        groups={"a": 2},
+    ),
+    "a size that leaves the integers": Toy(
+        **ab(lambda net, x: x.view(len(x), int(x.shape[1] / 2), 2, *x.shape[2:]).amax(2), into=4),
+        groups={"a": 4},
+    ),
     "windows of a part by strides": Toy(
         lambda: {"a": conv(3, 8), "b": conv(8, 5)}, windows_of_a_part, {"a": 8}
     ),
