@@ -64,22 +64,27 @@ def edited(
     first = checked(_without_parts(graph), 0)
     found: dict[str, np.ndarray] = {}
     clashes: set[str] = set()
+    freed: set[str] = set()
     stays = {g.name: g.why for g in first.groups if g.why and graph[g.name].prunable}
+    hard = [name for name, why in stays.items() if why in CAN_BE_HELD]
+    if not hard:
+        return first
     search = _Search(model, graph, run)
-    for name in [name for name, why in stays.items() if why in CAN_BE_HELD]:
+    for name in hard:
         if deadline is not None and time.monotonic() > deadline:
             break
         chosen = search.chosen(graph[name])
         if chosen is not None:
-            stays.pop(name)
+            freed.add(name)
             clashes |= {
                 key
                 for key, units in chosen.items()
                 if not np.array_equal(found.setdefault(key, units), units)
             }
-    if not found:
+    if not freed:
         return first
-    graph = replace(graph.freeze(stays), parts=())
+    left = {name: why for name, why in stays.items() if name not in freed}
+    graph = replace(graph.freeze(left), parts=())
     graph = replace(graph, edits={k: units for k, units in found.items() if k not in clashes})
     for seed in range(PLANS):
         graph = checked(graph, seed)

@@ -85,7 +85,8 @@ def trace(
         Code that holds a width as an integer freezes it. True rewrites, in cut networks, integer
         attributes of modules, and those in lists and tuples, that are found to hold such a width;
         `graph.edits` names them. Every one is tried out, and left as it is where the cut network
-        would differ from the masked one.
+        would differ from the masked one. Parts of an axis become groups of their own, those too
+        whose width code reads from a tensor.
     time_limit
         Seconds that tracing may take (None: no limit).
     batch_size

@@ -186,6 +186,42 @@ class Shared(nn.Module):
         return self.after(a) + self.other(b)
 
 
+class Scaled(Factor):
+    """A width from which the code computes a scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x).view(len(x), self.width, 8, 8) * self.width**-0.5
+        return self.after(x)
+
+
+class Size(Factor):
+    """A width that is a size of images, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x).view(len(x), self.width, 8, 8)
+        return F.interpolate(self.after(F.interpolate(x, size=(self.width, self.width))), size=8)
+
+
+class AtLeast(Factor):
+    """A width that the code bounds from below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.before(x).view(len(x), max(self.width, 4), 8, 8).relu())
+
+
+class Offsets(Factor):
+    """Sums of widths, where parts begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = [0, 2, 5, 9]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        parts = [x[:, a:b] for a, b in zip(self.at, self.at[1:], strict=False)]
+        return self.after(torch.cat(parts[::-1], 1).relu())
+
+
 class Net(nn.Module):
     """Blocks in a row, each added to its input."""
 
@@ -209,12 +245,16 @@ HELD: dict[str, tuple[Callable[[], nn.Module], set[str], int]] = {
     "heads": (Heads, {"dim", "head_dim"}, 1),
     "equal parts": (Equal, {"width"}, 2),
     "a number of groups": (Own, {"channels"}, 1),
+    "sums of widths": (Offsets, {"at[1]", "at[2]"}, 3),
     "two of one width": (Alike, {"a_width", "b_width"}, 2),
 }
 STAYS = {
     "a width in the code": (Literal, "fixed numbers"),
     "a width as a number": (Factor, "hard-codes"),
     "one attribute for two widths": (Shared, "hard-codes"),
+    "a width for a scale": (Scaled, "hard-codes"),
+    "a width that is a size": (Size, "as a number"),
+    "a width with a bound": (AtLeast, "hard-codes"),
 }
 
 
@@ -246,6 +286,29 @@ def test_a_width_that_no_attribute_holds_alone_stays(name: str) -> None:
     assert {*graph.edits} == {"blocks.1.width"}, "the neighbour's is found all the same"
     made = [g for g in graph if g.name.startswith("blocks.0")]
     assert any(why in g.why for g in made)
+    assert_exact(model, graph, X, seeds=8)
+
+
+class Prefix(nn.Module):
+    """Adds to as many channels as another layer has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.more, self.after = conv(WIDE, 14), conv(WIDE, 9), conv(14, WIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, more = self.before(x).clone(), self.more(x)
+        out[:, : more.shape[1]] += more
+        return self.after(out.relu())
+
+
+def test_a_part_as_wide_as_a_layer_needs_no_attribute() -> None:
+    model = Net(Prefix())
+    assert not pl.trace(model, X)["blocks.0.before"].prunable
+    graph = pl.trace(model, X, edit=True)
+    assert not graph.edits
+    assert graph["blocks.0.before"] is graph["blocks.0.more"]
+    assert [g.width for g in graph if g.name.startswith("blocks") and g.prunable] == [9, 5]
     assert_exact(model, graph, X, seeds=8)
 
 
