@@ -23,7 +23,6 @@ from prunelab.graph.given import check_network
 from prunelab.graph.grouping import build_graph
 from prunelab.graph.independence import check_copies
 from prunelab.graph.kept_state import changed, kept_state, own, python_random_kept
-from prunelab.graph.labels.derived_sizes import derived_sizes
 from prunelab.graph.labels.label_mode import LabelMode, run_on_labels
 from prunelab.graph.probe import probed
 from prunelab.graph.stirring import stir
@@ -113,17 +112,10 @@ def trace(
     with running_on(example_inputs):
         with state_preserved(model), private_random():
             stand_in = partial(copy_with, model, {}, share=True)
-            found, left, values = surveyed(stand_in, run, example_inputs)
+            found, left, values, derived = surveyed(stand_in, run, example_inputs)
         count = count or found
         size = count or 1
-        with state_preserved(model):
-            derived = derived_sizes(stand_in(), run, values)
-
-        def fresh() -> LabelMode:
-            mode = LabelMode(model, size, inexact, deadline, edit)
-            mode.store.derived = derived
-            return mode
-
+        fresh = partial(LabelMode, model, size, inexact, deadline, edit, derived)
         mode = _followed(model, calls_of, fresh, values)
     calls, untrained = tuple(mode.calls), ""
     train: Run | None = None

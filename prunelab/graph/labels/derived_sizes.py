@@ -8,41 +8,41 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import BaseTorchFunctionMode
 
-from prunelab.data.private_random import private_random
-from prunelab.graph.labels.shape_run import ShapeRun
-
 Shapes = tuple[torch.Size, torch.Size]  # of a tensor, before and after a view
+Derived = Mapping[Shapes, set[int]]  # the axes of each view
 ASKS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 VIEWS = (Tensor.view, Tensor.reshape, torch.reshape)
 
 
-class _Derived(int):
+class _Size(int):
     """A size that comes from a shape; so is what integers are computed from it."""
 
 
 def _kept(compute: Callable[..., Any]) -> Callable[..., Any]:
     def made(*given: Any) -> Any:
         out = compute(*(int(x) if isinstance(x, int) else x for x in given))
-        return _Derived(out) if type(out) is int else out
+        return _Size(out) if type(out) is int else out
 
     return made
 
 
 for _name in ("add", "sub", "mul", "floordiv"):
     _compute = getattr(operator, _name)
-    setattr(_Derived, f"__{_name}__", _kept(_compute))
-    setattr(_Derived, f"__r{_name}__", _kept(lambda a, b, compute=_compute: compute(b, a)))
+    setattr(_Size, f"__{_name}__", _kept(_compute))
+    setattr(_Size, f"__r{_name}__", _kept(lambda a, b, compute=_compute: compute(b, a)))
 
 
-class _Marked(BaseTorchFunctionMode):
-    """Inside the `with` block shapes are marked; `found` has the axes of views with such sizes."""
+class MarkedSizes(BaseTorchFunctionMode):
+    """Inside the `with` block, `found` gets the axes of views whose sizes code derives from shapes.
+
+    Code that does not run with such sizes raises an error of its own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,23 +53,9 @@ class _Marked(BaseTorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in ASKS:
-            return torch.Size(map(_Derived, out)) if isinstance(out, tuple) else _Derived(out)
+            return torch.Size(map(_Size, out)) if isinstance(out, tuple) else _Size(out)
         if func in VIEWS and len(args) > 1:
             sizes = args[1] if isinstance(args[1], tuple | list) else args[1:]
-            axes = {axis for axis, size in enumerate(sizes) if isinstance(size, _Derived)}
+            axes = {axis for axis, size in enumerate(sizes) if isinstance(size, _Size)}
             self.found.setdefault((args[0].shape, out.shape), axes).intersection_update(axes)
         return out
-
-
-def derived_sizes(
-    model: nn.Module, run: Callable[[nn.Module], Any], values: bool
-) -> Mapping[Shapes, set[int]]:
-    """The axes of each view in one run of `model` whose sizes its code derives from a shape.
-
-    `model` is a copy for this run; `values` says that its code depends on values. Code that does
-    not run with such sizes shows those before it.
-    """
-    marked, cheap = _Marked(), nullcontext() if values else ShapeRun()
-    with suppress(Exception), torch.no_grad(), private_random(), cheap, marked:
-        run(model)
-    return marked.found

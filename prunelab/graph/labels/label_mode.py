@@ -23,6 +23,7 @@ from prunelab.data.tensors import tensors_of
 from prunelab.errors import TraceError
 from prunelab.graph.labels import arithmetic
 from prunelab.graph.labels.data_movement import REGIONS, rearrange
+from prunelab.graph.labels.derived_sizes import Derived
 from prunelab.graph.labels.label_store import FROZEN, Edge, LabelStore, LayerTrace, Trace
 from prunelab.graph.labels.layer_calls import Call, Conv, Watch
 from prunelab.graph.labels.layout import argument, tensors_in, varying_axes, widened
@@ -62,7 +63,7 @@ class LabelMode(Watch):
     `numbers`, heavy operations return zeros; with `careful`, `NeedsValues` is then raised where
     code depends on values. `wrote` says that code wrote into parameters; `keeps` names the
     attributes that it changed. After `deadline` (of `time.monotonic`) it raises `TraceError`.
-    `inexact` and `edit` are those of `LabelStore`.
+    `inexact`, `edit` and `derived` are those of `LabelStore`.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class LabelMode(Watch):
         inexact: bool = False,
         deadline: float | None = None,
         edit: bool = False,
+        derived: Derived | None = None,
     ) -> None:
         super().__init__(model)
         self.stack = ModuleStack()
         self.stack.on_pass = self._pass
-        self.store = LabelStore(self.stack, inexact, edit)
+        self.store = LabelStore(self.stack, inexact, edit, derived)
         self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
         self.wrote = False

@@ -6,7 +6,7 @@ frozen channels, and the axes of parameters that channels index.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.data.tensors import tensors_of
-from prunelab.graph.labels.derived_sizes import Shapes
+from prunelab.graph.labels.derived_sizes import Derived
 from prunelab.graph.labels.layout import along, varying_axes
 from prunelab.graph.labels.module_stack import ModuleStack
 from prunelab.graph.labels.provenance import Key, Origin, Pair
@@ -105,7 +105,13 @@ class LabelStore:
     of an axis that are taken by numbers.
     """
 
-    def __init__(self, stack: ModuleStack, inexact: bool = False, edit: bool = False) -> None:
+    def __init__(
+        self,
+        stack: ModuleStack,
+        inexact: bool = False,
+        edit: bool = False,
+        derived: Derived | None = None,
+    ) -> None:
         self.trace = Trace()
         self.inexact, self.edit = inexact, edit
         self._stack = stack
@@ -115,7 +121,7 @@ class LabelStore:
         self._paired: list[Pair] = []
         self._places = WeakTensorKeyDictionary()  # of maxima over channels: the channels
         self.guarded: dict[str, str] = {}
-        self.derived: Mapping[Shapes, set[int]] = {}
+        self.derived = derived or {}
         self.met: list[tuple[str, Tensor, torch.Size]] | None = None
 
     # ------------------------------------------------------------ labels of tensors
