@@ -30,6 +30,7 @@ def build_graph(
     bent = set(np.unique(component[_joined(trace.inexact)]).tolist())
     makers, maker = _makers(component, layers)
     _keep_two(trace, component, makers, maker, reasons)
+    _apart(trace, component, makers, maker)
     joined = _joining(trace, layers, {GATE})
     summed = _joining(trace, layers, {GATE, PARTS})
     readers = _readers(component, maker, layers)
@@ -91,6 +92,7 @@ def build_graph(
             computed=layer.computed,
             rows=None if layer.rows is None else unit[layer.rows.numpy()],
             other=layer.other,
+            added=tuple(sorted(layer.added)),
         )
         for layer in layers
     ]
@@ -110,6 +112,7 @@ def build_graph(
         {name: parameter.numel() for name, parameter in model.named_parameters()},
         tuple(sorted(trace.norms)),
         {name: unit[labels.numpy()] for name, labels in trace.bare.items()},
+        parts=tuple((unit[labels.numpy()], why) for labels, why in trace.parts),
         network=weakref.ref(model),
         couplings=find_couplings(trace, unit, [(group.name, group.first) for group in groups]),
     )
@@ -184,6 +187,19 @@ def _keep_two(
             makers.append(makers[sets[0]])
             maker[roots[-1]] = len(makers) - 1
         reasons[int(roots[-1])] = ALONE
+
+
+def _apart(
+    trace: Trace, component: np.ndarray, makers: list[tuple[str, ...]], maker: np.ndarray
+) -> None:
+    """Give each part that is taken by numbers sets of its own: one unit at least stays of it."""
+    for labels, _ in trace.parts:
+        roots = np.unique(component[labels[labels != FROZEN].numpy()])
+        for made in np.unique(maker[roots]).tolist():
+            inside = roots[maker[roots] == made]
+            if made and len(inside) < np.count_nonzero(maker == made):
+                makers.append(makers[made])
+                maker[inside] = len(makers) - 1
 
 
 def _joining(trace: Trace, layers: Sequence[LayerTrace], without: Collection[str]) -> set[int]:

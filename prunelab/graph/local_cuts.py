@@ -42,7 +42,7 @@ class LocalCuts:
     ) -> None:
         self.graph, self.alive, self.run = graph, alive, run
         self.model = copy_with(model, {}, share=True)
-        self.homes = _homes(graph)
+        self.homes = homes(graph)
         self._given: dict[str, tuple[Any, Any]] = {}  # a module -> its first inputs
         self._inside: dict[str, ChannelGraph] = {}
         self._works: dict[str, bool] = {}  # whether a module runs on them without a cut
@@ -98,9 +98,9 @@ class LocalCuts:
         alive[own] = self.alive[own]
         module = self.model.get_submodule(home)
         if home not in self._inside:
-            self._inside[home] = _inside(self.graph, home)
-        inside = self._inside[home]
-        if self._runs(home, lambda: cut_to(module, inside, alive, share=True)):
+            self._inside[home] = inside(self.graph, home)
+        part = self._inside[home]
+        if self._runs(home, lambda: cut_to(module, part, alive, share=True)):
             return False
         if home not in self._works:
             self._works[home] = self._runs(home, lambda: copy_with(module, {}, share=True))
@@ -116,22 +116,28 @@ class LocalCuts:
         return True
 
 
-def _inside(graph: ChannelGraph, home: str) -> ChannelGraph:
+def inside(graph: ChannelGraph, home: str) -> ChannelGraph:
     """The part of a graph that lies in the module `home`, with the names that it has there."""
-    start = f"{home}."
+    start = f"{home}." if home else ""
 
     def own(name: str) -> str:
         return name.removeprefix(start)
 
     return replace(
         graph,
+        layers=tuple(
+            replace(layer, weight=own(layer.weight))
+            for layer in graph.layers
+            if layer.weight.startswith(start)
+        ),
         slots={(own(n), axis): u for (n, axis), u in graph.slots.items() if n.startswith(start)},
         norms=tuple((own(a), own(b), axis) for a, b, axis in graph.norms if a.startswith(start)),
         bare={own(name): units for name, units in graph.bare.items() if name.startswith(start)},
+        edits={own(name): units for name, units in graph.edits.items() if name.startswith(start)},
     )
 
 
-def _homes(graph: ChannelGraph) -> dict[str, str]:
+def homes(graph: ChannelGraph) -> dict[str, str]:
     """The innermost module that holds all that makes or reads the channels of each group.
 
     Groups for which that is the whole network are left out.

@@ -51,6 +51,7 @@ def probed(
     private: bool = False,
     writes: bool = False,
     why: str = "",
+    seed: int = 0,
 ) -> ChannelGraph:
     """`graph` with those groups frozen that cannot be cut correctly.
 
@@ -73,11 +74,13 @@ def probed(
         A run writes into parameters, so each has a copy that shares nothing.
     why
         The reason to give instead of the one found.
+    seed
+        Chooses the units that are cut.
 
     The call at which the cut network first differs determines which groups are suspected; where
     it cannot be located, the groups are bisected.
     """
-    thinned = thinned_units(graph)
+    thinned = thinned_units(graph, seed)
     single = single_units(graph, thinned)
     probe = _Probe(model, graph, run, calls, train, deadline, private, writes, thinned, single)
     good = [group.name for group in graph.groups if group.prunable]

@@ -11,15 +11,16 @@ from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 WIDE = 64  # units
 
 
-def thinned_units(graph: ChannelGraph) -> np.ndarray:
+def thinned_units(graph: ChannelGraph, seed: int = 0) -> np.ndarray:
     """Drop about a third of the units of every prunable group at random, and more of wide groups.
 
     The remaining width has no divisor in common with the original one, so that code that
     needs a multiple of something (heads, groups) fails. The cut copy of a large network,
     whose groups are wide, is small and fast. Groups of one width lose different units, so
-    that none look coupled by chance. Returned as by `ChannelGraph.alive`.
+    that none look coupled by chance. With a `seed`, any number of units is dropped, so that groups
+    of one width differ in it. Returned as by `ChannelGraph.alive`.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     alive = np.ones(graph.units + 1, dtype=bool)
     orders: dict[int, np.ndarray] = {}
     for group in _prunable(graph):
@@ -28,7 +29,8 @@ def thinned_units(graph: ChannelGraph) -> np.ndarray:
         share = rng.uniform(0.2, 0.45) if group.width < WIDE else rng.uniform(0.6, 0.75)
         most = max(1, int(group.width * share))
         fits = (n for n in range(most, 0, -1) if gcd(group.width - n, group.width) == 1)
-        alive[group.first + order[: next(fits, 1)]] = False
+        count = int(rng.integers(1, group.width)) if seed else next(fits, 1)
+        alive[group.first + order[:count]] = False
     return alive
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import InvalidValue
+from prunelab.graph.labels.derived_sizes import Derived, MarkedSizes
 from prunelab.graph.labels.layer_calls import Call, Watch
 from prunelab.graph.labels.leaving import Leaving
 from prunelab.graph.labels.op_tables import aten
@@ -170,15 +171,18 @@ def unknown(shapes: Any, how: str) -> InvalidValue:
 @torch.no_grad()
 def surveyed(
     fresh: Callable[[], nn.Module], run: Any, given: Any
-) -> tuple[int | None, Mapping[str, int], bool]:
+) -> tuple[int | None, Mapping[str, int], bool, Derived]:
     """The number of inputs of one run (None: unknown), and the multiply-adds of no layer in it.
 
-    Each run has a `fresh` network. Also returns whether its code depends on values.
+    Each run has a `fresh` network. Also returns whether its code depends on values, and which sizes
+    of views it derives from shapes, as far as it runs without values.
     """
+    sizes = MarkedSizes()
     try:
-        return (*_surveyed(fresh(), run, given, numbers=False), False)
+        with sizes:
+            return (*_surveyed(fresh(), run, given, numbers=False), False, sizes.found)
     except Exception:  # code may branch on zeros
-        return (*_surveyed(fresh(), run, given, numbers=True), True)
+        return (*_surveyed(fresh(), run, given, numbers=True), True, sizes.found)
 
 
 def _surveyed(

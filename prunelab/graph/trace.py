@@ -18,6 +18,7 @@ from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
 from prunelab.errors import InvalidValue, PruneLabError, TraceError
 from prunelab.graph.channels.channel_graph import ChannelGraph
+from prunelab.graph.edits import edited
 from prunelab.graph.given import check_network
 from prunelab.graph.grouping import build_graph
 from prunelab.graph.independence import check_copies
@@ -48,6 +49,7 @@ def trace(
     round_to: int = 1,
     min_width: int = 1,
     inexact: bool = False,
+    edit: bool = False,
     time_limit: float | None = None,
     batch_size: int | None = None,
 ) -> ChannelGraph:
@@ -75,8 +77,15 @@ def trace(
     inexact
         Statistics over channels freeze them, because they depend on their number: a LayerNorm,
         RMSNorm, GroupNorm of one group, local or global response normalisation, attention by the
-        mean or maximum over channels or by a convolution over them, a standardised weight. True
-        makes them prunable, marked `group.inexact`.
+        mean or maximum over channels or by a convolution over them, a standardised weight, a
+        spectral norm (whose vectors are cut, and put right by the power iterations of training).
+        True makes them prunable, marked `group.inexact`.
+    edit
+        Code that holds a width as an integer freezes it. True rewrites, in cut networks, integer
+        attributes of modules, and those in lists and tuples, that are found to hold such a width;
+        `graph.edits` names them. Every one is tried out, and left as it is where the cut network
+        would differ from the masked one. Parts of an axis become groups of their own, those too
+        whose width code reads from a tensor.
     time_limit
         Seconds that tracing may take (None: no limit).
     batch_size
@@ -103,10 +112,11 @@ def trace(
     with running_on(example_inputs):
         with state_preserved(model), private_random():
             stand_in = partial(copy_with, model, {}, share=True)
-            found, left, values = surveyed(stand_in, run, example_inputs)
+            found, left, values, derived = surveyed(stand_in, run, example_inputs)
         count = count or found
         size = count or 1
-        mode = _followed(model, calls_of, lambda: LabelMode(model, size, inexact, deadline), values)
+        fresh = partial(LabelMode, model, size, inexact, deadline, edit, derived)
+        mode = _followed(model, calls_of, fresh, values)
     calls, untrained = tuple(mode.calls), ""
     train: Run | None = None
     again = _SecondRun(mode, model, run)
@@ -138,7 +148,11 @@ def trace(
         model = copy_with(given, {}).eval()  # what was written are zeros in part
     stir(model)
     try_out = partial(probed, private=mode.wrote or bool(mode.keeps), writes=mode.wrote)
-    graph = try_out(model, graph, run, calls, train, deadline)
+
+    def checked(graph: ChannelGraph, seed: int) -> ChannelGraph:
+        return try_out(model, graph, run, calls, train, deadline, seed=seed)
+
+    graph = edited(model, graph, run, checked, deadline) if edit else checked(graph, 0)
     if mode.keeps and any(group.prunable for group in graph.groups):
         stir(model := copy_with(given, {}).eval())
         with torch.no_grad(), private_random():

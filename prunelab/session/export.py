@@ -27,6 +27,7 @@ from prunelab.errors import (
     SessionFileError,
 )
 from prunelab.evidence.fingerprint import fingerprint
+from prunelab.graph.modules.integers import set_integers
 from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.factorisation import factorised, plain_factors
 from prunelab.graph.surgery.held_tensors import checked_network
@@ -101,6 +102,7 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     try:
         state = NetworkState(tensors, json.loads(metadata.get("state", "{}")))
         norms = json.loads(metadata.get("norms", "{}"))
+        edits = json.loads(metadata.get("edits", "{}"))
         factors = dict(json.loads(metadata.get("factors", "{}")))
     except ValueError as error:
         raise SessionFileError(f"{path} is damaged: {error}. Export it again.") from None
@@ -118,7 +120,22 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     for name, width in norms.items():
         if unwrapped(name) in modules:
             set_width(modules[unwrapped(name)], int(width))
+    _rewrite(model, edits)
     return model.eval()
+
+
+def _rewrite(model: nn.Module, edits: Mapping[str, int]) -> None:
+    """Give the attributes of a pruned network their values."""
+    names = {unwrapped(name): name for name, _ in model.named_modules()}
+    for edit, value in edits.items():
+        path, _, key = edit.rpartition(".")
+        try:
+            set_integers(model, {f"{names[unwrapped(path)]}.{key}": int(value)})
+        except (KeyError, IndexError, TypeError):
+            raise BadModel(
+                f"The file holds another architecture than factory() builds: it rewrites {edit}, "
+                "which the built network does not have."
+            ) from None
 
 
 @as_annotated
@@ -207,10 +224,16 @@ def _weights(session: Session, network: nn.Module) -> bytes:
         "norms": json.dumps({name: len(units) for name, units in session.graph.bare.items()}),
         "state": json.dumps(state.about),
         "factors": json.dumps(dict(session.graph.factors)),
+        "edits": json.dumps(_edits(session)),
     }
     plain = torch.contiguous_format
     tensors = {name: t.cpu().clone(memory_format=plain) for name, t in state.tensors.items()}
     return save_tensors(tensors, metadata)
+
+
+def _edits(session: Session) -> dict[str, int]:
+    """The attributes that are rewritten in the session's network, with their values."""
+    return {name: len(units) for name, units in session.graph.edits.items()}
 
 
 def _weights_check(session: Session, network: nn.Module) -> Callable[[Path], None]:
@@ -267,6 +290,7 @@ def _card(session: Session, data: bytes) -> dict[str, Any]:
             "before": session.evaluate(network=original),
             "after": session.evaluate(),
         },
+        "rewritten": _edits(session),
         "never_ran": list(session.graph.unseen),
         "cost": {
             "before": thaw(state.base.cost),

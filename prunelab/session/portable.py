@@ -187,9 +187,15 @@ def model_card(card: Mapping[str, Any]) -> str:
     return CARD.format(
         front=_front_matter(card),
         network=card["network"],
-        sentence=f"Channels were pruned{by} with prunelab, in {moves}.",
+        sentence=f"Channels were pruned{by} with prunelab, in {moves}.{_rewritten(card)}",
         rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
     )
+
+
+def _rewritten(card: Mapping[str, Any]) -> str:
+    """Which attributes of the network have other values, if any."""
+    told = ", ".join(f"`{name}` to {value}" for name, value in card["rewritten"].items())
+    return f" Attributes that hold widths were set: {told}." if told else ""
 
 
 def _front_matter(card: Mapping[str, Any]) -> str:

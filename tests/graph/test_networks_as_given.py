@@ -276,6 +276,68 @@ def test_a_weight_made_from_several_tensors_is_cut_in_all_of_them() -> None:
     assert_exact(net, graph, X)
 
 
+def kernel(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) / 3)
+
+
+class Computed(nn.Module):
+    """A convolution of 8 channels to 6, whose weight is computed from parameters."""
+
+    def __init__(self, weight: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.n = nn.Conv2d(3, 8, 3), nn.Linear(6, 4), nn.BatchNorm2d(6)
+        self.one, self.two, self.small = kernel(6, 8, 3, 3), kernel(6, 8, 3, 3), kernel(6, 8, 1, 1)
+        self.weight = [weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight[0](self)
+        return self.b(F.conv2d(self.a(x).relu(), weight, padding=1)[:, :6].relu().mean((2, 3)))
+
+
+def fused(net: Any) -> Tensor:
+    return net.one * (net.n.weight / (net.n.running_var + net.n.eps).sqrt())[:, None, None, None]
+
+
+COMPUTED: dict[str, tuple[Callable[[Any], Tensor], str]] = {
+    "a sum": (lambda net: net.one - 0.5 * net.two, ""),
+    "a padded kernel": (lambda net: F.pad(net.small, (1, 1, 1, 1)), ""),
+    "branches merged": (lambda net: fused(net) + F.pad(net.small, (1, 1, 1, 1)), ""),
+    "a symmetric kernel": (lambda net: (net.one + net.one.flip(-1)) / 2, ""),
+    "a central difference": (lambda net: net.one.sum((2, 3), keepdim=True), ""),
+    "a mean of several": (lambda net: torch.stack([net.one, net.two]).mean(0), ""),
+    "kernels side by side": (lambda net: torch.cat([net.small, net.two[:, :, :1, :1]], 3), ""),
+    "rounded to a grid": (lambda net: (net.one / 0.01).round() * 0.01, ""),
+    "a border of ones": (
+        lambda net: F.pad(net.small, (1, 1, 1, 1), value=1.0),
+        "all of its inputs",
+    ),
+    "a sum with a number": (lambda net: net.one + 1.0, "all of its inputs"),
+    "without its mean": (lambda net: net.one - net.one.mean((1, 2, 3), keepdim=True), "its inputs"),
+    "by its largest entry": (
+        lambda net: net.one / net.one.abs().amax((1, 2, 3), keepdim=True),
+        "depend on each other",
+    ),
+    "kernels one under the other": (lambda net: torch.cat([net.one, net.two]), "cannot be cut"),
+    "without a rule": (lambda net: net.one + net.one.cumsum(1), "all of its inputs"),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_computed_weight_is_cut_in_the_parameters_it_comes_from(name: str) -> None:
+    weight, why = COMPUTED[name]
+    net = Computed(weight).eval()
+    graph = pl.trace(net, X)
+    assert why in graph["a"].why and graph["a"].prunable == (not why)
+    assert_exact(net, graph, X)
+
+
+def test_methods_zero_every_parameter_of_a_sum() -> None:
+    net = Computed(COMPUTED["a sum"][0]).eval()
+    graph = pl.trace(net, X)
+    same = pl.masked(net, graph, pl.WidthPlan.full(graph).drop({"a": [2]}))
+    assert not same.one[:, 2].any() and not same.two[:, 2].any()
+
+
 # ---------------------------------------------------------------- random numbers
 
 

@@ -35,6 +35,7 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = {"macs": 2, "params": 1}
     card = {
         "network": "Net", "method": None, "moves": 1, "cost": {"before": cost, "after": cost},
+        "rewritten": {},
         "latency_seconds": {"before": 1.0, "after": 1.0, "batch": 1},
         "validation": {"before": {}, "after": {}}, "test": {"before": {}, "after": {}},
     }  # fmt: skip

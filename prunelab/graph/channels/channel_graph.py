@@ -38,7 +38,8 @@ class Layer:
     `in_units` are empty; `weight` is its buffer. A layer whose input has channels as its rows (one
     kernel for all of them) has the units of the rows of one input in `rows`; `positions` and
     `applied` then count for one row. `other` holds the multiply-adds and output elements of calls
-    in which the weight is used in another way.
+    in which the weight is used in another way. `added` are the parameters that are added to the
+    weight, each with its axis that reads channels.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Layer:
     computed: bool = False
     rows: np.ndarray | None = None
     other: tuple[int, int] = (0, 0)
+    added: tuple[tuple[str, int], ...] = ()
 
     @property
     def transposed(self) -> bool:
@@ -140,11 +142,13 @@ class ChannelGraph:
     `unseen` are the layers that never ran; `untrained` says why the network could not be run in
     training mode, where its code differs there. `norms` are weight norms: a direction, its
     length, and the axis that has one length per entry; `bare` gives the unit of each channel that
-    a normalisation module without parameters reads. Methods keep widths at multiples of
-    `round_to`. `factors` are the layers that have become two, with the kind of factorisation.
-    `inputs` is how many inputs were traced (None: unknown, counts are of the call), `left_out` the
-    work that is in no layer. `graph[name]` finds a group by its name or by the name of any of its
-    producers.
+    a normalisation module without parameters reads; `edits` the units that an integer attribute
+    counts, which is rewritten in the cut network ("attn.head_dim", or "mixer.sizes[1]" for one in a
+    list). `parts` are the units of parts of an axis that code takes by numbers, until attributes
+    are found that hold these. Methods keep widths at multiples of `round_to`. `factors` are the
+    layers that have become two, with the kind of factorisation. `inputs` is how many inputs were
+    traced (None: unknown, counts are of the call), `left_out` the work that is in no layer.
+    `graph[name]` finds a group by its name or by the name of any of its producers.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -163,6 +167,8 @@ class ChannelGraph:
     factors: Mapping[str, str] = field(default_factory=dict)
     inputs: int | None = 1
     left_out: str = ""
+    edits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    parts: tuple[tuple[np.ndarray, str], ...] = ()
     _names: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -245,14 +251,18 @@ class ChannelGraph:
             made = replace(layer, out_units=outs, in_units=ins, conv_groups=conv_groups, rows=rows)
             layers.append(made)
         slots = {key: units[alive[units]] for key, units in self.slots.items()}
-        bare = {name: units[alive[units]] for name, units in self.bare.items()}
+        bare, edits = (
+            {name: units[alive[units]] for name, units in counted.items()}
+            for counted in (self.bare, self.edits)
+        )
         sizes = dict(self.sizes)
         for (name, axis), units in self.slots.items():
             if name in sizes:
                 sizes[name] = sizes[name] * len(slots[name, axis]) // len(units)
         return replace(
-            self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes, bare=bare
-        )
+            self, groups=groups, layers=tuple(layers), slots=slots, sizes=sizes, bare=bare,
+            edits=edits,
+        )  # fmt: skip
 
     @as_annotated
     def freeze(self, reasons: Mapping[str, str]) -> ChannelGraph:

@@ -106,6 +106,10 @@ def _reasons(graph: ChannelGraph) -> list[str]:
         lines.append("  no convolution or linear layer ran whose weight is a parameter")
     if graph.untrained:
         lines.append(f"  did not run in training mode ({graph.untrained}): give train_inputs=")
+    if graph.edits:
+        lines.append(
+            f"  a cut rewrites {many(len(graph.edits), 'attribute')}: {listed([*graph.edits], 3)}"
+        )
     if graph.unseen:
         lines.append(f"  never ran: {listed(graph.unseen, 3)}")
     return lines

@@ -22,7 +22,7 @@ from prunelab.graph.labels.layout import (
     varying_axes,
     widened,
 )
-from prunelab.graph.labels.op_tables import STATISTICS
+from prunelab.graph.labels.op_tables import STATISTICS, aten
 from prunelab.graph.labels.provenance import Origin
 
 Finder = Callable[[Any], Origin | None]
@@ -105,6 +105,8 @@ def reduce(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
             return
         if not store.bend(labels, why):
             return
+        if packet in (aten.max, aten.min):
+            store.note_places(out[1], labels)
         labels = labels.clone()
         for axis in axes:
             if labels.shape[axis] > 1:

@@ -31,6 +31,8 @@ from prunelab.graph.labels.op_tables import MOVES, PICKS, RESHAPES, aten
 
 PARTS = "the axis is split into equal parts, which must stay equal"
 FIXED_PART = "a part of it is taken by fixed numbers"
+UNKNOWN = -1  # no label: memory beside a tensor
+UNEQUAL = "it is split into unequal parts by fixed numbers"
 
 
 def rearrange(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> bool:
@@ -69,10 +71,12 @@ def _view(store: LabelStore, args: tuple[Any, ...], out: Tensor) -> None:
         return
     labels, splits = found
     sizes = args[1] if len(args) > 1 and isinstance(args[1], Sequence) else ()
+    derived = store.derived.get((args[0].shape, out.shape), set())
     for axes in splits:
-        # the new axis that shrinks is the one given as -1, or else the longest
+        # the new axis that shrinks is the one given as -1, or derived, or else the longest
         open_ = [axis for axis in axes if axis < len(sizes) and sizes[axis] == -1]
-        gives = open_[0] if open_ else max(axes, key=lambda axis: (out.shape[axis], axis))
+        among = open_ or [axis for axis in axes if axis in derived] or axes
+        gives = max(among, key=lambda axis: (out.shape[axis], axis))
         labels = store.collapse(labels, [axis for axis in axes if axis != gives], PARTS)
     store.put(out, labels)
 
@@ -88,6 +92,8 @@ def _part(store: LabelStore, x: Tensor, axis: int, start: int, length: int) -> T
     if not along(labels, axis, size).narrow(axis, start, max(0, length)).any():
         return torch.full((1,) * labels.ndim, FROZEN)  # no layer's channel is there (yet)
     if length < 1 or size % length or start % length:
+        if store.edit and length > 0 and not store.uniform(x):
+            return _numbered(store, labels, axis, size, start, length)
         store.freeze(labels, FIXED_PART)
         return torch.full((1,) * labels.ndim, FROZEN)
     parts = along(labels, axis, size).unflatten(axis, (size // length, length))
@@ -95,6 +101,18 @@ def _part(store: LabelStore, x: Tensor, axis: int, start: int, length: int) -> T
         store.unite_known(parts, parts.narrow(axis, start // length, 1), PARTS)
         return compact(parts.select(axis, start // length))
     return compact(store.collapse(parts, [axis], PARTS).squeeze(axis))
+
+
+def _numbered(
+    store: LabelStore, labels: Tensor, axis: int, size: int, start: int, length: int
+) -> Tensor:
+    """The labels of a part whose place and length attributes may hold."""
+    whole = along(labels, axis, size)
+    if start:
+        store.part(whole.narrow(axis, 0, start), FIXED_PART)
+    part = whole.narrow(axis, start, length)
+    store.part(part, FIXED_PART)
+    return compact(part)
 
 
 def _slice(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
@@ -131,9 +149,13 @@ def _split(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out
         length = part.shape[axis]
         if equal or labels.shape[axis] == 1:
             store.put(part, _part(store, x, axis, place, length))
+        elif store.edit:
+            found = along(labels, axis, x.shape[axis]).narrow(axis, place, length)
+            store.part(found, UNEQUAL)
+            store.put(part, compact(found))
         place += length
-    if not equal and labels.shape[axis] > 1:
-        store.freeze(labels, "it is split into unequal parts by fixed numbers")
+    if not (equal or store.edit) and labels.shape[axis] > 1:
+        store.freeze(labels, UNEQUAL)
 
 
 def _unbind(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
@@ -317,11 +339,13 @@ def _col2im(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, ou
 
 def _strided(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> None:
     x, labels = args[0], store.labels(args[0])
-    if not x.is_contiguous() or x.storage_offset():
+    memory = torch.full((x.untyped_storage().nbytes() // x.element_size(),), UNKNOWN)
+    memory.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(spread(labels, x.shape))
+    made = memory.as_strided(out.shape, out.stride(), out.storage_offset())
+    if (made == UNKNOWN).any():
         store.freeze(labels, "it is read with given strides")
     else:
-        whole = spread(labels, x.shape).contiguous()
-        store.put(out, compact(func(whole, *args[1:], **kwargs)))
+        store.put(out, compact(made))
 
 
 def _transform(
@@ -355,6 +379,10 @@ def _windows(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, o
         store.freeze(labels, "windows are taken over its channels")
     else:
         store.put(out, labels.unsqueeze(-1))
+
+
+def _affine(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+    store.freeze(store.labels(args[0]), "it holds the numbers of affine maps")
 
 
 def _regions(store: LabelStore, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
@@ -407,5 +435,6 @@ RULES = {
     aten.view_as_complex: _as_complex,
     aten._pack_padded_sequence: _packed,
     aten._pad_packed_sequence: _packed,
+    aten.affine_grid_generator: _affine,
 }
 REGIONS = {"torchvision::roi_align": _regions, "torchvision::roi_pool": _regions}

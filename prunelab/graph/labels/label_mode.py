@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Set
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -24,6 +23,7 @@ from prunelab.data.tensors import tensors_of
 from prunelab.errors import TraceError
 from prunelab.graph.labels import arithmetic
 from prunelab.graph.labels.data_movement import REGIONS, rearrange
+from prunelab.graph.labels.derived_sizes import Derived
 from prunelab.graph.labels.label_store import FROZEN, Edge, LabelStore, LayerTrace, Trace
 from prunelab.graph.labels.layer_calls import Call, Conv, Watch
 from prunelab.graph.labels.layout import argument, tensors_in, varying_axes, widened
@@ -63,6 +63,7 @@ class LabelMode(Watch):
     `numbers`, heavy operations return zeros; with `careful`, `NeedsValues` is then raised where
     code depends on values. `wrote` says that code wrote into parameters; `keeps` names the
     attributes that it changed. After `deadline` (of `time.monotonic`) it raises `TraceError`.
+    `inexact`, `edit` and `derived` are those of `LabelStore`.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class LabelMode(Watch):
         batch: int,
         inexact: bool = False,
         deadline: float | None = None,
+        edit: bool = False,
+        derived: Derived | None = None,
     ) -> None:
         super().__init__(model)
         self.stack = ModuleStack()
         self.stack.on_pass = self._pass
-        self.store = LabelStore(self.stack, inexact)
+        self.store = LabelStore(self.stack, inexact, edit, derived)
         self.numbers, self.careful, self.counting = True, True, True
         self.used: set[str] = set()
         self.wrote = False
@@ -142,7 +145,8 @@ class LabelMode(Watch):
         store, conv, width, key = self.store, call.conv, out.shape[1], call.name
         transposed, groups = (conv.transposed, conv.groups) if conv is not None else (False, 1)
         in_axis = _axis_in(call, 0 if transposed else 1)
-        cuttable = into is not None and in_axis is not None
+        followed = groups > 1 or _followed(call, 1 if transposed else 0)
+        cuttable = into is not None and in_axis is not None and followed
         layer = store.trace.layers.get(key)
         if layer is None:
             layer = LayerTrace(
@@ -199,8 +203,10 @@ class LabelMode(Watch):
             return labels.reshape([-1 if i == axis else 1 for i in range(rank)])
 
         if layer.groups == 1:
-            if not call.origin.scaled:
+            zeroed = call.origin.zeroed(in_axis)
+            if call.weight.shape[in_axis] > 1 and not zeroed:
                 store.bend(into, f"the weight of {name} is computed from all of its inputs")
+            layer.added |= {key for key in zeroed if key[0] != call.name}
             store.unite(layer.into, into, f"the shared layer {name}")
             store.index(call.origin, shaped(into, in_axis), f"the shared layer {name}")
             store.index(call.origin, shaped(layer.out, out_axis), name)
@@ -226,6 +232,7 @@ class LabelMode(Watch):
         """Label the outputs of any other operation."""
         packet, store = func.overloadpacket, self.store
         tensors = tensors_in(*args, kwargs)
+        store.used(tensors)
         if packet is aten.embedding and args[1] not in store:
             self._looked_up(args[0], out)
             return
@@ -270,12 +277,16 @@ class LabelMode(Watch):
     def _lend(self, tensor: Tensor, among: Set[int] | None = None) -> None:
         """Give a parameter that meets data labels of its own, which no layer issues.
 
-        It needs one axis with several entries, or one of those `among`.
+        It needs one axis with several entries, not counting expanded ones, or one of those `among`.
         """
         origin = self.origin(tensor)
         if origin is None or tensor in self.store:
             return
-        axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        axes = [
+            axis
+            for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+            if size > 1 and stride
+        ]
         if among is not None:
             axes = [axis for axis in axes if axis in among]
         if len(axes) == 1 and origin.axes:
@@ -397,7 +408,7 @@ class LabelMode(Watch):
             self.store.freeze(self.store.labels(tensor), why)
         if origin is not None and origin.plain:
             conv = Conv((), (), (), False, args[11])
-            call = Call(origin.name, x, weight, bias, conv, replace(origin, scaled=True))
+            call = Call(origin.name, x, weight, bias, conv, origin)
             labels = self.store.labels(x)
             self.store.put(x, torch.full((1,) * x.ndim, FROZEN))  # read as if it held no channels
             self.on_call(call, out)
@@ -424,8 +435,9 @@ class LabelMode(Watch):
     def give(self, out: Any, why: str) -> None:
         """Freeze the tensors in `out`, which leave the network, whatever they are held by."""
         with self.suspended():
-            for tensor in tensors_of(out):
+            for tensor in (given := tensors_of(out)):
                 self.store.freeze(self.store.labels(tensor), why)
+            self.store.used(given)
 
     def _pass(self, given: Any) -> None:
         if self.store.guarded or self.store.met is not None:
@@ -468,6 +480,12 @@ def _axis_in(call: Call, axis: int) -> int | None:
             return own if varying_axes(index) == [axis] else None
     inner = call.weight.shape[axis]
     return axis if inner == 1 and len(call.origin.axes) >= 2 else None
+
+
+def _followed(call: Call, axis: int) -> bool:
+    """Whether the rows of the weight are entries of a parameter, so that they can be removed."""
+    rows = [index for index in call.origin.axes.values() if varying_axes(index) == [axis]]
+    return call.weight.shape[axis] == 1 or bool(rows)
 
 
 def run_on_labels(

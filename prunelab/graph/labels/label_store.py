@@ -6,6 +6,7 @@ frozen channels, and the axes of parameters that channels index.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.data.tensors import tensors_of
+from prunelab.graph.labels.derived_sizes import Derived
 from prunelab.graph.labels.layout import along, varying_axes
 from prunelab.graph.labels.module_stack import ModuleStack
-from prunelab.graph.labels.provenance import Key, Origin
+from prunelab.graph.labels.provenance import Key, Origin, Pair
 
 FROZEN = 0  # the label of everything that is no layer's output: inputs and constants
 
@@ -45,7 +47,8 @@ class LayerTrace:
     input), both count for one row. `other` holds the multiply-adds and output elements of calls of
     other shapes, which cannot be cut. `norm` names the BatchNorm that follows; `order` is the
     position in execution order. `computed` says that the weight in use is computed from its
-    parameters, `cuttable` that its channels can be removed.
+    parameters, `cuttable` that its channels can be removed; `added` are parameters that are added
+    to the main one, with the axis that reads channels.
     """
 
     name: str
@@ -64,6 +67,7 @@ class LayerTrace:
     norm: str | None = None
     rows: Tensor | None = None
     other: tuple[int, int] = (0, 0)
+    added: set[Key] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -74,7 +78,8 @@ class Trace:
     gives the labels along an axis of a parameter or buffer. `norms` are weight norms, (direction,
     length, axis); `inexact` are labels of channels whose normalisation changes with their number;
     `bare` are the labels that normalisation modules without parameters read; `several` those along
-    an axis [length, rest] of which two positions must stay.
+    an axis [length, rest] of which two positions must stay; `parts` those of the parts of an axis
+    that code takes by numbers, each with the reason to freeze it.
     """
 
     count: int = 1
@@ -86,6 +91,7 @@ class Trace:
     inexact: list[Tensor] = field(default_factory=list)
     bare: dict[str, Tensor] = field(default_factory=dict)
     several: list[Tensor] = field(default_factory=list)
+    parts: list[tuple[Tensor, str]] = field(default_factory=list)
 
 
 class LabelStore:
@@ -93,18 +99,29 @@ class LabelStore:
 
     `guarded` maps names of modules to reasons. Whatever the code of such a module can access is
     frozen: its inputs, what it computes, and the outputs of its submodules. `met` collects the
-    same tensors of every module, as labels and shapes, where it is a list. With `inexact`,
-    channels over which statistics are taken are marked instead of frozen.
+    same tensors of every module, as labels and shapes, where it is a list. `derived` is what
+    `derived_sizes` found. With `inexact`,
+    channels over which statistics are taken are marked instead of frozen; with `edit`, so are parts
+    of an axis that are taken by numbers.
     """
 
-    def __init__(self, stack: ModuleStack, inexact: bool = False) -> None:
+    def __init__(
+        self,
+        stack: ModuleStack,
+        inexact: bool = False,
+        edit: bool = False,
+        derived: Derived | None = None,
+    ) -> None:
         self.trace = Trace()
-        self.inexact = inexact
+        self.inexact, self.edit = inexact, edit
         self._stack = stack
         self._labels = WeakTensorKeyDictionary()
         self._uniform = WeakTensorKeyDictionary()
         self._rigid: dict[Key, str] = {}
+        self._paired: list[Pair] = []
+        self._places = WeakTensorKeyDictionary()  # of maxima over channels: the channels
         self.guarded: dict[str, str] = {}
+        self.derived = derived or {}
         self.met: list[tuple[str, Tensor, torch.Size]] | None = None
 
     # ------------------------------------------------------------ labels of tensors
@@ -222,6 +239,20 @@ class LabelStore:
             self.freeze(labels, why)
         return self.inexact
 
+    def note_places(self, tensor: Tensor, labels: Tensor) -> None:
+        """`tensor` says which of these channels is the largest: whoever uses it freezes them."""
+        self._places[tensor] = labels
+
+    def used(self, tensors: Iterable[Tensor]) -> None:
+        """Freeze the channels whose numbers are in one of `tensors`."""
+        for tensor in tensors if self._places else ():
+            if tensor in self._places:
+                self.freeze(self._places[tensor], "which of its channels is largest is used")
+
+    def part(self, labels: Tensor, why: str) -> None:
+        """Mark a part of an axis that code takes by numbers, which an attribute may hold."""
+        self.trace.parts.append((torch.unique(labels), why))
+
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Couple `a` and `b` element by element; a label paired with FROZEN is frozen."""
         if a.shape == b.shape and torch.equal(a, b):
@@ -284,6 +315,7 @@ class LabelStore:
         if origin.tangled:
             self.freeze(labels, f"{origin.name} is computed with others in a way without a rule")
         self.trace.norms |= origin.norms
+        self._paired += origin.paired
         axes = set(varying_axes(labels))
         for key, index in origin.axes.items():
             if axes.isdisjoint(varying_axes(index)):
@@ -313,6 +345,10 @@ class LabelStore:
 
     def close(self) -> Trace:
         """The finished trace."""
+        for key, other, index in self._paired:
+            if other in self.trace.slots:
+                labels = self.trace.slots[other][index]
+                self.slot(key, labels, f"a product of {key[0]} and {other[0]}")
         for key, why in self._rigid.items():
             if key in self.trace.slots:
                 self.bend(self.trace.slots[key], why)

@@ -58,7 +58,7 @@ REDUCES = {
 }  # fmt: skip
 STATISTICS = {  # of about the same size for any number of elements
     aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.var_mean,
-    aten.std_mean, aten.norm,
+    aten.std_mean, aten.norm, aten.max, aten.min,
 }  # fmt: skip
 ALONG = {  # work along one axis, `dim`, and keep the others
     aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.sort, aten.logcumsumexp,
@@ -83,6 +83,9 @@ ATTENTION = {
 }  # fmt: skip
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.matmul, aten.addmv}
 SCALES = {  # zero entries stay zero
-    aten.mul, aten.div, aten.neg, aten.mul_, aten.div_,
+    aten.mul, aten.div, aten.neg, aten.mul_, aten.div_, aten.abs, aten.round, aten.sign, aten.trunc,
+    aten.tanh, aten.relu, aten.square,
     aten.fake_quantize_per_tensor_affine_cachemask, aten.fake_quantize_per_channel_affine_cachemask,
 }  # fmt: skip
+SUMS = {aten.add, aten.add_, aten.sub, aten.sub_}
+CONTRACTIONS = {aten.mv, aten.dot, aten.vdot}  # with a vector

@@ -10,6 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunelab.graph.labels.label_store import LabelStore
 from prunelab.graph.labels.layout import compact, spread, tensors_in, varying_axes
+from prunelab.graph.labels.op_tables import aten
 
 
 class Views:
@@ -45,7 +46,8 @@ class Views:
         window: Any = whole
         for func, args, kwargs in reversed(chain):
             window = func(window, *args, **kwargs)
-            if not isinstance(window, Tensor):
+            by_strides = func.overloadpacket is aten.as_strided  # of memory laid out in another way
+            if by_strides or not isinstance(window, Tensor):
                 store.freeze(labels, "a write into a part of a split tensor")
                 store.freeze(whole, "a write into a part of a split tensor")
                 return

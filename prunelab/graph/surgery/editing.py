@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from prunelab.errors import BadModel, IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.modules.channel_selector import select_channels
+from prunelab.graph.modules.integers import set_integers
 from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.modules.walk import tensors_by_name, walk
 from prunelab.graph.surgery.closures import deep_copy
@@ -64,6 +65,7 @@ def cut_to(
     for name, units in graph.bare.items():
         if not alive[units].all():
             set_width(small.get_submodule(name), int(alive[units].sum()))
+    set_integers(small, {name: int(alive[units].sum()) for name, units in graph.edits.items()})
     return small
 
 
@@ -113,11 +115,16 @@ def masked_tensors(
     source = {} if other is None else tensors_by_name(other)
     lengths = {direction: (length, axis) for direction, length, axis in graph.norms}
     changed: dict[str, Tensor] = {}
-    for layer in graph.layers:
-        read = gone[layer.in_units]
-        if not layer.dense or not read.any():
+    reads = [
+        (key, layer.in_units)
+        for layer in graph.layers
+        if layer.dense
+        for key in ((layer.weight, layer.in_axis), *layer.added)
+    ]
+    for (name, axis), units in reads:
+        read = gone[graph.slots.get((name, axis), units)]
+        if not read.any():
             continue
-        name, axis = layer.weight, layer.in_axis
         columns = torch.from_numpy(np.flatnonzero(read))
         if name in lengths:
             length, own = lengths[name]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunelab.errors import IllegalPlan, InvalidValue
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup
+from prunelab.graph.modules.integers import set_integers
 from prunelab.graph.modules.module_attributes import set_width
 from prunelab.graph.surgery.editing import check_fit, copy_with
 from prunelab.values.given import as_annotated
@@ -86,6 +87,7 @@ def widened(
     for name, units in graph.bare.items():
         if (copies[units] > 1).any():
             set_width(made.get_submodule(name), int(copies[units].sum()))
+    set_integers(made, {name: int(copies[units].sum()) for name, units in graph.edits.items()})
     return made
 
 

@@ -135,7 +135,77 @@ def windows(net: Any, x: Tensor) -> Tensor:
     return net.b(x.as_strided((n, c, h - 2, w - 2, 3, 3), (a, b, d, e, d, e)).amax((-2, -1)))
 
 
+def windows_of_a_part(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).to(memory_format=torch.channels_last)[..., 1:]
+    (n, c, h, w), (a, b, d, e) = x.shape, x.stride()
+    return net.b(x.as_strided((n, c, h, w - 2, 3), (a, b, d, e, e)).amax(-1))
+
+
+def written_by_strides(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).to(memory_format=torch.channels_last)
+    (n, c, h, w), (a, b, d, e) = x.shape, x.stride()
+    x.as_strided((n, c, h, w), (a, b, d, e))[:, : c // 2] = net.c(x)
+    return net.b(x)
+
+
+def masked_tokens(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).flatten(2).transpose(1, 2)
+    hidden = torch.zeros(*x.shape[:2], 1).to(x)
+    hidden[:, ::3] = 1
+    x = x * (1 - hidden) + net.mask.expand(*x.shape[:2], -1) * hidden
+    return net.b(x.transpose(1, 2).unflatten(2, (8, 8)))
+
+
+def global_filter(net: Any, x: Tensor) -> Tensor:
+    waves = torch.fft.rfft2(net.a(x).movedim(1, -1), dim=(1, 2))
+    waves = waves * torch.view_as_complex(net.filter)
+    return net.b(torch.fft.irfft2(waves, s=x.shape[-2:], dim=(1, 2)).movedim(-1, 1))
+
+
+def turned(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    grid = F.affine_grid(net.p(x.mean((2, 3))).unflatten(1, (2, 3)), x.shape, align_corners=False)
+    return net.b(F.grid_sample(x, grid, align_corners=False))
+
+
 TOYS = {
+    "more groups than channels in each": Toy(**ab(lambda net, x: shuffle(x, 4)), groups={"a": 2}),
+    "the largest of a fixed number of channels": Toy(
+        **ab(lambda net, x: x.reshape(len(x), x.size(1) // 4, 4, *x.shape[2:]).amax(2), into=2),
+        groups={"a": 2},
+    ),
+    "a size that leaves the integers": Toy(
+        **ab(lambda net, x: x.view(len(x), int(x.shape[1] / 2), 2, *x.shape[2:]).amax(2), into=4),
+        groups={"a": 4},
+    ),
+    "windows of a part by strides": Toy(
+        lambda: {"a": conv(3, 8), "b": conv(8, 5)}, windows_of_a_part, {"a": 8}
+    ),
+    "a write by strides": Toy(
+        lambda: {"a": conv(3, 8), "c": conv(8, 4), "b": conv(8, 5)},
+        written_by_strides,
+        {"a": "a write into a part", "c": "a write into a part"},
+    ),
+    "tokens masked by a parameter": Toy(
+        lambda: {"a": conv(3, 8), "b": conv(8, 5), "mask": nn.Parameter(torch.rand(1, 1, 8))},
+        masked_tokens,
+        {"a": 8},
+    ),
+    "a filter of the spectrum": Toy(
+        lambda: {
+            "a": conv(3, 8),
+            "b": conv(8, 5),
+            "filter": nn.Parameter(torch.rand(8, 5, 8, 2)),
+        },
+        global_filter,
+        {"a": 8},
+        (2, 3, 8, 8),
+    ),
+    "an affine map": Toy(
+        lambda: {"a": conv(3, 8), "p": nn.Linear(8, 6), "b": conv(8, 5)},
+        turned,
+        {"a": 8, "p": "affine maps"},
+    ),
     "a cost volume": Toy(
         lambda: {"a": conv(3, 8), "b": nn.Conv3d(16, 5, 1)}, cost_volume, {"a": 8}
     ),
