@@ -100,11 +100,13 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
             f"{path} has format {metadata['prunelab']}, this prunelab reads {FORMAT}. Upgrade."
         )
     try:
-        state = NetworkState(tensors, json.loads(metadata.get("state", "{}")))
-        norms = json.loads(metadata.get("norms", "{}"))
-        edits = json.loads(metadata.get("edits", "{}"))
+        state = NetworkState.read(tensors, metadata.get("state", "{}"))
+        norms, edits = (
+            {name: int(value) for name, value in json.loads(metadata.get(key, "{}")).items()}
+            for key in ("norms", "edits")
+        )
         factors = dict(json.loads(metadata.get("factors", "{}")))
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise SessionFileError(f"{path} is damaged: {error}. Export it again.") from None
     model = factory()
     checked_network(model, "What factory() gives")
@@ -119,7 +121,7 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
     modules = {unwrapped(name): module for name, module in model.named_modules()}
     for name, width in norms.items():
         if unwrapped(name) in modules:
-            set_width(modules[unwrapped(name)], int(width))
+            set_width(modules[unwrapped(name)], width)
     _rewrite(model, edits)
     return model.eval()
 
@@ -130,7 +132,7 @@ def _rewrite(model: nn.Module, edits: Mapping[str, int]) -> None:
     for edit, value in edits.items():
         path, _, key = edit.rpartition(".")
         try:
-            set_integers(model, {f"{names[unwrapped(path)]}.{key}": int(value)})
+            set_integers(model, {f"{names[unwrapped(path)]}.{key}": value})
         except (KeyError, IndexError, TypeError):
             raise BadModel(
                 f"The file holds another architecture than factory() builds: it rewrites {edit}, "

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scripts import load
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -280,3 +282,17 @@ def test_what_builds_no_network_is_told(given: Any, tmp_path: Path) -> None:
     path = pruned(small(), (3, 8, 8)).export(tmp_path / "small.safetensors")
     with pytest.raises(pl.BadModel, match=r"factory\(\) gives is a int"):
         pl.load_pruned(lambda: 3, path)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("key", ["norms", "edits", "factors", "state"])
+@pytest.mark.parametrize("value", ["[1, 2]", "{", "3", '{"net.0": "wide"}', '{"net.0": null}'])
+def test_metadata_of_another_kind_is_refused_by_name(tmp_path: Path, key: str, value: str) -> None:
+    """Whatever a stranger wrote there, loading ends in an error of ours or in a sound network."""
+    session = pruned(small(), (3, 8, 8))
+    path = session.export(tmp_path / "small.safetensors")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = {**file.metadata(), key: value}
+    save_file(tensors, path, metadata)
+    with pytest.raises(pl.PruneLabError, match=r"damaged|another architecture"):
+        pl.load_pruned(small, path)

@@ -58,7 +58,15 @@ class NetworkState:
         """The state that `packed` turned into `tensors`."""
         given = dict(tensors)
         text = given.pop(ABOUT, None)
-        return cls(given, {} if text is None else json.loads(bytes(text.tolist())))
+        return cls.read(given, "{}" if text is None else bytes(text.tolist()))
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor], about: str | bytes) -> Self:
+        """The state in a file; raises `ValueError` where `about` is not what `captured` makes."""
+        found = json.loads(about)
+        if found != {} and not _sound(found, tensors):
+            raise ValueError("what it says about the network's state is not in order")
+        return cls(tensors, found)
 
     def renamed(self, change: Callable[[str], str]) -> NetworkState:
         """The same state with every name of a tensor or module changed."""
@@ -69,6 +77,30 @@ class NetworkState:
             for part, value in self.about.items()
         }
         return NetworkState({change(name): x for name, x in self.tensors.items()}, about)
+
+
+def _sound(about: Any, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether `about` has all its parts, each of its kind."""
+    kinds = {
+        **dict.fromkeys(("same", "order", "layout", "extra"), dict),
+        **dict.fromkeys(("unsaved", "frozen", "training"), list),
+    }
+    return (
+        isinstance(about, dict)
+        and {part: type(value) for part, value in about.items()} == kinds
+        and all(isinstance(name, str) for part in kinds for name in about[part])
+        and all(isinstance(name, str) for name in about["same"].values())
+        and all(
+            isinstance(axes, list)
+            and name in tensors
+            and sorted(axes) == [*range(tensors[name].ndim)]
+            for name, axes in about["order"].items()
+        )
+        and all(
+            name == "complex" or isinstance(getattr(torch, str(name), None), torch.layout)
+            for name in about["layout"].values()
+        )
+    )
 
 
 def captured(model: nn.Module) -> NetworkState:
