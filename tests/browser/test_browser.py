@@ -259,7 +259,10 @@ def test_a_key_presses_the_button_and_a_reload_shows_the_same(page: Any) -> None
 def test_a_session_lives_on_after_the_kernel_was_restarted(page: Any) -> None:
     press(page, "propose")
     wait_for_drawn(page, "t => t['proposed to drop'].x.some(x => x > 0)")
-    proposed, widths = page.locator(".pl-line").inner_text(), drawn(page)["proposed to drop"]
+    proposed, widths = (
+        page.locator("p.pl-line[role=status]").inner_text(),
+        drawn(page)["proposed to drop"],
+    )
     assert "proposed: drop" in proposed
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     ready(page)
@@ -275,7 +278,7 @@ def test_a_session_lives_on_after_the_kernel_was_restarted(page: Any) -> None:
     page.wait_for_selector(".prunelab-screen:not(.pl-waiting) .pl-question")
     page.wait_for_selector(FIGURE)
     settled(page)
-    assert page.locator(".pl-line").inner_text() == proposed
+    assert page.locator("p.pl-line[role=status]").inner_text() == proposed
     wait_for_drawn(page, "t => t['proposed to drop'].x.some(x => x > 0)")
     assert drawn(page)["proposed to drop"] == widths
     assert question(page).startswith("Remove ")  # it speaks of the layer that is looked at
