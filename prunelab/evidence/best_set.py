@@ -37,7 +37,8 @@ from prunelab.values.given import as_annotated
 
 Array = np.ndarray
 NODES = 100  # branches that are looked at
-ROUNDING = 1e-9  # of the damage: how much of a gain is none, and when a bound has met it
+ROUNDING = 1e-9  # of the damage: how much of a gain is none
+PROVED = 1e-6  # of the damage: how near a bound has met it
 NEWTON_STEPS = 50
 TINY = 1e-300
 INSIDE = 1e-12  # how far the interior point method stays from 0 and 1, where it would divide by 0
@@ -61,7 +62,7 @@ class BestSet:
     @property
     def proved(self) -> bool:
         """Whether no set of this size is better."""
-        return self.damage - self.bound <= 1e-6 * self.damage
+        return self.damage - self.bound <= PROVED * self.damage
 
     def excess(self, damage: float | None = None) -> float:
         """How far `damage` (None: that of this set) is at most above the best set's, as a share."""
@@ -71,10 +72,8 @@ class BestSet:
         return damage / self.bound - 1 if self.bound > 0 else np.inf
 
     def __str__(self) -> str:
-        what = f"the best set of {many(len(self.units), 'unit')}"
-        how = f"{what}, proved" if self.proved else f"within {self.excess():.2g} of {what}"
-        if not self.proved and self.excess() < 10:
-            how = f"within {self.excess():.1%} of {what}"
+        best = f"the best set of {many(len(self.units), 'unit')}"
+        how = f"{best}, proved" if self.proved else f"within {self.excess():.1%} of {best}"
         return f"{self.group}: {self.damage:.2%} of the signal lost, {how}"
 
 
@@ -295,7 +294,7 @@ class _Search:
     @property
     def _near(self) -> float:
         """From here on a bound meets the best known damage."""
-        return self._least * (1 - 1e-6)
+        return self._least * (1 - PROVED)
 
     def _add(self, removed: Array, free: Array) -> None:
         """Bound a part, keep it open where it may hold a better set, and look for one in it."""

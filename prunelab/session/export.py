@@ -133,7 +133,7 @@ def _rewrite(model: nn.Module, edits: Mapping[str, int]) -> None:
         path, _, key = edit.rpartition(".")
         try:
             set_integers(model, {f"{names[unwrapped(path)]}.{key}": value})
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, ValueError):
             raise BadModel(
                 f"The file holds another architecture than factory() builds: it rewrites {edit}, "
                 "which the built network does not have."

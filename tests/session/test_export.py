@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -295,4 +296,15 @@ def test_metadata_of_another_kind_is_refused_by_name(tmp_path: Path, key: str, v
         metadata = {**file.metadata(), key: value}
     save_file(tensors, path, metadata)
     with pytest.raises(pl.PruneLabError, match=r"damaged|another architecture"):
+        pl.load_pruned(small, path)
+
+
+@pytest.mark.parametrize("name", ["3.nothing", "9.padding", "3.padding[9]", "3.padding[one]"])
+def test_an_attribute_that_the_network_lacks_is_refused(tmp_path: Path, name: str) -> None:
+    path = pruned(small(), (3, 8, 8)).export(tmp_path / "small.safetensors")
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = {**file.metadata(), "edits": json.dumps({name: 1})}
+    save_file(tensors, path, metadata)
+    with pytest.raises(pl.BadModel, match="another architecture"):
         pl.load_pruned(small, path)
