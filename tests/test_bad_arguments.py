@@ -80,8 +80,9 @@ def everything(names: dict[str, Any]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(("asked", "error", "part"), CASES, ids=[case[0] for case in CASES])
 def test_a_bad_input_is_told_and_changes_nothing(
-    asked: str, error: str, part: str, names: dict[str, Any]
+    asked: str, error: str, part: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(names["folder"])  # what a relative path writes is seen as well
     before = everything(names)
     with pytest.raises(getattr(pl, error)) as caught:
         eval(asked, dict(names))

@@ -162,6 +162,14 @@ def files() -> list[Path]:
     return [path for path in names if path.is_file()]
 
 
+def test_the_top_level_holds_nothing_else() -> None:
+    top = {path.relative_to(ROOT).parts[0] for path in files()}
+    assert {name for name in top if not name.startswith(".")} == {
+        *("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "pyproject.toml"),
+        *("binder", "notebooks", "prunelab", "tests"),
+    }
+
+
 def test_files_are_small() -> None:
     def limit(path: Path) -> int:
         kinds = {".xz": 3_000_000, ".safetensors": 2_100_000, ".ipynb": 600_000}
