@@ -99,6 +99,13 @@ class Recording:
         assert slot is not None
         return Read(slot, frozenset({index}))
 
+    def alike(self, other: Recording) -> bool:
+        """Whether these are the same operations in the same flow, on tensors of any shapes."""
+        return len(self.operations) == len(other.operations) and all(
+            a.func is b.func and a.made == b.made and a.reads == b.reads
+            for a, b in zip(self.operations, other.operations, strict=True)
+        )
+
     def upstream(self, read: Read) -> set[str]:
         """The layers that a tensor depends on."""
         if not self._layer_at:

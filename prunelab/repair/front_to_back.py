@@ -6,7 +6,7 @@ what they meet next has seen the repair. They carry what the rest of the network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import isclose
@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from prunelab.data.batches import Part, apart, batch_size
 from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.evidence.reconstruction_target import LayerOutput, reconstruction_target, unbiased
-from prunelab.graph.labels.layer_calls import Call, Watch
-from prunelab.graph.surgery.network_state import state_preserved
-from prunelab.loops.batch import checked, guarded
+from prunelab.graph.labels.layer_calls import Call
+from prunelab.loops.batch import guarded
 from prunelab.repair.dataflow import (
     LayerCall,
     NotReplayable,
@@ -34,11 +32,11 @@ from prunelab.repair.dataflow import (
 )
 from prunelab.repair.fit import Fit
 from prunelab.repair.layer_problem import LayerProblem
-from prunelab.repair.recorder import record
+from prunelab.repair.recalibration import Traced
+from prunelab.repair.recordings import Sums, sums_of
 from prunelab.values import Progress
 
 CARRIED = 2**31  # bytes that all images together may carry; others start anew for every layer
-SHAPES = 32  # of batches, each recorded in both networks
 ALIKE = 1e-3  # of the sums of a layer's outputs, between a recording and the network itself
 
 
@@ -46,8 +44,8 @@ ALIKE = 1e-3  # of the sums of a layer's outputs, between a recording and the ne
 @torch.no_grad()
 def solving_in_order(
     tasks: Sequence[LayerProblem],
-    small: nn.Module,
-    target: nn.Module,
+    small: Traced,
+    target: Traced,
     batches: Callable[[], Iterable[Any]],
     forward: Callable[[nn.Module, Any], Any],
     expected: int,
@@ -67,7 +65,7 @@ def solving_in_order(
             count = some.part.stop
             what = f"solving {task.layer.name} by least squares"
             yield Progress(count, max(expected, count), what)
-        found = task.solve(small, target)
+        found = task.solve(small.network, target.network)
         queue.go_on(task)
         if found is not None:
             fits[task.layer.name] = found
@@ -107,7 +105,7 @@ class _Plan:
 
     `stale` are the layers whose inputs depend on an unsolved layer: on themselves, where they run
     more than once. What has been computed with them is computed anew. `ran` are the sums over the
-    last output of each layer when the target itself ran on the batch that was recorded.
+    last output of each layer if the target itself ran on `batch`, to record it.
     """
 
     small: Recording
@@ -115,11 +113,11 @@ class _Plan:
     taken: dict[str, list[_Taken]]
     stale: frozenset[str]
     batch: Any
-    ran: Mapping[str, tuple[float, float]]
+    ran: Sums
 
     def check(self, name: str, y: Tensor) -> None:
         """Raise `NotReplayable` where the recording gives a layer another last output `y`."""
-        pairs = zip(self.ran[name], _sums(y), strict=True)
+        pairs = zip(self.ran[name], sums_of(y), strict=True)
         if not all(isclose(a, b, rel_tol=ALIKE, abs_tol=1e-9) for a, b in pairs):
             raise NotReplayable(f"{name} gives other outputs than it does")
 
@@ -130,12 +128,12 @@ class _Queue:
     def __init__(
         self,
         tasks: Sequence[LayerProblem],
-        small: nn.Module,
-        target: nn.Module,
+        small: Traced,
+        target: Traced,
         batches: Callable[[], Iterable[Any]],
         forward: Callable[[nn.Module, Any], Any],
     ) -> None:
-        self.networks = small, target
+        self.small, self.target = small, target
         self.batches, self.forward = batches, forward
         self.waiting: list[_Waiting] = []
         self.coming = apart(guarded(batches()))  # after those that wait
@@ -193,34 +191,17 @@ class _Queue:
     def _plan(self, batch: Any) -> _Plan:
         key = signature(batch)
         if key not in self.plans:
-            if len(self.plans) == SHAPES:
-                raise NotReplayable("the batches have too many shapes")
             self.plans[key] = self._planned(batch, *self._recorded(batch))
         return self.plans[key]
 
-    def _recorded(
-        self, batch: Any
-    ) -> tuple[Recording, Recording, Mapping[str, tuple[float, float]]]:
-        """Both networks recorded, after both have run on the batch themselves.
+    def _recorded(self, batch: Any) -> tuple[Recording, Recording, Sums]:
+        """Both networks recorded, and the sums of what the target's layers gave if it ran."""
+        small, target = self.small, self.target
+        ours, _ = small.recordings.of(small.network, batch, self.forward)
+        theirs, ran = target.recordings.of(target.network, batch, self.forward, self.left)
+        return ours, theirs, ran
 
-        Also returns the sums over what the target's layers gave then.
-        """
-        small, target = self.networks
-        ran = _Sums(small, ()), _Sums(target, self.left)
-        for network, sums in zip(self.networks, ran, strict=True):
-            with state_preserved(network), sums:
-                network.eval()
-                checked(self.forward, network, batch)
-        recordings = [record(network, batch, self.forward) for network in self.networks]
-        return recordings[0], recordings[1], ran[1].found
-
-    def _planned(
-        self,
-        batch: Any,
-        small: Recording,
-        target: Recording,
-        ran: Mapping[str, tuple[float, float]],
-    ) -> _Plan:
+    def _planned(self, batch: Any, small: Recording, target: Recording, ran: Sums) -> _Plan:
         taken: dict[str, list[_Taken]] = {}
         stale = set()
         for place, task in enumerate(self.order):
@@ -318,25 +299,3 @@ class _Waiting:
         """The bytes of these images and of what they carry."""
         own = sum(x.nbytes for x in tensors_of(self.part.batch))
         return own + self.here.carried + self.there.carried
-
-
-class _Sums(Watch):
-    """Sums over the last output of each wanted layer."""
-
-    def __init__(self, model: nn.Module, wanted: Iterable[str]) -> None:
-        super().__init__(model)
-        self.found = dict.fromkeys(wanted, (0.0, 0.0))
-
-    def on_call(self, call: Call, out: Tensor) -> None:
-        """Sum a wanted layer's output."""
-        if isinstance(out, FakeTensor):
-            raise NotReplayable("the network keeps tensors without data")
-        if call.name in self.found:
-            self.found[call.name] = _sums(out)
-
-
-def _sums(out: Tensor) -> tuple[float, float]:
-    """The sums of sizes and of squares."""
-    out = out if out.dtype in (torch.float32, torch.float64) else out.double()
-    wide = torch.float64
-    return float(out.abs().sum(dtype=wide)), float(out.square().sum(dtype=wide))

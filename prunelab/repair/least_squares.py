@@ -93,14 +93,15 @@ def repairing(
         )
         return [problem for problem in made if problem is not None]
 
-    networks = small.network, target.network
     with suppress(NotReplayable):
-        yield from solving_in_order(left(), *networks, batches, forward, expected, fits)
+        yield from solving_in_order(left(), small, target, batches, forward, expected, fits)
         return fits
     waiting = left()
     for place, task in enumerate(waiting):
         later = {other.layer.weight for other in waiting[place:]}
-        found = yield from _solving(task, *networks, batches, forward, expected, later)
+        found = yield from _solving(
+            task, small.network, target.network, batches, forward, expected, later
+        )
         if found is not None:
             fits[task.layer.name] = found
     return fits

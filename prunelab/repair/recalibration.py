@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.loops.batch import checked, guarded
 from prunelab.loops.modes import by_batch
+from prunelab.repair.recordings import Recordings
 from prunelab.values import Progress
 
 LEAST_RATIO = 1e-3  # of variances, so that a nearly dead channel is not amplified
@@ -24,10 +25,11 @@ LEAST_RATIO = 1e-3  # of variances, so that a nearly dead channel is not amplifi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traced:
-    """A network and the graph that describes it."""
+    """A network, the graph that describes it, and its recordings so far."""
 
     network: nn.Module
     graph: ChannelGraph
+    recordings: Recordings = field(default_factory=Recordings)
 
 
 def positions_among(units: np.ndarray, among: np.ndarray) -> Tensor:

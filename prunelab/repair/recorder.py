@@ -29,12 +29,19 @@ from prunelab.repair.dataflow import (
 )
 
 
-def record(network: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any]) -> Recording:
+def record(
+    network: nn.Module,
+    batch: Any,
+    forward: Callable[[nn.Module, Any], Any],
+    like: Recording | None = None,
+) -> Recording:
     """Record `forward(network, batch)` in evaluation mode, without computing anything.
 
     A copy runs whose tensors share the network's memory, so what the code stores in its modules is
     lost. Code may keep what it made for a shape in places of its own: run the network itself on the
-    batch before, or tensors without data are kept there.
+    batch before, or tensors without data are kept there. It is recorded twice, to see that it
+    computes the same; once is enough if the operations are those of a recording for another shape
+    of batch, `like`.
 
     Raises `NotReplayable` where the code asks for a value, draws random numbers, changes the
     network or the batch, selects by what it computed, computes something else the second time, or
@@ -44,24 +51,28 @@ def record(network: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], A
     try:
         with state_preserved(network):
             copy = _sharing(network).eval()
-            recordings = []
-            for _ in range(2):
+            stands: dict[int, tuple[Tensor, Tensor]] = {}
+
+            def recorded() -> Recording:
                 given = tree_map(
                     lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, batch
                 )
-                recorder = _Recorder(copy, fake, tensors_of(given))
+                recorder = _Recorder(copy, fake, tensors_of(given), stands)
                 with recorder:
                     forward(copy, given)
-                recordings.append(recorder.recording)
+                return recorder.recording
+
+            found = recorded()
+            again = None if like is not None and found.alike(like) else recorded()
     except NotReplayable:
         raise
     except Exception as error:  # whatever the code does with a tensor that has no data
         raise NotReplayable(f"{type(error).__name__}: {error}") from error
     if not _shares(copy, network):
         raise NotReplayable("the code replaces a parameter or a buffer")
-    if not _same(*recordings):
+    if again is not None and not _same(found, again):
         raise NotReplayable("the code computes something else the second time")
-    return recordings[0]
+    return found
 
 
 def _sharing(network: nn.Module) -> nn.Module:
@@ -99,11 +110,21 @@ def _same(one: Recording, other: Recording) -> bool:
 
 
 class _Recorder(Watch):
-    """Runs operations on tensors without data and records them."""
+    """Runs operations on tensors without data and records them.
 
-    def __init__(self, model: nn.Module, fake: FakeTensorMode, inputs: list[Tensor]) -> None:
+    `stands` are the network's tensors, by their ids, each with what stands for it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fake: FakeTensorMode,
+        inputs: list[Tensor],
+        stands: dict[int, tuple[Tensor, Tensor]],
+    ) -> None:
         super().__init__(model)
         self.fake = fake
+        self.stands = stands
         self.alive: list[Tensor] = list(inputs)  # so that neither ids nor storages are used again
         self.slots = {id(tensor): slot for slot, tensor in enumerate(inputs)}
         self.recording = Recording(tuple(range(len(inputs))))
@@ -152,9 +173,11 @@ class _Recorder(Watch):
         """What stands for `x`, if it is a tensor of the network."""
         if not isinstance(x, Tensor) or isinstance(x, FakeTensor):
             return x
-        stands = self.fake.from_tensor(x)
-        self._network[_storage(stands)] = stands
-        return stands
+        if id(x) not in self.stands:
+            self.stands[id(x)] = x, self.fake.from_tensor(x)
+        stand = self.stands[id(x)][1]
+        self._network[_storage(stand)] = stand
+        return stand
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
         index = len(self.recording.operations)
@@ -197,7 +220,7 @@ class _Recorder(Watch):
         if any(read.slot in self._computed for read in reads):
             self._computed.update(slot for slot in made if slot is not None)
         after.discard(index)
-        lying = {slot for slot, x in enumerate(self.alive) if _storage(x) in written}
+        lying = written and {s for s, x in enumerate(self.alive) if _storage(x) in written}
         operation = Operation(
             func, given, tuple(reads), tuple(made), frozenset(after), frozenset(lying)
         )

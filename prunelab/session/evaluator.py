@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence, Sized
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -32,6 +33,8 @@ from prunelab.loops.modes import frozen_modules
 from prunelab.loops.own import measured
 from prunelab.loops.ranks import follow, followed
 from prunelab.loops.training import answering
+from prunelab.repair.recalibration import Traced
+from prunelab.repair.recordings import Recordings
 from prunelab.session.measurements import Measurements
 from prunelab.session.portable import Call
 from prunelab.session.settings import Settings
@@ -95,6 +98,7 @@ class Evaluator:
         self.measurements = Measurements(self.splits, settings, self.run_inputs)
         self._table: LatencyTable | None = None
         self._batches: tuple[tuple[str, int], list[float]] | None = None  # a metric on each
+        self._recordings: WeakKeyDictionary[nn.Module, Recordings] = WeakKeyDictionary()
 
     def _traced(self, inputs: Any, **more: Any) -> ChannelGraph:
         """The graph; a network that takes its targets in training is given a batch to train on."""
@@ -148,6 +152,12 @@ class Evaluator:
         whole = extended(plan, graph)
         made = factorised_like(network, graph.after(whole), like[0], graph.after(like[1]))
         return made, whole
+
+    def traced(self, planned: Planned) -> Traced:
+        """A network with its graph and its recordings, kept as long as it is."""
+        network, plan = planned
+        recordings = self._recordings.setdefault(network, Recordings())
+        return Traced(network, self.graph_of(plan).after(plan), recordings)
 
     def latency_table(self, plan: WidthPlan) -> LatencyTable:
         """The latency table of the uncut network of this plan's form; measured once."""

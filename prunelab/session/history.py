@@ -43,6 +43,7 @@ class History:
         self.brought: nn.Module | None = None
         self.answers: Answers | None = None
         self._shown: tuple[nn.Module, nn.Module] | None = None
+        self._trained: tuple[int, nn.Module] | None = None  # by the seq of its event
 
     def resume(self) -> None:
         """Restore the network after the ledger's last event."""
@@ -140,10 +141,15 @@ class History:
     def trained(self) -> tuple[nn.Module, WidthPlan]:
         """The network that was trained last, which is the target of repairs.
 
-        It is the original, or the result of the latest tune.
+        It is the original, or the result of the latest tune; it must not be changed.
         """
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
-        return self.network_at(point), self.plan_at(point)
+        plan = self.plan_at(point)
+        if isinstance(point.event, Began):
+            return self._evaluator.base, plan
+        if self._trained is None or self._trained[0] != point.seq:
+            self._trained = point.seq, self.network_at(point)
+        return self._trained[1], plan
 
     def momentum(self) -> nn.Module | None:
         """The momentum that the latest approved search left, cut to the current plan."""

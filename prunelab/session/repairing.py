@@ -18,7 +18,7 @@ from prunelab.ledger import guard
 from prunelab.ledger.events import Refit
 from prunelab.repair.fit import Fit
 from prunelab.repair.least_squares import repairing
-from prunelab.repair.recalibration import Traced, recalibrating
+from prunelab.repair.recalibration import recalibrating
 from prunelab.repair.rescale import rescaling
 from prunelab.session.evaluator import Evaluator, Judgement
 from prunelab.session.history import History
@@ -60,12 +60,9 @@ def repair_towards(
         most = min(most, settings.repair_images)
         return lambda: splits.images(most), settings.forward, most
 
-    def traced(network: nn.Module, plan: WidthPlan) -> Traced:
-        return Traced(network, evaluator.graph_of(plan).after(plan))
-
     target = evaluator.factorised(target, source or small)
-    now, aim = traced(*small), traced(*target)
-    before = traced(*source) if source else aim
+    now, aim = evaluator.traced(small), evaluator.traced(target)
+    before = evaluator.traced(source) if source else aim
     fits: dict[str, Fit] = {}
     settled: set[str | None] = set()
     if kind == "lstsq":
