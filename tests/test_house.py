@@ -213,6 +213,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "site"
 
 
+@pytest.mark.long
 def test_the_first_cell_of_every_lesson_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     cells = [
         next(cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
@@ -286,6 +287,7 @@ def test_the_readme_quotes_the_cards_of_the_zoo() -> None:
         assert f"{card['parameters'] / 1000:.0f} k" in row
 
 
+@pytest.mark.long
 def test_the_readme_fits_a_screen_and_its_example_runs(tmp_path: Path) -> None:
     assert len(README.splitlines()) <= 70
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -81,6 +81,7 @@ def test_it_is_the_second_moment_of_each_images_own_gradients(
         np.testing.assert_allclose(found[name], want[name], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.long
 def test_half_of_it_is_what_small_errors_cost(net: Tiny, seen: list[tuple[Tensor, Tensor]]) -> None:
     """KL divergence from the network's own answers, for errors without any relation to g."""
     batch = seen[0][0]

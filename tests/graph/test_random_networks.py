@@ -110,6 +110,7 @@ def test_every_kind_of_block_can_be_pruned(kind: str) -> None:
     assert all(group.prunable for group in inside)
 
 
+@pytest.mark.long
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(recipes, seeds)
 def test_random_networks(recipe: Recipe, seed: int) -> None:

@@ -377,6 +377,7 @@ def test_prune_raises_where_the_result_is_at_chance_and_holds_it(
 RUIN = "prune --model vgg8 --method first_k --target-macs 0.05 --repair none --tune 0 --out a{}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("least", "said"),
     [(" --min-accuracy none", "The pruned network is at chance"), ("", "The run stopped at 100%")],

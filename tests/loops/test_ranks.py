@@ -35,6 +35,7 @@ def difference(found: dict[str, list[float]], wanted: dict[str, list[float]]) ->
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("ranks", "batches"), [(2, 5), pytest.param(4, 3, marks=pytest.mark.slow)])
 def test_ranks_measure_and_train_as_one_process(ranks: int, batches: int, tmp_path: Path) -> None:
     measured, weights = workload.measured(batches), torch.tensor(workload.tuned(ranks))
@@ -50,6 +51,7 @@ result['weights'] = workload.tuned(1)
     assert not torch.allclose(torch.tensor(workload.tuned(1)), weights, atol=1e-4)
 
 
+@pytest.mark.long
 def test_ranks_decide_alike_and_as_one_process(tmp_path: Path) -> None:
     exact = [workload.pruned(method) for method in ("aofp", "surgeon")]
     script = """
@@ -67,6 +69,7 @@ result['sampled'] = workload.pruned(sampled)
     assert found[0]["trained"]["events"][-1] in ("Tuned", "Noted")
 
 
+@pytest.mark.long
 def test_only_the_first_rank_writes_and_all_resume(tmp_path: Path) -> None:
     script = """
 work = workload.session('aofp', 'run.prunelab', resume=True)
@@ -90,6 +93,7 @@ result['fingerprint'] = work.state.now.event.fingerprint
     assert more[0] == more[1]
 
 
+@pytest.mark.long
 def test_a_dead_rank_ends_the_others_and_the_session_goes_on(tmp_path: Path) -> None:
     script = """
 import os

@@ -128,6 +128,7 @@ def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return F.interpolate(x, 24, mode="bilinear").repeat(1, 3, 1, 1), labels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("groups", ["internal", "all"])
 def test_channel_pruning_on_an_xception_is_exact_move_by_move(
     xception: nn.Module, groups: Any
@@ -155,6 +156,7 @@ def test_channel_pruning_on_an_xception_is_exact_move_by_move(
     assert [names.index(name) for name in seen] == sorted(names.index(name) for name in seen)
 
 
+@pytest.mark.long
 def test_channel_pruning_takes_an_xception_to_a_target(xception: nn.Module) -> None:
     data = pl.Data(train=[images(64, seed) for seed in (0, *range(4, 11))], val=[images(32, 1)])
     x, off = images(32, 1)[0], {}

@@ -94,6 +94,7 @@ def noise() -> tuple[torch.nn.Module, pl.Data]:
     return resnet18(num_classes=10).eval(), pl.Data(batches, batches)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "step"),
     [

@@ -952,6 +952,7 @@ def test_training_images_that_break_in_mid_run_are_left_out_and_the_history_says
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("split", "wrong", "said"),
     [

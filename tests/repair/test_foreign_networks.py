@@ -49,7 +49,17 @@ def after(name: str, repair: str, images: int) -> tuple[dict[str, float], dict[s
 
 @pytest.mark.parametrize(
     ("name", "images"),
-    [*((name, 128) for name in EIGHT), ("signal", 16), ("shufflenet_v2_x0_5", 16), ("unet", 16)],
+    [
+        ("signal", 128),
+        *(
+            pytest.param(name, images, marks=pytest.mark.long)
+            for name, images in [
+                *((name, 128) for name in EIGHT if name != "signal"),
+                *(("shufflenet_v2_x0_5", 16), ("unet", 16)),
+            ]
+        ),
+        ("signal", 16),
+    ],
 )
 def test_least_squares_is_never_below_batchnorm_alone(name: str, images: int) -> None:
     base, by_bn, _ = after(name, "bn", images)
@@ -64,6 +74,7 @@ def test_least_squares_is_never_below_batchnorm_alone(name: str, images: int) ->
         assert refit.errors[refit.choice] == min(refit.errors.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "signal"])
 def test_a_run_to_seventy_percent_stays_near_the_original(name: str) -> None:
     model, data = stand(name)
@@ -74,6 +85,7 @@ def test_a_run_to_seventy_percent_stays_near_the_original(name: str) -> None:
     assert now >= base - 0.02 - NOISE
 
 
+@pytest.mark.long
 def test_one_class_of_images_does_no_harm_that_validation_can_see() -> None:
     model, data = stand("shufflenet_v2_x0_5")
     x, y = (torch.cat(part) for part in zip(*data.train, strict=True))

@@ -159,6 +159,7 @@ def killed(folder: Path, trials: int, seed: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_a_process_killed_within_a_verb_loses_nothing(tmp_path: Path) -> None:
     found = killed(tmp_path, len(VERBS), 0)
     assert found["before"] > 0

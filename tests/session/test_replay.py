@@ -165,6 +165,7 @@ def network():
 OWN = ("--model", "own:network", "--data", "own:few")
 
 
+@pytest.mark.long
 def test_replay_gives_the_same_network(tmp_path: Path) -> None:
     session = pl.Session(network(), few(), path=tmp_path / "run.prunelab")
     session.propose(0.6)
@@ -177,6 +178,7 @@ def test_replay_gives_the_same_network(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(tmp_path), wanted)
 
 
+@pytest.mark.long
 def test_a_script_runs_as_it_is_on_two_ranks(tmp_path: Path) -> None:
     session = decided()
     session.export(tmp_path / "run.py")

@@ -543,6 +543,7 @@ def test_the_script_replays_the_same_ledger(
     assert list(scope["replay"](trained, data).ledger) == list(session.ledger)
 
 
+@pytest.mark.long
 def test_the_script_run_by_itself_gives_the_same_bits(
     session: pl.Session, trained: nn.Module, data: pl.Data, tmp_path: Path
 ) -> None:

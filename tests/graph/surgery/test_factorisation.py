@@ -31,6 +31,7 @@ def network(name: str) -> nn.Module:
     return model.double().eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_graph_is_the_one_that_a_trace_of_the_factorised_network_finds(name: str) -> None:
     model, x = network(name), torch.randn(1, 3, 64, 64, dtype=torch.float64)
@@ -48,6 +49,7 @@ def test_graph_is_the_one_that_a_trace_of_the_factorised_network_finds(name: str
     assert pl.cost(derived, full) == pl.cost(made, x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cut_to_random_plans_equals_masked(name: str) -> None:
     model, x = network(name), torch.randn(2, 3, 64, 64, dtype=torch.float64)
