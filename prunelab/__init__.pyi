@@ -16,7 +16,7 @@ from .cost.counting import latency as latency
 from .cost.latency_table import LatencyTable as LatencyTable
 from .cost.latency_table import latency_table as latency_table
 from .data import zoo as zoo
-from .data.batches import Data as Data
+from .data.data import Data as Data
 from .errors import (
     AtChance as AtChance,
 )

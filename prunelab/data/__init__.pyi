@@ -1,7 +1,7 @@
 from . import fashion_mnist as fashion_mnist
 from . import zoo as zoo
-from .batches import Data as Data
-from .batches import shuffled as shuffled
 from .batches import take as take
+from .data import Data as Data
 from .named import Images as Images
 from .named import load as load
+from .shuffling import shuffled as shuffled

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from prunelab.data import fashion_mnist as fashion
-from prunelab.data.batches import Data, shuffled, take
+from prunelab.data.batches import take
+from prunelab.data.data import Data
+from prunelab.data.shuffling import shuffled
 from prunelab.errors import BadData, InvalidValue, UnknownName
 from prunelab.values.given import as_annotated
 

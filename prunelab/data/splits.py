@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunelab.data.batches import Data, batch_size, part_of, usable
+from prunelab.data.batches import batch_size
+from prunelab.data.data import Data
 from prunelab.data.private_random import privately
+from prunelab.data.shuffling import part_of
+from prunelab.data.unusable import usable
 from prunelab.errors import BadData, InvalidValue, NotFinite
 
 

@@ -24,7 +24,7 @@ from prunelab.data.private_random import private_random
 from prunelab.data.tensors import tensors_of
 from prunelab.graph.channels.channel_graph import ChannelGraph, ChannelGroup
 from prunelab.graph.kept_state import own
-from prunelab.graph.labels.data_movement import FIXED_PART, UNEQUAL
+from prunelab.graph.labels.axis_parts import FIXED_PART, UNEQUAL
 from prunelab.graph.local_cuts import homes, inside
 from prunelab.graph.modules.integers import integers
 from prunelab.graph.modules.walk import walk

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph, ChannelGroup, Layer
 from prunelab.graph.channels.couplings import GATE, distinct, find_couplings
-from prunelab.graph.labels.data_movement import PARTS
+from prunelab.graph.labels.axis_parts import PARTS
 from prunelab.graph.labels.label_mode import FROZEN, LayerTrace, Trace, layer_name
 
 ALONE = "squeeze() would remove the axis of its channels if no other were left"

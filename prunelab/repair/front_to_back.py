@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.data.batches import Part, apart, batch_size
+from prunelab.data.batches import batch_size
+from prunelab.data.holding_out import Part, apart
 from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.evidence.reconstruction_target import LayerOutput, reconstruction_target, unbiased

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunelab.data.batches import apart, batch_size
+from prunelab.data.batches import batch_size
+from prunelab.data.holding_out import apart
 from prunelab.data.private_random import private_steps
 from prunelab.errors import BadData
 from prunelab.evidence.reconstruction_target import OutputWatch, reconstruction_target, same_rows

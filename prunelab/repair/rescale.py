@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunelab.data.batches import HOLD, nonempty, part
+from prunelab.data.batches import nonempty
+from prunelab.data.holding_out import HOLD, part
 from prunelab.evidence import AimedGram, aiming
 from prunelab.evidence.gram_collector import columns_of
 from prunelab.graph.channels.channel_graph import FIXED

@@ -11,7 +11,8 @@ from torch import nn
 
 from prunelab.cost.counting import Latency, summed_up, timing
 from prunelab.cost.timing import LayerTimes, layer_times
-from prunelab.data.batches import HOLD, batch_size, nonempty, part, take
+from prunelab.data.batches import batch_size, nonempty, take
+from prunelab.data.holding_out import HOLD, part
 from prunelab.data.splits import Splits
 from prunelab.evidence import Evidence
 from prunelab.evidence.mask_gradients import Masks

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import prunelab as pl
-from prunelab.data.batches import part_of, shuffled
+from prunelab.data.shuffling import part_of, shuffled
 from prunelab.data.splits import Splits
 
 

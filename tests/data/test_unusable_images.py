@@ -13,7 +13,9 @@ from torch.utils.data import TensorDataset
 from toys import batches
 
 import prunelab as pl
-from prunelab.data.batches import batch_size, part, selected, take, usable
+from prunelab.data.batches import batch_size, selected, take
+from prunelab.data.holding_out import part
+from prunelab.data.unusable import usable
 from prunelab.ledger import words
 from prunelab.ledger.events import Noted, Repaired
 from prunelab.session import repairing

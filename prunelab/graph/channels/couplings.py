@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunelab.graph.labels.data_movement import PARTS
+from prunelab.graph.labels.axis_parts import PARTS
 from prunelab.graph.labels.label_mode import Trace, layer_name
 
 OPERATIONS = {"add": "the add", "sub": "the subtraction", "mul": "the multiplication"}

@@ -22,7 +22,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunelab.data.tensors import tensors_of
 from prunelab.errors import TraceError
 from prunelab.graph.labels import arithmetic
-from prunelab.graph.labels.data_movement import REGIONS, rearrange
+from prunelab.graph.labels.channels_and_space import REGIONS
+from prunelab.graph.labels.data_movement import rearrange
 from prunelab.graph.labels.derived_sizes import Derived
 from prunelab.graph.labels.label_store import FROZEN, Edge, LabelStore, LayerTrace, Trace
 from prunelab.graph.labels.layer_calls import Call, Conv, Watch
