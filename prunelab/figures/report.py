@@ -1,6 +1,6 @@
 """The report: a session as one page that opens anywhere and steps through its moves.
 
-A pure function of the events. Its pictures are SVG, stored once each, so that the page loads
+A pure function of what it is given. Its pictures are SVG, stored once each, so that the page loads
 nothing and stays small.
 """
 
@@ -23,6 +23,7 @@ from prunelab.figures.lasso_path import draw_path, path_info
 from prunelab.figures.style import COSTS, row_height
 from prunelab.figures.svg import DEFS, svg
 from prunelab.figures.trajectory import draw_trajectory
+from prunelab.figures.what_if import WhatIf, networks, packed
 from prunelab.figures.widths import draw_widths, gathered
 from prunelab.ledger.events import Approved, Event, Noted, Repaired
 from prunelab.ledger.state import State, fold
@@ -66,6 +67,7 @@ def report(
     events: Iterable[Event],
     layers: Mapping[str, Sequence[str]] | None = None,
     costs: LayerCosts | None = None,
+    what_if: WhatIf | None = None,
 ) -> str:
     """The session of `events` as an HTML page.
 
@@ -78,6 +80,8 @@ def report(
     costs
         Returns the cost of each layer for the kept units of each group (None: all units). Without
         it the page shows no costs by layer.
+    what_if
+        With it the page says what goes with any channels of the last network.
     """
     past = list(events)
     if not past:
@@ -93,7 +97,14 @@ def report(
         for name in ("pictures", "layers"):
             step[name] = [drawn.setdefault(picture, len(drawn)) for picture in step[name]]
         steps.append(step)
-    data = json.dumps({"steps": steps, "pictures": list(drawn)}, separators=(",", ":"))
+    held = {
+        "steps": steps,
+        "pictures": list(drawn),
+        "networks": networks(state),
+        "whatIf": what_if and packed(what_if),
+    }
+    data = json.dumps(held, separators=(",", ":"))
+    assets = resources.files("prunelab") / "assets"
     parts = {
         "title": escape(f"{began.network}, pruned to {left:.1%} of its MACs"),
         "from": escape(" · ".join(filter(None, made))),
@@ -101,8 +112,9 @@ def report(
         "defs": DEFS,
         "history": history(state, past),
         "data": data.replace("<", "\\u003c"),  # a text with </script> must not end the data
+        "decide": (assets / "what_if.js").read_text(encoding="utf-8"),
     }
-    page = resources.files("prunelab") / "assets" / "report.html"
+    page = assets / "report.html"
     # in one pass: nothing that a person wrote is taken for a place to fill
     return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], page.read_text(encoding="utf-8"))
 

@@ -337,6 +337,7 @@ def _write(files: Mapping[Path, bytes], check: Callable[[Path], None] = lambda p
 def _report(session: Session) -> str:
     try:
         from prunelab.figures.report import report
+        from prunelab.session.answers import what_if
     except ImportError as error:
         raise MissingPackage(
             f"A report needs plotly, and {error.name} is missing: pip install 'prunelab[lab]'."
@@ -346,4 +347,4 @@ def _report(session: Session) -> str:
     def costs(kept: FrozenMap[Units] | None, factors: FrozenMap[str]) -> dict[str, Cost]:
         return session.costs(session._evaluator.plan(kept, factors))
 
-    return report(session.ledger, layers, costs)
+    return report(session.ledger, layers, costs, what_if(session))

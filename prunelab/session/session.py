@@ -892,8 +892,10 @@ class Session:
         The network is written as .safetensors, for `load_pruned`; as .onnx or .pt2 (torch.export),
         which run without its code on batches of any size; or, without a suffix, as a folder with
         weights, plan and model card that `huggingface_hub.upload_folder` takes. Each is read again
-        and compared before it replaces an older one. Raises what `export` does: `InvalidValue` for
-        another suffix, `MissingPackage`, or `PruneLabError` where nothing could be written.
+        and compared before it replaces an older one. A report goes on answering what goes with any
+        channels of the current network, which is measured first (see `measure`) if it was not.
+        Raises what `export` does: `InvalidValue` for another suffix, `MissingPackage`, or
+        `PruneLabError` where nothing could be written.
         """
         export(self, self._history.network, own_file(path))
         return Path(path)

@@ -82,3 +82,65 @@ def test_the_report_steps_through_the_session_without_a_network(
         page.click("#theme")
     assert (asked, errors) == ([address], [])
     page.close()
+
+
+def test_the_report_answers_what_if_as_the_session_does(
+    browser: Any, session: pl.Session, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    session.propose()
+    session.approve()
+    address = session.export(tmp_path / "run.html").as_uri()
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda told: errors.append(told.text))
+    page.goto(address)
+    group = max((g for g in session.graph.groups if g.prunable), key=lambda g: len(g.units))
+    page.select_option("#if-group", label=f"{group.name} ({len(group.units)} channels)")
+    bars = page.locator("#if-bars g")
+    assert bars.count() == len(group.units)
+
+    def lost() -> float:
+        return float(page.inner_text("#if-sentence").split("lose ")[1].split("%")[0])
+
+    def dropped() -> list[int]:
+        names = page.locator("#if-bars g.gone title").all_text_contents()
+        return sorted(int(name.split()[1].rstrip(":")) for name in names)
+
+    for place in (0, len(group.units) - 1, 2):
+        bars.nth(place).click()
+    found = session.foresee({group.name: dropped()})
+    assert len(dropped()) == 3
+    assert lost() == pytest.approx(100 * found.damage[group.name], rel=0.01)
+    macs = page.inner_text("#if-costs").split("(")[1].split("%")[0]
+    share = found.after.macs / session.state.base.cost.macs
+    assert float(macs) == pytest.approx(100 * share, abs=0.06)
+
+    page.check("#if-every-layer")
+    took = page.evaluate(
+        """() => [-3, -1, -2, -1.2].map((value) => {
+             const slide = document.querySelector("#if-share"), from = performance.now();
+             slide.value = value;
+             slide.dispatchEvent(new Event("input"));
+             return document.body.offsetHeight && performance.now() - from;
+           })"""
+    )
+    print("\nmilliseconds of a drag:", took)
+    rows = page.locator("#if-table tbody tr").all_inner_texts()
+    limit = float(page.inner_text("#if-share-text").rstrip("%"))
+    assert rows and all(float(row.split()[-1].rstrip("%")) <= limit for row in rows)
+    page.click("#if-none")
+    assert page.locator("#if-table tr").count() == 0
+
+    page.locator("#if-network").evaluate(
+        "slide => { slide.value = 0; slide.dispatchEvent(new Event('input')); }"
+    )
+    assert page.inner_text("#if-network-line").startswith("Event 0: ")
+    page.locator("#if-network").press("End")
+    assert page.inner_text("#if-network-line").startswith(f"Event {session.state.head}: ")
+    target = tmp_path_factory.mktemp("what-if") / "page.png"
+    page.screenshot(path=target, full_page=True)
+    print("screenshot:", target)
+    assert (asked, errors) == ([address], [])
+    page.close()

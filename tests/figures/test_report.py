@@ -25,6 +25,7 @@ from prunelab.ledger.events import Event, Noted
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import fold
 from prunelab.ledger.store import FileStore
+from prunelab.session.answers import what_if
 from prunelab.values import FrozenMap
 
 HOSTILE = "</script><script>alert('{{data}}')</script><img src=x onerror=alert(2)> & \u2028"
@@ -234,7 +235,7 @@ def test_the_page_needs_no_other_file_and_is_small(text: str) -> None:
 
 def test_what_people_write_stays_text(text: str) -> None:
     page = Page(text)
-    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert [tag for tag, _ in page.elements].count("script") == 3
     assert [tag for tag, _ in page.elements].count("img") == 0
     assert HOSTILE in steps_of(text)[7]["sentence"]
     assert "".join(page.inside("td")).count(HOSTILE) == 2
@@ -274,7 +275,9 @@ def test_a_session_and_its_file_give_the_same_report(
         return session.costs(full if kept is None else pl.WidthPlan(kept, full.graph))
 
     events = Ledger(FileStore.open(path))
-    assert written.read_text(encoding="utf-8") == report(events, layers, costs)
+    assert written.read_text(encoding="utf-8") == report(
+        events, layers, costs, what_if(session)
+    )
 
 
 @pytest.fixture
