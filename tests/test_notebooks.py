@@ -109,6 +109,12 @@ def test_the_words_of_a_lesson_are_read_in_a_quarter_of_an_hour(path: Path) -> N
 
 
 @lessons
+def test_formulas_have_lost_no_backslash(path: Path) -> None:
+    """A backslash and a letter that were read as one control character, such as of \\binom."""
+    assert re.findall(r"[^\n\t -\U0010ffff]\w*", text_of(path, "markdown")) == []
+
+
+@lessons
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md))\)", text_of(path, "markdown")):
         assert (FOLDER / target).is_file()

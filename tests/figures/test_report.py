@@ -275,9 +275,7 @@ def test_a_session_and_its_file_give_the_same_report(
         return session.costs(full if kept is None else pl.WidthPlan(kept, full.graph))
 
     events = Ledger(FileStore.open(path))
-    assert written.read_text(encoding="utf-8") == report(
-        events, layers, costs, what_if(session)
-    )
+    assert written.read_text(encoding="utf-8") == report(events, layers, costs, what_if(session))
 
 
 @pytest.fixture
