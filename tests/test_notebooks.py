@@ -45,7 +45,7 @@ def declared() -> set[str]:
 
 
 def test_the_course_is_whole() -> None:
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(13)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(14)]
 
 
 @lessons
