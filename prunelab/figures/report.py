@@ -26,8 +26,9 @@ from prunelab.figures.trajectory import draw_trajectory
 from prunelab.figures.what_if import WhatIf, networks, packed
 from prunelab.figures.widths import draw_widths, gathered
 from prunelab.ledger.events import Approved, Event, Noted, Repaired
+from prunelab.ledger.history_words import history, told
 from prunelab.ledger.state import State, fold
-from prunelab.ledger.words import history, sentence, share, told
+from prunelab.ledger.words import sentence, share
 from prunelab.values import Cost, FrozenMap, Units, as_text, si
 from prunelab.values.given import as_annotated
 

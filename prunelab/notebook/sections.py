@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from prunelab.figures.board import legend, signs
-from prunelab.ledger import words
+from prunelab.ledger import history_words
 from prunelab.ledger.events import Event
 from prunelab.notebook import text
 from prunelab.notebook.background import CHANNEL, COMPARE
@@ -43,7 +43,11 @@ def sections(view: View, events: Sequence[Event]) -> dict[str, str]:
         CHANNEL: (text.ONE, text.ONE_TIP, channel),
         "costs": (text.COST, text.COST_TIP, costs),
         COMPARE: (text.COMPARE, text.COMPARE_TIP, comparison),
-        "history": (text.HISTORY, text.HISTORY_TIP, lambda _: words.history(view.state, events)),
+        "history": (
+            text.HISTORY,
+            text.HISTORY_TIP,
+            lambda _: history_words.history(view.state, events),
+        ),
         "export": (text.EXPORT, text.EXPORT_TIP, export_form),
     }
     return {"key": key(view)} | {

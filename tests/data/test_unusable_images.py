@@ -16,7 +16,7 @@ import prunelab as pl
 from prunelab.data.batches import batch_size, selected, take
 from prunelab.data.holding_out import part
 from prunelab.data.unusable import usable
-from prunelab.ledger import words
+from prunelab.ledger import history_words, words
 from prunelab.ledger.events import Noted, Repaired
 from prunelab.session import repairing
 
@@ -44,7 +44,7 @@ def test_broken_and_blank_images_are_left_out_and_told(trained: nn.Module, data:
         f"Of {total:,} training images 4 hold NaN or infinity and 2 are blank: they are excluded "
         "from measuring, solving and training."
     )
-    assert told in words.history(session.state, list(session.ledger))
+    assert told in history_words.history(session.state, list(session.ledger))
     session.tune(steps=4)
     assert len(notes(session)) == 1
     assert all(torch.isfinite(p).all() for p in session.model.parameters())
@@ -255,9 +255,9 @@ def test_what_a_repair_gave_the_layers_is_in_the_history(trained: nn.Module, dat
     }
     for refit in event.refits:
         assert refit.choice == min(refit.errors, key=refit.errors.get)
-    told = words.told(event)
+    told = history_words.told(event)
     assert "least squares in" in told
-    assert told in words.history(session.state, list(session.ledger))
+    assert told in history_words.history(session.state, list(session.ledger))
 
 
 def test_repair_images_are_at_least_one(trained: nn.Module, data: pl.Data) -> None:

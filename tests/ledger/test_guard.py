@@ -20,7 +20,7 @@ from toys import Tiny
 import prunelab as pl
 from prunelab.cli import main as cli
 from prunelab.cli.terminal import told
-from prunelab.ledger import guard, words
+from prunelab.ledger import guard, history_words, words
 from prunelab.ledger.events import Approved, Began, Noted, Repaired, Tuned
 from prunelab.ledger.store import FileStore
 from prunelab.values import Cost, FrozenMap
@@ -126,7 +126,9 @@ def test_a_ruining_approve_is_carried_out_and_told_loudly(
     assert f". A loss of {100 * lost:.1f} points, above the limit of 5 per step." in said
     advice = "Repair it, or undo it and prune less (a smaller theta, fewer channels)."
     assert said.endswith(advice)
-    assert f"<td>lost {100 * lost:.1f} points" in words.history(session.state, session.ledger)
+    assert f"<td>lost {100 * lost:.1f} points" in history_words.history(
+        session.state, session.ledger
+    )
     assert f"A loss of {100 * lost:.1f} points" in pl.figures.report(session.ledger)
     if path:
         again = pl.Session.open(path, model=trained, data=data, method=Butcher())
@@ -165,7 +167,7 @@ def test_a_repair_that_comes_with_an_approve_is_held_against_the_network_before_
     assert state.before(repaired.seq) == state.before(cut.seq) == state.base
     assert state.alarm() is None
     assert state.alarm(cut.seq) is not None
-    assert "points in the last step" not in words.history(state, session.ledger)
+    assert "points in the last step" not in history_words.history(state, session.ledger)
     session.go(cut.seq)
     assert "points in the last step" in session.state.line(), "as cut, it is a ruin"
 
@@ -221,8 +223,12 @@ def test_a_run_leaves_the_ruining_move_pending_and_says_so(
     assert f"below the floor of {floor:.1%}. Tune, prune less, or run with another" in note.text
     assert words.sentence(state, note, session.graph["conv1"]) == note.text
     assert words.outcome(state, note) == note.text
-    assert (words.by(note), words.told(note), told(note)) == ("a run", note.text, note.text)
-    assert note.text in words.history(state, session.ledger)
+    assert (history_words.by(note), history_words.told(note), told(note)) == (
+        "a run",
+        note.text,
+        note.text,
+    )
+    assert note.text in history_words.history(state, session.ledger)
     assert note.text in pl.figures.report(session.ledger)
     assert list(replayed(session, trained, data, tmp_path).ledger) == list(session.ledger)
     session.run(target_macs=0.2, min_accuracy=None)

@@ -14,8 +14,9 @@ from torch import nn
 import prunelab as pl
 from prunelab.errors import InvalidValue, UnknownName, WrongState
 from prunelab.ledger.events import Noted
+from prunelab.ledger.history_words import told
 from prunelab.ledger.state import fold
-from prunelab.ledger.words import sentence, told
+from prunelab.ledger.words import sentence
 from prunelab.values import revive
 
 Session = pl.Session

@@ -15,7 +15,7 @@ from page import Page
 
 import prunelab as pl
 from prunelab.figures.board import SIGNS
-from prunelab.ledger import words
+from prunelab.ledger import history_words, words
 from prunelab.ledger.events import Noted, Proposed, Rejected, Undone
 from prunelab.notebook import Screen, text
 from prunelab.notebook.parameters import tips_of, values_of
@@ -255,7 +255,9 @@ def test_undo_with_a_proposal_pending_is_two_steps(page: Page, session: pl.Sessi
     assert page.said("reason") == "Undone: move 2; the network is as after move 1 again."
     page.screen.press("undo")
     assert page.said("reason") == "Undone: move 1; the network is the original again."
-    assert [words.told(e, session.state) for e in session.ledger if isinstance(e, Undone)] == [
+    assert [
+        history_words.told(e, session.state) for e in session.ledger if isinstance(e, Undone)
+    ] == [
         "the proposal",
         "move 2",
         "move 1",

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from toys import Tiny, batches
 
 import prunelab as pl
-from prunelab.ledger import words
+from prunelab.ledger import history_words, words
 from prunelab.ledger.events import Approved, Proposed, Rejected, Repaired, Tuned, Undone
 from prunelab.ledger.state import fold
 from prunelab.values import Progress, revive, thaw
@@ -662,12 +662,16 @@ def test_run_makes_so_many_moves_and_approve_can_leave_out_the_repair(
     assert [type(event).__name__ for event in session.ledger] == ["Began", "Proposed", "Approved"]
     assert "session.approve(repair=False)" in session.export(tmp_path / "run.py").read_text()
     assert session.ledger[-1].run == 0.3
-    assert [words.by(event) for event in session.ledger] == ["", "AOFP", "a run to 30% of the MACs"]
+    assert [history_words.by(event) for event in session.ledger] == [
+        "",
+        "AOFP",
+        "a run to 30% of the MACs",
+    ]
     assert words.outcome(session.state, None).startswith("Approved by a run (theta ")
     session.propose()
     session.approve()
     assert session.ledger[-2].run is None
-    assert [words.by(event) for event in session.ledger][3:] == ["AOFP", "you", "session"]
+    assert [history_words.by(event) for event in session.ledger][3:] == ["AOFP", "you", "session"]
     assert words.outcome(session.state, None).startswith("Approved and repaired: ")
     with pytest.raises(pl.InvalidValue, match="moves is a whole number"):
         session.run(moves=1.5)
