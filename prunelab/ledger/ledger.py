@@ -54,10 +54,9 @@ class Ledger:
 
     def extend(self, events: Sequence[Event], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Store `events` with their `weights`, by key, and update the state."""
-        state = reduce(advance, events, self._state)
+        state, all_events = reduce(advance, events, self._state), [*self._events, *events]
         self._store.extend(events, weights)
-        self._events += events
-        self._state = state
+        self._events, self._state = all_events, state  # nothing here can fail
 
     def weights(self, key: str) -> dict[str, Tensor]:
         """The weights stored under `key`, by name, in new memory."""

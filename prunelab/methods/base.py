@@ -89,9 +89,9 @@ class Method(Protocol):
 class Context:
     """What a method may ask while it searches. Nothing here changes the session.
 
-    `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
-    only. `seed` follows from the session's seed and the event's number; all randomness of a
-    search must come from it. `carry` is what the approved move before this one left, and
+    `model` is a copy of the network now, in evaluation mode, and `graph` describes it; both are to
+    be read only, and what is measured is not of this copy. `seed` follows from the session's seed
+    and the event's number; all randomness of a search must come from it. `carry` is what the approved move before this one left, and
     `momentum()` what its `Found` brought, cut as the network was (None: nothing, or it was tuned).
     `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
     batches that hold n of them; `apart(kinds, images, layers)` gives two Evidences, of most of n
