@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from prunelab.errors import SessionFileError
+from prunelab.errors import InvalidValue, SessionFileError
 from prunelab.ledger.content import content_hash, raw, tensor_of
 from prunelab.ledger.events import Event
 from prunelab.values import revive, thaw
@@ -56,7 +56,7 @@ class RowStore(ABC):
 
     def extend(self, events: Sequence[Event], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Store `events` and `weights`: everything or nothing."""
-        texts = [json.dumps(thaw(event)) for event in events]
+        texts = [_text(event) for event in events]
         with self._transaction() as database:
             try:
                 database.executemany(
@@ -138,7 +138,7 @@ class RowStore(ABC):
             raise self._damaged(f"event {seq} is corrupted")
         try:
             event = revive(json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SessionFileError(
                 f"{self}: event {seq} cannot be understood ({error!r}); a newer prunelab may "
                 "have written it. Open it with that version."
@@ -166,6 +166,19 @@ class RowStore(ABC):
     @abstractmethod
     def _damaged(self, found: str) -> SessionFileError:
         """The error for damage: `found` describes it."""
+
+
+def _text(event: Event) -> str:
+    """The text of an event that can be read again."""
+    try:
+        text = json.dumps(thaw(event))
+        revive(json.loads(text))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidValue(
+            f"The event {type(event).__name__} holds what no session file can: {error}. Parameters "
+            "and carry of a method are numbers, texts, and lists and mappings of them."
+        ) from None
+    return text
 
 
 def _tables(database: sqlite3.Connection) -> set[str]:

@@ -41,16 +41,21 @@ from hypothesis.stateful import (
 import prunelab as pl
 from prunelab.ledger.events import Noted
 
+
+def some_of(move: Any) -> dict[str, Any]:
+    return {} if move is None else {name: units[:1] for name, units in move.drop.items()}
+
+
 ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError)
 SAMPLED = pl.AOFP(scoring="sampled", batches=4, warmup=0, theta=10.0)
 METHODS = (pl.ThiNet(pruning_ratio=0.25, images=32), pl.AOFP(theta=0.05, images=32), SAMPLED,
-           pl.Magnitude(), pl.SpatialFactorisation({"conv1": 4}, images=32))  # fmt: skip
+           pl.Magnitude(), pl.SpatialFactorisation(ranks={"conv1": 4}, images=32))  # fmt: skip
 UNITS = {"conv1": [3, 4]}
 VERBS: dict[str, Callable[[pl.Session], Any]] = {
     "propose": lambda s: s.propose(),
     "propose given": lambda s: s.propose(drop=UNITS),
     "adjust": lambda s: s.adjust(UNITS),
-    "adjust to less": lambda s: s.adjust({n: u[:1] for n, u in s.state.pending.drop.items()}),
+    "adjust to less": lambda s: s.adjust(some_of(s.state.pending)),
     "approve": lambda s: s.approve(),
     "approve without repair": lambda s: s.approve(repair=False),
     "reject": lambda s: s.reject("no"),
