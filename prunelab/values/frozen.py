@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
+from prunelab.values.fields import misfit
+
 V = TypeVar("V", covariant=True)
 
 
@@ -86,7 +88,10 @@ def revive(data: Any) -> Any:
         if "is" in data:
             kind = Codec.known[data["is"]]
             skipped = {"is", *getattr(kind, "retired", ())}
-            return kind(**{key: revive(item) for key, item in data.items() if key not in skipped})
+            given = {key: revive(item) for key, item in data.items() if key not in skipped}
+            if (wrong := misfit(kind, given)) is not None:
+                raise TypeError(f"{kind.__name__} with {wrong}={given[wrong]!r:.60}")
+            return kind(**given)
         return FrozenMap({key: revive(item) for key, item in data.items()})
     if isinstance(data, list):
         return tuple(revive(item) for item in data)

@@ -6,6 +6,7 @@ graph and network agree, that cut and masked network do, and that nothing of the
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -202,6 +203,7 @@ class Sessions(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+EXAMPLES = int(os.environ.get("PRUNELAB_EXAMPLES", 600))  # of the slow test
 TALLY: Counter[str] = Counter()
 
 
@@ -227,5 +229,5 @@ def test_whatever_fails_in_a_verb_the_session_is_as_before_or_as_after() -> None
 
 @pytest.mark.slow
 def test_whatever_fails_in_a_verb_the_session_is_as_before_or_as_after_often() -> None:
-    drawn(600, 25)
+    drawn(EXAMPLES, 25)
     print(dict(TALLY))
