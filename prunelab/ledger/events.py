@@ -208,7 +208,7 @@ class Tuned(Step):
             return (f"session.tune(steps={self.steps})",)
         return (
             f"with session.tuning({self.by!r}) as network:",
-            f"    raise NotImplementedError('train it with {self.by} here; not bitwise')",
+            f"    raise NotImplementedError({f'train it with {self.by} here; not bitwise'!r})",
         )
 
 

@@ -401,16 +401,42 @@ def test_names_of_a_stranger_are_text_in_every_page_and_program(tmp_path: Path) 
     pages = [
         pl.figures.report(made.ledger),
         words.history(made.state, made.ledger),
-        pl.figures.svg(pl.figures.board(made.state)),
     ]
     for page in pages:
         tags = Tags(page)
         assert "img" not in tags.found and not tags.handlers
     script = made.export(tmp_path / "run.py").read_text()
     for node in ast.walk(ast.parse(script)):
-        assert not (isinstance(node, ast.Raise) and "SystemExit" in ast.dump(node))
+        assert not (isinstance(node, ast.Raise) and "'SystemExit'" in ast.dump(node))
     made.export(tmp_path / "folder")
     card = (tmp_path / "folder" / "README.md").read_text()
     assert "<img" not in card
     assert "\n# c" not in card
     assert bits(pl.load_pruned(Named, tmp_path / "folder")) == bits(made.model)
+
+
+BAD = '"""\nraise SystemExit(3)\n"""\\'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": BAD},
+        {"method": BAD},
+        {"parameters": {"x=1)\nraise SystemExit(3)\n(": 1, "lambda": BAD, "ok": [BAD]}},
+        {"metrics": {BAD: 0.5, "accuracy": 0.1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_script_holds_nothing_of_a_strangers_file_but_text(
+    folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    with closing(sqlite3.connect(folder / "run.prunelab")) as database:
+        (found,) = database.execute("SELECT json FROM event WHERE seq = 0").fetchone()
+    path = rewritten(folder, "event", 0, json.dumps({**json.loads(found), **change}))
+    made = opened(path, False, pl.Magnitude())
+    with made.tuning(f"me\nraise SystemExit(3)\n{BAD}' + 1"):
+        pass
+    script = made.export(tmp_path / "run.py").read_text()
+    raised = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Raise)]
+    assert not any("'SystemExit'" in ast.dump(node) for node in raised)
