@@ -237,6 +237,7 @@ class Session:
             raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
         with understood(path):
             began = ledger.state.began
+            repair = began.settings["repair"]
         began_with = {"repair_images": REPAIR_IMAGES, **began.settings, "seed": began.seed}
         for name, value in given.items():
             if value != began_with[name]:
@@ -247,7 +248,7 @@ class Session:
         base = original_of(ledger, model, path)
         settings = Settings.of(
             own.get("forward"), own.get("loss"), own.get("metrics"), own.get("train"),
-            began.settings["repair"], began.settings.get("repair_images", REPAIR_IMAGES),
+            repair, began.settings.get("repair_images", REPAIR_IMAGES),
             own.get("memory"),
         )  # fmt: skip
         evaluator = Evaluator(
