@@ -131,8 +131,10 @@ def worked(seed: int, turns: int) -> Counter[str]:
             try:
                 rng.choice(verbs)(made)
                 done[kind] += 1
-            except pl.PruneLabError as error:
-                inside[type(error).__name__] += 1
+            except pl.SessionBusy:
+                time.sleep(rng.random() * 0.01)
+            except pl.PruneLabError:
+                done["refused"] += 1
             except BaseException as error:
                 odd.append(error)
 
