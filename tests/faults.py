@@ -26,6 +26,7 @@ import prunelab as pl
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.surgery.network_state import captured
 from prunelab.ledger.state import fold
+from prunelab.methods.lasso import _Inside
 
 HOME = str(Path(pl.__file__).parent)
 
@@ -245,7 +246,8 @@ def process() -> tuple[Any, ...]:
         torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
         torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled(),
         torch.are_deterministic_algorithms_enabled(), torch._C._len_torch_dispatch_stack(),
-        torch._C._len_torch_function_stack(), list(warnings.filters),
+        torch._C._len_torch_function_stack(),
+        [one for one in warnings.filters if type(one[1]) is not _Inside],  # that of one thread
         signal.getsignal(signal.SIGINT), len(nn.modules.module._global_forward_hooks),
     )  # fmt: skip
 

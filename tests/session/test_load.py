@@ -1,8 +1,12 @@
-"""Long sessions stay quick and small: many events, moves, branches, screens."""
+"""Long sessions stay quick and small: many events, moves and branches.
+
+Screens are opened and closed in notebook/test_what_if.py.
+"""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import resource
 import statistics
 import time
@@ -102,7 +106,7 @@ def test_ten_thousand_events_open_at_once_and_slow_no_verb_down(tmp_path: Path) 
 def test_a_file_grows_by_the_same_with_every_move_and_memory_stays(tmp_path: Path) -> None:
     found = many_moves(tmp_path / "run.prunelab", 36)
     sizes = [size for _, size, _ in found]
-    grown = [b - a for a, b in zip(sizes, sizes[1:], strict=False)]
+    grown = [b - a for a, b in itertools.pairwise(sizes)]
     assert max(grown[1:]) < 2 * max(grown[0], 4096)
     assert found[-1][2] - found[1][2] < 20 << 10
 
@@ -112,34 +116,6 @@ def test_three_hundred_moves_with_branches(tmp_path: Path) -> None:
     found = many_moves(tmp_path / "run.prunelab", 300)
     print(found)
     sizes = [size for _, size, _ in found]
-    grown = [b - a for a, b in zip(sizes, sizes[1:], strict=False)]
+    grown = [b - a for a, b in itertools.pairwise(sizes)]
     assert max(grown[1:]) < 2 * grown[0]
     assert found[-1][2] - found[1][2] < 40 << 10
-
-
-def many_screens(count: int) -> list[tuple[int, int, int, int]]:
-    """Screens opened and closed: (screens, listeners, widgets, KiB of peak memory) on the way."""
-    import threading
-
-    from ipywidgets import Widget
-
-    made = session(None, own=False)
-    made.measure()
-    made.propose()
-    found = []
-    for number in range(1, count + 1):
-        screen = pl.show(made)
-        screen.close()
-        if number % max(count // 5, 1) == 0:
-            gc.collect()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            listeners = len(made._runner._listeners)
-            print(threading.active_count())
-            found.append((number, listeners, len(Widget.widgets), peak))
-    return found
-
-
-def test_screens_that_are_closed_leave_nothing(tmp_path: Path) -> None:
-    found = many_screens(10)
-    assert len({listeners for _, listeners, _, _ in found}) == 1
-    assert len({widgets for _, _, widgets, _ in found}) == 1
