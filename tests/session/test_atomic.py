@@ -38,9 +38,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from torch import Tensor, nn
+from toys import batches
 
 import prunelab as pl
 from prunelab.ledger.events import Noted
+from prunelab.values import FrozenMap
+
+
+# Python itself ignores an interrupt that comes while it closes a generator that is let go.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def some_of(move: Any) -> dict[str, Any]:
@@ -221,8 +228,8 @@ def drawn(examples: int, steps: int) -> None:
 
 def test_whatever_fails_in_a_verb_the_session_is_as_before_or_as_after() -> None:
     TALLY.clear()
-    drawn(20, 12)
-    assert TALLY["verbs"] > 100
+    drawn(30, 20)
+    assert TALLY["verbs"] > 200
     assert min(TALLY["before"], TALLY["after"]) > 0
     print(dict(TALLY))
 
@@ -231,3 +238,100 @@ def test_whatever_fails_in_a_verb_the_session_is_as_before_or_as_after() -> None
 def test_whatever_fails_in_a_verb_the_session_is_as_before_or_as_after_often() -> None:
     drawn(EXAMPLES, 25)
     print(dict(TALLY))
+
+
+# ---------------------------------------------------------------- what the machine found first
+
+
+@pytest.mark.parametrize("verb", ["note", "evaluate", "propose"])
+def test_an_interrupt_while_a_verb_begins_or_ends_leaves_the_session_free(verb: str) -> None:
+    WIRE.disarm()
+    made = session(None, own=False)
+    made.measure()
+    with Bomb(-1, KeyboardInterrupt) as calls:
+        VERBS[verb](made)
+    last = calls.calls
+    for at in (*range(1, 60), *range(max(60, last - 60), last)):
+        if made.state.pending is not None:
+            made.reject()
+        with Bomb(at, KeyboardInterrupt):
+            faulty(lambda: VERBS[verb](made))
+        assert made.busy is None
+        made.note("free")
+    sound(made)
+
+
+@pytest.mark.parametrize("error", [None, *ERRORS])
+def test_a_method_that_writes_into_its_network_changes_no_session(error: Any) -> None:
+    WIRE.disarm()
+    made = session(None, own=False)
+    made.method = Careless(METHODS[0])
+    before = seen(made)
+    if error is not None:
+        WIRE.arm("method", 2, error)
+        assert isinstance(faulty(made.propose), error)
+        assert seen(made) == before
+    move = made.propose()
+    made.foresee(theta=None, method=Careless(METHODS[3]))
+    sound(made)
+    made.reject()
+    made.method = METHODS[0]
+    assert made.propose().drop == move.drop
+
+
+def test_a_trained_proposal_that_a_repair_leaves_pending_keeps_its_network(tmp_path: Path) -> None:
+    WIRE.disarm()
+    made = session(tmp_path / "run.prunelab", own=False)
+    made.method = SAMPLED
+    made.propose()
+    brought = made._history.brought
+    made.repair("bn")
+    assert made.state.pending is not None
+    assert made._history.brought is brought is not None
+    assert seen(opened(tmp_path / "run.prunelab", False, SAMPLED)) == seen(made)
+
+
+class Is(nn.Module):
+    """A network whose layer has the name that marks what is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("is", nn.Conv2d(1, 8, 3))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.get_submodule("is")(x).relu().mean((2, 3)))
+
+
+def test_names_that_mark_what_is_stored_are_stored_as_names(tmp_path: Path) -> None:
+    path, data = tmp_path / "run.prunelab", pl.Data(train=batches(32, 1), val=batches(32, 2))
+    metrics = {"is": lambda model, loader: 0.5}
+    made = pl.Session(Is().eval(), data, "magnitude", metrics=metrics, path=path)
+    made.propose()
+    made.approve(repair=False)
+    for number, value in enumerate(({"is": "x"}, {"is": "Move"}, [{"is": {"is": 1}}], (1, [2]))):
+        made.answer(str(number), value)
+    again = pl.Session.open(path, model=Is(), data=data, metrics=metrics)
+    assert list(again.ledger) == list(made.ledger)
+    assert again.state == made.state
+    assert again.state.answers["0"] == FrozenMap({"is": "x"})
+
+
+class Carries:
+    """A method whose move carries what no file holds."""
+
+    name = "carries"
+
+    def search(self, context: Any) -> Any:
+        yield from ()
+        return context.move(self, {"conv1": (0,)}, carry={"what": torch.ones(2)})
+
+
+def test_a_move_that_no_file_can_hold_is_refused_before_anything_changes() -> None:
+    WIRE.disarm()
+    made = session(None, own=False)
+    before = seen(made)
+    made.method = Carries()
+    with pytest.raises(pl.InvalidValue, match="Proposed holds what no session file can"):
+        made.propose()
+    assert seen(made) == before
