@@ -90,7 +90,14 @@ class Runner:
             self._take(holder, verb, background)
             yield
         finally:
-            self._give_back(holder, verb)
+            interrupt = None
+            while self._holder is holder:  # an interrupt may come before a call begins
+                try:
+                    self._give_back(holder, verb)
+                except (KeyboardInterrupt, MemoryError) as error:
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
 
     def run(self, verb: str, work: Work[Result], background: bool = False) -> Result:
         """Run `work` to its end as `verb`."""
@@ -100,7 +107,7 @@ class Runner:
             return finish(self.relay(work))
         finally:
             interrupt = None
-            while self._holder is holder:  # nor between `finally` and a call
+            while self._holder is holder:  # nor before a call begins
                 try:
                     self._give_back(holder, verb)
                 except (KeyboardInterrupt, MemoryError) as error:
