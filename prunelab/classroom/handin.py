@@ -31,6 +31,7 @@ TEXT = 16 << 20  # largest size of ledger or plan, in bytes
 DIRECTORY = 1 << 16  # largest size of the zip's central directory, in bytes
 USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 EVENTS = 2000
+WIDEST = 1 << 24  # channels of a group
 STEPS = 100
 
 
@@ -57,6 +58,8 @@ def submit(source: Any, out: str | Path | None = None) -> Path:
     from safetensors.torch import save
 
     state = ledger.state
+    if any(not 0 < width <= WIDEST for width in state.began.widths.values()):
+        raise HandInError(f"{source} tells of a group without channels, or of more than {WIDEST:,}")
     full = {name: tuple(range(width)) for name, width in state.began.widths.items()}
     kept = full if state.now.kept is None else state.now.kept
     parts = {

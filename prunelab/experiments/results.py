@@ -136,7 +136,7 @@ class Comparison:
         """The comparison in `text`; raises `InvalidValue` for any other text."""
         try:
             found = revive(json.loads(text)["comparison"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InvalidValue(f"This text is not a comparison in JSON: {error}.") from None
         if not isinstance(found, cls):
             raise InvalidValue("This text is not a comparison in JSON; write one by to_json().")

@@ -8,8 +8,10 @@ to a session, `words` how it reads, and `classroom.audit` whether it can be true
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, ClassVar
 
+from prunelab.errors import InvalidValue
 from prunelab.values import Codec, Cost, FrozenMap, Move, Units, thaw
 
 
@@ -31,6 +33,16 @@ class Event:
     def script(self) -> tuple[str, ...]:
         """The lines of a script that do it again; none where the session does it by itself."""
         return ()
+
+
+SETTINGS: dict[str, tuple[type, ...]] = {  # what each may be, where a file has it
+    "repair": (str, NoneType),
+    "repair_images": (int,),
+    "freeze": (tuple,),
+    "round_to": (int,),
+    "higher_is_better": (bool, NoneType),
+    "chance": (float, int, NoneType),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +69,13 @@ class Began(Event):
     weights: str
     unseen: tuple[str, ...] = ()
     versions: FrozenMap[str] = field(default_factory=FrozenMap, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, value in self.settings.items():
+            fits = type(value) in SETTINGS.get(name, (type(value),))
+            if fits and (name != "freeze" or all(isinstance(layer, str) for layer in value)):
+                continue
+            raise InvalidValue(f"No session has the setting {name}={value!r:.60}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +227,7 @@ class Tuned(Step):
             return (f"session.tune(steps={self.steps})",)
         return (
             f"with session.tuning({self.by!r}) as network:",
-            f"    raise NotImplementedError('train it with {self.by} here; not bitwise')",
+            f"    raise NotImplementedError({f'train it with {self.by} here; not bitwise'!r})",
         )
 
 

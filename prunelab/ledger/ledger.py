@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING, Protocol
 
+from prunelab.errors import PruneLabError, SessionFileError
 from prunelab.ledger.events import Event
 from prunelab.ledger.state import State, advance, fold
 
@@ -29,6 +31,26 @@ class Store(Protocol):
         ...
 
 
+@contextmanager
+def understood(source: object) -> Iterator[None]:
+    """Raise `SessionFileError` where what was read from `source` is no session's, though whole.
+
+    Sums are right in a file that somebody has written for a purpose, too.
+    """
+    try:
+        yield
+    except PruneLabError:
+        raise
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        raise SessionFileError(
+            f"{source} holds what no session can have written: {type(error).__name__}: "
+            f"{error!s:.200}. Take a copy of it from a backup."
+        ) from error
+
+
 class Ledger:
     """The events of a session, in order; `extend` is the only way to change it.
 
@@ -38,7 +60,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._events = store.events()
-        self._state = fold(self._events)
+        with understood(store):
+            self._state = fold(self._events)
 
     @property
     def state(self) -> State:
@@ -54,10 +77,12 @@ class Ledger:
 
     def extend(self, events: Sequence[Event], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Store `events` with their `weights`, by key, and update the state."""
-        state = reduce(advance, events, self._state)
+        state, all_events = reduce(advance, events, self._state), [*self._events, *events]
         self._store.extend(events, weights)
-        self._events += events
-        self._state = state
+        self._events, self._state = all_events, state  # nothing here can fail
+
+    def __str__(self) -> str:
+        return str(self._store)
 
     def weights(self, key: str) -> dict[str, Tensor]:
         """The weights stored under `key`, by name, in new memory."""

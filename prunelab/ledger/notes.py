@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ from prunelab.errors import InvalidValue
 from prunelab.ledger import predictions
 from prunelab.ledger.state import State
 from prunelab.ledger.words import SAID, quantity
-from prunelab.values import thaw
+from prunelab.values import revive, thaw
 
 KINDS = ("note", "reason", *SAID)  # SAID: used only by scripts that replay a session
 LONGEST = 10_000  # characters of one note or answer
+DEEPEST = 20  # of lists and dicts in an answer: what reads them again calls itself for each
 
 
 def note(text: str, kind: str) -> dict[str, Any]:
@@ -40,20 +42,29 @@ def answer(exercise: str, value: Any) -> dict[str, Any]:
         raise InvalidValue(
             "answer(exercise, value) needs the exercise's name as its first argument."
         )
-    plain = thaw(value.tolist() if hasattr(value, "tolist") else value)
     try:
+        plain = thaw(value.tolist() if hasattr(value, "tolist") else value)
         text = plain if isinstance(plain, str) else json.dumps(plain, allow_nan=False)
-    except (TypeError, ValueError):
+        value = revive(json.loads(json.dumps(plain)))  # as a file gives it back
+        if _depth(plain) > DEEPEST:
+            raise ValueError
+    except (TypeError, ValueError, RecursionError):
         raise InvalidValue(
-            f"An answer is a finite number, a text, True or False, or a list or dict of such; "
-            f"not {value!r}."
+            f"An answer is a finite number, a text, True or False, or a list or dict of such, at "
+            f"most {DEEPEST} within each other; not {reprlib.repr(value)}."
         ) from None
     return {
         "text": _short(f"{name}: {text}", "answer"),
         "kind": "answer",
         "about": name,
-        "value": json.loads(json.dumps(plain)),
+        "value": value,
     }
+
+
+def _depth(plain: Any) -> int:
+    """How many lists and dicts are within each other."""
+    inner = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
+    return int(isinstance(plain, dict | list)) + max(map(_depth, inner), default=0)
 
 
 def _short(text: str, kind: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from prunelab.errors import SessionFileError
+from prunelab.errors import InvalidValue, SessionFileError
 from prunelab.ledger.content import content_hash, raw, tensor_of
 from prunelab.ledger.events import Event
 from prunelab.values import revive, thaw
@@ -42,13 +42,20 @@ WEIGHTS = (
 )
 # Read as bytes, because a damaged text may not be UTF-8.
 EVENT = "SELECT seq, CAST(json AS BLOB), crc FROM event ORDER BY seq"
-LIST = "SELECT CAST(json AS BLOB), crc FROM weights WHERE key = ?"
+LAST = "SELECT seq, crc FROM event ORDER BY seq DESC LIMIT 1"
+# By the rows themselves: in a damaged file the index may lead to another key's weights.
+LIST = "SELECT CAST(json AS BLOB), crc FROM weights NOT INDEXED WHERE key = ?"
 PIECES = "SELECT CAST(bytes AS BLOB) FROM piece WHERE tensor = ? ORDER BY place"
-WHOLE = "SELECT CAST(bytes AS BLOB), crc FROM blob WHERE key = ?"
+WHOLE = "SELECT CAST(bytes AS BLOB), crc FROM blob NOT INDEXED WHERE key = ?"
+OLD = "CREATE TABLE blob (key TEXT PRIMARY KEY, bytes BLOB NOT NULL, crc INTEGER NOT NULL)"
+SCHEMA = {statement for statement in (*EVENTS, *WEIGHTS, OLD) if statement.startswith("CREATE")}
 
 
 class RowStore(ABC):
     """A `ledger.Store` on an SQLite database; subclasses provide the connection."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, int] = {}  # of the events read and written, by number
 
     def append(self, event: Event, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Store `event` and `weights`: everything or nothing."""
@@ -56,21 +63,16 @@ class RowStore(ABC):
 
     def extend(self, events: Sequence[Event], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Store `events` and `weights`: everything or nothing."""
-        texts = [json.dumps(thaw(event)) for event in events]
+        rows = [(event.seq, text := _text(event), zlib.crc32(text.encode())) for event in events]
         with self._transaction() as database:
-            try:
-                database.executemany(
-                    "INSERT INTO event VALUES (?, ?, ?)",
-                    [
-                        (event.seq, text, zlib.crc32(text.encode()))
-                        for event, text in zip(events, texts, strict=True)
-                    ],
-                )
-            except sqlite3.IntegrityError:
+            last = database.execute(LAST).fetchone() or (-1, None)
+            if last[0] != rows[0][0] - 1 or self._sums.get(last[0], last[1]) != last[1]:
                 raise SessionFileError(
-                    f"{self} has an event {events[0].seq} already: another program writes to "
-                    "the same session. Close one of them, then resume with Session.open(...)."
-                ) from None
+                    f"{self} does not end with the event before {rows[0][0]}: another program "
+                    "writes to the same session, or another file has taken its place. Nothing was "
+                    "written. Close one of them, then resume with Session.open(...)."
+                )
+            database.executemany("INSERT INTO event VALUES (?, ?, ?)", rows)
             if weights:
                 database.execute(MARK)
                 if "weights" not in _tables(database):
@@ -83,11 +85,13 @@ class RowStore(ABC):
                     "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
                     (key, text, zlib.crc32(text.encode())),
                 )
+        self._sums |= {seq: crc for seq, _, crc in rows}
 
     def events(self) -> list[Event]:
         """All events so far, in order."""
         with self._connection() as database:
             rows = database.execute(EVENT).fetchall()
+        self._sums = {seq: crc for seq, _, crc in rows}
         return [self._event(place, *row) for place, row in enumerate(rows)]
 
     def weights(self, key: str) -> dict[str, Tensor]:
@@ -98,14 +102,14 @@ class RowStore(ABC):
                 ("weights", LIST, self._listed),
                 ("blob", WHOLE, self._whole),
             ):
-                row = database.execute(select, (key,)).fetchone() if table in tables else None
-                if row is None:
+                rows = database.execute(select, (key,)).fetchall() if table in tables else []
+                if not rows:
                     continue
-                if zlib.crc32(row[0]) != row[1]:
+                if len(rows) > 1 or zlib.crc32(rows[0][0]) != rows[0][1]:
                     raise self._damaged(f"the weights {key!r} are not what was written")
                 try:
-                    return read(database, row[0])
-                except (KeyError, TypeError, ValueError) as error:
+                    return read(database, rows[0][0])
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
                     raise self._damaged(f"the weights {key!r}: {error}") from None
         raise self._damaged(f"it holds no weights {key!r}")
 
@@ -138,7 +142,7 @@ class RowStore(ABC):
             raise self._damaged(f"event {seq} is corrupted")
         try:
             event = revive(json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SessionFileError(
                 f"{self}: event {seq} cannot be understood ({error!r}); a newer prunelab may "
                 "have written it. Open it with that version."
@@ -166,6 +170,19 @@ class RowStore(ABC):
     @abstractmethod
     def _damaged(self, found: str) -> SessionFileError:
         """The error for damage: `found` describes it."""
+
+
+def _text(event: Event) -> str:
+    """The text of an event that can be read again."""
+    try:
+        text = json.dumps(thaw(event))
+        revive(json.loads(text))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidValue(
+            f"The event {type(event).__name__} holds what no session file can: {error}. Parameters "
+            "and carry of a method are numbers, texts, and lists and mappings of them."
+        ) from None
+    return text
 
 
 def _tables(database: sqlite3.Connection) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from prunelab.errors import SessionFileError
-from prunelab.ledger.rows import APPLICATION, EVENTS, FORMAT, WEIGHTS, RowStore
+from prunelab.ledger.rows import APPLICATION, EVENTS, FORMAT, SCHEMA, WEIGHTS, RowStore
 
 MAGIC = b"SQLite format 3\0"
 PATIENCE = 10.0  # seconds to wait for another program's transaction
@@ -37,7 +37,9 @@ class FileStore(RowStore):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
         self.path = Path(path)
+        self._place = self.path.absolute()  # wherever the process goes afterwards
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Self:
@@ -47,9 +49,13 @@ class FileStore(RowStore):
         """
         store = cls(path)
         cls._claim(store.path)
-        with store._transaction() as database:
-            for statement in EVENTS + WEIGHTS:
-                database.execute(statement)
+        try:
+            with store._transaction() as database:
+                for statement in EVENTS + WEIGHTS:
+                    database.execute(statement)
+        except BaseException:
+            store._place.unlink(missing_ok=True)
+            raise
         return store
 
     @staticmethod
@@ -73,7 +79,7 @@ class FileStore(RowStore):
             pages = database.execute("PRAGMA page_count").fetchone()[0]
             size = database.execute("PRAGMA page_size").fetchone()[0]
             if (
-                store.path.stat().st_size < pages * size
+                store._place.stat().st_size < pages * size
             ):  # SQLite would fill up an incomplete last page
                 raise store._damaged("its end is missing")
         store.events()
@@ -103,7 +109,7 @@ class FileStore(RowStore):
     def _recognise(self) -> None:
         """Raise for a file that is not a session of a known format."""
         try:
-            with self.path.open("rb") as file:
+            with self._place.open("rb") as file:
                 start = file.read(len(MAGIC))
         except FileNotFoundError:
             raise SessionFileError(
@@ -122,6 +128,7 @@ class FileStore(RowStore):
                 "are written by Session(..., path=...)."
             )
         with self._connection() as database:
+            made = {sql for (sql,) in database.execute("SELECT sql FROM sqlite_master") if sql}
             mark = database.execute("PRAGMA application_id").fetchone()[0]
             version = database.execute("PRAGMA user_version").fetchone()[0]
         if mark != APPLICATION:
@@ -129,6 +136,9 @@ class FileStore(RowStore):
                 f"{self.path} is an SQLite database of another program; it is "
                 "not changed. Session files are written by Session(..., path=...)."
             )
+        if version <= FORMAT and (odd := sorted(made - SCHEMA, key=repr)):
+            # A view or a trigger is a program, which would run when it is read or written.
+            raise self._damaged(f"it holds {odd[0]!r:.80}, which no session writes")
         if version > FORMAT:
             raise SessionFileError(
                 f"{self.path} has format {version}; this prunelab knows formats up to {FORMAT}. "
@@ -138,7 +148,7 @@ class FileStore(RowStore):
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A new connection for every use, so that any thread can use the store."""
-        uri = self.path.absolute().as_uri() + "?mode=rw"
+        uri = self._place.as_uri() + "?mode=rw"
         try:
             with closing(
                 sqlite3.connect(uri, uri=True, timeout=PATIENCE, isolation_level=None)
@@ -171,6 +181,7 @@ class TemporaryStore(RowStore):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         # A second connection would open another database, so threads share this one in turn.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._turn = threading.Lock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -73,13 +73,16 @@ def checked(forward: Forward, model: nn.Module, batch: Any) -> Any:
         ) from error
 
 
-def finish(steps: Iterator[Any]) -> Any:
-    """Run a generator to its end and return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+def finish(steps: Generator[Any, None, Any]) -> Any:
+    """Run a generator to its end and return its result; it is closed at once where that fails."""
+    try:
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+    finally:
+        steps.close()
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:

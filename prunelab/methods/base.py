@@ -89,19 +89,19 @@ class Method(Protocol):
 class Context:
     """What a method may ask while it searches. Nothing here changes the session.
 
-    `model` is the network now, in evaluation mode, and `graph` describes it; both are to be read
-    only. `seed` follows from the session's seed and the event's number; all randomness of a
-    search must come from it. `carry` is what the approved move before this one left, and
-    `momentum()` what its `Found` brought, cut as the network was (None: nothing, or it was tuned).
-    `measure(kinds, at=, images=)` gives Evidence on training images; `images(n)` gives the very
-    batches that hold n of them; `apart(kinds, images, layers)` gives two Evidences, of most of n
-    training images and of those held out to choose by (None: none are);
-    `aimed(layers, images)` measures layers against the network last trained, an `AimedGram` for
-    each. `forward(model, batch)` runs a network on a batch,
-    `loss(model, batch)` gives its loss. `frozen` are the modules that training must leave in
-    evaluation mode, see `in_training`. `form(factors)` is the graph of the uncut network with
-    these layers factorised as well. `memory.ask(...)` is called before much is allocated.
-    `latency_table()` estimates the seconds of a plan on this machine.
+    `model` is a copy of the network now, in evaluation mode, and `graph` describes it; both are to
+    be read only, and what is measured is not of this copy. `seed` follows from the session's seed
+    and the event's number; all randomness of a search must come from it. `carry` is what the
+    approved move before this one left, and `momentum()` what its `Found` brought, cut as the
+    network was (None: nothing, or it was tuned). `measure(kinds, at=, images=)` gives Evidence on
+    training images; `images(n)` gives the very batches that hold n of them; `apart(kinds, images,
+    layers)` gives two Evidences, of most of n training images and of those held out to choose by
+    (None: none are); `aimed(layers, images)` measures layers against the network last trained, an
+    `AimedGram` for each. `forward(model, batch)` runs a network on a batch, `loss(model, batch)`
+    gives its loss. `frozen` are the modules that training must leave in evaluation mode, see
+    `in_training`. `form(factors)` is the graph of the uncut network with these layers factorised as
+    well. `memory.ask(...)` is called before much is allocated. `latency_table()` estimates the
+    seconds of a plan on this machine.
     """
 
     model: nn.Module

@@ -6,6 +6,8 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
+from torch import nn
+
 from prunelab.cost.counting import cost
 from prunelab.errors import InvalidValue
 from prunelab.evidence import AimedGram, Evidence, aiming
@@ -35,9 +37,12 @@ def macs_of(state: State, target: float) -> int:
 
 
 def search_context(
-    evaluator: Evaluator, history: History, state: State, target_macs: int | None
+    evaluator: Evaluator, history: History, state: State, target_macs: int | None, model: nn.Module
 ) -> Context:
-    """The context of a search on the network of `state`, which is the current one."""
+    """The context of a search on the network of `state`, which is the current one.
+
+    `model` is a copy of it, for the method: what a method does to it stays there.
+    """
     settings, splits = evaluator.settings, evaluator.splits
 
     def measure(
@@ -64,7 +69,7 @@ def search_context(
         )  # fmt: skip
 
     return Context(
-        model=history.network,
+        model=model,
         graph=where_reached(history.graph, evaluator.reached),
         plan=history.plan_at(state.now),
         fingerprint=state.now.event.fingerprint,

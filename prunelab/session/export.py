@@ -33,6 +33,7 @@ from prunelab.graph.surgery.factorisation import factorised, plain_factors
 from prunelab.graph.surgery.held_tensors import checked_network
 from prunelab.graph.surgery.network_state import NetworkState, captured, restore, unwrapped
 from prunelab.graph.trace import copy_of
+from prunelab.ledger.ledger import understood
 from prunelab.loops.batch import device_of
 from prunelab.session.portable import SIZES, Program, as_onnx, as_pt2, model_card, outputs_of
 from prunelab.session.script import to_script
@@ -106,14 +107,17 @@ def load_pruned(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module
             for key in ("norms", "edits")
         )
         factors = dict(json.loads(metadata.get("factors", "{}")))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (
+        ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise SessionFileError(f"{path} is damaged: {error}. Export it again.") from None
     model = factory()
     checked_network(model, "What factory() gives")
     try:
-        if factors:
-            model = factorised(model, factors, lambda name, w: plain_factors(w, factors[name]))
-        restore(model, state, resize=True)
+        with understood(path):
+            if factors:
+                model = factorised(model, factors, lambda name, w: plain_factors(w, factors[name]))
+            restore(model, state, resize=True)
     except (BadModel, IllegalPlan) as error:
         raise BadModel(
             f"The file holds another architecture than factory() builds: {error}"

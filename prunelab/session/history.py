@@ -16,7 +16,7 @@ from prunelab.graph.surgery.factorised_graph import extended
 from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
 from prunelab.ledger.events import Began, Event, Noted, Proposed, Tuned
-from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.ledger import Ledger, understood
 from prunelab.ledger.state import Point, State
 from prunelab.loops.batch import finish
 from prunelab.loops.ranks import follow
@@ -48,11 +48,12 @@ class History:
     def resume(self) -> None:
         """Restore the network after the ledger's last event."""
         state = self.state
-        self.network = self.network_at(state.now)
-        plan = self.plan
-        self.graph = self._evaluator.graph_of(plan).after(plan)
-        if state.pending is not None and state.proposed is not None and state.proposed.weights:
-            self.brought = self._stored(state.proposed.weights, self.source_plan)
+        with understood(self.ledger):
+            self.network = self.network_at(state.now)
+            plan = self.plan
+            self.graph = self._evaluator.graph_of(plan).after(plan)
+            if state.pending is not None and state.proposed is not None and state.proposed.weights:
+                self.brought = self._stored(state.proposed.weights, self.source_plan)
         self.answers = finish(self._evaluator.judge(self.network))[1]
 
     # ------------------------------------------------------------ points
@@ -128,8 +129,9 @@ class History:
         return follow(self._evaluator.network(plan, captured(network)))
 
     def _stored(self, key: str, plan: WidthPlan) -> nn.Module:
-        state = NetworkState.unpacked(self.ledger.weights(key))
-        return self._evaluator.network(plan, state)
+        with understood(self.ledger):
+            state = NetworkState.unpacked(self.ledger.weights(key))
+            return self._evaluator.network(plan, state)
 
     def shown(self) -> nn.Module:
         """A copy of the network for the user, the same one until the network changes."""
@@ -252,7 +254,8 @@ class History:
         with uninterrupted():
             self.ledger.extend(events, stored)
             self.network, self.graph, self.answers = network, graph, answers
-            self.brought = None
+            if self.state.pending is None:  # a repair or tune leaves it, and what came with it
+                self.brought = None
         for event in events:
             self._tell(event)
 

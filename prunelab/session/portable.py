@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import torch
@@ -177,16 +179,16 @@ def model_card(card: Mapping[str, Any]) -> str:
             *(f"{1e3 * seconds[when]:.2f} ms" for when in ("before", "after")),
         ),
         *(
-            (f"{split} {name}", f"{value:.4f}", f"{card[split]['after'][name]:.4f}")
+            (f"{split} {_plain(name)}", f"{value:.4f}", f"{card[split]['after'][name]:.4f}")
             for split in ("validation", "test")
             for name, value in card[split]["before"].items()
         ),
     ]
-    by = f" by {card['method']}" if card["method"] else ""
+    by = f" by {_plain(card['method'])}" if card["method"] else ""
     moves = f"{card['moves']} move" + "s" * (card["moves"] != 1)
     return CARD.format(
         front=_front_matter(card),
-        network=card["network"],
+        network=_plain(card["network"]),
         sentence=f"Channels were pruned{by} with prunelab, in {moves}.{_rewritten(card)}",
         rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
     )
@@ -194,7 +196,8 @@ def model_card(card: Mapping[str, Any]) -> str:
 
 def _rewritten(card: Mapping[str, Any]) -> str:
     """Which attributes of the network have other values, if any."""
-    told = ", ".join(f"`{name}` to {value}" for name, value in card["rewritten"].items())
+    names = {name: " ".join(name.replace("`", "'").split()) for name in card["rewritten"]}
+    told = ", ".join(f"`{names[name]}` to {value}" for name, value in card["rewritten"].items())
     return f" Attributes that hold widths were set: {told}." if told else ""
 
 
@@ -211,4 +214,10 @@ def _front_matter(card: Mapping[str, Any]) -> str:
         results_of = [{"task": task, "dataset": data, "metrics": results}]
         front["pipeline_tag"] = task["type"]
         front["model-index"] = [{"name": card["network"], "results": results_of}]
-    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    lines = (f"{key}: {json.dumps(value)}" for key, value in front.items())
+    return "\n".join(lines).replace("<", "\\u003c")  # some show it as it is
+
+
+def _plain(text: str) -> str:
+    """A name as Markdown that shows it and does nothing: no tag, link, heading or cell."""
+    return re.sub(r"([\\`*\[\]|#~])", r"\\\1", escape(" ".join(str(text).split()), quote=False))

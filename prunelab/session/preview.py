@@ -7,12 +7,15 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from prunelab.cost.allocate import AllocationProblem
 from prunelab.cost.counting import cost
 from prunelab.data.private_random import privately
 from prunelab.errors import WrongState
 from prunelab.evidence import ContributionGram, Evidence, damage_curve
 from prunelab.evidence.best_set import exchanged
+from prunelab.graph.trace import copy_of
 from prunelab.ledger.state import State
 from prunelab.methods import Method
 from prunelab.methods.base import found, measures, parameters, spares
@@ -111,6 +114,7 @@ class Preview:
         self._problem: tuple[tuple[str, Evidence, list[str]], AllocationProblem] | None = (
             None  # the last one
         )
+        self._lent: tuple[nn.Module, nn.Module] | None = None  # the network, and a copy to lend
 
     def at_hand(self) -> AtHand | None:
         """The contributions measured last, of the current network or an earlier one."""
@@ -235,6 +239,13 @@ class Preview:
         times, of = self._evaluator.measurements.layer_times, self._evaluator.graph_of
         return None if times is None else (times.at(of(before), before), times.at(of(after), after))
 
+    def _lent_copy(self) -> nn.Module:
+        """A copy of the current network for methods, the same one until it changes."""
+        network, lent = self._history.network, self._lent
+        if lent is None or lent[0] is not network:
+            self._lent = lent = network, copy_of(network)
+        return lent[1]
+
     def _searched(self, state: State, method: Method) -> tuple[Move | None, tuple[Any, ...]]:
         """The move and evidence of the method's search, if existing evidence is enough for it."""
 
@@ -250,7 +261,7 @@ class Preview:
             )
 
         context = replace(
-            search_context(self._evaluator, self._history, state, None),
+            search_context(self._evaluator, self._history, state, None, self._lent_copy()),
             measure=remembered,
             apart=refused,
             aimed=refused,

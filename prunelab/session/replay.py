@@ -25,7 +25,7 @@ from prunelab.ledger.events import (
     Repaired,
     Tuned,
 )
-from prunelab.ledger.ledger import Ledger
+from prunelab.ledger.ledger import Ledger, understood
 from prunelab.methods import make_method
 from prunelab.values import thaw
 
@@ -50,7 +50,8 @@ def original_of(ledger: Ledger, model: nn.Module, path: str | Path) -> nn.Module
     """
     base, began = copy_of(model), ledger.state.began
     try:
-        restore(base, NetworkState.unpacked(ledger.weights(began.weights)))
+        with understood(path):
+            restore(base, NetworkState.unpacked(ledger.weights(began.weights)))
     except BadModel as error:
         raise SessionFileError(
             f"{path} is a session of a {began.network} whose weights do not fit the given "

@@ -32,11 +32,13 @@ class Runner:
     """Runs the verbs of one session."""
 
     def __init__(self) -> None:
-        self._gate = threading.Condition()
+        self._gate = threading.RLock()  # of C, which an interrupt cannot leave half taken
+        self._freed = threading.Condition(self._gate)
         self._stop = threading.Event()
         self._enough = threading.Event()
         self._preempted = threading.Event()
         self._busy: str | None = None
+        self._holder: object = None
         self._in_background = False
         self._listeners: list[Callable[[Any], None]] = []
 
@@ -83,41 +85,71 @@ class Runner:
         Raises `SessionBusy` where another verb is running. A foreground verb preempts one that
         runs in the background, and waits until it has ended at its next step.
         """
-        with self._gate:
-            while self._busy is not None:
-                if background or not self._in_background:
-                    raise SessionBusy(f"{self._busy} is running; wait for it, or stop it.")
-                self._preempted.set()
-                self._gate.wait()
-            self._busy, self._in_background = verb, background
-            for flag in (self._preempted, self._stop, self._enough):
-                flag.clear()
+        holder = object()
         try:
+            self._take(holder, verb, background)
             yield
         finally:
-            with self._gate:
-                self._busy, self._in_background = None, False
-                self._gate.notify_all()
-            self.tell(Ended(verb))
+            interrupt = None
+            while self._holder is holder:  # an interrupt may come before a call begins
+                try:
+                    self._give_back(holder, verb)
+                except (KeyboardInterrupt, MemoryError) as error:
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
 
     def run(self, verb: str, work: Work[Result], background: bool = False) -> Result:
         """Run `work` to its end as `verb`."""
-        with self.hold(verb, background):
+        holder = object()
+        try:  # not `with`: an interrupt may come between a `with` and what it enters or leaves
+            self._take(holder, verb, background)
             return finish(self.relay(work))
+        finally:
+            interrupt = None
+            while self._holder is holder:  # nor before a call begins
+                try:
+                    self._give_back(holder, verb)
+                except (KeyboardInterrupt, MemoryError) as error:
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
+
+    def _take(self, holder: object, verb: str, background: bool) -> None:
+        with self._gate:
+            while self._holder is not None:
+                if background or not self._in_background:
+                    raise SessionBusy(f"{self._busy} is running; wait for it, or stop it.")
+                self._preempted.set()
+                self._freed.wait()
+            for flag in (self._preempted, self._stop, self._enough):
+                flag.clear()
+            self._holder, self._busy, self._in_background = holder, verb, background
+
+    def _give_back(self, holder: object, verb: str) -> None:
+        """Set the session free if `holder` holds it, and tell so."""
+        if self._holder is holder:
+            with self._gate:
+                self._busy, self._in_background = None, False
+                self._freed.notify_all()
+                self._holder = None
+            self.tell(Ended(verb))
 
     def relay(self, work: Work[Result]) -> Work[Result]:
         """Pass the items of `work` on to the listeners; `stop` ends it between two steps."""
-        while True:
-            try:
-                item = next(work)
-            except StopIteration as end:
-                result: Result = end.value
-                return result
-            self.tell(item)
-            if self._stop.is_set() or (self._in_background and self._preempted.is_set()):
-                work.close()
-                raise Stopped(f"{self._busy} was stopped; its unfinished work is discarded.")
-            yield item
+        try:
+            while True:
+                try:
+                    item = next(work)
+                except StopIteration as end:
+                    result: Result = end.value
+                    return result
+                self.tell(item)
+                if self._stop.is_set() or (self._in_background and self._preempted.is_set()):
+                    raise Stopped(f"{self._busy} was stopped; its unfinished work is discarded.")
+                yield item
+        finally:
+            work.close()  # at once, not when the last one who looks at the error lets it go
 
     def tell(self, item: Any) -> None:
         """Call every listener with `item`."""
@@ -125,7 +157,8 @@ class Runner:
             try:
                 listener(item)
             except Exception as error:  # a broken view must not break the work
-                self._listeners.remove(listener)
+                if listener in self._listeners:  # unless it has removed itself
+                    self._listeners.remove(listener)
                 warnings.warn(f"A listener failed and was dropped: {error!r}", stacklevel=2)
 
 

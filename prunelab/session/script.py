@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 from prunelab.data import zoo
@@ -19,12 +20,14 @@ def to_script(session: Session) -> str:
     began = session.state.began
     current = _method_text(began.method, dict(began.parameters))
     given = ", ".join(f"{name}={value!r}" for name, value in settings_of(began).items())
-    line = session.state.line().replace("\\", "\\\\").replace('"', '\\"')
-    lines = [f'"""Replays a prunelab session on a {began.network}: {line}.']
+    lines = [
+        f'"""Replays a prunelab session on a {_quoted(began.network)}: '
+        f"{_quoted(session.state.line())}."
+    ]
     tunes = [event for event in session.ledger if isinstance(event, Tuned) and event.unlike()]
     if tunes:
         lines += ["", "Not bitwise, so that what follows may differ from the record:"]
-        lines += [f"- event {event.seq}: {event.unlike()}." for event in tunes]
+        lines += [f"- event {event.seq}: {_quoted(event.unlike())}." for event in tunes]
     lines[-1] += '\n"""' if tunes else '"""'
     lines += [
         "",
@@ -76,7 +79,7 @@ def _decisions_text(session: Session) -> list[str]:
     try:
         found = [f"    {decision!r}," for decision in decisions(session.ledger)]
     except InvalidValue as error:
-        return [f"DECISIONS = None  # {error}"]
+        return [f"DECISIONS = None  # {' '.join(str(error).split())}"]
     return ["DECISIONS = [", *found, "]"]
 
 
@@ -90,5 +93,14 @@ def _sources_text(session: Session) -> str:
 
 
 def _method_text(name: str, parameters: dict[str, Any]) -> str:
-    given = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    names = {key for key in parameters if key.isidentifier() and not iskeyword(key)}
+    given = ", ".join(
+        f"{key}={value!r}" if key in names else f"**{{{key!r}: {value!r}}}"
+        for key, value in parameters.items()
+    )
     return f"pl.make_method({name!r}{', ' + given if given else ''})"
+
+
+def _quoted(text: str) -> str:
+    """A text, which may come from a stranger's file, as a part of a docstring on one line."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"')

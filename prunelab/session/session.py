@@ -24,7 +24,7 @@ from prunelab.graph.channels.channel_graph import ChannelGraph
 from prunelab.graph.surgery.network_state import wrapped
 from prunelab.graph.trace import copy_of, restricted
 from prunelab.ledger import notes
-from prunelab.ledger.ledger import Ledger, Store
+from prunelab.ledger.ledger import Ledger, Store, understood
 from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.loops.batch import finish
@@ -235,7 +235,9 @@ class Session:
         ledger = Ledger(FileStore.open(path))
         if not len(ledger):
             raise SessionFileError(f"{path} holds no events, so it cannot be resumed.")
-        began = ledger.state.began
+        with understood(path):
+            began = ledger.state.began
+            repair = began.settings["repair"]
         began_with = {"repair_images": REPAIR_IMAGES, **began.settings, "seed": began.seed}
         for name, value in given.items():
             if value != began_with[name]:
@@ -246,7 +248,7 @@ class Session:
         base = original_of(ledger, model, path)
         settings = Settings.of(
             own.get("forward"), own.get("loss"), own.get("metrics"), own.get("train"),
-            began.settings["repair"], began.settings.get("repair_images", REPAIR_IMAGES),
+            repair, began.settings.get("repair_images", REPAIR_IMAGES),
             own.get("memory"),
         )  # fmt: skip
         evaluator = Evaluator(

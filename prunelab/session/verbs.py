@@ -94,7 +94,8 @@ def propose(parts: Parts, target: float | None = None) -> Work[Move | None]:
     if state.pending is not None and not state.stale:
         raise WrongState(f"{state.pending} is pending; approve, adjust or reject it first.")
     seen = []
-    context = search_context(parts.evaluator, history, state, goal)
+    model = copy_of(history.network)
+    context = search_context(parts.evaluator, history, state, goal, model)
     search = privately(method.search(context), context.seed)
     while True:
         try:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
+from prunelab.values.fields import misfit
+
 V = TypeVar("V", covariant=True)
 
 
@@ -62,25 +64,34 @@ class Codec:
         cls.known.update({kind.__name__: kind for kind in kinds})
 
 
+PAIRS = "pairs"  # marks a mapping that has a key `is` itself
+
+
 def thaw(value: Any) -> Any:
     """A value as JSON data: dicts, lists and scalars; registered dataclasses carry `is`."""
     if is_dataclass(value) and not isinstance(value, type):
         data = {f.name: thaw(getattr(value, f.name)) for f in fields(value) if f.init}
         return {"is": type(value).__name__, **data}
     if isinstance(value, Mapping):
-        return {str(key): thaw(item) for key, item in value.items()}
+        data = {str(key): thaw(item) for key, item in value.items()}
+        return {"is": PAIRS, PAIRS: [*data.items()]} if "is" in data else data
     if isinstance(value, (tuple, list)):
         return [thaw(item) for item in value]
     return value
 
 
 def revive(data: Any) -> Any:
-    """The inverse of `thaw`; raises KeyError or TypeError for other data."""
+    """The inverse of `thaw`; raises KeyError, TypeError or ValueError for other data."""
     if isinstance(data, dict):
+        if data.get("is") == PAIRS:
+            return FrozenMap({key: revive(item) for key, item in data[PAIRS]})
         if "is" in data:
             kind = Codec.known[data["is"]]
             skipped = {"is", *getattr(kind, "retired", ())}
-            return kind(**{key: revive(item) for key, item in data.items() if key not in skipped})
+            given = {key: revive(item) for key, item in data.items() if key not in skipped}
+            if (wrong := misfit(kind, given)) is not None:
+                raise TypeError(f"{kind.__name__} with {wrong}={given[wrong]!r:.60}")
+            return kind(**given)
         return FrozenMap({key: revive(item) for key, item in data.items()})
     if isinstance(data, list):
         return tuple(revive(item) for item in data)

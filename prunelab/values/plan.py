@@ -96,7 +96,7 @@ def factors_in(text: str) -> dict[str, str]:
     try:
         factors = json.loads(text).get("factors", {})
         return {str(name): str(kind) for name, kind in factors.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise IllegalPlan(f"This text is not a width plan in JSON: {error}.") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from prunelab.errors import InvalidValue
 from prunelab.values.frozen import Codec, FrozenMap
 from prunelab.values.plan import Units
 from prunelab.values.wording import many, si
@@ -45,8 +46,19 @@ class Importance:
     values: tuple[float, ...]
     meaning: str
 
+    def __post_init__(self) -> None:
+        _check_aligned(self, self.units, self.values)
+
     def __str__(self) -> str:
         return f"Importance({self.group}: {len(self.units)} units, {self.meaning})"
+
+
+def _check_aligned(seen: Any, units: Units, values: tuple[float, ...]) -> None:
+    if len(units) != len(values):
+        raise InvalidValue(
+            f"{type(seen).__name__} of {seen.group!r} has {len(values)} values for {len(units)} "
+            "units; give one for each."
+        )
 
 
 Verdict = Literal["take", "halve", "fail"]
@@ -77,6 +89,9 @@ class Rung:
     theta: float
     verdict: Verdict
     batches: int = 0
+
+    def __post_init__(self) -> None:
+        _check_aligned(self, self.search, self.damages)
 
     def at(self, theta: float) -> Rung:
         """The same measurement, judged with another theta."""
