@@ -20,6 +20,11 @@ const focused = (node) => node.getRootNode().activeElement;  // a front end may 
 const theirs = (node) => node.editing
   || (node === focused(node) && node.matches("input:not([type=range], [type=checkbox])"));
 
+// Whether the front end is dark: as JupyterLab, then marimo, VS Code and Colab tell it.
+const dark = () => document.body.dataset.jpThemeLight === "false"
+  || [document.body, document.documentElement].some(
+    (node) => node.matches(".dark, .vscode-dark, .vscode-high-contrast, [theme=dark]"));
+
 // Controls and sections have ids, so that idiomorph finds them again wherever they went.
 function identify(root, view) {
   const taken = new Set();
@@ -187,6 +192,11 @@ function render({ model, el }) {
   };
   dress();
   heed("change:_kinds", dress);
+  const shade = () => root.classList.toggle("pl-dark", dark());
+  const shaded = new MutationObserver(shade);
+  shade();
+  for (const node of [document.body, document.documentElement])
+    shaded.observe(node, { attributes: true });
 
   // ---------------------------------------------------------------- the screen as a whole
 
@@ -271,7 +281,7 @@ function render({ model, el }) {
 
   return () => {
     ended = true;
-    sized.disconnect(); clearTimeout(later); clearTimeout(late); clearTimeout(timer);
+    sized.disconnect(); shaded.disconnect(); clearTimeout(later); clearTimeout(late); clearTimeout(timer);
     clearInterval(checking);
     for (const [event, react] of heeded) model.off(event, react);
     figure.end();

@@ -63,6 +63,11 @@ class Root(anywidget.AnyWidget):
         self._complete = True
         self.open()
 
+    @property
+    def lost(self) -> bool:
+        """Whether no page can hear it: marimo ends what a cell made when the cell runs again."""
+        return self.comm is None or bool(self.comm._closed)
+
     def put(self, *, drawing: int | None = None, **parts: str) -> None:
         """Set the HTML of these parts, and the number of the figure that belongs to them."""
         with self._sending, self.hold_sync():

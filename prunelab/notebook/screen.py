@@ -357,9 +357,12 @@ def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> S
     UnknownName
         For another `arrange` or `theme`.
     """
-    for screen in _open:
+    for screen in [*_open]:
         if screen.session is session and screen.look == (arrange, theme):
-            return screen
+            if screen.lost:
+                screen.close()
+            else:
+                return screen
     made = Screen(session, arrange, theme)
     _open.append(made)
     return made
