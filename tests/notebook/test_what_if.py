@@ -454,6 +454,17 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
     assert all(now <= then for then, now in zip(*counts, strict=True)), "none is left behind"
 
 
+def test_a_screen_that_its_front_end_has_closed_is_made_anew(session: pl.Session) -> None:
+    """marimo does so when the cell that made it runs again."""
+    screen = pl.show(session)
+    screen.comm.close()
+    again = pl.show(session)
+    assert again is not screen
+    assert not again.lost
+    assert pl.show(session) is again
+    again.close()
+
+
 def test_a_page_that_is_loaded_anew_is_sent_every_part(
     session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
