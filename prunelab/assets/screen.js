@@ -164,8 +164,12 @@ function render({ model, el }) {
   const changed = (event) => {
     const node = event.target;
     if (!node.dataset?.do) return;
-    if (node.editing) { node.editing = false; tell(told(node, false)); }
-    else if (event.type === "focusout") setTimeout(settle);
+    if (node.editing) {
+      node.editing = false;
+      // what is refused changes no HTML: what holds instead is shown once the kernel has answered
+      unsettled.add(Object.keys(regions).find((name) => regions[name].contains(node)));
+      tell(told(node, false));
+    } else if (event.type === "focusout") setTimeout(settle);
   };
   const entered = (event) => { if (event.key === "Enter") changed(event); };
   const unfolded = (event) => {

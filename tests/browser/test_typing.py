@@ -62,6 +62,25 @@ def test_an_aim_typed_slowly_is_the_aim_that_is_answered(page: Any) -> None:
     settled(page)
 
 
+@pytest.mark.parametrize("words", ["-3", "1e", "2e9"])
+def test_a_refused_number_gives_way_to_the_one_that_holds(page: Any, words: str) -> None:
+    unfold(page, "settings")
+    box = page.locator("[data-do=aim][data-arg=steps]")
+    held = box.input_value()
+    typed(page, "[data-do=aim][data-arg=steps]", words)
+    page.keyboard.press("Enter")
+    settled(page)
+    assert "steps is a number from 1 to" in page.locator(".pl-told .pl-error").inner_text()
+    box.blur()
+    page.wait_for_function(
+        "held => document.querySelector('[data-arg=steps]').value === held", arg=held
+    )
+    page.locator("[data-do=aim][data-arg=steps]").fill(held)
+    page.keyboard.press("Tab")
+    settled(page)
+    assert page.locator(".pl-told .pl-error").count() == 0
+
+
 def test_shortcuts_work_after_every_click(page: Any) -> None:
     page.locator(on("propose")).click()
     settled(page)
