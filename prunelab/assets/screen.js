@@ -25,9 +25,14 @@ const dark = () => document.body.dataset.jpThemeLight === "false"
   || [document.body, document.documentElement].some(
     (node) => node.matches(".dark, .vscode-dark, .vscode-high-contrast, [theme=dark]"));
 
+// JupyterLab's own shortcuts would act first, also where a control of the screen has the keyboard: x
+// cuts the cell. It looks for this on the way from the control to what its shortcut is meant for.
+const suppress = (node) => { node.dataset.lmSuppressShortcuts = "true"; };
+
 // Controls and sections have ids, so that idiomorph finds them again wherever they went.
 function identify(root, view) {
   const taken = new Set();
+  root.querySelectorAll("*").forEach(suppress);
   for (const node of root.querySelectorAll("[data-key], [data-do], [data-filter]")) {
     const { key, do: verb, arg } = node.dataset;
     const id = [view, node.localName, ...(key ? [key] : [verb ?? "", arg ?? ""])].join(" ");
@@ -270,7 +275,7 @@ function render({ model, el }) {
     if (ended) return;
     if (!root.clientWidth) { requestAnimationFrame(appear); return; }
     root.tabIndex = 0;
-    root.dataset.lmSuppressShortcuts = "true";  // JupyterLab's own a and r would act first
+    suppress(root);
     root.addEventListener("keydown", pressed, true);
     sized.observe(root);
     late = setTimeout(() => root.classList.add("pl-late"), LATE);

@@ -81,6 +81,22 @@ def test_a_refused_number_gives_way_to_the_one_that_holds(page: Any, words: str)
     assert page.locator(".pl-told .pl-error").count() == 0
 
 
+@pytest.mark.parametrize("part", ["summary", "[data-do=group]", "[data-arg=steps]", ".pl-told"])
+def test_keys_are_the_screens_wherever_it_has_the_keyboard(page: Any, part: str) -> None:
+    """In JupyterLab x cuts the cell, and a inserts one."""
+    cells = "jupyterapp.shell.currentWidget.content.widgets.length"
+    count = page.evaluate(cells)
+    unfold(page, "settings")
+    node = page.locator(f".prunelab-screen {part}").first
+    node.evaluate("node => { if (node.tabIndex < 0) node.tabIndex = 0; node.focus(); }")
+    for key in ("Escape", "x", "a", "b"):
+        page.keyboard.press(key)
+    assert page.evaluate(cells) == count
+    assert page.evaluate("document.activeElement.closest('.prunelab-screen') !== null")
+    page.locator(".prunelab-screen").focus()
+    settled(page)
+
+
 def test_shortcuts_work_after_every_click(page: Any) -> None:
     page.locator(on("propose")).click()
     settled(page)
