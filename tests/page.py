@@ -58,8 +58,7 @@ class Page:
     @property
     def html(self) -> str:
         """All parts."""
-        panels = self.screen.head, self.screen.below
-        return "".join(getattr(panel, name) for panel in panels for name in panel._parts)
+        return "".join(map(self.screen.part, (*self.screen._above, *self.screen._below)))
 
     @property
     def elements(self) -> list[Element]:

@@ -96,14 +96,18 @@ def draw_bands(bands: Sequence[Band], high: float) -> go.Bar:
     )
 
 
-def label_bands(bands: Sequence[Band], tops: Sequence[float]) -> go.Scatter:
-    """The mean damage of each band: left of the lowest, above the others, where bars are lower."""
+def label_bands(bands: Sequence[Band], tops: Sequence[float], room: bool) -> go.Scatter:
+    """The mean damage of each band: left of the lowest, above the others, where bars are lower.
+
+    The lowest one's is below its top, where there is `room` for that, and so is clear of the next.
+    """
+    beside = "bottom left" if room else "middle left"
     return go.Scatter(
         x=[band.last + 0.5 if i else -0.6 for i, band in enumerate(bands)],
         y=list(tops),
         mode="text",
         text=[band.words for band in bands],
-        textposition=["top left" if i else "middle left" for i in range(len(bands))],
+        textposition=["top left" if i else beside for i in range(len(bands))],
         textfont={"size": TEXT_PX},
         name="mean damage",
         hoverinfo="skip",

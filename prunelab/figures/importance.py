@@ -143,7 +143,7 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             bars("drop", "drop", {"color": DROP, "pattern": HATCH}),
             bars("gone", "gone", {"color": GHOST}),
             level(info.threshold, "", (left, count - 0.5), "threshold"),
-            label_bands(info.bands, [_unscaled(top, info.log) for top in tops]),
+            label_bands(info.bands, [_unscaled(top, info.log) for top in tops], info.log),
             go.Bar(
                 x=list(range(count)),
                 y=[_unscaled(high, info.log)] * count,

@@ -98,8 +98,14 @@ def wrap(text: str, width: int = 38) -> str:
 
 
 def shorten(name: str, width: int = 18) -> str:
-    """A layer's name truncated at its start to `width` characters."""
-    return name if len(name) <= width else "…" + name[1 - width :]
+    """A layer's name truncated at its start to `width` characters.
+
+    It begins with a whole part of the name where half of the width or more remains.
+    """
+    if len(name) <= width:
+        return name
+    _, _, whole = name[-width:].partition(".")
+    return "…" + (whole if len(whole) >= width / 2 else name[1 - width :])
 
 
 def row_height(rows: int) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
-import ipywidgets as ipw
 from IPython.display import display
 
 from prunelab.errors import InvalidValue, PruneLabError, UnknownName
@@ -17,7 +16,7 @@ from prunelab.notebook import text
 from prunelab.notebook.background import COMPARE, Background
 from prunelab.notebook.figure_slot import FigureSlot
 from prunelab.notebook.form import form, line, reason, warnings
-from prunelab.notebook.html_widget import HtmlWidget
+from prunelab.notebook.root import Root
 from prunelab.notebook.sections import FIGURE, NAMES, sections
 from prunelab.notebook.selection import Choice
 from prunelab.notebook.static_figures import still, svg
@@ -28,17 +27,16 @@ from prunelab.session.session import Session
 from prunelab.values import Ended, Importance, PathPoint, Progress, Rung
 
 Look = Literal["auto", "light", "dark"]
-SCREEN = "prunelab-screen"
 
 _open: list[Screen] = []  # made by `show` and not closed
 
 
-class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
+class Screen(Root):
     """A session as a Jupyter widget. `press` does what a button does.
 
     Verbs called from code run synchronously in the caller; a click only queues its verb for the
     session's worker thread, so a screen never blocks the kernel. The parts are HTML, computed
-    from the state and sent where they differ; the figure, which is large, is made after a page
+    from the state and sent where they differ; the figure, which is large, is sent after a page
     reports that it shows the other parts.
     """
 
@@ -64,27 +62,12 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         self._error = ""
         self._throttle = Throttle()
         self._opened: set[str] = set()
-        self.head = HtmlWidget(("warnings", "form", "picture"), self._told, first=True)
-        self.below = HtmlWidget((*NAMES, "state"), self._told)
-        self.figure = FigureSlot(
-            self.head,
-            arrange,
-            theme == "dark",
-            lambda do, arg, value: self._told(do, arg, value, live=False),
-        )
-        self._endings += [self._background.cancel, self.figure.leave]
-        self._endings += [self.head.close, self.below.close]
-        # The figure comes and goes in a place of its own: a box makes all views anew that stand
-        # behind one that changed, and what is typed into them would be lost.
-        self.place = ipw.VBox()
-        self.place.add_class("prunelab-place")
-        super().__init__([self.head, self.place, self.below])
-        self._endings.append(self.place.close)
-        parts = (self.head, self.place, self.below, self)
-        self._endings += [part.layout.close for part in parts]
-        for name in (SCREEN, f"prunelab-{theme}", f"prunelab-{arrange}"):
-            self.add_class(name)
+        super().__init__(("warnings", "form", "picture"), (*NAMES, "state"), self._told)
+        self.figure = FigureSlot(self, arrange, theme == "dark")
+        self._endings += [self._background.cancel, self.layout.close]
+        self._dress()
         self._refresh()
+        self.complete()
         self._endings.append(session.listen(self._receive))
 
     # ------------------------------------------------------------ verbs
@@ -160,7 +143,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
                         self._rest()
         except Exception as error:
             self._error = text.BROKEN.format(text.trouble(error, False))
-            self.head.show(form=form(self._view()))
+            self.put(form=form(self._view()))
 
     def _progress(self, progress: Progress) -> None:
         self.choice.progress = progress
@@ -168,7 +151,7 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         if self._throttle.due():
             rest = text.time_left(progress.done, progress.total, elapsed)
             self._busy = Busy(progress.done / max(progress.total, 1), f"{progress.what}: {rest}")
-            self.head.show(form=form(self._view()))
+            self.put(form=form(self._view()))
 
     def _outdated(self) -> bool:
         """Whether the screen shows work that has ended, or an earlier method."""
@@ -208,9 +191,12 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
             case "keep":
                 self._stop(keep=True)
             case "here":
-                self._shown()
-            case "figure" if not self.figure.drawn(value):
-                self._draw_again()
+                self._shown(bool(value))
+            case "load":
+                self._try(self.figure.load)
+            case "figure":
+                if not self.figure.drawn(int(value)):
+                    self._draw_again()
             case "narrow":
                 self._fit(bool(value))
             case "unfold":
@@ -233,55 +219,62 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def _unfold(self, name: str, opened: bool) -> None:
         with self._ui:
             (self._opened.add if opened else self._opened.discard)(name)
-            if name == FIGURE:
-                (self.add_class if opened else self.remove_class)("prunelab-whole")
+            self._dress()
             self._refresh()
             self._go_on()
 
-    def _shown(self) -> None:
+    def _shown(self, bare: bool) -> None:
         """A page shows the screen: send a picture now, then the figure."""
         with self._ui:
             if self._here:
-                self.head.show_again()
-                self.below.show_again()
+                self.show_again()
             self._here = True
             self.figure.appear(self._info())
-            if self.figure.live is None:
-                threading.Thread(target=self._animate, name="prunelab-figure", daemon=True).start()
+            # answered at once: a page that waits for so much would take the kernel for lost
+            animate = threading.Thread(target=self._animate, args=(bare,), name="prunelab-figure")
+            animate.daemon = True
+            animate.start()
 
-    def _animate(self) -> None:
-        """Make the figure, or show why that failed."""
+    def _animate(self, bare: bool) -> None:
+        """Send the figure to a page, and the code that draws it to a `bare` one."""
         with self._ui:
-            if self.figure.live is None and self._endings:
-                try:
-                    self.make_figure()
-                except Exception as error:
-                    self._error = text.NO_FIGURE.format(text.trouble(error, False))
-                    self._refresh()
-            self._go_on()
+            if self._endings:
+                if bare:
+                    self._try(self.figure.load)
+                self._draw_again()
+                self._go_on()
 
-    def make_figure(self) -> None:
-        """Put the interactive figure in its place."""
-        self.figure.make(self._info())
-        self.place.children = (self.figure.live.widget,)
+    def _draw_again(self) -> None:
+        """Send the whole figure: to a new page, or to one that missed a redraw."""
+        with self._ui:
+            info = self._info()
+            self._try(lambda: self.figure.draw(info))
+            self.put(drawing=self.figure.number)
+
+    def _try(self, figure: Callable[[], None]) -> None:
+        """Send the figure or its code, or show why that failed."""
+        with self._ui:
+            try:
+                figure()
+            except Exception as error:
+                self._error = text.NO_FIGURE.format(text.trouble(error, False))
+                self._refresh()
 
     def _draw(self, info: BoardInfo, **parts: str) -> None:
         """Show `parts`, and the figure `info` that belongs to them."""
-        self.head.show(**parts, drawing=self.figure.numbered(info))
+        self.put(**parts, drawing=self.figure.numbered(info))
         self.figure.show(info)
-
-    def _draw_again(self) -> None:
-        """Put the figure in its place anew, for a page that missed a redraw."""
-        with self._ui:
-            if self.figure.live is not None:
-                self.place.children = ()
-                self.figure.settle()
-                self.place.children = (self.figure.live.widget,)
 
     def _fit(self, narrow: bool) -> None:
         with self._ui:
-            self.remove_class(f"prunelab-{self.figure.arrange}")
-            self.add_class(f"prunelab-{self.figure.fit(narrow)}")
+            self.figure.fit(narrow)
+            self._dress()
+            self._draw(self._info())
+
+    def _dress(self) -> None:
+        """Set the classes that the style refers to."""
+        whole = ["whole"] if FIGURE in self._opened else []
+        self.look_like(self.look[1], self.figure.arrange, *whole)
 
     # ------------------------------------------------------------ showing
 
@@ -308,11 +301,11 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
         """Compute every part from the state; only changes are sent."""
         view = self._view()
         self._method = view.method
-        self.below.show(**sections(view, list(self.session.ledger)), state=line(view))
-        self._draw(view.info, warnings=warnings(), form=form(view))
+        below = sections(view, list(self.session.ledger))
+        self._draw(view.info, warnings=warnings(), form=form(view), **below, state=line(view))
 
     def close(self) -> None:
-        """Close the widgets and stop listening to the session."""
+        """Close the widget and stop listening to the session."""
         for end in self._endings:
             end()
         self._endings.clear()
@@ -328,18 +321,20 @@ class Screen(ipw.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
         JupyterLab without a kernel shows no widget, and nothing else of a widget's bundle.
         """
-        bundle = self._repr_mimebundle_()
+        bundle, metadata = self._repr_mimebundle_()
         picture, line = bundle.pop("image/svg+xml"), bundle["text/plain"]
         display({"text/html": still(picture, line), "text/plain": line}, raw=True)
-        display(bundle, raw=True)
+        display(bundle, metadata=metadata, raw=True)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget and, for pages without widgets, a line and a picture that are reproducible."""
-        bundle = dict(super()._repr_mimebundle_(**kwargs))
+        made = super()._repr_mimebundle_(**kwargs)
+        assert made is not None  # it has a view
+        bundle, metadata = made
         view = self._view()
         bundle["text/plain"] = repr(self)
         bundle["image/svg+xml"] = svg(view.info, view.state.line(), reason(view))
-        return bundle
+        return bundle, metadata
 
 
 def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> Screen:
@@ -362,9 +357,12 @@ def show(session: Session, arrange: Arrange = "grid", theme: Look = "auto") -> S
     UnknownName
         For another `arrange` or `theme`.
     """
-    for screen in _open:
+    for screen in [*_open]:
         if screen.session is session and screen.look == (arrange, theme):
-            return screen
+            if screen.lost:
+                screen.close()
+            else:
+                return screen
     made = Screen(session, arrange, theme)
     _open.append(made)
     return made

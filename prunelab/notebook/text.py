@@ -77,10 +77,11 @@ LEAVE_TUNED_TIP = "End the training now; the network stays as it was before Tune
 STOPPING = "stopping ..."
 SILENT = (
     "The kernel has not answered yet: it runs a cell, or it was restarted. After a restart, run "
-    "the cells again; pl.Session(..., path=..., resume=True) goes on where it was."
+    "the cells again; pl.Session(..., path=..., resume=True) goes on where it was. If "
+    "it is idle, load the page anew."
 )
 LATE = (
-    "The interactive figure (1.6 MB) has not arrived yet. The picture shows the same, and every "
+    "The interactive figure (1.5 MB) has not arrived yet. The picture shows the same, and every "
     "button works without it."
 )
 NO_FIGURE = (

@@ -1,11 +1,12 @@
-"""Speed of the screen in a browser: first paint, bytes, time from slider to redraw.
+"""Speed of the screen in a browser: first paint, interactive figure, bytes, slider to redraw.
 
-Run: python tests/benchmarks/screen.py [resnet20|resnet50|deep]; needs Chromium and Playwright.
+Run: python tests/benchmarks/screen.py [--pictures FOLDER] [NETWORK ...]; needs Chromium,
+Playwright and, for densenet201, timm.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
-from lab import CHROMIUM, FIGURE, FLAGS, idle, opened, serving, settled, write
+from lab import CHROMIUM, FLAGS, idle, opened, press, serving, settled, write
 
 ZOO = """\
 import torch
@@ -27,20 +28,21 @@ model = pl.zoo.load("resnet20")
 data = pl.data.load("fashion", subset=True)
 """
 IMAGENET = """\
-import torch, torchvision
+import torch, timm, torchvision
 import prunelab as pl
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-model = torchvision.models.{model}(weights=None).eval()
+model = {model}.eval()
 few = [(torch.randn(8, 3, 64, 64), torch.randint(0, 1000, (8,)))]
 data = pl.Data(train=few, val=few, test=few)
 """
 NETWORKS = {
     "resnet20": ZOO,
-    "resnet50": IMAGENET.format(model="resnet50"),
-    "deep": IMAGENET.format(model="densenet201"),
+    "resnet50": IMAGENET.format(model="torchvision.models.resnet50(weights=None)"),
+    "densenet201": IMAGENET.format(model='timm.create_model("densenet201")'),
 }
+SIZE = {"width": 1300, "height": 800}  # of the pictures
 SESSION = "session = pl.Session(model, data, method=pl.AOFP(theta=0.01, images=64))\nsession"
 SHOW = "screen = pl.show(session)\nscreen"
 WATCH = """() => {
@@ -50,17 +52,17 @@ WATCH = """() => {
     look('line', document.querySelector('.prunelab-screen .pl-line'));
     look('picture', document.querySelector('.prunelab-screen .pl-picture svg'));
     look('buttons', document.querySelector('.prunelab-screen [data-arg=propose]:not(:disabled)'));
-    look('figure', document.querySelector('.prunelab-screen .js-plotly-plot .main-svg'));
-  }).observe(document.body, { childList: true, subtree: true });
+    look('figure', document.querySelector('.prunelab-screen.pl-drawn'));
+  }).observe(document.body, { childList: true, subtree: true, attributes: true });
 }"""
 SLIDE = """async (n) => {
   const slider = document.querySelector('.prunelab-screen [data-do=theta]'), took = [];
-  const words = () => document.querySelector('.prunelab-screen .pl-words').textContent;
+  const drawn = () => document.querySelector('.prunelab-screen .js-plotly-plot').layout.meta;
   for (let i = 0; i < n; i++) {
-    const before = words(), start = performance.now();
+    const before = drawn(), start = performance.now();
     slider.value = -2.5 + 1.5 * i / n;
     slider.dispatchEvent(new Event('input', { bubbles: true }));
-    while (words() === before && performance.now() - start < 5000)
+    while (drawn() === before && performance.now() - start < 5000)
       await new Promise(requestAnimationFrame);
     took.push(performance.now() - start);
   }
@@ -79,9 +81,11 @@ def _size(frame: Any) -> float:
     return len(frame["payloadData"]) * (0.75 if frame["opcode"] == 2 else 1)
 
 
-def measured(browser: Any, address: str, notebook: str, megabits: float | None) -> dict[str, Any]:
+def measured(
+    browser: Any, address: str, notebook: str, megabits: float | None, pictures: Path | None
+) -> dict[str, Any]:
     """Milliseconds from running the cell to each part, and the bytes that came meanwhile."""
-    page = opened(browser, address, notebook)
+    page = opened(browser, address, notebook, **SIZE)
     run_cell(page)
     page.wait_for_timeout(500)
     page.wait_for_function(
@@ -104,41 +108,57 @@ def measured(browser: Any, address: str, notebook: str, megabits: float | None) 
     page.evaluate(WATCH)
     start = page.evaluate("performance.now()")
     run_cell(page)
-    page.wait_for_selector(FIGURE, timeout=300_000)
+    page.wait_for_selector(".prunelab-screen.pl-drawn", timeout=300_000)
     seen = {name: at - start for name, at in page.evaluate("seen").items()}
     painted = (
         page.evaluate("performance.getEntriesByName('prunelab-painted').at(-1).startTime") - start
     )
     settled(page)
-    total = sum(came)
-    result = {"first paint": round(painted), **{n: round(v) for n, v in seen.items()}}
-    result["kB in all"] = round(total / 1000)
+    result = {"first paint": round(painted), "figure": round(seen["figure"])}
+    result["kB"] = round(sum(came) / 1000)
     if megabits is None:
-        page.locator(".prunelab-screen [data-arg=propose]").click()
-        page.wait_for_timeout(300)
-        settled(page)
-        page.locator(".prunelab-screen summary", has_text="Method").click()
-        page.wait_for_selector(".prunelab-screen [data-do=theta]")
-        settled(page)
+        picture(page, pictures, f"{Path(notebook).stem}-start")
+        press(page, "propose")
+        picture(page, pictures, f"{Path(notebook).stem}-proposed")
         took = page.evaluate(SLIDE, 20)
-        result["slider to redraw, median"] = round(statistics.median(took))
-        result["slider to redraw, worst"] = round(max(took))
+        result["slider"] = round(statistics.median(took))
+        result["worst"] = round(max(took))
     page.close()
     return result
 
 
+def picture(page: Any, folder: Path | None, name: str) -> None:
+    """The screen at the top of the window, as a file for a person to look at."""
+    if folder is None:
+        return
+    page.evaluate("jupyterapp.shell.collapseLeft()")
+    page.evaluate("document.querySelector('.prunelab-screen').scrollIntoView()")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=folder / f"{name}.png")
+
+
+HEADS = ("network", "line", "first paint", "figure", "kB", "slider", "worst")
+
+
 def main() -> None:
-    """Print the table of one network."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "resnet20"
+    """Print a table of all networks, or of those named."""
+    parser = argparse.ArgumentParser(description="Speed of the screen in a browser.")
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
+    given = parser.parse_args()
+    print("| " + " | ".join(HEADS) + " |\n" + "|---" * len(HEADS) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
-        for at in ("full", "slow"):
-            write(Path(folder) / f"{at}.ipynb", (NETWORKS[name] + SESSION, SHOW))
+        for name in given.networks:
+            for at in (name, f"{name}-slow"):
+                write(Path(folder) / f"{at}.ipynb", (NETWORKS[name] + SESSION, SHOW))
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with serving(Path(folder)) as address:
-            for at, megabits in (("full", None), ("slow", 10.0)):
-                label = f"{megabits:g} Mbit/s" if megabits else "local"
-                found = measured(browser, address, f"{at}.ipynb", megabits)
-                print(f"{name}, {label}: {json.dumps(found)}", flush=True)
+            for name in given.networks:
+                for at, megabits in ((name, None), (f"{name}-slow", 10.0)):
+                    line = f"{megabits:g} Mbit/s" if megabits else "local"
+                    row = {"network": name, "line": line}
+                    row |= measured(browser, address, f"{at}.ipynb", megabits, given.pictures)
+                    print("| " + " | ".join(str(row.get(h, "")) for h in HEADS) + " |", flush=True)
         browser.close()
 
 

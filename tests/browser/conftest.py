@@ -42,7 +42,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a JupyterLab whose folder holds screen.ipynb."""
     folder = tmp_path_factory.mktemp("lab")
     write(folder / "screen.ipynb", (BEGIN + SESSION, SHOW))
-    for name in ("plain", "still"):
+    for name in ("plain", "still", "monkey"):
         write(folder / f"{name}.ipynb", (BEGIN + "session = pl.Session(model, data)", SHOW))
     write(
         folder / "poor.ipynb",

@@ -22,6 +22,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 1000  # Playwright counts in ms
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+}
 FIGURE = ".prunelab-screen .js-plotly-plot .main-svg"
 
 
@@ -56,8 +60,7 @@ def serving(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "jupyterlab"]
     command += [f"--{name}={value}" for name, value in options.items()]
     environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+        **ENVIRONMENT,
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTER_CONFIG_PATH": str(REPOSITORY / "prunelab" / "assets" / "jupyter"),
@@ -65,14 +68,15 @@ def serving(folder: Path) -> Iterator[str]:
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            _wait_for(f"http://127.0.0.1:{port}/api/status", server)
+            wait_for(f"http://127.0.0.1:{port}/api/status", server)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
             server.wait(20)
 
 
-def _wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    """Wait until the server answers."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -80,7 +84,7 @@ def _wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 60
             return
         except (URLError, OSError):
             time.sleep(0.3)
-    raise RuntimeError("JupyterLab did not start")
+    raise RuntimeError(f"the server did not start: {server.args}")
 
 
 def opened(browser: Any, address: str, notebook: str, **viewport: int) -> Any:

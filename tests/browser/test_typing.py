@@ -62,6 +62,41 @@ def test_an_aim_typed_slowly_is_the_aim_that_is_answered(page: Any) -> None:
     settled(page)
 
 
+@pytest.mark.parametrize("words", ["-3", "1e", "2e9"])
+def test_a_refused_number_gives_way_to_the_one_that_holds(page: Any, words: str) -> None:
+    unfold(page, "settings")
+    box = page.locator("[data-do=aim][data-arg=steps]")
+    held = box.input_value()
+    typed(page, "[data-do=aim][data-arg=steps]", words)
+    page.keyboard.press("Enter")
+    settled(page)
+    assert "steps is a number from 1 to" in page.locator(".pl-told .pl-error").inner_text()
+    box.blur()
+    page.wait_for_function(
+        "held => document.querySelector('[data-arg=steps]').value === held", arg=held
+    )
+    page.locator("[data-do=aim][data-arg=steps]").fill(held)
+    page.keyboard.press("Tab")
+    settled(page)
+    assert page.locator(".pl-told .pl-error").count() == 0
+
+
+@pytest.mark.parametrize("part", ["summary", "[data-do=group]", "[data-arg=steps]", ".pl-told"])
+def test_keys_are_the_screens_wherever_it_has_the_keyboard(page: Any, part: str) -> None:
+    """In JupyterLab x cuts the cell, and a inserts one."""
+    cells = "jupyterapp.shell.currentWidget.content.widgets.length"
+    count = page.evaluate(cells)
+    unfold(page, "settings")
+    node = page.locator(f".prunelab-screen {part}").first
+    node.evaluate("node => { if (node.tabIndex < 0) node.tabIndex = 0; node.focus(); }")
+    for key in ("Escape", "x", "a", "b"):
+        page.keyboard.press(key)
+    assert page.evaluate(cells) == count
+    assert page.evaluate("document.activeElement.closest('.prunelab-screen') !== null")
+    page.locator(".prunelab-screen").focus()
+    settled(page)
+
+
 def test_shortcuts_work_after_every_click(page: Any) -> None:
     page.locator(on("propose")).click()
     settled(page)

@@ -515,6 +515,10 @@ def test_each_panel_is_a_figure_of_its_own_too(state: State) -> None:
 def test_long_names_keep_their_end() -> None:
     assert shorten("layer1.0.conv1") == "layer1.0.conv1"
     assert shorten("features.denseblock1.denselayer2.conv1", 18) == "…denselayer2.conv1"
+    assert shorten("features.denseblock1", 18) == "…denseblock1"
+    assert shorten("features.transition1.conv", 18) == "…transition1.conv"
+    assert shorten("a.downsampling_convolution.c", 18) == "…ing_convolution.c"
+    assert shorten("x" * 30, 18) == "…" + "x" * 17
     assert all(len(line) <= 38 for line in wrap("a word " * 30).split("<br>"))
 
 

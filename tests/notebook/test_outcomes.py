@@ -271,11 +271,11 @@ def test_an_export_that_fails_says_so_where_it_was_pressed(page: Page, tmp_path:
         assert worker_of(page.screen.session).wait(20)
 
     export(str(tmp_path / "none" / "plan.json"))
-    assert "There is no folder" in page.screen.below.export
-    assert "There is no folder" not in page.screen.head.form
+    assert "There is no folder" in page.screen.part("export")
+    assert "There is no folder" not in page.screen.part("form")
     export(str(tmp_path / "plan.json"))
-    assert "There is no folder" not in page.screen.below.export
-    assert "Written: " in page.screen.below.export
+    assert "There is no folder" not in page.screen.part("export")
+    assert "Written: " in page.screen.part("export")
 
 
 def test_a_click_on_a_point_opens_its_comparison(page: Page, session: pl.Session) -> None:
@@ -283,10 +283,10 @@ def test_a_click_on_a_point_opens_its_comparison(page: Page, session: pl.Session
     page.screen.press("approve")
     revealed = page.screen.choice.revealed
     page.screen._told("point", None, 0, False)
-    assert f'data-reveal="{revealed + 1}"' in page.screen.below.compare
+    assert f'data-reveal="{revealed + 1}"' in page.screen.part("compare")
     assert page.screen.choice.ends == (session.state.head, 0)
-    assert "move 1: " in page.screen.below.compare
-    assert "the original: 100% of the MACs" in page.screen.below.compare
+    assert "move 1: " in page.screen.part("compare")
+    assert "the original: 100% of the MACs" in page.screen.part("compare")
 
 
 # ---------------------------------------------------------------- words and signs
@@ -297,12 +297,12 @@ def test_a_move_by_hand_is_told_as_such(page: Page, session: pl.Session) -> None
     session.adjust({"conv1": [0, 3]})
     session.note("a note in between")
     assert page.said("reason").startswith("You propose to drop 2 of 12 channels in conv1")
-    assert "by hand: conv1 -2" in page.screen.below.history
+    assert "by hand: conv1 -2" in page.screen.part("history")
 
 
 def test_the_legend_lists_what_is_shown(page: Page) -> None:
     def shown() -> set[str]:
-        return {name for name in SIGNS if f"</span> {name}</span>" in page.screen.below.key}
+        return {name for name in SIGNS if f"</span> {name}</span>" in page.screen.part("key")}
 
     assert shown() == {"kept", "coupled layers"}
     page.screen.press("propose")
@@ -317,7 +317,7 @@ def test_every_parameter_has_a_tooltip_of_its_own(page: Page) -> None:
     tips = tips_of(pl.AOFP)
     assert set(tips) == set(values_of(pl.AOFP()))
     assert tips["images"] == "Exact: how many training images are measured."
-    assert f'title="{tips["max_theta"]}"' in unescape(page.screen.below.method)
+    assert f'title="{tips["max_theta"]}"' in unescape(page.screen.part("method"))
 
 
 # ---------------------------------------------------------------- two screens of a session

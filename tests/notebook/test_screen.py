@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import gzip
+import json
 import re
 import threading
 import time
@@ -13,10 +15,8 @@ from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from page import Page
-from plotly.callbacks import Points
 from torch.nn import functional
 
 import prunelab as pl
@@ -37,7 +37,7 @@ from prunelab.ledger.events import (
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import State
 from prunelab.ledger.store import TemporaryStore
-from prunelab.notebook import Screen, show, text
+from prunelab.notebook import Screen, figure_slot, show, text
 from prunelab.notebook import screen as screen_module
 from prunelab.notebook.view import enabled
 from prunelab.notebook.worker import worker_of
@@ -379,8 +379,17 @@ def page(screen: Screen) -> Page:
 @pytest.fixture
 def figured(screen: Screen) -> Screen:
     """A screen with its interactive figure, as when a page shows it."""
-    screen.make_figure()
+    screen._draw_again()
     return screen
+
+
+@pytest.fixture
+def sent(figured: Screen, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The messages that pages get, in order; the first is the whole figure."""
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(figured, "send", lambda message, _: messages.append(message))
+    figured._draw_again()
+    return messages
 
 
 def on(screen: Screen) -> set[str]:
@@ -388,7 +397,39 @@ def on(screen: Screen) -> set[str]:
 
 
 def trace(screen: Screen, name: str) -> Any:
-    return next(trace for trace in screen.figure.live.widget.data if trace.name == name)
+    assert screen.figure.sent is not None
+    return next(trace for trace in screen.figure.sent["data"] if trace["name"] == name)
+
+
+def click(screen: Screen, name: str, index: int) -> None:
+    """Click a point of the figure, as the page tells it."""
+    assert screen.figure.sent is not None
+    of, names = trace(screen, name), [trace["name"] for trace in screen.figure.sent["data"]]
+    told = screen.figure.sent["clicks"][str(names.index(name))]
+    screen._told(told, None, of["customdata"][index], False)
+
+
+def merged(old: Any, changes: Any) -> Any:
+    """What assets/figure.js makes of a figure and its changes."""
+    if not isinstance(changes, dict) or not isinstance(old, (dict, list)):
+        return changes
+    pairs = enumerate(old) if isinstance(old, list) else old.items()
+    made = {str(key): value for key, value in pairs}
+    for key, value in changes.items():
+        made[key] = None if value is None else merged(made.get(key), value)
+    made = {key: value for key, value in made.items() if value is not None}
+    return list(made.values()) if isinstance(old, list) else made
+
+
+def pages(sent: list[dict[str, Any]]) -> Any:
+    """The figure that a page holds after the messages `sent`."""
+    figure: Any = None
+    for message in sent:
+        if message["do"] == "draw":
+            figure = message["figure"]
+        elif message["do"] == "change" and figure["layout"]["meta"] == message["after"]:
+            figure = merged(figure, message["changes"])
+    return figure
 
 
 # ---------------------------------------------------------------- buttons
@@ -579,13 +620,12 @@ def test_clicking_bars_changes_a_draft_and_adjust_commits_it_once(
     assert session.state.pending is not None
     proposed = session.state.pending.drop[group]
     bars = trace(screen, "channel")
-    kept = bars.customdata.index(next(u for u in bars.customdata if u not in proposed))
-    given = bars.customdata.index(proposed[0])
-    for index in (kept, given):
-        points = Points(point_inds=[index], xs=[0], ys=[0], trace_name="", trace_index=4)
-        bars._dispatch_on_click(points, None)
+    units = bars["customdata"]
+    kept = units.index(next(unit for unit in units if unit not in proposed))
+    for index in (kept, units.index(proposed[0])):
+        click(screen, "channel", index)
     assert len(session.ledger) == events
-    wanted = set(proposed) ^ {proposed[0], bars.customdata[kept]}
+    wanted = set(proposed) ^ {proposed[0], units[kept]}
     assert set(screen.choice.drop[group]) == wanted
     assert Page(screen).said("reason").count("Your choice: drop") == 1
     screen.press("adjust")
@@ -674,7 +714,7 @@ def test_the_history_has_every_event_newest_first(screen: Screen, session: FakeS
     Page(screen).unfold("history")
     for verb in ("propose", "adjust", "approve", "undo", "propose", "reject"):
         screen.press(verb)
-    table = screen.below.history
+    table = screen.part("history")
     rows = re.findall(r"<tr><td>(?:<s>)?(\d+)", table)
     assert rows == [str(seq) for seq in reversed(range(len(session.ledger)))]
     assert "<s>Approved</s>" in table
@@ -738,40 +778,52 @@ def test_the_network_without_a_proposal_shows_a_hint(screen: Screen) -> None:
 # ---------------------------------------------------------------- the one figure
 
 
-def test_redraws_reuse_the_one_figure(figured: Screen) -> None:
-    figure, uids = (
-        figured.figure.live.widget,
-        [trace.uid for trace in figured.figure.live.widget.data],
-    )
-    for verb in ("propose", "approve", "propose", "undo"):
+def test_the_whole_figure_is_sent_once_and_then_what_differs(
+    figured: Screen, sent: list[dict[str, Any]]
+) -> None:
+    for verb in ("propose", "approve", "propose", "undo", "reject"):
         figured.press(verb)
-    assert figured.figure.live.widget is figure
-    assert [trace.uid for trace in figure.data] == uids
+        assert pages(sent) == figured.figure.sent
+    figured._told("flip", None, trace(figured, "channel")["customdata"][-1], False)
+    figured._told("group", None, "layer3.0.conv1", False)
+    assert pages(sent) == figured.figure.sent
+    assert {message["do"] for message in sent[1:]} == {"change"}
 
 
-def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(figured: Screen) -> None:
-    sent: list[str] = []
-    figured.figure.live.widget.observe(
-        lambda change: change["new"] and sent.append(change["name"]),
-        ["_py2js_update", "_py2js_restyle", "_py2js_relayout"],
-    )
+def test_another_selection_is_a_small_message(figured: Screen, sent: list[dict[str, Any]]) -> None:
+    figured.press("propose")
+    sent.clear()
+    figured._told("flip", None, trace(figured, "channel")["customdata"][-1], False)
+    (message,) = sent
+    assert len(json.dumps(message)) < 0.25 * len(json.dumps(figured.figure.sent))
+    assert "customdata" not in json.dumps(message)
+
+
+def test_a_redraw_is_a_few_messages_and_none_when_nothing_changed(
+    figured: Screen, sent: list[dict[str, Any]]
+) -> None:
+    sent.clear()
     figured.press("propose")
     assert 1 <= len(sent) <= 4
     sent.clear()
-    figured.figure.live.draw(figured.figure.live.drawn, figured.figure.number)
+    figured._refresh()
     assert sent == []
 
 
-def test_a_page_loaded_anew_starts_from_what_is_shown(figured: Screen) -> None:
+def test_a_page_loaded_anew_starts_from_what_is_shown(
+    figured: Screen, sent: list[dict[str, Any]]
+) -> None:
     for live in (True, False):
         figured.choice.group = "layer1.0.conv1" if live else "layer2.0.conv1"
         figured.press("propose")
         figured._told("theta", None, -1.0, live)
-        state = figured.figure.live.widget.get_state()
-        synced = {trace["name"]: trace for trace in state["_widget_data"]}
-        assert synced["channel"]["customdata"] == list(trace(figured, "channel").customdata)
-        assert synced["search"]["x"]
-        assert state["_widget_layout"]["meta"] == figured.head.drawing
+        figured._told("here", None, False, False)
+        wait_until(lambda: sent[-1]["do"] == "draw")
+        whole = sent[-1]["figure"]
+        drawn = {trace["name"]: trace for trace in whole["data"]}
+        assert drawn["channel"]["customdata"] == list(figured._info().importance.units)
+        assert drawn["search"]["x"]
+        assert whole["layout"]["meta"] == figured.drawing
         figured.press("reject")
 
 
@@ -779,65 +831,73 @@ def test_text_and_figure_carry_the_same_number(figured: Screen) -> None:
     numbers = []
     for verb in ("propose", "approve", "undo"):
         figured.press(verb)
-        assert figured.figure.live.widget.layout.meta == figured.head.drawing
-        numbers.append(figured.head.drawing)
+        assert figured.figure.sent is not None
+        assert figured.figure.sent["layout"]["meta"] == figured.drawing
+        numbers.append(figured.drawing)
     assert sorted(set(numbers)) == numbers, "every change counts"
 
 
-def test_a_page_that_drew_an_old_figure_is_sent_the_whole(figured: Screen) -> None:
+def test_a_page_that_drew_an_old_figure_is_sent_the_whole(
+    figured: Screen, sent: list[dict[str, Any]]
+) -> None:
     figured.press("propose")
-    sent: list[int] = []
-    parts = figured.children
-    figured.place.observe(lambda change: sent.append(len(change["new"])), "children")
-    figured._told("figure", None, figured.head.drawing, False)
+    sent.clear()
+    figured._told("figure", None, figured.drawing, False)
     assert sent == []
-    figured._told("figure", None, figured.head.drawing - 1, False)
-    assert sent == [0, 1], "the figure is put in its place anew"
-    assert figured.children == parts, "and the parts that are typed into stay on the page"
+    figured._told("figure", None, figured.drawing - 1, False)
+    assert sent == [{"do": "draw", "figure": figured.figure.sent}]
 
 
-def test_plotlys_private_names_are_there(figured: Screen) -> None:
-    """If this fails, plotly has moved: look at `live.py`."""
-    assert figured.figure.live.widget._config["responsive"] is True
-    assert len(figured.figure.live.widget._data) == len(figured.figure.live.widget.data)
-    assert figured.figure.live.widget._layout_obj._props["meta"] == figured.head.drawing
-    for name in ("_handler_js2py_traceDeltas", "_handler_js2py_layoutDelta"):
-        assert hasattr(go.FigureWidget, name)
+def test_the_code_of_the_figure_is_sent_to_a_page_that_has_none(
+    figured: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the installed plotly's own file, and no page fetches another."""
+    told: list[Any] = []
+    monkeypatch.setattr(figured, "send", lambda message, buffers: told.append((message, buffers)))
+    for bare in (False, True):
+        told.clear()
+        figured._told("here", None, bare, False)
+        wait_until(lambda: any(message["do"] == "draw" for message, _ in told))
+        assert [message["do"] for message, _ in told] == ["load"] * bare + ["draw"]
+    ((_, (code,)), _) = told
+    assert b"Plotly.react" not in code
+    assert gzip.decompress(code).lstrip().startswith(b"/**\n* plotly.js v")
+    assert "http" not in Screen._esm.replace("http://www.w3.org", "")
 
 
-def test_what_the_browser_reports_changes_no_data(figured: Screen) -> None:
+def test_code_of_the_figure_that_is_missing_is_a_red_line(
+    figured: Screen, session: FakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> bytes:
+        raise FileNotFoundError("plotly.min.js")
+
+    monkeypatch.setattr(figure_slot, "packed", missing)
+    figured._told("load", None, None, False)
+    assert "The interactive figure could not be loaded" in Page(figured).said("error")
     figured.press("propose")
-    figure = figured.figure.live.widget
-    before = list(trace(figured, "channel").x)
-    figure._js2py_traceDeltas = {
-        "trace_deltas": [{"uid": trace(figured, "channel").uid, "x": [1], "y": [1]}],
-        "trace_edit_id": figure._last_trace_edit_id,
-    }
-    assert list(trace(figured, "channel").x) == before
+    assert session.state.pending is not None
 
 
-def test_a_narrow_screen_stacks_its_panels(figured: Screen) -> None:
+def test_a_narrow_screen_stacks_its_panels(figured: Screen, sent: list[dict[str, Any]]) -> None:
     figured._told("narrow", None, True, False)
-    assert figured.figure.live.arrange == "stack"
-    assert list(figured.figure.live.widget.layout.xaxis.domain) == [0, 1]
-    assert "prunelab-stack" in figured._dom_classes
-    assert "prunelab-grid" not in figured._dom_classes
+    assert pages(sent)["layout"]["xaxis"]["domain"] == [0, 1]
+    assert "stack" in figured._kinds
+    assert "grid" not in figured._kinds
     figured._told("narrow", None, False, False)
-    assert figured.figure.live.arrange == "grid"
+    assert pages(sent)["layout"]["xaxis"]["domain"] == [0.315, 0.73]
+    assert figured._kinds == ["auto", "grid"]
 
 
-def test_the_browser_alone_knows_the_size_of_the_figure(figured: Screen) -> None:
-    """plotly.js that is told a height later on keeps the width of that moment for ever."""
-    sent: list[str] = []
-    for name in ("_py2js_update", "_py2js_relayout"):
-        figured.figure.live.widget.observe(lambda change: sent.append(str(change["new"])), name)
+def test_the_browser_alone_knows_the_size_of_the_figure(
+    figured: Screen, sent: list[dict[str, Any]]
+) -> None:
+    """plotly.js that is told a size does not follow that of its place."""
     figured._told("narrow", None, True, False)
     figured.press("propose")
     figured._told("narrow", None, False, False)
-    told = " ".join(sent)
-    assert "domain" in told
-    assert "'height'" not in told
-    assert figured.figure.live.widget.layout.width is None
+    for message in sent:
+        told = message["figure" if message["do"] == "draw" else "changes"].get("layout", {})
+        assert not {"height", "width"} & told.keys()
 
 
 # ---------------------------------------------------------------- pages without widgets
@@ -848,7 +908,7 @@ def test_the_bundle_is_the_same_every_time(session: FakeSession) -> None:
     for made in (session, FakeSession()):
         screen = show(made)
         screen.press("propose")
-        bundle = screen._repr_mimebundle_()
+        bundle, _ = screen._repr_mimebundle_()
         assert "application/vnd.jupyter.widget-view+json" in bundle
         bundles.append((bundle["text/plain"], bundle["image/svg+xml"]))
         screen.close()
@@ -860,7 +920,7 @@ def test_a_cell_shows_a_picture_for_pages_without_the_kernel_and_the_screen(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr(screen_module, "display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr(screen_module, "display", lambda bundle, **_: shown.append(bundle))
     screen._ipython_display_()
     picture, live = shown
     assert 'src="data:image/svg+xml;base64,' in picture["text/html"]
@@ -871,7 +931,7 @@ def test_a_cell_shows_a_picture_for_pages_without_the_kernel_and_the_screen(
 
 def test_the_static_picture_is_small_valid_xml_at_every_stage(screen: Screen) -> None:
     for verb in ("propose", "approve", "undo", "propose", "reject"):
-        picture = screen._repr_mimebundle_()["image/svg+xml"]
+        picture = screen._repr_mimebundle_()[0]["image/svg+xml"]
         assert len(picture) < 20_000
         ElementTree.fromstring(picture)
         screen.press(verb)

@@ -27,7 +27,7 @@ from prunelab.figures.widths import WidthRow
 from prunelab.ledger.events import Proposed, Rejected
 from prunelab.notebook import Screen, background, text
 from prunelab.notebook.channel_inspector import channel
-from prunelab.notebook.html_widget import HtmlWidget
+from prunelab.notebook.root import Root
 from prunelab.notebook.rows import layers
 from prunelab.notebook.view import Table
 from prunelab.notebook.worker import worker_of
@@ -52,10 +52,9 @@ def page(screen: Screen) -> Page:
 
 @pytest.fixture
 def shown(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """A screen that a page shows, where no rest is needed and no figure is made."""
+    """A screen that a page shows, where no rest is needed."""
     monkeypatch.setattr(background, "REST", 0.0)
-    monkeypatch.setattr(screen, "make_figure", lambda: None)
-    screen._told("here", None, True, False)
+    screen._told("here", None, False, False)
     return screen
 
 
@@ -223,8 +222,7 @@ def test_a_session_that_repairs_nothing_tries_a_selection_once(
     monkeypatch.setattr(background, "REST", 0.0)
     session = pl.Session(trained, data, method=pl.AOFP(theta=0.05, images=128), repair=None)
     screen = Screen(session)
-    monkeypatch.setattr(screen, "make_figure", lambda: None)
-    screen._told("here", None, True, False)
+    screen._told("here", None, False, False)
     screen.press("propose")
     Page(screen).put("aim", "repair", True)
     wait_until(lambda: screen._background.step_time() is not None)
@@ -448,7 +446,7 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
     for turn in range(100):
         made = Screen(session)
         if turn % 30 == 0:
-            made.make_figure()  # the first makes one, the others take it over
+            made._draw_again()
         made.close()
         if turn in (0, 99):
             counts.append(around())
@@ -456,17 +454,28 @@ def test_showing_again_shows_the_same_screen_and_a_closed_one_leaves_nothing(
     assert all(now <= then for then, now in zip(*counts, strict=True)), "none is left behind"
 
 
+def test_a_screen_that_its_front_end_has_closed_is_made_anew(session: pl.Session) -> None:
+    """marimo does so when the cell that made it runs again."""
+    screen = pl.show(session)
+    screen.comm.close()
+    again = pl.show(session)
+    assert again is not screen
+    assert not again.lost
+    assert pl.show(session) is again
+    again.close()
+
+
 def test_a_page_that_is_loaded_anew_is_sent_every_part(
     session: pl.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(HtmlWidget, "send_state", lambda panel, key=None: sent.append((panel, key)))
     screen = Screen(session)
-    screen._told("here", None, True, False)
-    assert (screen.head, None) not in sent, "it came with everything"
-    screen._told("here", None, True, False)
-    assert (screen.head, None) in sent
-    assert (screen.below, None) in sent
+    monkeypatch.setattr(screen, "send_state", sent.append)
+    screen._told("here", None, False, False)
+    assert not any("html_form" in keys for keys in sent), "it came with everything"
+    screen._told("here", None, False, False)
+    (keys,) = (keys for keys in sent if {"html_form", "html_history"} <= {*keys})
+    assert "_esm" not in keys, "a page that is sent its code makes every view anew"
     screen.close()
 
 
@@ -474,14 +483,15 @@ def test_a_message_that_comes_twice_is_dealt_with_once_and_answered_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[Any] = []
-    panel = HtmlWidget(("form",), lambda *what: told.append(what))
+    panel = Root(("form",), ("state",), lambda *what: told.append(what))
+    panel.complete()
     answers: list[Any] = []
-    monkeypatch.setattr(HtmlWidget, "send_state", lambda panel, key=None: answers.append(key))
+    monkeypatch.setattr(panel, "send_state", lambda key: answers.append(key))
     message = {"n": "1.1", "do": "press", "arg": "stop", "value": None, "live": False}
     for content in (message, message, {**message, "n": "1.2"}):
         panel._hear(panel, content, None)
     assert told == [("press", "stop", None, False)] * 2
-    assert answers.count("heard") == 3
+    assert answers.count("_heard") == 3
     panel.close()
 
 
