@@ -106,7 +106,7 @@ def label_bands(bands: Sequence[Band], tops: Sequence[float], room: bool) -> go.
         x=[band.last + 0.5 if i else -0.6 for i, band in enumerate(bands)],
         y=list(tops),
         mode="text",
-        text=[band.words for band in bands],
+        text=[band.words if i else f"{band.words}\u00a0" for i, band in enumerate(bands)],
         textposition=["top left" if i else beside for i in range(len(bands))],
         textfont={"size": TEXT_PX},
         name="mean damage",
