@@ -102,8 +102,9 @@ def label_bands(bands: Sequence[Band], tops: Sequence[float], room: bool) -> go.
     The lowest one's is below its top, where there is `room` for that, and so is clear of the next.
     """
     beside = "bottom left" if room else "middle left"
+    left = -0.6 - 0.01 * sum(band.last - band.first + 1 for band in bands)
     return go.Scatter(
-        x=[band.last + 0.5 if i else -0.6 for i, band in enumerate(bands)],
+        x=[band.last + 0.5 if i else left for i, band in enumerate(bands)],
         y=list(tops),
         mode="text",
         text=[band.words for band in bands],
