@@ -215,16 +215,17 @@ TALLY: Counter[str] = Counter()
 
 def drawn(examples: int, steps: int) -> None:
     """Run the machine; the same sequences every time."""
-    QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         Sessions,
         settings=settings(
             max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True,
-            suppress_health_check=QUIET, database=None, print_blob=False,
+            suppress_health_check=quiet, database=None, print_blob=False,
         ),
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_whatever_fails_in_a_verb_the_session_is_as_before_or_as_after() -> None:
     TALLY.clear()
     drawn(30, 20)

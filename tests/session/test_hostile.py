@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import prunelab as pl
 from prunelab.classroom import handin
 from prunelab.errors import PruneLabError, SessionFileError
-from prunelab.ledger import words
+from prunelab.ledger import history_words, words
 from prunelab.ledger.store import FileStore
 
 EXAMPLES = int(os.environ.get("PRUNELAB_EXAMPLES", 40))
@@ -162,7 +162,7 @@ def looked_at(path: Path) -> None:
     """Open a session and look at all of it."""
     found = opened(path, False)
     str(found)
-    words.history(found.state, found.ledger)
+    history_words.history(found.state, found.ledger)
     words.outcome(found.state, found.ledger[-1])
     pl.figures.report(found.ledger)
     found.plan.to_json()
@@ -170,6 +170,7 @@ def looked_at(path: Path) -> None:
         found.go(next(p.seq for p in found.state.points if p.seq != found.state.head))
 
 
+@pytest.mark.long
 def test_a_session_file_whose_events_are_changed_is_refused_or_a_session(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "run.prunelab")) as database:
         events = [json.loads(text) for (text,) in database.execute("SELECT json FROM event")]
@@ -188,6 +189,7 @@ def test_a_session_file_whose_events_are_changed_is_refused_or_a_session(folder:
     assert {"opened", "refused"} == set(tried)
 
 
+@pytest.mark.long
 def test_a_session_file_whose_lists_of_weights_are_changed_is_refused_or_a_session(
     folder: Path,
 ) -> None:
@@ -400,7 +402,7 @@ def test_names_of_a_stranger_are_text_in_every_page_and_program(tmp_path: Path) 
     made.propose()
     pages = [
         pl.figures.report(made.ledger),
-        words.history(made.state, made.ledger),
+        history_words.history(made.state, made.ledger),
     ]
     for page in pages:
         tags = Tags(page)
