@@ -1,4 +1,4 @@
-"""The screen for Jupyter: the only folder that imports ipywidgets and anywidget."""
+"""The screen for Jupyter: the only folder that imports anywidget."""
 
 from prunelab.notebook.screen import Screen, show
 

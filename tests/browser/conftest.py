@@ -45,6 +45,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in ("plain", "still", "monkey"):
         write(folder / f"{name}.ipynb", (BEGIN + "session = pl.Session(model, data)", SHOW))
     write(
+        folder / "two.ipynb",
+        (
+            BEGIN + "session = pl.Session(model, data)",
+            "from prunelab.notebook.figure_slot import FigureSlot\n"
+            "loads, load = [], FigureSlot.load\n"
+            "FigureSlot.load = lambda slot: loads.append(load(slot))",
+            SHOW,
+            'pl.show(session, theme="dark")',
+        ),
+    )
+    write(
         folder / "poor.ipynb",
         (
             BEGIN + "session = pl.Session(model, data)",
