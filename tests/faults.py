@@ -46,11 +46,14 @@ class Bomb:
         self.where = ""
 
     def __enter__(self) -> Bomb:
+        # a shell that starts the tests in the background has it ignored
+        self._before = signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.setprofile(self._profile)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        signal.signal(signal.SIGINT, self._before)
 
     def _profile(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code

@@ -239,9 +239,9 @@ def test_a_run_leaves_the_ruining_move_pending_and_says_so(
 def test_the_screen_tells_why_its_run_stopped(trained: nn.Module, data: pl.Data) -> None:
     screen = pl.show(pl.Session(trained, data, pl.FirstK(), repair=None))
     screen.press("run")
-    assert "The run stopped at 100% of the MACs" in screen.head.form
+    assert "The run stopped at 100% of the MACs" in screen.part("form")
     screen.press("approve")
-    assert "A loss of " in screen.head.form
+    assert "A loss of " in screen.part("form")
     screen.close()
 
 

@@ -257,7 +257,9 @@ def test_a_layer_whose_move_was_adjusted_starts_anew(trained: nn.Module, data: p
         drop={name: [unit for unit in session.graph[name].units if unit not in move.drop[name]][:1]}
     )
     session.approve()
-    context = search_context(session._evaluator, session._history, session.state, None)
+    context = search_context(
+        session._evaluator, session._history, session.state, None, session._history.network
+    )
     targets = session.method.targets(context)
     searches, step, _ = aofp_sampled._resumed(session.method, context, targets)
     assert step == move.carry["step"]
