@@ -10,7 +10,8 @@ recipe on the 4,000 images that ship, and pruned with as many of them as `--imag
 session. `--odd` prunes with images of one class, of a shifted distribution (negatives), and with
 some that are NaN or blank; `--tune` tunes afterwards as `tune` does by default; `--layers` shows
 one network's held-out reconstruction layer by layer. --keep FILE holds what was measured, so that
-the tables can be made in pieces; --kept-only shows it and measures nothing.
+the tables can be made in pieces (foreign.json holds what has been); --kept-only shows it and
+measures nothing.
 """
 
 from __future__ import annotations
