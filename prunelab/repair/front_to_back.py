@@ -34,7 +34,7 @@ from prunelab.repair.dataflow import (
 from prunelab.repair.fit import Fit
 from prunelab.repair.layer_problem import LayerProblem
 from prunelab.repair.recalibration import Traced
-from prunelab.repair.recordings import Sums, sums_of
+from prunelab.repair.recordings import SHAPES, Sums, sums_of
 from prunelab.values import Progress
 
 CARRIED = 2**31  # bytes that all images together may carry; others start anew for every layer
@@ -192,6 +192,8 @@ class _Queue:
     def _plan(self, batch: Any) -> _Plan:
         key = signature(batch)
         if key not in self.plans:
+            if len(self.plans) == SHAPES:
+                raise NotReplayable("the batches have too many shapes")
             self.plans[key] = self._planned(batch, *self._recorded(batch))
         return self.plans[key]
 

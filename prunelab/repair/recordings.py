@@ -16,7 +16,7 @@ from prunelab.loops.batch import checked
 from prunelab.repair.dataflow import NotReplayable, Recording, signature
 from prunelab.repair.recorder import record
 
-SHAPES = 32  # of batches, each recorded
+SHAPES = 32  # of batches whose recordings are kept, the latest ones
 Sums = Mapping[str, tuple[float, float]]
 
 
@@ -52,20 +52,21 @@ class Recordings:
         Raises
         ------
         NotReplayable
-            As `record` does, and for too many shapes.
+            As `record` does.
         """
         key = signature(batch)
         if key in self._made:
             return self._made[key], {}
-        if len(self._made) == SHAPES:
-            raise NotReplayable("the batches have too many shapes")
         sums = _Sums(network, wanted)
         with state_preserved(network), sums, torch.no_grad():
             network.eval()
             checked(forward, network, batch)
         like = next(iter(self._made.values()), None)
-        self._made[key] = record(network, batch, forward, like)
-        return self._made[key], sums.found
+        made = record(network, batch, forward, like)
+        if len(self._made) == SHAPES:
+            self._made.pop(next(iter(self._made)))
+        self._made[key] = made
+        return made, sums.found
 
 
 class _Sums(Watch):

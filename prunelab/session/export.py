@@ -341,7 +341,7 @@ def _write(files: Mapping[Path, bytes], check: Callable[[Path], None] = lambda p
 def _report(session: Session) -> str:
     try:
         from prunelab.figures.report import report
-        from prunelab.session.answers import what_if
+        from prunelab.session.report_what_if import what_if
     except ImportError as error:
         raise MissingPackage(
             f"A report needs plotly, and {error.name} is missing: pip install 'prunelab[lab]'."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunelab.cost.counting import cost
 from prunelab.evidence.fingerprint import fingerprint
 from prunelab.graph.channels.channel_graph import ChannelGraph
-from prunelab.graph.surgery.editing import cut, take_columns
+from prunelab.graph.surgery.editing import copy_with, cut, take_columns
 from prunelab.graph.surgery.factorised_graph import extended
 from prunelab.graph.surgery.network_state import NetworkState, captured
 from prunelab.graph.trace import copy_of
@@ -146,12 +146,13 @@ class History:
         It is the original, or the result of the latest tune; it must not be changed.
         """
         point = [p for p in self.state.path if isinstance(p.event, (Began, Tuned))][-1]
-        plan = self.plan_at(point)
-        if isinstance(point.event, Began):
-            return self._evaluator.base, plan
         if self._trained is None or self._trained[0] != point.seq:
-            self._trained = point.seq, self.network_at(point)
-        return self._trained[1], plan
+            if isinstance(point.event, Began):  # not the base itself, which others read meanwhile
+                network = copy_with(self._evaluator.base, {}, share=True)
+            else:
+                network = self.network_at(point)
+            self._trained = point.seq, network
+        return self._trained[1], self.plan_at(point)
 
     def momentum(self) -> nn.Module | None:
         """The momentum that the latest approved search left, cut to the current plan."""

@@ -25,7 +25,7 @@ from prunelab.ledger.events import Event, Noted
 from prunelab.ledger.ledger import Ledger
 from prunelab.ledger.state import fold
 from prunelab.ledger.store import FileStore
-from prunelab.session.answers import what_if
+from prunelab.session.report_what_if import what_if
 from prunelab.values import FrozenMap
 
 HOSTILE = "</script><script>alert('{{data}}')</script><img src=x onerror=alert(2)> & \u2028"

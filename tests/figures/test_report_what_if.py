@@ -14,7 +14,7 @@ from torch import nn
 import prunelab as pl
 from prunelab.evidence import damage_curve
 from prunelab.figures import what_if as page
-from prunelab.session.answers import what_if
+from prunelab.session.report_what_if import what_if
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from toys import Tiny, batches
 import prunelab as pl
 from prunelab.loops.batch import run_batch
 from prunelab.repair import recordings
-from prunelab.repair.dataflow import NotReplayable, Run
+from prunelab.repair.dataflow import Run
 from prunelab.repair.recordings import SHAPES, Recordings
 
 
@@ -66,12 +66,15 @@ def test_another_shape_is_recorded_twice_only_if_its_operations_differ(
         assert torch.equal(Run(recording, x, [last]).take(last), net(x))
 
 
-def test_a_shape_too_many_is_refused(net: Counted) -> None:
+def test_a_shape_too_many_takes_the_place_of_the_oldest(net: Counted) -> None:
     found = Recordings()
-    for count in range(3, 3 + SHAPES):
-        of(found, net, count)
-    with pytest.raises(NotReplayable, match="too many shapes"):
-        of(found, net, 3 + SHAPES)
+    kept = [of(found, net, count)[0] for count in range(3, 4 + SHAPES)]
+    before = Counted.runs
+    assert of(found, net, 3 + SHAPES)[0] is kept[-1]
+    assert of(found, net, 4)[0] is kept[1]
+    assert Counted.runs == before
+    assert of(found, net, 3)[0] is not kept[0]
+    assert Counted.runs > before
 
 
 def test_the_target_of_repairs_is_recorded_once_and_stays_as_it_was(
@@ -88,7 +91,12 @@ def test_the_target_of_repairs_is_recorded_once_and_stays_as_it_was(
     torch.manual_seed(0)
     data = pl.Data(train=batches(64, 1), val=batches(64, 2))
     session = pl.Session(Tiny().eval(), data, "thinet", repair_images=64)
-    before = {name: x.clone() for name, x in session._evaluator.base.state_dict().items()}
+    base = session._evaluator.base
+    before = {name: x.clone() for name, x in base.state_dict().items()}
+    trained = session._history.trained()[0]
+    ours = zip(base.parameters(), trained.parameters(), strict=True)
+    assert trained is not base, "whoever reads the base sees no modes of a repair"
+    assert all(a.data_ptr() == b.data_ptr() for a, b in ours), "but it takes no memory"
     for _ in range(2):
         session.propose()
         session.approve()
@@ -98,7 +106,7 @@ def test_the_target_of_repairs_is_recorded_once_and_stays_as_it_was(
     assert len(recorded) == 3 * shapes
     assert recorded.count(target) == shapes
     assert first is not second
-    after = session._evaluator.base.state_dict()
+    after = base.state_dict()
     assert all(torch.equal(x, after[name]) for name, x in before.items())
 
 
