@@ -39,7 +39,8 @@ def try_move(
     small = cut(history.source, history.source_graph, plan)
     kind = evaluator.settings.repair_after(parts.method)
     if repair and kind is not None:
-        small = (yield from best_repair(evaluator, history, (small, plan), kind))[0]
+        as_cut = yield from evaluator.judge(small)
+        small = (yield from best_repair(evaluator, history, (small, plan), kind, as_cut))[0]
     mark = history.state.now.event.fingerprint
     return (yield from evaluator.compare(small, history.network, mark, history.answers, images))
 

@@ -16,6 +16,7 @@ from prunelab.graph.surgery.held_tensors import not_finite
 from prunelab.graph.trace import copy_of
 from prunelab.ledger import guard
 from prunelab.ledger.events import Refit
+from prunelab.ledger.state import State
 from prunelab.repair.fit import Fit
 from prunelab.repair.least_squares import repairing
 from prunelab.repair.recalibration import recalibrating
@@ -92,20 +93,21 @@ def best_repair(
     history: History,
     small: Planned,
     kind: str,
-    as_cut: Judgement | None = None,
+    as_cut: Judgement,
 ) -> Generator[Progress, None, tuple[nn.Module, dict[str, Any], Judgement]]:
     """Repair a copy of `small`, which was just cut, in the way that validates best.
 
-    Least squares is judged layer by layer on training images. These may be unrepresentative, such
-    as of one class; so if the repair makes the first metric worse on the validation images,
-    BatchNorm recalibration alone and no repair are tried too, and the best of them is used.
+    Least squares is judged layer by layer on training images. These may be few, or of one class
+    only. So BatchNorm recalibration alone and no repair are tried too, and the best of the three on
+    the validation images is used, where the repaired network is worse than before the move or than
+    as cut, or where the images determine at most half of the layers.
 
     Parameters
     ----------
     kind
         The first repair to try, as in `repair_towards`.
     as_cut
-        The metrics and answers of `small` on the validation images, if known.
+        The metrics and answers of `small` on the validation images.
 
     Returns
     -------
@@ -117,15 +119,13 @@ def best_repair(
     fixed = history.settled(fixed, small[1])
     judged = yield from evaluator.judge(fixed)
     found = {kind: (fixed, refits, judged)}
-    state = history.state
-    costs = guard.alarm(state.began, state.now.metrics, judged[0], guard.NOTICEABLE)
-    if kind == "bn" or not costs:
+    if kind == "bn" or not _doubtful(history.state, refits, judged, as_cut):
         return fixed, {"kind": kind, "refits": refits}, judged
     alone = copy_of(small[0])
     yield from repair_cut(evaluator, history, (alone, small[1]), "bn")
     alone = history.settled(alone, small[1])
     found["bn"] = (alone, (), (yield from evaluator.judge(alone)))
-    found["none"] = (small[0], (), as_cut or (yield from evaluator.judge(small[0])))
+    found["none"] = (small[0], (), as_cut)
     name, metric = evaluator.settings.guard
     tried = {kind: judged[0][name] for kind, (_, _, judged) in found.items()}
 
@@ -137,6 +137,18 @@ def best_repair(
     fixed, refits, judged = found[best]
     extra = {"kind": best, "refits": refits}
     return fixed, extra if best == kind else {**extra, "tried": FrozenMap(tried)}, judged
+
+
+def _doubtful(
+    state: State, refits: tuple[Refit, ...], judged: Judgement, as_cut: Judgement
+) -> bool:
+    """Whether a repaired network is to be compared with BatchNorm recalibration alone."""
+    after = judged[0]
+    if guard.alarm(state.began, state.now.metrics, after, guard.NOTICEABLE):
+        return True
+    if guard.alarm(state.began, as_cut[0], after, 0.0):
+        return True
+    return bool(refits) and 2 * sum(refit.determined for refit in refits) <= len(refits)
 
 
 def check_finite(network: nn.Module, by: str) -> None:

@@ -274,3 +274,26 @@ def test_with_no_image_to_judge_by_nothing_is_solved(trained: nn.Module, data: p
     session.approve()
     event = session.ledger[-1]
     assert {refit.choice for refit in event.refits} <= {"bn", "kept"}
+
+
+@pytest.mark.parametrize(("images", "kinds"), [(1, ["lstsq", "bn"]), (512, ["lstsq"])])
+def test_a_repair_that_few_images_determine_is_set_against_the_others(
+    trained: nn.Module, monkeypatch: pytest.MonkeyPatch, images: int, kinds: list[str]
+) -> None:
+    val = batches(512, 5)
+    x, y = (torch.cat(part) for part in zip(*val, strict=True))
+    data = pl.Data(train=[(x[:images], y[:images])], val=val)
+    session = pl.Session(trained, data, pl.Magnitude(pruning_ratio=0.25))
+    repair, done = repairing.repair_towards, []
+
+    def noted(evaluator: Any, small: Any, kind: str, *more: Any) -> Any:
+        refits = yield from repair(evaluator, small, kind, *more)
+        done.append((kind, [refit.determined for refit in refits]))
+        return refits
+
+    monkeypatch.setattr(repairing, "repair_towards", noted)
+    session.propose()
+    session.approve()
+    assert [kind for kind, _ in done] == kinds
+    determined = done[0][1]
+    assert (2 * sum(determined) <= len(determined)) == (len(kinds) == 2)
