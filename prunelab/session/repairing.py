@@ -143,11 +143,9 @@ def _doubtful(
     state: State, refits: tuple[Refit, ...], judged: Judgement, as_cut: Judgement
 ) -> bool:
     """Whether a repaired network is to be compared with BatchNorm recalibration alone."""
-    after = judged[0]
-    if guard.alarm(state.began, state.now.metrics, after, guard.NOTICEABLE):
-        return True
-    if guard.alarm(state.began, as_cut[0], after, 0.0):
-        return True
+    for before in (state.now.metrics, as_cut[0]):
+        if guard.alarm(state.began, before, judged[0], guard.NOTICEABLE):
+            return True
     return bool(refits) and 2 * sum(refit.determined for refit in refits) <= len(refits)
 
 
