@@ -12,18 +12,21 @@ For each layer, front to back, one move:                            `Elimination
      a. the error that removing channel c leaves, after a refit:    `RefitProblem.costs`
         tr(W_c' (H_cc)^-1 W_c), H the inverse;
      b. remove the channel with the smallest error, update H and W. `RefitProblem.remove`
-  4. Refit the network.                                             repair="lstsq"
+  4. Exchange a removed channel for a kept one while that lowers
+     the error.                                                     `exchanged`
+  5. Refit the network.                                             repair="lstsq"
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from prunelab.methods.base import Context, Search
+from prunelab.methods.exchanges import exchanged
 from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
 from prunelab.methods.refit import RefitProblem, refit_problem
 from prunelab.values import Importance, units_of
@@ -60,13 +63,14 @@ class Elimination:
             ("contribution", "patches"), self.images, group.consumers
         )
         evidence = solved if held is None else solved + held
-        problems = [
-            refit_problem(context.model, layer, solved, held)
-            for layer in context.graph.consumers(group)
-        ]
+
+        def problems() -> list[RefitProblem]:
+            layers = context.graph.consumers(group)
+            return [refit_problem(context.model, layer, solved, held) for layer in layers]
+
         numbers = [group.first + unit for unit in group.units]
-        ranked, errors = eliminate(problems, numbers, len(group.units) - keep)
-        energy = sum(problem.energy for problem in problems)
+        ranked, errors = eliminated(problems, numbers, len(group.units) - keep)
+        energy = sum(problem.energy for problem in problems())
         shares = errors / energy if energy > 0 else errors
         yield Importance(
             group.name,
@@ -81,8 +85,26 @@ class Elimination:
         return context.move(self, drop, damage, carry_of(self, group))
 
 
+def eliminated(
+    problems: Callable[[], list[RefitProblem]], units: Sequence[int], count: int
+) -> tuple[list[int], Array]:
+    """Steps 3 and 4: the units in the order of removal, and their errors, as `eliminate`.
+
+    `problems` makes the least squares of the layers that read the units. Where exchanges change
+    the set, the order is that in which elimination removes the units of the new set.
+    """
+    ranked, errors = eliminate(problems(), units, count)
+    better = exchanged(problems, units, ranked[:count])
+    if set(better) == set(ranked[:count]):
+        return ranked, errors
+    return eliminate(problems(), units, count, better)
+
+
 def eliminate(
-    problems: list[RefitProblem], units: Sequence[int], count: int
+    problems: list[RefitProblem],
+    units: Sequence[int],
+    count: int,
+    among: Collection[int] | None = None,
 ) -> tuple[list[int], Array]:
     """Step 3: remove `count` of `units`, always the one with the smallest error after a refit.
 
@@ -96,6 +118,8 @@ def eliminate(
         Their numbers in the graph.
     count
         How many to remove.
+    among
+        Only these may be removed, at least `count`; None: any.
 
     Returns
     -------
@@ -113,7 +137,8 @@ def eliminate(
         costs = dict(zip(alive, each, strict=True))
         if len(gone) == count:
             break
-        unit = min(alive, key=lambda i: (costs[i], i))
+        may_go = [unit for unit in alive if among is None or unit in among]
+        unit = min(may_go, key=lambda i: (costs[i], i))
         error = errors[index[unit]] = error + costs[unit]
         for problem in problems:
             problem.remove(unit)

@@ -159,6 +159,15 @@ class RefitProblem:
         kernel: Array = self._kernel[:, self._stays].T.numpy()
         return kernel
 
+    @property
+    def size(self) -> int:
+        """The number n of patch entries."""
+        return len(self._kernel)
+
+    def table(self) -> Tensor:
+        """The inverse and the kernel side by side [n, n + out]."""
+        return torch.cat([self._inverse.rows(torch.arange(self.size)), self._kernel], dim=1)
+
     def costs(self, units: Sequence[int] | Array) -> Array:
         """The increase of the error if one of `units` is removed and the rest refitted [units]."""
         if self._stale:
