@@ -1,4 +1,4 @@
-"""Background jobs, run while the user is idle: measuring, trying a move, inspecting a channel."""
+"""Background jobs while the user is idle: measuring, trying and bounding a move, inspecting."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from prunelab.errors import SessionBusy, Stopped
+from prunelab.notebook.certificate import Certificate, certificate
 from prunelab.notebook.channel_inspector import Channel, Tried, channel, tried
 from prunelab.notebook.selection import Choice
 from prunelab.notebook.view import End
@@ -64,6 +65,9 @@ class Background:
             jobs.append(("tried", (mark, move.drop), job))
             if choice.repairs:
                 jobs.append(("repaired", (mark, move.drop), partial(job, repair=True)))
+            if units := move.drop.get(choice.group):
+                bound = partial(certificate, session, choice.group, units)
+                jobs.append(("certified", (mark, choice.group, units), bound))
         ends = choice.ends
         if COMPARE in opened and ends[0] != ends[1]:
             a, b = (choice.plans[end] if isinstance(end, str) else end for end in ends)
@@ -101,6 +105,11 @@ class Background:
         """The comparison of `move` as cut, or `repaired`, if it was the last one tried."""
         kind = "repaired" if repaired else "tried"
         return self._result(kind, move and (move.fingerprint, move.drop))
+
+    def certificate(self, move: Move | None, group: str) -> Certificate | None:
+        """The bound of the units of `group` in `move`, if it was the last one computed."""
+        units = move and move.drop.get(group)
+        return self._result("certified", move and units and (move.fingerprint, group, units))
 
     def channel(self, group: str, unit: int | None) -> Channel | None:
         """The inspected channel of the current network."""

@@ -291,6 +291,7 @@ class Screen(Root):
             opened=frozenset(self._opened),
             tried=self._background.tried(choice.move),
             repaired=self._background.tried(choice.move, repaired=True) if choice.repairs else None,
+            certificate=self._background.certificate(choice.move, choice.group),
             channel=self._background.channel(choice.group, choice.unit),
             step_time=self._background.step_time(),
             difference=self._background.difference(choice.ends),

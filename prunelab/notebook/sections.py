@@ -71,5 +71,6 @@ def key(view: View) -> str:
         aria_expanded="true" if whole else "false",
     )  # fmt: skip
     told = tag("span", legend(signs(view.info, whole)))
-    how = tag("p", escape(view.info.importance.how), kind="pl-how")
+    told_how = " ".join(filter(None, (view.info.importance.how, str(view.certificate or ""))))
+    how = tag("p", escape(told_how), kind="pl-how")
     return how + tag("div", more, told, kind="pl-key")

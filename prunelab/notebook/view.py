@@ -16,6 +16,7 @@ from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
 from prunelab.loops.training import STEPS
 from prunelab.methods import Method
+from prunelab.notebook.certificate import Certificate
 from prunelab.notebook.channel_inspector import Channel, Tried
 from prunelab.session.preview import AtHand
 from prunelab.values import Cost, Move, Units, WidthPlan
@@ -144,7 +145,8 @@ class View:
     of the methods, `at_work` the verbs that are running or queued, `opened` the names of the open
     sections. `at_hand` describes the evidence, `latencies` are measured ones of points; `tried`
     and `repaired` are results of the move on validation images, as cut and repaired (where Approve
-    `repairs`), `background` is the kind of the background job. `channel` is the inspected channel,
+    `repairs`), `certificate` bounds its units of the group, `background` is the kind of the
+    background job. `channel` is the inspected channel,
     `alone` the share of the signal that it carries by itself. `compared` are two points, by event
     number, or plans, by path in `plans`; `difference` compares the second with the first.
     `step_time` is in seconds, `written` a message about the last exported file and `failed` why it
@@ -175,6 +177,7 @@ class View:
     latencies: Mapping[int, Latency] = field(default_factory=dict)
     tried: Tried | None = None
     repaired: Tried | None = None
+    certificate: Certificate | None = None
     repairs: bool = False
     background: str = ""
     channel: Channel | None = None

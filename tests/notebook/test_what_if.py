@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from html import unescape
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,6 +192,26 @@ def test_a_page_has_the_proposal_tried_and_the_flipped_images_fetched(
     wait_until(lambda: shown._background.step_time() is not None)
     page.unfold("settings")
     assert "400 steps, about" in page.html
+
+
+def test_the_proposal_is_set_against_the_best_set_of_its_size(
+    shown: Screen, session: pl.Session
+) -> None:
+    session.method = pl.AOFP(theta=0.5, images=128)
+    page = Page(shown)
+    shown.press("propose")
+    move, group = session.state.pending, shown.choice.group
+    assert move is not None
+    wait_until(lambda: "(proved)" in page.said("how"))
+    gram, units = session.evidence.evidence[group], move.drop[group]
+    best = min(gram.damage(some) for some in combinations(gram.units, len(units)))
+    told = page.said("how")
+    if gram.damage(units) <= best * 1.0005:
+        assert f"No other {len(units)} channels" in told
+    else:
+        assert f"cost {gram.damage(units):.2%} of the signal" in told
+    shown.press("approve")
+    assert "(proved)" not in page.said("how")
 
 
 def test_where_approve_repairs_the_repaired_network_is_tried_too(
