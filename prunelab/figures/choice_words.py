@@ -21,6 +21,8 @@ RULES = {
     "sum that the next layer would miss stays smallest",
     "thinet_omp": "ThiNet keeps channel after channel, always the one that explains most of what "
     "is left of the next layer's output (matching pursuit)",
+    "thinet_swaps": "ThiNet adds channel after channel to those that go, then exchanges one of "
+    "them for another while the sum that the next layer would miss gets smaller",
     "channel_pruning": "Channel Pruning raises the penalty of a LASSO that rebuilds the next "
     "layer's output: a channel goes when its coefficient becomes zero",
     "group_fisher": "Group Fisher removes channel after channel, in all layers: always the one "

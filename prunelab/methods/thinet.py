@@ -8,6 +8,7 @@ For each layer i, front to back, one move:                                     `
      keeps sum over samples (sum_{c in T} x_c)^2 smallest.                     `greedy_removal`
      Or, as in ThiNet_TPAMI, find the channels to keep by orthogonal matching
      pursuit of y on the x_c.                                                  `matching_pursuit`
+     Ours: exchange a channel of T for a kept one while that lowers the sum.   `exchanged`
   3. Remove the channels T: the filters of layer i, the inputs of layer i+1.   approving the move
   4. Scale each kept channel c by w_c, w = argmin sum (y - sum_c w_c x_c)^2.   repair="rescale"
   5. Fine-tune.                                                                `Session.tune`
@@ -26,6 +27,7 @@ import numpy as np
 
 from prunelab.data.batches import take
 from prunelab.evidence import ContributionGram
+from prunelab.evidence.best_set import exchanged
 from prunelab.evidence.few_positions import CreateAccumulator
 from prunelab.evidence.gram_accumulators import accumulator_of
 from prunelab.evidence.measure import measuring
@@ -34,7 +36,7 @@ from prunelab.methods.base import Context, Search
 from prunelab.methods.layerwise import carry_of, check_layerwise, next_layer
 from prunelab.methods.settings import check_choice, check_counts
 from prunelab.methods.thinet_samples import iter_stratified, scalar_samples
-from prunelab.values import Importance, units_of
+from prunelab.values import Importance, Units, units_of
 from prunelab.values.given import as_annotated
 
 Array = np.ndarray
@@ -57,7 +59,9 @@ class ThiNet:
     selection
         "greedy" removes the set with the smallest summed contribution (released code:
         ThiNet_ICCV). "omp" keeps the channels that best explain the output after a refit
-        (orthogonal matching pursuit; ThiNet_TPAMI), which recognises duplicates.
+        (orthogonal matching pursuit; ThiNet_TPAMI), which recognises duplicates. "swaps" is
+        "greedy" and then exchanges of one removed channel for a kept one, while the summed
+        contribution falls (an extension).
     groups
         "internal" prunes only the inner layers of residual blocks, "all" residual streams too
         (an extension).
@@ -73,7 +77,7 @@ class ThiNet:
 
     pruning_ratio: float | Mapping[str, float] = 0.5
     schedule: Literal["uniform", "conv"] = "uniform"
-    selection: Literal["greedy", "omp"] = "greedy"
+    selection: Literal["greedy", "omp", "swaps"] = "greedy"
     groups: Literal["internal", "all"] = "internal"
     images: int = 512
     per_class: int | None = None
@@ -81,7 +85,7 @@ class ThiNet:
 
     def __post_init__(self) -> None:
         check_layerwise(self, "uniform", "conv")
-        check_choice(self, "selection", "greedy", "omp")
+        check_choice(self, "selection", "greedy", "omp", "swaps")
         optional = ("per_class", "positions")
         check_counts(self, *(name for name in optional if getattr(self, name) is not None))
 
@@ -92,8 +96,14 @@ class ThiNet:
             return None
         group, keep = found
         gram = yield from self._measuring(context, group)
-        rank = by_greedy if self.selection == "greedy" else by_omp
-        ranked, importance = rank(gram)
+        if self.selection == "omp":
+            ranked, importance = by_omp(gram)
+        else:
+            ranked, importance = by_greedy(gram)
+        if self.selection == "swaps":
+            ranked, importance = by_greedy(
+                gram, exchanged(gram, tuple(ranked[: len(ranked) - keep]))
+            )
         yield importance
         drop = {group.name: units_of(ranked[: len(ranked) - keep])}
         drop = context.trimmed(drop, {(group.name, unit): i for i, unit in enumerate(ranked)})
@@ -129,22 +139,26 @@ class ThiNet:
 # ---------------------------------------------------------------- step 2, ICCV
 
 
-def greedy_removal(gram: Array) -> tuple[list[int], Array]:
+def greedy_removal(gram: Array, first: Sequence[int] = ()) -> tuple[list[int], Array]:
     """Step 2: indices in the order of removal, and 1_T' G 1_T after each [n].
 
     Each step adds to T the index that keeps ||x_T||^2 smallest, where x_T is the sum of the
     removed contributions. With t = G 1_T that is the smallest G_jj + 2 t_j, so all steps together
-    take O(n^2). Optimal for one index or uncorrelated contributions, otherwise a heuristic.
+    take O(n^2). Optimal for one index or uncorrelated contributions, otherwise a heuristic. The
+    indices `first` go before all others.
     """
     own = np.diagonal(gram)
     cross = np.zeros(len(gram))  # t = G 1_T
     candidate = np.ones(len(gram), dtype=bool)
+    early = np.zeros(len(gram), dtype=bool)
+    early[list(first)] = True
     removed: list[int] = []
     values = np.zeros(len(gram))
     value = 0.0
     for step in range(len(gram)):
         increase = own + 2 * cross
-        index = int(np.argmin(np.where(candidate, increase, np.inf)))
+        now = candidate & early if step < len(first) else candidate
+        index = int(np.argmin(np.where(now, increase, np.inf)))
         value += increase[index]
         values[step] = max(0.0, value)
         cross += gram[index]
@@ -153,9 +167,12 @@ def greedy_removal(gram: Array) -> tuple[list[int], Array]:
     return removed, values
 
 
-def by_greedy(gram: ContributionGram) -> tuple[list[int], Importance]:
-    """The units in the order of removal, each with the share of the signal lost by then."""
-    order, values = greedy_removal(gram.gram)
+def by_greedy(gram: ContributionGram, first: Units = ()) -> tuple[list[int], Importance]:
+    """The units in the order of removal, each with the share of the signal lost by then.
+
+    The units `first` go before all others.
+    """
+    order, values = greedy_removal(gram.gram, [gram.units.index(unit) for unit in first])
     shares = values / gram.energy if gram.energy > 0 else np.zeros_like(values)
     units = [gram.units[index] for index in order]
     # Contributions that cancel can make a larger set less harmful; the order must still show.

@@ -55,6 +55,38 @@ def unexplained(z: np.ndarray, kept: list[int], y: np.ndarray) -> float:
     return float(np.sum((y - fit @ z[kept]) ** 2)) if kept else float(y @ y)
 
 
+def test_swaps_leave_a_set_that_no_exchange_betters(trained: nn.Module, data: pl.Data) -> None:
+    damages = {}
+    for selection in ("greedy", "swaps"):
+        method = pl.ThiNet(pruning_ratio={"conv1": 0.5}, selection=selection, images=256)
+        session = pl.Session(trained, data, method=method)
+        move = session.propose()
+        assert move is not None
+        damages[selection] = move.damage["conv1"]
+    gram, gone = session.evidence.evidence["conv1"], set(move.drop["conv1"])
+    assert damages["swaps"] <= damages["greedy"]
+    for out in gone:
+        for into in set(gram.units) - gone:
+            assert gram.damage(gone - {out} | {into}) >= damages["swaps"] * (1 - 1e-6)
+    scores = next(item for item in session.state.proposed.seen if isinstance(item, pl.Importance))
+    value = dict(zip(scores.units, scores.values, strict=True))
+    assert max(value[u] for u in gone) <= min(value[u] for u in set(gram.units) - gone)
+
+
+@patient
+@given(seeds)
+def test_what_goes_first_is_ordered_greedily_in_itself(seed: int) -> None:
+    z = columns(seed, 7)
+    gram = z @ z.T
+    order, values = greedy_removal(gram, [5, 1, 4])
+    assert set(order[:3]) == {1, 4, 5} and sorted(order) == list(range(7))
+    for step in range(7):
+        gone = order[: step + 1]
+        assert values[step] == pytest.approx(max(0.0, gram[np.ix_(gone, gone)].sum()))
+    inside, _ = greedy_removal(gram[np.ix_([1, 4, 5], [1, 4, 5])])
+    assert order[:3] == [[1, 4, 5][i] for i in inside]
+
+
 # ---------------------------------------------------------------- greedy
 
 
@@ -457,7 +489,7 @@ def test_a_resumed_session_goes_on_as_if_it_had_never_stopped(
     assert (found.drop, found.carry) == (want.drop, want.carry)
 
 
-@pytest.mark.parametrize("selection", ["greedy", "omp"])
+@pytest.mark.parametrize("selection", ["greedy", "omp", "swaps"])
 @pytest.mark.parametrize("target", [0.6, 0.45])
 def test_towards_a_target_all_layers_give_the_same_share(
     trained: nn.Module, data: pl.Data, selection: str, target: float
