@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from prunelab.figures.halvings import Band
@@ -68,6 +68,15 @@ def how_chosen(
     if by_hand:
         return f"{text} Hatched is your choice: {words.plural(drop, 'channel')}."
     return f"The latest proposal: {text}" if not live and pending is None else text
+
+
+def how_split(values: Mapping[int, float], kept: Collection[int], meaning: str) -> str:
+    """How the rank of a layer's factorisation was chosen: `values` are shares of the energy."""
+    energy = sum(values[unit] for unit in kept)
+    return (
+        f"Each bar is a component (a singular value): its {meaning}. The {len(kept)} largest of "
+        f"{len(values)} stay, which is the rank, and hold {100 * energy:.4g}% of it."
+    )
 
 
 def _searched(bands: Sequence[Band], drop: int) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
-from prunelab.figures.choice_words import how_chosen
+from prunelab.figures.choice_words import how_chosen, how_split
 from prunelab.figures.halvings import ROOM, Band, draw_bands, halved, label_bands
 from prunelab.figures.ladder import latest_search
 from prunelab.figures.style import (
@@ -46,7 +46,7 @@ class ImportanceInfo:
 
     `threshold` is on the same scale as `values` (None: the method has none). `log` says that
     the values need a logarithmic axis. `bands` are the halvings of AOFP's search, which stand in
-    their order; `how` says how the choice was made.
+    their order; `how` says how the choice was made. `noun` is what a unit is called.
     """
 
     group: str
@@ -58,6 +58,7 @@ class ImportanceInfo:
     log: bool = False
     bands: tuple[Band, ...] = ()
     how: str = ""
+    noun: str = "channel"
 
 
 @as_annotated
@@ -92,6 +93,8 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
     else:
         return ImportanceInfo(group)
     dropped = set(state.pending.drop.get(group, ())) if state.pending else set()
+    move = state.pending or (state.proposed.move if state.proposed else None)
+    split = move is not None and group in move.adds
     kept = state.now.kept
     alive = set(units) if kept is None else set(kept.get(group, units))
     return ImportanceInfo(
@@ -105,7 +108,12 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
         threshold=rungs[0].theta if rungs else None,
         log=_spans_decades(values),
         bands=bands,
-        how=how_chosen(state, group, meaning, bands, live),
+        how=(
+            how_split(dict(zip(units, values, strict=True)), set(units) - dropped, meaning)
+            if split
+            else how_chosen(state, group, meaning, bands, live)
+        ),
+        noun="component" if split else "channel",
     )
 
 
@@ -132,7 +140,8 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             hoverinfo="skip",
         )
 
-    every = stride(count, 12 if info.bands else 16)
+    digits = max(2, len(str(max(info.units, default=0))))
+    every = stride(count, (24 if info.bands else 32) // digits)
     left = -0.6 - ROOM * count if info.bands else -0.6
     tops = [max(heights[band.first : band.last + 1]) for band in info.bands]
     return Panel(
@@ -149,10 +158,10 @@ def draw_importance(info: ImportanceInfo) -> Panel:
                 y=[_unscaled(high, info.log)] * count,
                 marker={"color": INVISIBLE},
                 width=1,
-                name="channel",
+                name=info.noun,
                 customdata=list(info.units),
                 hovertext=[
-                    f"channel {unit}: {value:.3g}, {fate}{why}"
+                    f"{info.noun} {unit}: {value:.3g}, {fate}{why}"
                     for unit, value, fate, why in zip(
                         info.units, info.values, info.fates, _reasons(info), strict=True
                     )
@@ -162,7 +171,7 @@ def draw_importance(info: ImportanceInfo) -> Panel:
             ),
         ),
         xaxis=axis(
-            "channel (original number), least important first",
+            f"{info.noun} (original number), least important first",
             tickmode="array",
             tickvals=list(range(0, count, every)),
             ticktext=[str(unit) for unit in info.units[::every]],

@@ -31,6 +31,7 @@ METHODS = {
     "batchnorm_scale": "BatchNorm Scale",
     "first_k": "First K",
     "apoz": "APoZ",
+    "three_c": "3C",
 }
 REPAIRS = {
     "lstsq": "least squares",

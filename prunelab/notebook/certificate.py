@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunelab.evidence.best_set import BestSet
+from prunelab.ledger.words import share
 from prunelab.session.session import Session
-from prunelab.values import Units
+from prunelab.values import Units, many
 
 EQUAL = 1e-3  # shares nearer than this to one another are told as one
 
@@ -19,16 +20,18 @@ class Certificate:
     damage: float
 
     def __str__(self) -> str:
-        size = len(self.best.units)
-        some = f"{size} channels" if size > 1 else "channel"
-        if self.best.excess(self.damage) <= EQUAL:
-            return f"No other {some} of this layer would cost less of the signal (proved)."
-        better = self.best.excess(self.damage) - self.best.excess()
-        found = f", and ones are known that cost {self.best.damage:.2%}" if better > EQUAL else ""
-        other = f"any {some}" if size > 1 else "any other channel"
+        some = many(len(self.best.units), "channel")
+        excess = self.best.excess(self.damage)
+        near = f"within {share(excess)} of " if excess > EQUAL else ""
+        return f"Proved: {near}the best {some}."
+
+    @property
+    def tip(self) -> str:
+        """What is best, in figures."""
         return (
-            f"Before a repair these cost {self.damage:.2%} of the signal: at most "
-            f"{self.best.excess(self.damage):.1%} more than {other} of this layer (proved){found}."
+            f"By the share of the signal that is lost before a repair: these lose "
+            f"{self.damage:.3%}, no other {many(len(self.best.units), 'channel')} of this layer "
+            f"less than {min(self.best.bound, self.damage):.3%}."
         )
 
 

@@ -71,6 +71,7 @@ def key(view: View) -> str:
         aria_expanded="true" if whole else "false",
     )  # fmt: skip
     told = tag("span", legend(signs(view.info, whole)))
-    told_how = " ".join(filter(None, (view.info.importance.how, str(view.certificate or ""))))
-    how = tag("p", escape(told_how), kind="pl-how")
+    bound, words = view.certificate, view.info.importance.how
+    words = f"{words} {bound}" if bound else words
+    how = tag("p", escape(words), kind="pl-how", title=bound.tip if bound else "")
     return how + tag("div", more, told, kind="pl-key")

@@ -202,9 +202,15 @@ def question(state: State, group: words.GroupInfo, chosen: Chosen | None) -> str
     if not here:
         text = f"Remove {elsewhere} in {words.plural(len(rest), 'layer')}" if rest else NOTHING
     else:
-        alive = words.plural(state.widths()[group.name], "channel")
-        text = f"Remove {len(here)} of {alive} in {group.name}"
-        text += f", and {elsewhere} in {words.plural(len(rest), 'other layer')}" if rest else ""
+        alive = state.widths()[group.name]
+        text = f"Remove {len(here)} of {words.plural(alive, 'channel')} in {group.name}"
+        if group.name in move.adds:
+            layer = group.name.removesuffix(".0")
+            text = f"Split {layer} into two layers of rank {alive - len(here)}"
+            elsewhere = "split"
+        else:
+            elsewhere += " in"
+        text += f", and {elsewhere} {words.plural(len(rest), 'other layer')}" if rest else ""
     return text + (" instead?" if chosen is not None and state.pending is not None else "?")
 
 

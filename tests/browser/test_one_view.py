@@ -53,12 +53,13 @@ def outside(page: Any) -> list[str]:
     return found
 
 
-def clipped(page: Any) -> bool:
+def clipped(page: Any, selector: str) -> bool:
     """Whether what is told does not fit into its place."""
     return bool(
         page.evaluate(
-            """() => { const told = document.querySelector('.pl-told');
-                 return told.scrollHeight > told.clientHeight + 1; }"""
+            """selector => { const told = document.querySelector(selector);
+                 return told.scrollHeight > told.clientHeight + 1; }""",
+            selector,
         )
     )
 
@@ -80,7 +81,9 @@ def test_one_view_holds_question_aims_verbs_and_figure_and_no_button_moves(view:
     view.wait_for_selector(on("approve"))
     view.wait_for_selector(".pl-trial:not(.pl-hint) + .pl-trial:not(.pl-hint)")
     assert outside(view) == []
-    assert not clipped(view), "the proposal and both verdicts are read without scrolling"
+    assert not clipped(view, ".pl-told"), "proposal and both verdicts are read without scrolling"
+    view.wait_for_function("document.querySelector('.pl-how').innerText.includes('Proved: ')")
+    assert not clipped(view, ".pl-how"), "so is how the channels were chosen"
     for verb, place in buttons(view).items():
         assert place == pytest.approx(before[verb], abs=1), verb
     press(view, "reject")

@@ -7,18 +7,22 @@ from prunelab.notebook.certificate import Certificate
 
 
 def test_the_best_set_is_called_so() -> None:
-    best = BestSet("conv1", (1, 2), 0.25, 0.25)
-    assert str(Certificate(best, 0.25)) == (
-        "No other 2 channels of this layer would cost less of the signal (proved)."
+    found = Certificate(BestSet("conv1", (1, 2), 0.25, 0.25), 0.25)
+    assert str(found) == "Proved: the best 2 channels."
+    assert found.tip == (
+        "By the share of the signal that is lost before a repair: these lose 25.000%, no other "
+        "2 channels of this layer less than 25.000%."
     )
 
 
-def test_a_worse_set_is_told_by_how_much_and_that_a_better_one_is_known() -> None:
+def test_a_worse_set_is_told_by_how_much_at_most() -> None:
     best = BestSet("conv1", (1, 2), 0.25, 0.2)
-    assert str(Certificate(best, 0.25)) == (
-        "Before a repair these cost 25.00% of the signal: at most 25.0% more than any 2 channels "
-        "of this layer (proved)."
-    )
-    assert str(Certificate(best, 0.3)).endswith(", and ones are known that cost 25.00%.")
+    assert str(Certificate(best, 0.25)) == "Proved: within 25% of the best 2 channels."
+    assert str(Certificate(best, 0.3)) == "Proved: within 50% of the best 2 channels."
     single = Certificate(BestSet("conv1", (1,), 0.1, 0.1), 0.2)
-    assert "than any other channel of this layer" in str(single)
+    assert str(single) == "Proved: within 100% of the best 1 channel."
+    assert "no other 1 channel of this layer less than 10.000%" in single.tip
+
+
+def test_what_costs_nothing_is_the_best() -> None:
+    assert str(Certificate(BestSet("a", (3, 4), 0.0, 0.0), 0.0)) == "Proved: the best 2 channels."
