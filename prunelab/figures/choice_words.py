@@ -16,6 +16,10 @@ UNDECIDED = (
     "method has decided in this layer yet."
 )
 # By the method's name: what it does, in the terms of its paper.
+LASSO = (
+    "Channel Pruning raises the penalty of a LASSO that rebuilds the next layer's output: a "
+    "channel goes when its coefficient becomes zero"
+)
 RULES = {
     "thinet": "ThiNet adds channel after channel to those that go: always the one with which the "
     "sum that the next layer would miss stays smallest",
@@ -23,8 +27,8 @@ RULES = {
     "is left of the next layer's output (matching pursuit)",
     "thinet_swaps": "ThiNet adds channel after channel to those that go, then exchanges one of "
     "them for another while the sum that the next layer would miss gets smaller",
-    "channel_pruning": "Channel Pruning raises the penalty of a LASSO that rebuilds the next "
-    "layer's output: a channel goes when its coefficient becomes zero",
+    "channel_pruning": LASSO,
+    "three_c": LASSO,  # its last step; of the others see `how_split`
     "group_fisher": "Group Fisher removes channel after channel, in all layers: always the one "
     "with the least Fisher information for what its removal saves",
     "surgeon": "The surgeon removes channel after channel, in all layers: always the one with the "

@@ -41,8 +41,11 @@ def reason(view: View) -> str:
 
 
 def age(view: View) -> str:
-    """How old the evidence is."""
-    return say(text.UNMEASURED if view.at_hand is None else text.evidence(view.at_hand), "line")
+    """How old the evidence is, and how far by it the move is from the best one."""
+    words = text.UNMEASURED if view.at_hand is None else text.evidence(view.at_hand)
+    bound = view.certificate
+    proved = tag("span", escape(f" {bound}"), kind="pl-proved", title=bound.tip) if bound else ""
+    return tag("p", escape(words) + proved, kind="pl-line")
 
 
 def otherwise(view: View) -> str:

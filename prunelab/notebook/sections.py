@@ -71,7 +71,5 @@ def key(view: View) -> str:
         aria_expanded="true" if whole else "false",
     )  # fmt: skip
     told = tag("span", legend(signs(view.info, whole)))
-    bound, words = view.certificate, view.info.importance.how
-    words = f"{words} {bound}" if bound else words
-    how = tag("p", escape(words), kind="pl-how", title=bound.tip if bound else "")
+    how = tag("p", escape(view.info.importance.how), kind="pl-how")
     return how + tag("div", more, told, kind="pl-key")

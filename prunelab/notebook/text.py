@@ -363,7 +363,7 @@ UNMEASURED = "No evidence for what-if answers yet: it is measured while nothing 
 
 def evidence(at_hand: Any) -> str:
     """The evidence, and when it was measured."""
-    return f"What-if answers from evidence {at_hand}."
+    return f"What-if: evidence {at_hand}."
 
 
 # ---------------------------------------------------------------- the layers

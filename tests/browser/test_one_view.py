@@ -82,8 +82,9 @@ def test_one_view_holds_question_aims_verbs_and_figure_and_no_button_moves(view:
     view.wait_for_selector(".pl-trial:not(.pl-hint) + .pl-trial:not(.pl-hint)")
     assert outside(view) == []
     assert not clipped(view, ".pl-told"), "proposal and both verdicts are read without scrolling"
-    view.wait_for_function("document.querySelector('.pl-how').innerText.includes('Proved: ')")
-    assert not clipped(view, ".pl-how"), "so is how the channels were chosen"
+    view.wait_for_selector(".pl-proved")
+    assert not clipped(view, ".pl-does"), "so is how far the move is from the best one"
+    assert not clipped(view, ".pl-how"), "and how the channels were chosen"
     for verb, place in buttons(view).items():
         assert place == pytest.approx(before[verb], abs=1), verb
     press(view, "reject")
