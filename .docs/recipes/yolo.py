@@ -12,6 +12,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.nn.modules import C2f
 
 import prunelab as pl
 
@@ -86,5 +87,9 @@ with session.tuning("ultralytics") as network:
     train(network)
 yolo.model = session.model
 yolo.model.args = own
+yolo.model.pt_path = folder / "small.pt"  # beside it the export is written
+for module in yolo.model.modules():
+    if isinstance(module, C2f):
+        module.c = module.cv1.conv.out_channels // 2  # read by its exporter alone
 exported = yolo.export(format="onnx", imgsz=SIZE, simplify=False)
 print(session.state.line(), exported)
