@@ -95,7 +95,9 @@ def rates_are_those_of_the_reference(schedule: Any) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("network", ["resnet50", "vgg16", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "network", ["resnet50", "mobilenet_v2", pytest.param("vgg16", marks=pytest.mark.slow)]
+)
 def test_it_runs_under_torchrun(network: str, folder: Path, tmp_path: Path) -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     given = ["--network", network, "--method", "magnitude", "--target-macs", "0.8", *SMALL]

@@ -1,7 +1,7 @@
 """YOLO of ultralytics: traced, cut exactly, and the recipe of its own trainer, metric and exporter.
 
 Each test runs in a process of its own, which downloads nothing: ultralytics replaces functions of
-torch and OpenCV when it is imported. Needs `pip install --group yolo`.
+torch and OpenCV when it is imported. Needs `pip install ultralytics`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHARES = {"yolov8n": 0.999, "yolo11n": 0.97}  # of the weights, that can be reac
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(find_spec("ultralytics") is None, reason="needs pip install --group yolo"),
+    pytest.mark.skipif(find_spec("ultralytics") is None, reason="needs pip install ultralytics"),
 ]
 CUT = """
 import sys

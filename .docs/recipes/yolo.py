@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from ultralytics import YOLO
 from torch.utils.data import DataLoader
+from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
@@ -54,7 +54,7 @@ def train(network):
 
 
 def mean_ap(network, loader):
-    """mAP at IoUs from 0.5 to 0.95, by its own validator, which fuses the network it is given."""
+    """The mAP at IoUs of 0.5 to 0.95, by its own validator, which fuses what it is given."""
     validator = DetectionValidator(args={**settings, "mode": "val"})
     return validator(model=copy.deepcopy(network))["metrics/mAP50-95(B)"]
 
