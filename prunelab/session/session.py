@@ -908,8 +908,9 @@ class Session:
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Upload the network, as the folder that `export` writes, to the Hugging Face Hub.
 
-        Needs `pip install 'prunelab[hub]'`, and a login by `hf auth login` or HF_TOKEN.
-        `load_pruned(factory, huggingface_hub.snapshot_download(repo_id))` loads it again.
+        Returns the address of the repository. Needs `pip install 'prunelab[hub]'`, and a login by
+        `hf auth login` or HF_TOKEN. To load the network again:
+        `load_pruned(factory, huggingface_hub.snapshot_download(repo_id))`.
 
         Parameters
         ----------
@@ -917,10 +918,6 @@ class Session:
             "user/name"; the repository is made unless it exists.
         private
             Whether a new repository is private; None: as its owner has set it, else public.
-
-        Returns
-        -------
-        The address of the repository.
 
         Raises
         ------

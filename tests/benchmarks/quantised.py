@@ -1,4 +1,4 @@
-"""Prune, export, quantise to int8: accuracy, size and latency of each stage in one table.
+"""Prune, export, quantise to int8, compile: accuracy, size and latency of each stage in tables.
 
     python tests/benchmarks/quantised.py [NETWORK] [--target-macs 0.5] [--method surgeon] [--tune 0]
         [--images 512] [--round-to 8]
@@ -6,12 +6,15 @@
 The stages are the original, the pruned network and its repair, in ONNX Runtime; then static int8
 quantisation of both by ONNX Runtime (QDQ, weights per channel, calibrated on training images).
 Where torchao is installed, PT2E quantises the pruned network too: its accuracy only, because its
-speed takes torch.compile. Latencies are measured in turns; nothing here is asserted.
+speed takes torch.compile. A second table has both networks in PyTorch: as they are, by
+`torch.compile` where there is a C++ compiler, under autocast to bfloat16 (AMP), and in bfloat16.
+Latencies are measured in turns; nothing here is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -25,6 +28,7 @@ import numpy as np
 import onnxruntime
 import torch
 from onnxruntime import quantization
+from torch import nn
 
 import prunelab as pl
 from prunelab.values import table
@@ -107,6 +111,42 @@ def pt2e(session: pl.Session, folder: Path, images: int) -> list[Stage]:
     return [Stage("pruned, int8 by PT2E", accuracy(run, session.data.test), size, None)]
 
 
+def in_torch(
+    session: pl.Session, runs: int = 30, batch: int = 16, compiled: bool = True
+) -> list[Stage]:
+    """The original and the pruned network in PyTorch; without `torch.compile` where it fails."""
+    made: dict[str, tuple[Run, int]] = {}
+    for name, net in (("original", session.original()), ("pruned", session.model)):
+        net, half = net.eval(), copy.deepcopy(net).eval().bfloat16()
+        size = sum(x.nbytes for x in net.state_dict().values())
+        made[name] = _run_of(net), size
+        if compiled:
+            try:
+                run = _run_of(torch.compile(net))
+                run(next(_images(session.data.test, 32))[:batch])
+            except Exception as error:  # without a C++ compiler, and what inductor cannot compile
+                print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}")
+            else:
+                made[f"{name}, torch.compile"] = run, size
+        made[f"{name}, AMP in bfloat16"] = _run_of(net, amp=True), size
+        size = sum(x.nbytes for x in half.state_dict().values())
+        made[f"{name}, bfloat16"] = _run_of(half, torch.bfloat16), size
+    timed = _latencies({name: run for name, (run, _) in made.items()}, session, runs, batch)
+    return [
+        Stage(name, accuracy(run, session.data.test), size, timed[name])
+        for name, (run, size) in made.items()
+    ]
+
+
+def _run_of(net: nn.Module, dtype: torch.dtype = torch.float32, amp: bool = False) -> Run:
+    @torch.no_grad()
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16, amp):
+            return net(torch.from_numpy(x).to(dtype)).float().numpy()
+
+    return run
+
+
 def accuracy(run: Run, batches: Iterable[Any]) -> float:
     """The share of images that are classified correctly."""
     right = [run(x.numpy()).argmax(1) == y.numpy() for x, y in batches]
@@ -144,7 +184,7 @@ def _latencies(
 def report(found: list[Stage]) -> str:
     """The table."""
     first = found[0]
-    rows = [("stage", "test accuracy", "file", "latency", "of the original's")]
+    rows = [("stage", "test accuracy", "size", "latency", "of the original's")]
     for stage in found:
         ms = stage.milliseconds
         rows.append((
@@ -177,6 +217,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print(f"{given.network}, {session.state.line()}")
         print(report(stages(session, Path(folder), given.images)))
+    print(f"\nin PyTorch {torch.__version__}\n{report(in_torch(session))}")
 
 
 if __name__ == "__main__":

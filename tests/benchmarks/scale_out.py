@@ -40,9 +40,9 @@ GPUS = (1, 8, 64, 512)
 SETS = {"ImageNet, 90 epochs": (1_281_167, 90), "100 M images, 1 epoch": (100_000_000, 1)}
 # Forwards of a pass of evidence over many images, measured: resnet50 in speed.md, the others as
 # there, 32 images at 224 pixels.
-FORWARDS = {"resnet50": 2.41, "vgg16": 0.0, "mobilenet_v2": 0.0}
+FORWARDS = {"resnet50": 2.41, "vgg16": 3.07, "mobilenet_v2": 1.68}
 REPAIR = (512, 4.8)  # images, and forwards for each: resnet50 in speed.md; taken for all three
-KINDS = {"contribution": "AOFP, ThiNet, Channel Pruning", "patches": "least squares, Surgeon"}
+KINDS = ("contribution", "patches")
 NODE = 8  # GPUs
 
 
@@ -319,9 +319,9 @@ one core of a CPU, and from a GPU that is assumed:
   repair (TF32), a fifth of its peaks, and moves {memory:.1f} TB/s of memory; {inside:.0f} GB/s in a
   node of {node} GPUs and {across:.0f} GB/s for each GPU between nodes; {latency:.0f} us of a
   collective call for each doubling of the GPUs; {cores} cores for each GPU to read images.
-- Measured: a pass of evidence costs {forwards} plain forwards (CPU times, `speed.md`); a repair
-  {passes} forwards of {images} images (resnet50; taken for all). Decoding and augmenting a JPEG of
-  500 x 375 pixels took {decode:.1f} ms of one core.
+- Measured, in CPU time: a pass of evidence costs {forwards}
+  plain forwards; a repair {passes} forwards of {images} images (resnet50; taken for all). Decoding
+  and augmenting a JPEG of 500 x 375 pixels took {decode:.1f} ms of one core.
 - Evidence is measured over all images of the set here. The methods' default is 512 images: a
   fraction of a second. Tuning has 32 images on each GPU, as torchvision's reference.
 
@@ -329,8 +329,9 @@ one core of a CPU, and from a GPU that is assumed:
 
 {sizes}
 
-"contribution" is the evidence of AOFP, ThiNet and Channel Pruning, "patches" of least squares over
-all layers at once. Neither grows with the images. A step of tuning adds up float32 gradients.
+"contribution" is the evidence of AOFP, ThiNet and Channel Pruning, "patches" that of least squares
+where it is measured for all layers at once. Neither grows with the images. A step of tuning adds up
+gradients in float32.
 
 ## Times
 
@@ -346,15 +347,16 @@ evidence takes longer than measuring it, or has no batch of 32 images for each:
 {limits}
 
 - **Evidence** scales until a GPU has few images left: what is sent is fixed, what is measured is
-  divided. The default of 512 images takes no node, let alone more.
+  divided. For the default of 512 images, less than a second of one GPU, a node is too much.
 - **Repair, and the search of a method,** run on each rank as they are, on the same images, so that
   all have the same weights: their time is constant, and what is left of a move on many GPUs.
 - **Tuning** adds up all gradients in one call after the backward pass, where
-  DistributedDataParallel sends them during it. So the share falls where a network has many
-  parameters for its arithmetic. `pl.Training(accumulate=4)` sends a quarter as often. 512 GPUs with
-  32 images take 16,384 images a step: the schedule needs a warm-up, and an epoch has few steps.
+  DistributedDataParallel sends them during it. So the share falls as soon as gradients leave a
+  node, most where a network has many parameters for its arithmetic. `pl.Training(accumulate=4)`
+  sends a quarter as often. 512 GPUs with 32 images take 16,384 images a step: the schedule needs a
+  warm-up, and an epoch has few steps.
 - **Reading** bounds networks of little arithmetic: {cores} cores decode {rate:,.0f} images a
-  second, and mobilenet_v2 could train on more. Decode on the GPU, or store smaller images.
+  second, and a GPU would train mobilenet_v2 on more. Decode on the GPU, or store smaller images.
 
 ## Counted and measured
 
