@@ -323,7 +323,7 @@ one core of a CPU, and from a GPU that is assumed:
   plain forwards; a repair {passes} forwards of {images} images (resnet50; taken for all). Decoding
   and augmenting a JPEG of 500 x 375 pixels took {decode:.1f} ms of one core.
 - Evidence is measured over all images of the set here. The methods' default is 512 images: a
-  fraction of a second. Tuning has 32 images on each GPU, as torchvision's reference.
+  second or two of one GPU. Tuning has 32 images on each GPU, as torchvision's reference.
 
 ## What is added up
 
@@ -347,7 +347,7 @@ evidence takes longer than measuring it, or has no batch of 32 images for each:
 {limits}
 
 - **Evidence** scales until a GPU has few images left: what is sent is fixed, what is measured is
-  divided. For the default of 512 images, less than a second of one GPU, a node is too much.
+  divided. For the default of 512 images, a second or two of one GPU, a node is too much.
 - **Repair, and the search of a method,** run on each rank as they are, on the same images, so that
   all have the same weights: their time is constant, and what is left of a move on many GPUs.
 - **Tuning** adds up all gradients in one call after the backward pass, where
