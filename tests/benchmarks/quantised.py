@@ -28,6 +28,7 @@ import onnxruntime
 import torch
 from onnxruntime import quantization
 from torch import nn
+from torch._inductor import config as inductor
 
 import prunelab as pl
 from prunelab.values import table
@@ -99,15 +100,26 @@ def in_torch(
         made[f"{name}, AMP in bfloat16"] = _run_of(net, amp=True), _bytes(net)
         made[f"{name}, bfloat16"] = _run_of(half, torch.bfloat16), _bytes(half)
     if (quantised := pt2e(session, folder, images)) is not None:
-        if (run := _compiled(quantised, x, freezing=True)) is not None:
+        if (run := _compiled(quantised, x)) is not None:
             made["pruned, int8 by PT2E, torch.compile"] = run, _bytes(quantised)
         else:
             made["pruned, int8 by PT2E"] = _run_of(quantised), _bytes(quantised)
     timed = _latencies({name: run for name, (run, _) in made.items()}, session, runs, batch)
     return [
-        Stage(name, accuracy(run, session.data.test), size, timed[name])
+        Stage(name, accuracy(_chunked(run, batch), session.data.test), size, timed[name])
         for name, (run, size) in made.items()
     ]
+
+
+def _chunked(run: Run, size: int) -> Run:
+    """`run` in batches of one size, which is what a network was compiled for."""
+
+    def chunked(x: np.ndarray) -> np.ndarray:
+        parts = [x[start : start + size] for start in range(0, len(x), size)]
+        full = (np.resize(part, (size, *x.shape[1:])) for part in parts)
+        return np.concatenate([run(some) for some in full])[: len(x)]
+
+    return chunked
 
 
 def pt2e(session: pl.Session, folder: Path, images: int) -> nn.Module | None:
@@ -126,12 +138,13 @@ def pt2e(session: pl.Session, folder: Path, images: int) -> nn.Module | None:
     return convert_pt2e(prepared)
 
 
-def _compiled(net: nn.Module, x: np.ndarray, freezing: bool = False) -> Run | None:
+def _compiled(net: nn.Module, x: np.ndarray) -> Run | None:
     """The network by torch.compile, already compiled for batches like `x`; None where it fails.
 
-    It fails without a C++ compiler. `freezing` makes constants of the weights, as int8 needs.
+    It fails without a C++ compiler. The weights become constants, as int8 needs.
     """
-    run = _run_of(torch.compile(net, options={"freezing": freezing}))
+    inductor.freezing = True  # not by options=, which fails with PT2E in torch 2.14
+    run = _run_of(torch.compile(net))
     try:
         run(x)
     except Exception as error:
