@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -19,5 +20,6 @@ def load(name: str) -> ModuleType:
     module = module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
+        patch.setitem(sys.modules, name, module)  # dataclasses look their module up
         spec.loader.exec_module(module)
     return module

@@ -216,7 +216,7 @@ def training(
     settings: Training,
     frozen: Collection[str] = (),
 ) -> Generator[Progress, None, None]:
-    """Train `model` in place for `steps` batches; yields Progress after each.
+    """Train `model` in place for `steps` batches; yields Progress, with the loss, after each.
 
     Parameters
     ----------
@@ -248,8 +248,8 @@ def training(
                 group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             some = [next(stream) for _ in range(settings.accumulate)]
             with torch.autocast(device_of(model).type, torch.bfloat16, settings.amp):
-                _descend(model, some, loss, optimiser, nullcontext())
-            yield Progress(step + 1, steps, "tuning")
+                value = _descend(model, some, loss, optimiser, nullcontext())
+            yield Progress(step + 1, steps, "tuning", value)
 
 
 def descend(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from prunelab.ledger.state import State
 from prunelab.ledger.store import FileStore, TemporaryStore
 from prunelab.loops.batch import finish
 from prunelab.loops.own import only_values, tensors
-from prunelab.loops.ranks import join, own_file
+from prunelab.loops.ranks import followed, join, own_file, rank
 from prunelab.loops.training import STEPS, Metric
 from prunelab.methods import Method, make_method
 from prunelab.methods.base import with_theta
@@ -37,6 +38,7 @@ from prunelab.session import comparing, run, surveys, verbs
 from prunelab.session.evaluator import Evaluator
 from prunelab.session.export import export
 from prunelab.session.history import History
+from prunelab.session.hub import pusher
 from prunelab.session.parts import Parts
 from prunelab.session.preview import AtHand, Foresight, Preview
 from prunelab.session.repairing import check_finite
@@ -901,3 +903,32 @@ class Session:
         """
         export(self, self._history.network, own_file(path))
         return Path(path)
+
+    @as_annotated
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Upload the network, as the folder that `export` writes, to the Hugging Face Hub.
+
+        Returns the address of the repository. Needs `pip install 'prunelab[hub]'`, and a login by
+        `hf auth login` or HF_TOKEN. To load the network again:
+        `load_pruned(factory, huggingface_hub.snapshot_download(repo_id))`.
+
+        Parameters
+        ----------
+        repo_id
+            "user/name"; the repository is made unless it exists.
+        private
+            Whether a new repository is private; None: as its owner has set it, else public.
+
+        Raises
+        ------
+        InvalidValue
+            For a malformed `repo_id`.
+        MissingPackage
+            Where huggingface_hub is not installed.
+        PruneLabError
+            Where nothing could be exported, or the Hub did not take it.
+        """
+        push = pusher(repo_id, private)
+        with TemporaryDirectory() as made:
+            folder = self.export(Path(made) / "network")
+            return followed(push(folder) if rank() == 0 else "")

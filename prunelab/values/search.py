@@ -129,11 +129,15 @@ class PathPoint:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of some work: `done` of `total` steps, and a description."""
+    """The progress of some work: `done` of `total` steps, and a description.
+
+    `loss` is that of a step of training.
+    """
 
     done: int
     total: int
     what: str
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,25 @@ def test_a_loss_of_outputs_uses_the_sessions_forward(trained: nn.Module) -> None
     work.tune(steps=1)
 
 
+def test_listeners_hear_the_loss_of_each_step_of_tuning(trained: nn.Module) -> None:
+    given: list[float] = []
+
+    def noted(model: nn.Module, batch: Any) -> Tensor:
+        value = F.cross_entropy(model(batch[0]), batch[1])
+        if value.requires_grad:
+            given.append(float(value.detach()))
+        return value
+
+    heard: list[Any] = []
+    some = batches(64, 1)
+    work = pl.Session(trained, pl.Data(some, some), loss=noted)
+    work.listen(heard.append)
+    work.tune(steps=3)
+    told = [item.loss for item in heard if isinstance(item, pl.Progress) and item.what == "tuning"]
+    assert told == given
+    assert len(told) == 3
+
+
 def test_measuring_takes_a_loss_of_outputs(trained: nn.Module) -> None:
     graph, kinds = pl.trace(trained, BATCH[0]), ("gradient",)
     plain = pl.measure(trained, graph, [BATCH], kinds)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -160,6 +162,56 @@ def test_a_folder_holds_what_the_hub_takes(tmp_path: Path) -> None:
     assert said["results"][0]["metrics"][0]["value"] == config["test"]["after"]["accuracy"]
     session.export(folder)  # again, over the older one
     assert {file.name for file in folder.iterdir()} == names
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An HfApi with the signatures of the real one, whose repositories are in tmp_path / "hub"."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    api = mock.create_autospec(huggingface_hub.HfApi, instance=True)
+
+    def create_repo(repo_id: str, **more: Any) -> Any:
+        whole = repo_id if "/" in repo_id else f"me/{repo_id}"
+        (tmp_path / "hub" / whole).mkdir(parents=True, exist_ok=more["exist_ok"])
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{whole}")
+
+    def upload_folder(*, repo_id: str, folder_path: Path, **more: Any) -> None:
+        shutil.copytree(folder_path, tmp_path / "hub" / repo_id, dirs_exist_ok=True)
+
+    api.create_repo.side_effect, api.upload_folder.side_effect = create_repo, upload_folder
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    return api
+
+
+@pytest.mark.usefixtures("no_card")
+def test_what_is_pushed_to_the_hub_is_loaded_again(tmp_path: Path, hub: Any) -> None:
+    session, x = pruned(small(), torch.randn(2, 3, 8, 8)), torch.randn(2, 3, 8, 8)
+    assert session.push_to_hub("me/small", private=True) == "https://huggingface.co/me/small"
+    assert hub.create_repo.call_args == mock.call("me/small", private=True, exist_ok=True)
+    pushed = tmp_path / "hub" / "me" / "small"
+    names = {"README.md", "config.json", "model.safetensors", "plan.json"}
+    assert {file.name for file in pushed.iterdir()} == names
+    assert torch.equal(pl.load_pruned(small, pushed)(x), session.model.eval()(x))
+    session.undo()
+    assert session.push_to_hub("small") == "https://huggingface.co/me/small"  # a second commit
+    assert torch.equal(pl.load_pruned(small, pushed)(x), session.model.eval()(x))
+
+
+@pytest.mark.usefixtures("no_card")
+def test_the_hub_may_refuse(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = pruned(small(), torch.randn(2, 3, 8, 8))
+    hub.upload_folder.side_effect = OSError("401, not logged in\nand more")
+    with pytest.raises(pl.PruneLabError, match=r"OSError: 401, not logged in\).*hf auth login"):
+        session.push_to_hub("me/small")
+    for wrong in ("a/b/c", "my net", ""):
+        with pytest.raises(
+            pl.errors.InvalidValue, match="repo_id is 'user/name'.*not " + repr(wrong)
+        ):
+            session.push_to_hub(wrong)
+    assert hub.create_repo.call_count == 1
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(pl.errors.MissingPackage, match=r"pip install 'prunelab\[hub\]'"):
+        session.push_to_hub("me/small")
 
 
 # ---------------------------------------------------------------- failures
