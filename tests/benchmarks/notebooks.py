@@ -67,7 +67,8 @@ def stored(notebook: Any) -> Any:
     )
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index:02}"
-        if any(STILL in out.get("data", {}).get("text/html", "") for out in cell.get("outputs", ())):
+        pages = [out.get("data", {}).get("text/html", "") for out in cell.get("outputs", ())]
+        if any(STILL in page for page in pages):
             cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
         for output in cell.get("outputs", ()):
             for kind in (WIDGET, "text/html"):
