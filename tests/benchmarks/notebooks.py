@@ -29,6 +29,7 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+STILL = 'class="prunelab-still"'  # the picture beside a screen, which needs no kernel
 WIDTH, SCALE = 860, 1  # pixels of a PNG, for figures that say no width of their own
 ASK = (  # ru_maxrss is in kB on Linux
     "import resource, time\n"
@@ -66,6 +67,9 @@ def stored(notebook: Any) -> Any:
     )
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index:02}"
+        pages = [out.get("data", {}).get("text/html", "") for out in cell.get("outputs", ())]
+        if any(STILL in page for page in pages):
+            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
         for output in cell.get("outputs", ()):
             for kind in (WIDGET, "text/html"):
                 output.get("data", {}).pop(kind, None)
@@ -80,7 +84,7 @@ def light(png: bytes) -> str:
 
 
 def drawn(notebook: Any) -> None:
-    """Put a PNG beside every plotly figure, and beside every SVG."""
+    """Put a PNG beside every plotly figure, every SVG, and every screen."""
     from playwright.sync_api import sync_playwright
 
     outputs = [
@@ -88,7 +92,8 @@ def drawn(notebook: Any) -> None:
     ]
     found = [data for data in outputs if PLOTLY in data]
     still = [data for data in outputs if SVG in data]
-    if not found and not still:
+    screens = [data for data in outputs if STILL in data.get("text/html", "")]
+    if not found and not still and not screens:
         return
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     with sync_playwright() as play:
@@ -114,6 +119,9 @@ def drawn(notebook: Any) -> None:
         for data in still:
             page.set_content(data[SVG])
             data["image/png"] = light(page.locator("svg").first.screenshot())
+        for data in screens:
+            page.set_content(data["text/html"])
+            data["image/png"] = light(page.locator("img").first.screenshot())
         browser.close()
 
 
