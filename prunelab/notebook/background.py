@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from prunelab.errors import SessionBusy, Stopped
-from prunelab.notebook.certificate import Certificate, certificate
 from prunelab.notebook.channel_inspector import Channel, Tried, channel, tried
 from prunelab.notebook.selection import Choice
 from prunelab.notebook.view import End
 from prunelab.notebook.worker import Worker
+from prunelab.session.certificate import Certificate, certificate
 from prunelab.session.session import Session
 from prunelab.values import Move
 

@@ -16,8 +16,8 @@ from prunelab.ledger.events import Event
 from prunelab.ledger.state import State
 from prunelab.loops.training import STEPS
 from prunelab.methods import Method
-from prunelab.notebook.certificate import Certificate
 from prunelab.notebook.channel_inspector import Channel, Tried
+from prunelab.session.certificate import Certificate
 from prunelab.session.preview import AtHand
 from prunelab.values import Cost, Move, Units, WidthPlan
 

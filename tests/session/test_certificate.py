@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunelab.evidence.best_set import BestSet
-from prunelab.notebook.certificate import Certificate
+from prunelab.session.certificate import Certificate
 
 
 def test_the_best_set_is_called_so() -> None:
