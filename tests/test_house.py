@@ -248,7 +248,10 @@ def test_the_wheel_carries_images_networks_and_notebooks(wheel: Path) -> None:
     assert {f"prunelab/assets/notebooks/{path.name}" for path in NOTEBOOKS} <= inside
     assert "prunelab/py.typed" in inside
     top = {name.split("/")[0] for name in inside}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"prunelab"}
+    assert {name for name in top if not name.endswith((".dist-info", ".data"))} == {"prunelab"}
+    templates = "data/share/jupyter/nbconvert/templates/folded"
+    beside = {name.partition(".data/")[2] for name in inside if ".data/" in name}
+    assert beside == {f"{templates}/conf.json", f"{templates}/index.html.j2"}
     assert [name for name in inside if name.endswith("conftest.py")] == []
 
 

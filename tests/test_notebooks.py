@@ -95,6 +95,19 @@ def test_every_lesson_asks_before_it_shows(path: Path) -> None:
 
 
 @lessons
+def test_pages_to_hand_out_keep_answers_folded(path: Path) -> None:
+    from nbconvert import HTMLExporter  # slow to import
+
+    place = ROOT / "prunelab" / "assets" / "nbconvert"
+    exporter = HTMLExporter(template_name="folded", extra_template_basedirs=[str(place)])
+    page, _ = exporter.from_filename(str(path))
+    folded = re.findall(r'<details class="folded">(.*?)</details>', page, re.DOTALL)
+    hidden = [cell for cell in cells_of(path, "code") if "jupyter" in cell["metadata"]]
+    assert len(folded) == len([cell for cell in hidden if cell.get("outputs")])
+    assert all("jp-OutputArea-output" in inside for inside in folded)
+
+
+@lessons
 def test_every_lesson_has_an_exercise_and_its_answer_folded_away(path: Path) -> None:
     assert re.search(r"^(answer =|\s+return) \.\.\.$", text_of(path, "code"), re.MULTILINE)
     words = text_of(path, "markdown")
