@@ -23,10 +23,11 @@ def usable(batch: Any) -> tuple[Any, Counter[str]]:
     """
     size = batch_size(batch)
     images = _images(batch, size)
-    if images is None:
+    if images is None or not size:
         return batch, Counter()
-    broken = torch.tensor([not bool(torch.isfinite(image).all()) for image in images])
-    blank = torch.tensor([_blank(image) for image in images]) & ~broken
+    parts = [images] if isinstance(images, Tensor) else [image[None] for image in images]
+    broken = torch.cat([_broken(part) for part in parts]).cpu()
+    blank = torch.cat([_blank(part) for part in parts]).cpu() & ~broken
     if 2 * int(blank.sum()) >= size:
         blank = torch.zeros_like(blank)
     found = Counter({"nan": int(broken.sum()), "blank": int(blank.sum())})
@@ -52,9 +53,14 @@ def _images(batch: Any, size: int) -> Tensor | Sequence[Tensor] | None:
     return None
 
 
-def _blank(image: Tensor) -> bool:
-    """Whether each channel of an image [channels, *positions] has one value at all positions."""
-    if image.ndim < 2 or image[0].numel() < PIXELS:
-        return False
-    flat = image.flatten(1)
-    return bool((flat.amax(1) == flat.amin(1)).all())
+def _broken(images: Tensor) -> Tensor:
+    """Whether each of the images [images, ...] holds NaN or infinity [images]."""
+    return ~torch.isfinite(images).reshape(len(images), -1).all(1)
+
+
+def _blank(images: Tensor) -> Tensor:
+    """Whether each channel of an image [images, channels, *positions] has one value [images]."""
+    if images.ndim < 3 or images[0, 0].numel() < PIXELS:
+        return torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    flat = images.flatten(2)
+    return (flat.amax(2) == flat.amin(2)).all(1)

@@ -203,6 +203,18 @@ def test_columns_of_another_length_stay_whole() -> None:
 # ---------------------------------------------------------------- one class alone
 
 
+def test_a_batch_of_no_images_and_images_in_a_list_are_looked_at_too() -> None:
+    nothing = torch.zeros(0, 3, 8, 8)
+    assert usable((nothing, torch.zeros(0)))[1].total() == 0
+    x = torch.rand(6, 1, 8, 8)
+    x[1, 0, 0, 0], x[2], x[4] = torch.inf, 0.5, torch.nan
+    for images in (x, [*x]):
+        (left, _), found = usable((images, torch.arange(6)))
+        assert found == {"nan": 2, "blank": 1}
+        assert len(left) == 3
+    assert usable(torch.tensor([1.0, torch.nan]))[1]["nan"] == 1
+
+
 def test_evidence_is_of_all_classes_where_a_dataset_is_sorted(trained: nn.Module) -> None:
     x, y = (torch.cat(parts) for parts in zip(*batches(256, 3), strict=True))
     order = y.argsort()
