@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunelab.data.batches import batch_size
 from prunelab.data.private_random import private_random, private_steps
 from prunelab.errors import BadData, NotFinite
 from prunelab.graph.channels.channel_graph import FIXED, ChannelGraph
+from prunelab.graph.modules.dispatch_mode import DispatchMode
 from prunelab.graph.surgery.editing import masked_tensors
 from prunelab.graph.surgery.network_state import state_preserved
 from prunelab.graph.trace import copy_of
@@ -140,7 +140,7 @@ class _PrefixMismatch(BaseException):  # a user's loss, which it passes, may cat
     """The run differs from the one whose operations are cached."""
 
 
-class PrefixCache(TorchDispatchMode):
+class PrefixCache(DispatchMode):
     """Caches the results of a network's operations up to the first that reads given weights.
 
     Runs must be identical up to there. Within `until(weights)`, cached operations are not

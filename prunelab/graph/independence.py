@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunelab.data.private_random import private_random
 from prunelab.data.tensors import reachable
 from prunelab.errors import BadModel
 from prunelab.graph.labels.layout import tensors_in
+from prunelab.graph.modules.dispatch_mode import DispatchMode
 from prunelab.graph.surgery.closures import functions_of
 from prunelab.graph.surgery.editing import copy_with
 
@@ -41,7 +41,7 @@ def check_copies(model: nn.Module, run: Callable[[nn.Module], Any], own_run: boo
         )
 
 
-class _Strangers(TorchDispatchMode):
+class _Strangers(DispatchMode):
     """`met` names the parameter or buffer of `model` that is used inside the `with` block."""
 
     def __init__(self, model: nn.Module) -> None:

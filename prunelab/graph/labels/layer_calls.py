@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -22,6 +21,7 @@ from prunelab.graph.labels.layout import tensors_in
 from prunelab.graph.labels.op_tables import aten
 from prunelab.graph.labels.provenance import Origin, origin_after
 from prunelab.graph.labels.unfused import Unfused
+from prunelab.graph.modules.dispatch_mode import DispatchMode
 from prunelab.graph.modules.walk import tensors_by_name
 
 
@@ -94,7 +94,7 @@ class Origins:
         self._computed[tensor] = origin
 
 
-class Watch(TorchDispatchMode):
+class Watch(DispatchMode):
     """Runs operations unchanged and reports each layer call to `on_call`.
 
     `calls` names the layers in the order of their calls. It works below autograd: what `on_call`
@@ -115,7 +115,7 @@ class Watch(TorchDispatchMode):
         if not self._depth:
             self._unfused.__enter__()
         self._depth += 1
-        return super().__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()
 
     def __exit__(self, *given: Any) -> None:
         super().__exit__(*given)  # type: ignore[no-untyped-call]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunelab.graph.labels.op_tables import ATTENTION, PRODUCTS, aten
+from prunelab.graph.modules.dispatch_mode import DispatchMode
 
 HEAVY = {aten.convolution, *PRODUCTS, *ATTENTION}
 LOOKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -27,7 +27,9 @@ def shapes_only(func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     if func.overloadpacket not in HEAVY:
         return func(*args, **kwargs)
     kwargs = {key: _shape(value) for key, value in kwargs.items()}
-    made = func(*map(_shape, args), **kwargs)
+    made = _linear(*args) if func.overloadpacket is aten.addmm else None
+    if made is None:
+        made = func(*map(_shape, args), **kwargs)
     device = next(x.device for x in args if isinstance(x, Tensor))
     if isinstance(made, Tensor):
         return _zeros(made, device)
@@ -41,7 +43,7 @@ def needs_values(func: Any, args: tuple[Any, ...]) -> bool:
     return not LOOKS.isdisjoint(func.tags)
 
 
-class ShapeRun(TorchDispatchMode):
+class ShapeRun(DispatchMode):
     """Inside the `with` block, a network runs for shapes only."""
 
     def __init__(self) -> None:
@@ -51,6 +53,16 @@ class ShapeRun(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         return shapes_only(func, args, kwargs or {})
+
+
+def _linear(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    """The shape of a linear layer's output; None where torch is to say what does not fit.
+
+    For this torch itself imports its compiler, which takes two seconds.
+    """
+    if x.shape[1] != len(weight) or bias.shape not in ((), weight.shape[1:]):
+        return None
+    return torch.empty(len(x), weight.shape[1], dtype=x.dtype, device="meta")
 
 
 def _shape(x: Any) -> Any:
