@@ -33,7 +33,8 @@ ORDER: dict[str, str] = {
     "graph/surgery": "values data graph/modules graph/channels",
     "graph": "values data graph/modules graph/labels graph/channels graph/surgery",
     "loops": "values data graph/surgery graph",
-    "evidence": "values ledger data graph/labels graph/channels graph/surgery graph loops",
+    "evidence": "values ledger data graph/modules graph/labels graph/channels graph/surgery graph "
+    "loops",
     "cost": "values data graph/modules graph/labels graph/channels graph/surgery graph loops "
     "evidence",
     "repair": "values data graph/labels graph/channels graph/surgery loops evidence",

@@ -15,6 +15,7 @@ tr(X' P^-1 X) with P = H_R,bb + V_ab' (B_aa)^-1 V_ab and X = W_R,b + V_ab' (B_aa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ def exchanged(
 ) -> list[int]:
     """The units to remove instead of `removed`, as many, after the best exchanges.
 
-    `removed` itself where a least squares is wider than `WIDEST`, or has units with different
-    numbers of entries.
+    `removed` itself where a least squares is wider than `WIDEST`, has units with different numbers
+    of entries, or is singular.
 
     Parameters
     ----------
@@ -45,10 +46,16 @@ def exchanged(
         The units that are to be exchanged.
     """
     given = problems()
-    if not given or not all(map(_exchangeable, given)):
-        return list(removed)
     gone, kept = list(removed), [unit for unit in units if unit not in set(removed)]
-    swept = [_Swept(problem, gone) for problem in given]
+    if given and all(map(_exchangeable, given)):
+        # it is singular where a layer is dead: its patches are all zero
+        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            _exchange([_Swept(problem, gone) for problem in given], gone, kept)
+    return gone
+
+
+def _exchange(swept: Sequence[_Swept], gone: list[int], kept: list[int]) -> None:
+    """Make the best exchanges between `gone` and `kept`, in place."""
     error = sum(one.error(gone) for one in swept)
     for _ in range(len(gone)):
         changes: Array = np.sum([one.changes(gone, kept) for one in swept], axis=0)
@@ -58,7 +65,6 @@ def exchanged(
         for one in swept:
             one.exchange(gone[out], kept[into])
         gone[out], kept[into] = kept[into], gone[out]
-    return gone
 
 
 def _exchangeable(problem: RefitProblem) -> bool:

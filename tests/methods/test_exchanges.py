@@ -101,3 +101,17 @@ def test_units_with_different_numbers_of_entries_are_left_as_they_are() -> None:
     blocks = {0: np.arange(4), 1: np.arange(4, 6), 2: np.arange(6, 8)}
     assert exchanged(lambda: [problem(p, y, blocks)], range(3), [2]) == [2]
     assert exchanged(list, range(3), [1]) == [1]
+
+
+def test_a_dead_layer_keeps_the_greedy_set() -> None:
+    inverse, kernel = np.diag([1e200] * 6), np.zeros((4, 6))
+    blocks = {i: np.arange(2 * i, 2 * i + 2) for i in range(3)}
+
+    def problems() -> list[RefitProblem]:
+        return [RefitProblem(inverse, kernel.copy(), dict(blocks), np.arange(4), 0.0)]
+
+    assert exchanged(problems, range(3), [1]) == [1]
+    singular = np.zeros((6, 6))
+    assert exchanged(
+        lambda: [RefitProblem(singular, kernel, dict(blocks), np.arange(4), 0.0)], range(3), [1, 0]
+    ) == [1, 0]
