@@ -55,12 +55,12 @@ def _images(batch: Any, size: int) -> Tensor | Sequence[Tensor] | None:
 
 def _broken(images: Tensor) -> Tensor:
     """Whether each of the images [images, ...] holds NaN or infinity [images]."""
-    return ~torch.isfinite(images).reshape(len(images), -1).all(1)
+    return ~torch.isfinite(images).unsqueeze(-1).flatten(1).all(1)
 
 
 def _blank(images: Tensor) -> Tensor:
     """Whether each channel of an image [images, channels, *positions] has one value [images]."""
-    if images.ndim < 3 or images[0, 0].numel() < PIXELS:
+    if images.ndim < 3 or images.shape[2:].numel() < PIXELS:
         return torch.zeros(len(images), dtype=torch.bool, device=images.device)
     flat = images.flatten(2)
     return (flat.amax(2) == flat.amin(2)).all(1)

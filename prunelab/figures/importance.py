@@ -109,8 +109,12 @@ def importance_info(state: State, group: str, seen: Seen | None = None) -> Impor
         log=_spans_decades(values),
         bands=bands,
         how=(
-            how_split(dict(zip(units, values, strict=True)), set(units) - dropped, meaning)
-            if split
+            how_split(
+                dict(zip(units, values, strict=True)),
+                set(units) - set(move.drop.get(group, ())),
+                meaning,
+            )
+            if move is not None and split
             else how_chosen(state, group, meaning, bands, live)
         ),
         noun="component" if split else "channel",

@@ -128,6 +128,7 @@ def eliminate(
         the error once it is removed in turn or, of those that stay, if it were the next.
     """
     alive = list(units)
+    allowed = set(alive if among is None else among)
     index = {unit: place for place, unit in enumerate(units)}
     errors = np.zeros(len(alive))
     gone: list[int] = []
@@ -137,8 +138,7 @@ def eliminate(
         costs = dict(zip(alive, each, strict=True))
         if len(gone) == count:
             break
-        may_go = [unit for unit in alive if among is None or unit in among]
-        unit = min(may_go, key=lambda i: (costs[i], i))
+        unit = min((unit for unit in alive if unit in allowed), key=lambda i: (costs[i], i))
         error = errors[index[unit]] = error + costs[unit]
         for problem in problems:
             problem.remove(unit)

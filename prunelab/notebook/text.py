@@ -199,7 +199,9 @@ def question(state: State, group: words.GroupInfo, chosen: Chosen | None) -> str
     here = move.drop.get(group.name, ())
     rest = {name: units for name, units in move.drop.items() if name != group.name}
     elsewhere = words.plural(sum(map(len, rest.values())), "channel")
-    if not here:
+    if not here and move.adds:
+        text = f"Split {words.plural(len(move.adds), 'layer')} into two each"
+    elif not here:
         text = f"Remove {elsewhere} in {words.plural(len(rest), 'layer')}" if rest else NOTHING
     else:
         alive = state.widths()[group.name]

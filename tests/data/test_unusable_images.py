@@ -206,6 +206,7 @@ def test_columns_of_another_length_stay_whole() -> None:
 def test_a_batch_of_no_images_and_images_in_a_list_are_looked_at_too() -> None:
     nothing = torch.zeros(0, 3, 8, 8)
     assert usable((nothing, torch.zeros(0)))[1].total() == 0
+    assert usable(torch.zeros(3, 0, 8, 8))[1].total() == usable(torch.zeros(3, 0))[1].total() == 0
     x = torch.rand(6, 1, 8, 8)
     x[1, 0, 0, 0], x[2], x[4] = torch.inf, 0.5, torch.nan
     for images in (x, [*x]):

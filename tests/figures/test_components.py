@@ -29,6 +29,11 @@ def test_a_split_is_asked_for_and_explained_by_its_rank(trained: nn.Module, data
     assert panel.traces[-1].hovertext[0].startswith("component ")
     asked = text.question(session.state, session.proposal_graph[name], None)
     assert asked.startswith(f"Split {name.removesuffix('.0')} into two layers of rank {rank}")
+    elsewhere = next(g for g in session.proposal_graph.groups if g.name not in move.drop)
+    asked_there = text.question(session.state, elsewhere, None)
+    assert asked_there.startswith(f"Split {len(move.adds)} layer")
+    session.approve(repair=False)
+    assert importance_info(session.state, name).how == info.how
     others = len(move.drop) - 1
     assert ("and split" in asked) == (others > 0)
 
